@@ -1,0 +1,59 @@
+"""One micro-batch as the networks take it. B images on this rank, V local crops, A synthetic captions per image,
+L patches of a global crop, M masked patches, T tokens."""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Crops, masks and token ids of B positions of the sample order.
+
+    Images are uint8 until `to` brings them to their device, from there on floating point in [0, 1].
+    """
+
+    global_crops_BCHW: Tensor
+    local_crops_VBCHW: Tensor
+    patch_mask_BL: Tensor
+    """Boolean, True = masked."""
+    masked_index_M: Tensor
+    """Where `patch_mask_BL` is True, as int64 into [B * L]; made on the host so that no device has to be waited for."""
+    web_ids_BT: Tensor
+    synthetic_ids_BAT: Tensor
+    """A captions per image; a row of zeros is an absent one, the first is always there."""
+    valid_B: Tensor
+    """False: the row keeps its place but has no weight in any loss, is no negative and is in no centre."""
+    key_B: Tensor
+    """int64 made from (seed, epoch, sample id): all randomness of the step comes from it."""
+
+    def __post_init__(self) -> None:
+        batch = len(self.global_crops_BCHW)
+        sizes = {
+            "local_crops_VBCHW": self.local_crops_VBCHW.shape[1],
+            "patch_mask_BL": len(self.patch_mask_BL),
+            "web_ids_BT": len(self.web_ids_BT),
+            "synthetic_ids_BAT": len(self.synthetic_ids_BAT),
+            "valid_B": len(self.valid_B),
+            "key_B": len(self.key_B),
+        }
+        for name, size in sizes.items():
+            if size != batch:
+                raise ValueError(f"{name} holds {size} images, global_crops_BCHW holds {batch}")
+
+    def __len__(self) -> int:
+        return len(self.global_crops_BCHW)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Self:
+        """On `device`, images as `dtype` in [0, 1]."""
+        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
+        for name in ("global_crops_BCHW", "local_crops_VBCHW"):
+            moved[name] = moved[name].to(dtype) / 255 if moved[name].dtype == torch.uint8 else moved[name].to(dtype)
+        return type(self)(**moved)
+
+
+def masked_index(patch_mask_BL: Tensor) -> Tensor:
+    """Positions of the masked patches in [B * L], int64; on a device this waits for it, so call it on the host."""
+    return patch_mask_BL.flatten().nonzero().flatten()

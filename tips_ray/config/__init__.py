@@ -1,0 +1,26 @@
+"""What a run is: pydantic models and the road that fills them. Imports pydantic and PyYAML only."""
+
+from tips_ray.config.load import load_config, override
+from tips_ray.config.schema import (
+    ImageEncoderConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PrototypeHeadConfig,
+    ScheduleConfig,
+    Schema,
+    TextEncoderConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "ImageEncoderConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PrototypeHeadConfig",
+    "ScheduleConfig",
+    "Schema",
+    "TextEncoderConfig",
+    "TrainConfig",
+    "load_config",
+    "override",
+]

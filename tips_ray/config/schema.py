@@ -1,0 +1,168 @@
+"""Pydantic models of a run. A field marked (D) is not published for TIPS: the value is our decision, not the paper's."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator as _model_validator
+
+
+class Schema(BaseModel):
+    """Frozen and closed: an unknown key is an error. A field's docstring is its documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ImageEncoderConfig(Schema):
+    """A ViT with two CLS tokens. Named sizes are in `tips_ray.models.variants`."""
+
+    width: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    ffn_hidden: PositiveInt
+    """Hidden width of the feed-forward block; for `swiglu` the width after gating."""
+    ffn: Literal["mlp", "swiglu"] = "mlp"
+    patch_size_px: PositiveInt = 14
+    image_size_px: PositiveInt = 448
+    """Side of the square image whose patch grid the learned positions belong to; other sizes interpolate them."""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    """(D) Form of GELU: the authors trained in JAX with tanh; their torch files are evaluated with erf."""
+    layer_scale_init: PositiveFloat = 1.0
+    """(D) Initial LayerScale gain; 1.0 as in the released v2 configuration, DINOv2 starts from 1e-5."""
+    drop_path_rate: float = Field(0.0, ge=0, lt=1)
+    """(D) Share of residual branches dropped per sample, the same in every block; keyed by sample, see `keyed`."""
+
+    @_model_validator(mode="after")
+    def _sizes_divide(self):
+        _require_divides("width", self.width, "num_heads", self.num_heads)
+        _require_divides("image_size_px", self.image_size_px, "patch_size_px", self.patch_size_px)
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the native image."""
+        return self.image_size_px // self.patch_size_px
+
+
+class TextEncoderConfig(Schema):
+    """A bidirectional transformer; its width is that of the image encoder, since there is no projection."""
+
+    width: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    ffn_hidden: PositiveInt
+    vocab_size: PositiveInt = 32_000
+    max_tokens: PositiveInt = 64
+    """Longest text; positions are fixed sinusoids, so shorter input costs less."""
+
+    @_model_validator(mode="after")
+    def _sizes_divide(self):
+        _require_divides("width", self.width, "num_heads", self.num_heads)
+        if self.width % 2 or self.width < 4:
+            raise ValueError(f"width ({self.width}) must be even and at least 4: positions are [sin | cos] halves")
+        return self
+
+
+class PrototypeHeadConfig(Schema):
+    """Projection to prototype scores: three linear layers, L2 norm, weight-normed linear."""
+
+    num_prototypes: PositiveInt = 32_768
+    """K (published as 32k)."""
+    hidden: PositiveInt = 2048
+    """(D) Width of the two hidden layers; DINOv2's public value."""
+    bottleneck: PositiveInt = 256
+    """(D) Width of the unit-norm vector that meets the prototypes; DINOv2's public value."""
+
+
+class ObjectiveConfig(Schema):
+    """1/2 (L_CLIP + L^_CLIP) + alpha L_distill + beta L_mask, with the switches of TIPSv2 off by default."""
+
+    alpha: NonNegativeFloat = 1.0
+    """Weight of self-distillation (published). 0 leaves out the local crops' pass."""
+    beta: NonNegativeFloat = 2.0
+    """Weight of masked image modelling (published). 0 leaves out the masked pass."""
+    initial_temperature: PositiveFloat = 0.07
+    """(D) Start of the learned contrastive temperature, one for both captions; learned as a logarithm."""
+    student_temperature: PositiveFloat = 0.1
+    """(D) Divisor of the student's prototype scores."""
+    teacher_temperature_start: PositiveFloat = 0.04
+    """(D) Divisor of the centred teacher scores at step 0."""
+    teacher_temperature: PositiveFloat = 0.07
+    """(D) The same after the warm-up."""
+    teacher_temperature_warmup: float = Field(0.3, ge=0, le=1)
+    """(D) Share of all steps over which the teacher temperature rises linearly."""
+    center_momentum: float = Field(0.9, ge=0, le=1)
+    """(D) Share of the old centre that a step keeps."""
+    ema_momentum: float = Field(0.994, ge=0, le=1)
+    """(D) Share of the old teacher that a step keeps; constant."""
+    prototype_freeze: float = Field(0.01, ge=0, le=1)
+    """(D) Share of all steps during which the prototypes do not move."""
+    contrastive_view: Literal["clean", "masked"] = "clean"
+    """(D) Which student pass feeds the contrastive terms: `clean` as the equations are written, `masked` is cheaper."""
+    teacher: Literal["ema", "ema_heads", "frozen"] = "ema"
+    """`ema` (TIPS); `ema_heads` (TIPSv2): only heads are averaged and the clean student pass, without gradient, is the
+    teacher's encoder; `frozen` (TIPSv2 distillation): a trained larger teacher with its heads, and no masking."""
+    visible_weight: NonNegativeFloat = 0.0
+    """iBOT++ (TIPSv2) at 1.0: weight of the mean over visible patches beside the mean over masked ones."""
+
+    @_model_validator(mode="after")
+    def _switches_agree(self):
+        if self.contrastive_view == "masked" and self.beta == 0:
+            raise ValueError("contrastive_view (masked) needs the masked pass, which beta (0) leaves out")
+        if self.contrastive_view == "masked" and self.teacher != "ema":
+            raise ValueError(f"contrastive_view (masked) and teacher ({self.teacher}): this teacher needs the clean pass")
+        if self.teacher == "frozen" and self.visible_weight:
+            raise ValueError(f"visible_weight ({self.visible_weight}) must be 0 with teacher (frozen): nothing is masked")
+        return self
+
+
+class OptimizerConfig(Schema):
+    """AdamW; decay spares biases, norms, tokens, positions, LayerScale and the temperature."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """(D) AdamW's averages."""
+    weight_decay: NonNegativeFloat = 0.04
+    """(D) Decoupled decay of the matrices."""
+    max_grad_norm: PositiveFloat = 1.0
+    """(D) Global gradient norm is clipped to this."""
+
+
+class ScheduleConfig(Schema):
+    """Optimizer steps and the learning rate over them."""
+
+    total_steps: PositiveInt = 90_000
+    """Optimizer steps of the whole run, across restarts."""
+    peak_lr: PositiveFloat = 1e-3
+    """(D) Learning rate at the end of warm-up."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """(D) Share of all steps over which the learning rate rises linearly."""
+    final_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """(D) Learning rate at the last step over `peak_lr`; cosine in between."""
+
+    @property
+    def warmup_steps(self) -> int:
+        return round(self.warmup * self.total_steps)
+
+
+class TrainConfig(Schema):
+    """Everything that one optimizer step depends on."""
+
+    image: ImageEncoderConfig
+    text: TextEncoderConfig
+    head: PrototypeHeadConfig = PrototypeHeadConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    seed: NonNegativeInt = 0
+
+    @_model_validator(mode="after")
+    def _widths_meet(self):
+        if self.image.width != self.text.width:
+            raise ValueError(
+                f"text.width ({self.text.width}) must equal image.width ({self.image.width}): there is no projection"
+            )
+        return self
+
+
+def _require_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value % divisor:
+        raise ValueError(f"{name} ({value}) must be divisible by {divisor_name} ({divisor})")

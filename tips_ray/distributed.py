@@ -1,0 +1,55 @@
+"""The only collectives of the library. Without a process group every function is that of one rank. N = B x ranks."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process's place in the group, 0 without one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Processes in the group, 1 without one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather_batch(local_BD: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, [N, D]; every rank must bring the same B.
+
+    The gradient flows back to the rank that owns a row, summed over the ranks that used it. Without this part the loss
+    value stays right and the gradient is wrong.
+    """
+    return _Gather.apply(local_BD) if world_size() > 1 else local_BD
+
+
+def sum_over_ranks(local: Tensor) -> Tensor:
+    """Element-wise sum over ranks, without gradient."""
+    total = local.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def mean_over_ranks(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean over ranks of each scalar, on the host: the one wait for the device that a step may have."""
+    values = torch.stack([metrics[name].detach().double().reshape(()) for name in metrics])
+    means = (sum_over_ranks(values) / world_size()).tolist()
+    return dict(zip(metrics, means, strict=True))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local_BD: Tensor) -> Tensor:
+        gathered_ND = local_BD.new_empty(world_size() * len(local_BD), *local_BD.shape[1:])
+        dist.all_gather_into_tensor(gathered_ND, local_BD.contiguous())
+        return gathered_ND
+
+    @staticmethod
+    def backward(ctx, grad_ND: Tensor) -> Tensor:
+        grad_BD = grad_ND.new_empty(len(grad_ND) // world_size(), *grad_ND.shape[1:])
+        dist.reduce_scatter_tensor(grad_BD, grad_ND.contiguous())
+        return grad_BD

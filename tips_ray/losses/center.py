@@ -1,0 +1,30 @@
+"""Centre of teacher scores: what keeps one prototype from taking all. R rows on this rank, K prototypes."""
+
+import torch
+from torch import Tensor
+
+from tips_ray.losses.reduction import at_least_float32
+
+
+def score_sum(teacher_RK: Tensor, counted_R: Tensor) -> Tensor:
+    """Sum of the counted rows of raw teacher scores, and their number as the last entry, [K + 1].
+
+    These vectors add up over micro-batches and ranks, so that the centre is a mean over the global number of rows.
+    """
+    scores_RK = at_least_float32(teacher_RK.detach()).masked_fill(~counted_R[:, None], 0)
+    return torch.cat([scores_RK.sum(dim=0), counted_R.sum()[None].to(scores_RK.dtype)])
+
+
+def moved_center(center_K: Tensor, global_sum_K1: Tensor, momentum: float) -> Tensor:
+    """mu c + (1 - mu) mean(t), [K]; the old centre where nothing was counted.
+
+    Args:
+        center_K: the centre used in this step.
+        global_sum_K1: `score_sum` over all micro-batches and ranks.
+        momentum: mu, the share of the old centre that stays.
+
+    Source: DINO, arXiv:2104.14294, equation 4; TIPS centres without Sinkhorn-Knopp.
+    """
+    total_K, count = global_sum_K1[:-1], global_sum_K1[-1]
+    moved_K = momentum * center_K + (1 - momentum) * total_K / count.clamp(min=1)
+    return torch.where(count > 0, moved_K, center_K).to(center_K.dtype)

@@ -1,0 +1,166 @@
+"""The two networks of TIPS pretraining. B images, V local crops, A synthetic captions, L patches, M scored patches,
+D width, K prototypes.
+
+The student is one module with one `forward`, so that FSDP gathers each of its blocks once for all crops of a step.
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tips_ray import keyed
+from tips_ray.batch import Batch
+from tips_ray.config import ObjectiveConfig, PrototypeHeadConfig
+from tips_ray.models.heads import PrototypeHead
+from tips_ray.models.text import PADDING_ID, TextEncoder
+from tips_ray.models.vision import ImageEncoder, ImageFeatures, View
+
+_CLEAN, _MASKED, _FIRST_LOCAL, _CAPTION = 0, 1, 2, -1  # salts of the keyed randomness of each pass
+
+
+class Embeddings(NamedTuple):
+    """Unit-norm embeddings that meet in the contrastive losses."""
+
+    cls_web_BD: Tensor
+    cls_synthetic_BD: Tensor
+    web_caption_BD: Tensor
+    synthetic_caption_BD: Tensor
+
+
+class StudentOutputs(NamedTuple):
+    embeddings: Embeddings
+    log_temperature: Tensor
+    """[1]."""
+    crop_scores_VBK: Tensor | None
+    """CLS-web of each local crop; None without distillation."""
+    patch_scores_MK: Tensor | None
+    """The scored patches; None without masked image modelling."""
+    clean: ImageFeatures | None
+    """The unmasked global view without gradient; None where no such pass was made."""
+
+
+class TeacherScores(NamedTuple):
+    cls_BK: Tensor | None
+    patch_MK: Tensor | None
+
+
+class Heads(nn.Module):
+    """One prototype head for CLS-web, one for patches."""
+
+    def __init__(self, width: int, config: PrototypeHeadConfig) -> None:
+        super().__init__()
+        self.distillation = PrototypeHead(width, config)
+        self.masked_image = PrototypeHead(width, config)
+
+
+class Student(nn.Module):
+    """Image encoder, text encoder, prototype heads and contrastive temperature: all that has a gradient."""
+
+    def __init__(self, image: ImageEncoder, text: TextEncoder, heads: Heads, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.image, self.text, self.heads, self.config = image, text, heads, config
+        # One element and not none: FSDP shards no 0-dimensional parameter.
+        self.log_temperature = nn.Parameter(torch.tensor([config.initial_temperature]).log())
+
+    def forward(self, batch: Batch) -> StudentOutputs:
+        """All passes that the objective asks for, packed into one."""
+        views = self._views(batch)
+        features = dict(zip(views, self.image.forward_views(list(views.values())), strict=True))
+        return StudentOutputs(
+            self._embeddings(features[self.config.contrastive_view], batch),
+            self.log_temperature * 1,  # a copy made inside forward, where FSDP holds the whole parameter
+            self._crop_scores(features.get("local"), batch),
+            self._patch_scores(features, batch),
+            ImageFeatures(*(feature.detach() for feature in features["clean"])) if "clean" in features else None,
+        )
+
+    def embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
+        """The first two outputs of `forward`, for the first pass of a step with several micro-batches."""
+        view = self._global_view(self.config.contrastive_view, batch)
+        return self._embeddings(self.image.forward_views([view])[0], batch), self.log_temperature * 1
+
+    def _views(self, batch: Batch) -> dict[str, View]:
+        config, views = self.config, {}
+        if config.contrastive_view == "clean":
+            views["clean"] = self._global_view("clean", batch)
+        if config.beta and config.teacher != "frozen":
+            views["masked"] = self._global_view("masked", batch)
+        if config.alpha:
+            views["local"] = _local_view(batch)
+        return views
+
+    def _global_view(self, name: str, batch: Batch) -> View:
+        if name == "masked":
+            return View(batch.global_crops_BCHW, batch.patch_mask_BL, keyed.derived(batch.key_B, _MASKED))
+        return View(batch.global_crops_BCHW, None, keyed.derived(batch.key_B, _CLEAN))
+
+    def _embeddings(self, features: ImageFeatures, batch: Batch) -> Embeddings:
+        captions = torch.cat([batch.web_ids_BT, drawn_captions(batch.synthetic_ids_BAT, batch.key_B)])
+        web_BD, synthetic_BD = F.normalize(self.text(captions), dim=-1).chunk(2)
+        cls_web_BD, cls_synthetic_BD = (F.normalize(cls_BD, dim=-1) for cls_BD in features[:2])
+        return Embeddings(cls_web_BD, cls_synthetic_BD, web_BD, synthetic_BD)
+
+    def _crop_scores(self, local: ImageFeatures | None, batch: Batch) -> Tensor | None:
+        if local is None:
+            return None
+        return self.heads.distillation(local.cls_web_BD).unflatten(0, (-1, len(batch)))
+
+    def _patch_scores(self, features: dict[str, ImageFeatures], batch: Batch) -> Tensor | None:
+        if not self.config.beta:
+            return None
+        view = features["clean" if self.config.teacher == "frozen" else "masked"]
+        return self.heads.masked_image(view.patches_BLD.flatten(0, 1)[scored_patches(batch, self.config)])
+
+
+class Teacher(nn.Module):
+    """Encoder and heads that the student is to match; never has a gradient.
+
+    `image` is None where the student's own clean pass serves as the teacher's encoder (TIPSv2's head-only EMA).
+    """
+
+    def __init__(self, image: ImageEncoder | None, heads: Heads, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.image, self.heads, self.config = image, heads, config
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: a teacher drops nothing."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, clean: ImageFeatures | None) -> TeacherScores:
+        """Scores of the global view; `clean` is the student's, used only without an encoder of its own."""
+        if not self.config.alpha and not self.config.beta:
+            return TeacherScores(None, None)
+        features = clean if self.image is None else self.image(batch.global_crops_BCHW)
+        assert features is not None
+        patches_PD = features.patches_BLD.flatten(0, 1)
+        return TeacherScores(
+            self.heads.distillation(features.cls_web_BD) if self.config.alpha else None,
+            self.heads.masked_image(patches_PD[scored_patches(batch, self.config)]) if self.config.beta else None,
+        )
+
+
+def scored_patches(batch: Batch, config: ObjectiveConfig) -> Tensor:
+    """Positions [M] in [B * L] of the patches that go through the masked-image heads."""
+    if config.visible_weight or config.teacher == "frozen":
+        return torch.arange(batch.patch_mask_BL.numel(), device=batch.patch_mask_BL.device)
+    return batch.masked_index_M
+
+
+def drawn_captions(synthetic_ids_BAT: Tensor, key_B: Tensor) -> Tensor:
+    """One of each image's synthetic captions, uniformly, [B, T] (TIPSv2's caption alternation).
+
+    Absent captions are rows of padding behind the present ones.
+    """
+    present_B = (synthetic_ids_BAT != PADDING_ID).any(dim=2).sum(dim=1).clamp(min=1)
+    choice_B = (keyed.uniform(key_B, _CAPTION) * present_B).long()
+    return synthetic_ids_BAT[torch.arange(len(key_B), device=key_B.device), choice_B]
+
+
+def _local_view(batch: Batch) -> View:
+    crops = batch.local_crops_VBCHW
+    keys = [keyed.derived(batch.key_B, _FIRST_LOCAL + crop) for crop in range(len(crops))]
+    return View(crops.flatten(0, 1), None, torch.cat(keys))

@@ -1,0 +1,103 @@
+"""Outputs of student and teacher -> named losses and their weighted total. B images on this rank, K prototypes."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from tips_ray.batch import Batch
+from tips_ray.config import ObjectiveConfig
+from tips_ray.losses import contrastive_loss, distillation_loss, masked_image_loss, moved_center, score_sum
+from tips_ray.models.networks import Embeddings, StudentOutputs, TeacherScores, scored_patches
+
+
+class Centers(nn.Module):
+    """Centres of both heads, frozen within an optimizer step and moved once per step."""
+
+    distillation_K: Tensor
+    masked_image_K: Tensor
+
+    def __init__(self, num_prototypes: int) -> None:
+        super().__init__()
+        self.register_buffer("distillation_K", torch.zeros(num_prototypes))
+        self.register_buffer("masked_image_K", torch.zeros(num_prototypes))
+
+    def move(self, global_sums: Mapping[str, Tensor], momentum: float) -> Self:
+        """Update in place from `center_sums` added up over micro-batches and ranks."""
+        for name, sum_K1 in global_sums.items():
+            center_K = getattr(self, f"{name}_K")
+            center_K.copy_(moved_center(center_K, sum_K1, momentum))
+        return self
+
+
+def contrastive_terms(embeddings: Embeddings, log_temperature: Tensor, valid_B: Tensor) -> dict[str, Tensor]:
+    """L_CLIP and L^_CLIP: each CLS token against its own caption, one temperature for both."""
+    logit_scale = (-log_temperature).exp()
+    cls_web_BD, cls_synthetic_BD, web_BD, synthetic_BD = embeddings
+    return {
+        "contrastive_web": contrastive_loss(cls_web_BD, web_BD, logit_scale, valid_B),
+        "contrastive_synthetic": contrastive_loss(cls_synthetic_BD, synthetic_BD, logit_scale, valid_B),
+    }
+
+
+def self_supervised_terms(
+    student: StudentOutputs,
+    teacher: TeacherScores,
+    centers: Centers,
+    batch: Batch,
+    config: ObjectiveConfig,
+    teacher_temperature: float,
+    global_valid: Tensor,
+) -> dict[str, Tensor]:
+    """L_distill and L_mask of one micro-batch, each only where its weight is not 0; micro-batches add up."""
+    temperatures, terms = (config.student_temperature, teacher_temperature), {}
+    if student.crop_scores_VBK is not None and teacher.cls_BK is not None:
+        terms["distillation"] = distillation_loss(
+            student.crop_scores_VBK,
+            teacher.cls_BK,
+            centers.distillation_K,
+            *temperatures,
+            batch.valid_B,
+            global_valid,
+        )
+    if student.patch_scores_MK is not None and teacher.patch_MK is not None:
+        terms["masked_image"] = masked_image_loss(
+            student.patch_scores_MK,
+            teacher.patch_MK,
+            scored_patches(batch, config),
+            _target_mask(batch, config),
+            centers.masked_image_K,
+            *temperatures,
+            batch.valid_B,
+            global_valid,
+            config.visible_weight,
+        )
+    return terms
+
+
+def center_sums(teacher: TeacherScores, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """What each centre moves by: CLS rows of valid images, scored patches of valid images."""
+    sums = {}
+    if teacher.cls_BK is not None:
+        sums["distillation"] = score_sum(teacher.cls_BK, batch.valid_B)
+    if teacher.patch_MK is not None:
+        image_M = scored_patches(batch, config) // batch.patch_mask_BL.shape[1]
+        sums["masked_image"] = score_sum(teacher.patch_MK, batch.valid_B[image_M])
+    return sums
+
+
+def weighted_total(terms: Mapping[str, Tensor], config: ObjectiveConfig) -> Tensor:
+    """1/2 (L_CLIP + L^_CLIP) + alpha L_distill + beta L_mask over the terms present."""
+    weights = {
+        "contrastive_web": 0.5,
+        "contrastive_synthetic": 0.5,
+        "distillation": config.alpha,
+        "masked_image": config.beta,
+    }
+    return sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
+
+
+def _target_mask(batch: Batch, config: ObjectiveConfig) -> Tensor:
+    """Patches averaged over: the masked ones, or all where a frozen teacher is copied without masking."""
+    return torch.ones_like(batch.patch_mask_BL) if config.teacher == "frozen" else batch.patch_mask_BL

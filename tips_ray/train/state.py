@@ -1,0 +1,66 @@
+"""What a run is between two steps, and how it starts."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tips_ray.config import TrainConfig
+from tips_ray.models.networks import Heads, Student, Teacher
+from tips_ray.models.text import TextEncoder
+from tips_ray.models.vision import ImageEncoder
+from tips_ray.objective import Centers
+from tips_ray.train.optim import adamw
+
+
+@dataclass
+class TrainState:
+    """Exactly what a checkpoint holds; anything kept elsewhere is lost at a restart."""
+
+    student: Student
+    teacher: Teacher
+    centers: Centers
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    """Optimizer steps completed."""
+
+
+def new_state(config: TrainConfig, teacher: Teacher | None = None, device: torch.device | str = "cpu") -> TrainState:
+    """Random student from `config.seed`, its teacher, zero centres.
+
+    Raises:
+        ValueError: `objective.teacher` is `frozen` and no teacher was given, or one was given without need.
+    """
+    if (teacher is not None) != (config.objective.teacher == "frozen"):
+        given = "none was given" if teacher is None else "one was given"
+        raise ValueError(f"objective.teacher ({config.objective.teacher}): only 'frozen' takes a teacher, and {given}")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        image, text = ImageEncoder(config.image), TextEncoder(config.text)
+        heads = Heads(config.image.width, config.head)
+    student = Student(image, text, heads, config.objective).to(device)
+    teacher = (teacher or _copied_teacher(student)).to(device)
+    centers = Centers(config.head.num_prototypes).to(device)
+    return TrainState(student, teacher, centers, adamw(student, config.optimizer))
+
+
+def _copied_teacher(student: Student) -> Teacher:
+    image = copy.deepcopy(student.image) if student.config.teacher == "ema" else None
+    return Teacher(image, copy.deepcopy(student.heads), student.config)
+
+
+@torch.no_grad()
+def update_teacher(teacher: Teacher, student: Student, momentum: float) -> None:
+    """teacher <- momentum teacher + (1 - momentum) student, shard by shard, in one fused call; a frozen one stays."""
+    if teacher.config.teacher == "frozen":
+        return
+    sources = dict(student.named_parameters())
+    names, targets = zip(*teacher.named_parameters(), strict=True)
+    torch._foreach_lerp_(_shards(targets), _shards(sources[name] for name in names), 1 - momentum)
+
+
+def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """This rank's part of each parameter; the whole of it where nothing is sharded."""
+    return [getattr(parameter, "_local_tensor", parameter) for parameter in parameters]

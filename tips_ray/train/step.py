@@ -1,0 +1,131 @@
+"""One optimizer step over K micro-batches, with the gradients of one big batch. B images per micro-batch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from tips_ray.batch import Batch
+from tips_ray.config import ObjectiveConfig, TrainConfig
+from tips_ray.distributed import sum_over_ranks
+from tips_ray.models.networks import Embeddings, StudentOutputs
+from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
+from tips_ray.train.schedules import learning_rate, prototypes_frozen, teacher_temperature
+from tips_ray.train.state import TrainState, update_teacher
+
+
+def train_step(state: TrainState, micro_batches: Sequence[Batch], config: TrainConfig) -> dict[str, Tensor]:
+    """Advance `state` by one update; returns device scalars whose mean over ranks is the global batch's value."""
+    schedule, objective = config.schedule, config.objective
+    terms, sums = accumulate_gradients(state, micro_batches, objective, schedule.total_steps)
+    with record_function("optimizer"):
+        grad_norm = _update_student(state, config)
+    with record_function("ema"):
+        update_teacher(state.teacher, state.student, objective.ema_momentum)
+        state.centers.move(sums, objective.center_momentum)
+    state.step += 1
+    return {**{f"loss/{name}": term for name, term in terms.items()}, "grad_norm": grad_norm}
+
+
+def accumulate_gradients(
+    state: TrainState, micro_batches: Sequence[Batch], objective: ObjectiveConfig, total_steps: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Add the gradients of the global batch to the student's; centres and weights do not move.
+
+    Every pass sees the same randomness because all of it is keyed by sample. With K > 1 a first pass without gradient
+    embeds all micro-batches; the contrastive loss over them gives each embedding's gradient, which a second pass
+    carries into the encoders one micro-batch at a time.
+
+    Returns:
+        The named losses with their `total`, and the score sums of all ranks that move the centres.
+    """
+    temperature = teacher_temperature(state.step, total_steps, objective)
+    global_valid = sum_over_ranks(torch.stack([batch.valid_B.sum() for batch in micro_batches]).sum())
+    only = _student_pass(state, micro_batches[0]) if len(micro_batches) == 1 else None
+    embedded = [only[:2]] if only else [_embedded(state, batch) for batch in micro_batches]
+    terms, pullbacks = _contrastive(embedded, [batch.valid_B for batch in micro_batches], objective)
+    sums: dict[str, Tensor] = {}
+    for batch, pullback in zip(micro_batches, pullbacks, strict=True):
+        outputs = only or _student_pass(state, batch)
+        with record_function("teacher"):
+            scores = state.teacher(batch, outputs.clean)
+        with record_function("losses"):
+            parts = self_supervised_terms(outputs, scores, state.centers, batch, objective, temperature, global_valid)
+            surrogate = pullback.surrogate(outputs) + weighted_total(parts, objective)
+            _add(terms, {name: part.detach() for name, part in parts.items()})
+            _add(sums, center_sums(scores, batch, objective))
+        with record_function("backward"):
+            surrogate.backward()
+    return {**terms, "total": weighted_total(terms, objective)}, _over_ranks(sums)
+
+
+class Pullback(NamedTuple):
+    """Gradients of the contrastive terms at one micro-batch's embeddings, to be carried into the networks."""
+
+    embeddings: Embeddings
+    log_temperature: Tensor
+    """Zero in all micro-batches but one: the temperature's gradient is counted once."""
+
+    def surrogate(self, outputs: StudentOutputs) -> Tensor:
+        """A scalar with these gradients at `outputs`."""
+        products = [(value * slope).sum() for value, slope in zip(outputs.embeddings, self.embeddings, strict=True)]
+        return torch.stack([*products, (outputs.log_temperature * self.log_temperature).sum()]).sum()
+
+
+def _contrastive(
+    embedded: Sequence[tuple[Embeddings, Tensor]], valid: Sequence[Tensor], objective: ObjectiveConfig
+) -> tuple[dict[str, Tensor], list[Pullback]]:
+    """Contrastive terms over all micro-batches and ranks, and their pullback to each micro-batch."""
+    leaves = [_leaf(torch.cat(parts)) for parts in zip(*(embeddings for embeddings, _ in embedded), strict=True)]
+    log_temperature = _leaf(embedded[0][1])
+    with record_function("losses"):
+        terms = contrastive_terms(Embeddings(*leaves), log_temperature, torch.cat(list(valid)))
+        *slopes, slope = torch.autograd.grad(weighted_total(terms, objective), [*leaves, log_temperature])
+    sizes = [len(valid_B) for valid_B in valid]
+    per_batch = zip(*(slope_BD.split(sizes) for slope_BD in slopes), strict=True)
+    pullbacks = [Pullback(Embeddings(*rows), slope * (index == 0)) for index, rows in enumerate(per_batch)]
+    return {name: term.detach() for name, term in terms.items()}, pullbacks
+
+
+def _student_pass(state: TrainState, batch: Batch) -> StudentOutputs:
+    with record_function("student"):
+        return state.student(batch)
+
+
+@torch.no_grad()
+def _embedded(state: TrainState, batch: Batch) -> tuple[Embeddings, Tensor]:
+    with record_function("embed"):
+        return state.student.embed(batch)
+
+
+def _update_student(state: TrainState, config: TrainConfig) -> Tensor:
+    """Clip, update, forget the gradients; returns their norm before clipping."""
+    total_steps = config.schedule.total_steps
+    if prototypes_frozen(state.step, total_steps, config.objective):
+        for head in (state.student.heads.distillation, state.student.heads.masked_image):
+            head.prototypes.grad = None
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config.schedule)
+    grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.max_grad_norm)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    return grad_norm
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_()
+
+
+def _add(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+    for name, part in parts.items():
+        totals[name] = totals[name] + part if name in totals else part
+
+
+def _over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All score sums in one collective."""
+    if not sums:
+        return sums
+    total = sum_over_ranks(torch.cat(list(sums.values())))
+    return dict(zip(sums, total.split([len(part) for part in sums.values()]), strict=True))
