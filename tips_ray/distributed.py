@@ -49,7 +49,8 @@ class _Gather(torch.autograd.Function):
         return gathered_ND
 
     @staticmethod
-    def backward(ctx, grad_ND: Tensor) -> Tensor:
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        grad_ND = grad_outputs[0]
         grad_BD = grad_ND.new_empty(len(grad_ND) // world_size(), *grad_ND.shape[1:])
         dist.reduce_scatter_tensor(grad_BD, grad_ND.contiguous())
         return grad_BD

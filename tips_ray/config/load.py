@@ -14,7 +14,7 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
     """Read `path`, apply overrides such as `schedule.peak_lr=1e-3`, then validate once.
 
     Raises:
-        ValueError: an override without `=`; pydantic's ValidationError (a ValueError) lists every wrong key with its path.
+        ValueError: an override without `=`, or pydantic's ValidationError, which lists every wrong key with its path.
     """
     return override(schema, yaml.safe_load(path.read_text()) or {}, dict(map(_parse, overrides)))
 

@@ -1,9 +1,12 @@
-"""Pydantic models of a run. A field marked (D) is not published for TIPS: the value is our decision, not the paper's."""
+"""Pydantic models of a run. A field marked (D) is not published for TIPS: its value is our decision, not theirs."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as _model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Schema(BaseModel):
@@ -28,7 +31,7 @@ class ImageEncoderConfig(Schema):
     """(D) Form of GELU: the authors trained in JAX with tanh; their torch files are evaluated with erf."""
     layer_scale_init: PositiveFloat = 1.0
     """(D) Initial LayerScale gain; 1.0 as in the released v2 configuration, DINOv2 starts from 1e-5."""
-    drop_path_rate: float = Field(0.0, ge=0, lt=1)
+    drop_path_rate: ShareBelowOne = 0.0
     """(D) Share of residual branches dropped per sample, the same in every block; keyed by sample, see `keyed`."""
 
     @_model_validator(mode="after")
@@ -88,13 +91,13 @@ class ObjectiveConfig(Schema):
     """(D) Divisor of the centred teacher scores at step 0."""
     teacher_temperature: PositiveFloat = 0.07
     """(D) The same after the warm-up."""
-    teacher_temperature_warmup: float = Field(0.3, ge=0, le=1)
+    teacher_temperature_warmup: Share = 0.3
     """(D) Share of all steps over which the teacher temperature rises linearly."""
-    center_momentum: float = Field(0.9, ge=0, le=1)
+    center_momentum: Share = 0.9
     """(D) Share of the old centre that a step keeps."""
-    ema_momentum: float = Field(0.994, ge=0, le=1)
+    ema_momentum: Share = 0.994
     """(D) Share of the old teacher that a step keeps; constant."""
-    prototype_freeze: float = Field(0.01, ge=0, le=1)
+    prototype_freeze: Share = 0.01
     """(D) Share of all steps during which the prototypes do not move."""
     contrastive_view: Literal["clean", "masked"] = "clean"
     """(D) Which student pass feeds the contrastive terms: `clean` as the equations are written, `masked` is cheaper."""
@@ -109,9 +112,13 @@ class ObjectiveConfig(Schema):
         if self.contrastive_view == "masked" and self.beta == 0:
             raise ValueError("contrastive_view (masked) needs the masked pass, which beta (0) leaves out")
         if self.contrastive_view == "masked" and self.teacher != "ema":
-            raise ValueError(f"contrastive_view (masked) and teacher ({self.teacher}): this teacher needs the clean pass")
+            raise ValueError(
+                f"contrastive_view (masked) and teacher ({self.teacher}): this teacher needs the clean pass"
+            )
         if self.teacher == "frozen" and self.visible_weight:
-            raise ValueError(f"visible_weight ({self.visible_weight}) must be 0 with teacher (frozen): nothing is masked")
+            raise ValueError(
+                f"visible_weight ({self.visible_weight}) must be 0 with teacher (frozen): nothing is masked"
+            )
         return self
 
 
@@ -133,9 +140,9 @@ class ScheduleConfig(Schema):
     """Optimizer steps of the whole run, across restarts."""
     peak_lr: PositiveFloat = 1e-3
     """(D) Learning rate at the end of warm-up."""
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: ShareBelowOne = 0.05
     """(D) Share of all steps over which the learning rate rises linearly."""
-    final_lr_ratio: float = Field(0.0, ge=0, le=1)
+    final_lr_ratio: Share = 0.0
     """(D) Learning rate at the last step over `peak_lr`; cosine in between."""
 
     @property

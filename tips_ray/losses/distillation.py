@@ -38,6 +38,8 @@ def distillation_loss(
     """
     valid_B = all_valid(teacher_BK) if valid_B is None else valid_B
     probability_BK = teacher_probabilities(teacher_BK, center_K, teacher_temperature)
-    loss_VB = torch.stack([cross_entropy(student_BK, probability_BK, student_temperature) for student_BK in student_VBK])
+    loss_VB = torch.stack(
+        [cross_entropy(student_BK, probability_BK, student_temperature) for student_BK in student_VBK]
+    )
     weight_B = image_weights(valid_B, global_valid, loss_VB.dtype)
     return (loss_VB.mean(dim=0).masked_fill(~valid_B, 0) * weight_B).sum()

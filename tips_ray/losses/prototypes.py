@@ -7,9 +7,7 @@ from torch.nn import functional as F
 from tips_ray.losses.reduction import at_least_float32
 
 
-def teacher_probabilities(
-    teacher_RK: Tensor, center_K: Tensor, teacher_temperature: Tensor | float
-) -> Tensor:
+def teacher_probabilities(teacher_RK: Tensor, center_K: Tensor, teacher_temperature: Tensor | float) -> Tensor:
     """softmax((t - c) / tau_t), [R, K], without gradient."""
     with torch.no_grad():
         return F.softmax((at_least_float32(teacher_RK) - center_K) / teacher_temperature, dim=-1)
@@ -25,8 +23,8 @@ def cross_entropy(student_RK: Tensor, probability_RK: Tensor, student_temperatur
     """
     if student_RK.shape != probability_RK.shape:
         raise ValueError(
-            f"student scores {tuple(student_RK.shape)} and teacher scores {tuple(probability_RK.shape)} must have equal "
-            "shape: both heads need the same number of prototypes"
+            f"student scores {tuple(student_RK.shape)} and teacher scores {tuple(probability_RK.shape)} must have "
+            "equal shape: both heads need the same number of prototypes"
         )
     scaled_RK = at_least_float32(student_RK) / student_temperature
     return scaled_RK.logsumexp(dim=-1) - torch.linalg.vecdot(probability_RK.to(scaled_RK.dtype), scaled_RK)

@@ -37,7 +37,9 @@ class Attention(nn.Module):
 
     def forward(self, tokens_PD: Tensor, groups: Sequence[Group]) -> Tensor:
         counts = [group.samples * group.length for group in groups]
-        mixed = [self._mix(qkv_P, group) for qkv_P, group in zip(self.qkv(tokens_PD).split(counts), groups, strict=True)]
+        mixed = [
+            self._mix(qkv_P, group) for qkv_P, group in zip(self.qkv(tokens_PD).split(counts), groups, strict=True)
+        ]
         return self.proj(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
 
     def values(self, tokens_PD: Tensor) -> Tensor:

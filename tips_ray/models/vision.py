@@ -129,12 +129,11 @@ class ImageEncoder(nn.Module):
 
     def _checked_grid(self, images_BCHW: Tensor, mask_BL: Tensor | None) -> tuple[int, int]:
         rows, columns = _check_images(images_BCHW, self.config.patch_size_px)
-        if mask_BL is not None and (
-            mask_BL.dtype != torch.bool or mask_BL.shape != (len(images_BCHW), rows * columns)
-        ):
+        expected = (len(images_BCHW), rows * columns)
+        if mask_BL is not None and (mask_BL.dtype != torch.bool or mask_BL.shape != expected):
             raise ValueError(
-                f"patch_mask_BL {tuple(mask_BL.shape)} {mask_BL.dtype} must be boolean "
-                f"{(len(images_BCHW), rows * columns)}: images_BCHW {tuple(images_BCHW.shape)} have {rows}x{columns} patches"
+                f"patch_mask_BL {tuple(mask_BL.shape)} {mask_BL.dtype} must be boolean {expected}: "
+                f"images_BCHW {tuple(images_BCHW.shape)} have {rows}x{columns} patches"
             )
         return rows, columns
 
@@ -144,9 +143,7 @@ def image_encoder(variant: str, **sizes) -> ImageEncoder:
     return ImageEncoder(image_config(variant, **sizes))
 
 
-def dense_features(
-    encoder: ImageEncoder, images_BCHW: Tensor, mode: Literal["values", "last"] = "values"
-) -> Tensor:
+def dense_features(encoder: ImageEncoder, images_BCHW: Tensor, mode: Literal["values", "last"] = "values") -> Tensor:
     """Patch features as a map, [B, rows, columns, D], after the final norm.
 
     Args:
@@ -161,7 +158,7 @@ def dense_features(
     if mode == "last":
         return encoder(images_BCHW).patches_BLD.unflatten(1, (rows, columns))
     tokens_BTD = encoder._embed(View(images_BCHW))
-    group = Group(*tokens_BTD.shape[:2])
+    group = Group(tokens_BTD.shape[0], tokens_BTD.shape[1])
     tokens_PD = tokens_BTD.flatten(0, 1)
     for block in encoder.blocks[:-1]:
         tokens_PD = block(tokens_PD, [group])

@@ -58,7 +58,9 @@ def update_teacher(teacher: Teacher, student: Student, momentum: float) -> None:
         return
     sources = dict(student.named_parameters())
     names, targets = zip(*teacher.named_parameters(), strict=True)
-    torch._foreach_lerp_(_shards(targets), _shards(sources[name] for name in names), 1 - momentum)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        _shards(targets), _shards(sources[name] for name in names), 1 - momentum
+    )
 
 
 def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

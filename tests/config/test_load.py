@@ -1,0 +1,69 @@
+import pytest
+
+from tips_ray.config import ImageEncoderConfig, ObjectiveConfig, ScheduleConfig, load_config, override
+
+SIZES = {"width": 32, "depth": 2, "num_heads": 2, "ffn_hidden": 64}
+
+
+def test_overrides_are_read_as_yaml_and_reach_their_place(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("total_steps: 10\npeak_lr: 1e-3\n")
+    config = load_config(ScheduleConfig, path, ["peak_lr=5e-4", "warmup=0"])
+    assert (config.total_steps, config.peak_lr, config.warmup) == (10, 5e-4, 0)
+
+
+def test_an_empty_file_is_the_default(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("")
+    assert load_config(ObjectiveConfig, path) == ObjectiveConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peak_Ir": 1}, "peak_Ir"),
+        ({"peak_lr": "fast"}, "peak_lr"),
+        ({"total_steps": 0}, "greater than 0"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        override(ScheduleConfig, {}, values)
+
+
+def test_an_override_without_equals_sign_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="override 'peak_lr' is not of the form dotted.key=value"):
+        load_config(ScheduleConfig, path, ["peak_lr"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"contrastive_view": "masked", "beta": 0}, r"contrastive_view \(masked\) needs the masked pass"),
+        ({"contrastive_view": "masked", "teacher": "ema_heads"}, "this teacher needs the clean pass"),
+        ({"teacher": "frozen", "visible_weight": 1}, r"visible_weight \(1.0\) must be 0 with teacher \(frozen\)"),
+    ],
+)
+def test_switches_that_contradict_each_other_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        override(ObjectiveConfig, {}, values)
+
+
+def test_every_field_that_is_our_decision_says_so():
+    """TIPS.md marks these D; their documentation must not present them as the paper's."""
+    ours = [
+        "student_temperature",
+        "teacher_temperature",
+        "teacher_temperature_start",
+        "center_momentum",
+        "ema_momentum",
+        "prototype_freeze",
+        "initial_temperature",
+        "contrastive_view",
+        "teacher_temperature_warmup",
+    ]
+    for name in ours:
+        assert (ObjectiveConfig.model_fields[name].description or "").startswith("(D)"), name
+    assert (ImageEncoderConfig.model_fields["gelu"].description or "").startswith("(D)")

@@ -1,0 +1,20 @@
+import torch
+
+from tips_ray.models.networks import drawn_captions
+
+
+def test_captions_are_drawn_uniformly_among_those_present_and_by_key_alone():
+    """Three captions of which the last image part has two: each is drawn about equally often, padding never."""
+    ids_BAT = torch.tensor([[1, 0], [2, 2], [3, 0]]).expand(6_000, 3, 2).clone()
+    ids_BAT[3_000:, 2] = 0
+    keys = torch.arange(6_000)
+    drawn = drawn_captions(ids_BAT, keys)[:, 0]
+    for part, share in ((drawn[:3_000], 1_000), (drawn[3_000:], 1_500)):
+        counts = part.bincount(minlength=4)
+        assert counts[0] == 0 and all(count == 0 or abs(count - share) < 150 for count in counts.tolist())
+    alone = [drawn_captions(ids_BAT[row : row + 1], keys[row : row + 1])[0, 0].item() for row in range(100)]
+    assert alone == drawn[:100].tolist()
+
+
+def test_an_image_without_any_synthetic_caption_draws_padding():
+    assert not drawn_captions(torch.zeros(2, 3, 4, dtype=torch.long), torch.arange(2)).any()
