@@ -1,6 +1,16 @@
 """What a run is: pydantic models and the road that fills them. Imports pydantic and PyYAML only."""
 
 from tips_ray.config.load import load_config, override
+from tips_ray.config.run import (
+    CaptionsConfig,
+    ColumnsConfig,
+    DataConfig,
+    ResourcesConfig,
+    RunConfig,
+    SourceConfig,
+    TrackingConfig,
+    ViewsConfig,
+)
 from tips_ray.config.schema import (
     ImageEncoderConfig,
     ObjectiveConfig,
@@ -13,6 +23,14 @@ from tips_ray.config.schema import (
 )
 
 __all__ = [
+    "CaptionsConfig",
+    "ColumnsConfig",
+    "DataConfig",
+    "ResourcesConfig",
+    "RunConfig",
+    "SourceConfig",
+    "TrackingConfig",
+    "ViewsConfig",
     "ImageEncoderConfig",
     "ObjectiveConfig",
     "OptimizerConfig",

@@ -16,7 +16,7 @@ class Schema(BaseModel):
 
 
 class ImageEncoderConfig(Schema):
-    """A ViT with two CLS tokens. Named sizes are in `tips_ray.models.variants`."""
+    """A ViT with two CLS tokens. Named sizes are in `tips_ray.config.variants`."""
 
     width: PositiveInt
     depth: PositiveInt

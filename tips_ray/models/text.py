@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tips_ray.config import TextEncoderConfig
 from tips_ray.models.layers import Block, Group, feed_forward, initialize
-from tips_ray.models.variants import text_config
+from tips_ray.config.variants import text_config
 
 PADDING_ID = 0
 

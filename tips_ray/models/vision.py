@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tips_ray.config import ImageEncoderConfig
 from tips_ray.models.layers import Block, Group, drop_path_factors, feed_forward, initialize
-from tips_ray.models.variants import image_config
+from tips_ray.config.variants import image_config
 
 NUM_CLS = 2
 

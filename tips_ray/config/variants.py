@@ -1,6 +1,6 @@
 """The published sizes. Source: the TIPS and TIPSv2 inference code."""
 
-from tips_ray.config import ImageEncoderConfig, TextEncoderConfig
+from tips_ray.config.schema import ImageEncoderConfig, TextEncoderConfig
 
 _IMAGE = {
     "S": dict(width=384, depth=12, num_heads=6, ffn_hidden=1536),

@@ -1,0 +1,153 @@
+"""The config of a whole run: what one optimizer step depends on, and where data come from and results go."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from tips_ray.config.schema import Schema, Share, TrainConfig
+
+Scale = Annotated[
+    tuple[PositiveFloat, PositiveFloat], Field(description="smallest and largest share of the image's area")
+]
+
+
+class ColumnsConfig(Schema):
+    """Which column holds what; None: the first common name that the data have (see `data.sources`)."""
+
+    image: str | None = None
+    web_caption: str | None = None
+    synthetic_captions: tuple[str, ...] | None = None
+    """One or several columns, or one column that holds a list."""
+    key: str | None = None
+
+
+class SourceConfig(Schema):
+    """One data set: a folder, tars or Parquet files, local or s3://."""
+
+    uri: str
+    """Folder, file, or pattern with `*` and `{000..099}` braces: `s3://bucket/shards/{000..099}.tar`, `photos/`."""
+    format: Literal["auto", "webdataset", "parquet", "folder"] = "auto"
+    """`auto`: by the file names. `folder` is images beside one CSV (or TSV) with a file name column."""
+    columns: ColumnsConfig = ColumnsConfig()
+    weight: PositiveFloat = 1.0
+    """Share of this source beside the first; 1.0 draws as many rows of both."""
+
+
+class DataConfig(Schema):
+    """Sources, sample order and what happens to bad rows."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    index: str | None = None
+    """Folder of the index; None: `<storage>/index/<fingerprint>`, made when it is not there."""
+    chunk_rows: PositiveInt = 64
+    """Consecutive rows of a shard that are read together."""
+    window_chunks: PositiveInt = 64
+    """Chunks, drawn from all over the data, whose rows are shuffled together."""
+    max_bad_fraction: Share = 0.01
+    """The run stops when a larger share of its rows so far was bad."""
+    max_image_bytes: PositiveInt = 64 * 2**20
+    """A larger file is a bad row."""
+    max_image_pixels: PositiveInt = 64_000_000
+    """A larger image is a bad row; its pixels are never decoded."""
+
+
+class ViewsConfig(Schema):
+    """Crops, flips and masks of one image."""
+
+    global_px: PositiveInt = 224
+    """Side of the global crop (published for v1 training files and TIPSv2)."""
+    global_scale: Scale = (0.32, 1.0)
+    """(D) Area of the global crop; DINOv2's public value."""
+    local_crops: PositiveInt = 6
+    """M, local crops per image (TIPSv2)."""
+    local_px: PositiveInt = 98
+    """Side of a local crop (TIPSv2: 98 beside 224, 140 beside 448)."""
+    local_scale: Scale = (0.05, 0.32)
+    """(D) Area of a local crop; DINOv2's public value."""
+    flip: Share = 0.5
+    """Probability that a crop is mirrored (flips published for TIPSv2, probability D)."""
+    mask_ratio: Share = 0.75
+    """Share of the global crop's patches that are masked, at random (published)."""
+
+
+class CaptionsConfig(Schema):
+    """Where synthetic captions come from and how text becomes ids."""
+
+    source: Literal["column"] = "column"
+    """`column`: the data hold them."""
+    tokenizer: str | None = None
+    """SentencePiece or tokenizers file; None: one is trained on a sample of the data's captions and kept in the run."""
+    missing: Literal["invalid", "empty", "other"] = "invalid"
+    """A row without one of its captions is a bad row, gets an empty text, or gets the other caption."""
+
+
+class ResourcesConfig(Schema):
+    """Workers and what each holds."""
+
+    workers: PositiveInt = 1
+    gpus_per_worker: NonNegativeFloat = 0
+    cpus_per_worker: NonNegativeFloat = 1
+    data_cpus: PositiveInt = 1
+    """CPUs that the data stream needs beside the workers; checked before the start."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Compute type; weights are kept and gradients reduced in fp32."""
+    compile: bool = False
+    """torch.compile of every transformer block."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again instead of kept."""
+
+
+class TrackingConfig(Schema):
+    """MLflow."""
+
+    mlflow_uri: str | None = None
+    """Tracking server; None: `sqlite:///<storage>/mlflow.db` for a local storage, none for s3://."""
+    experiment: str = "tips_ray"
+
+
+class RunConfig(TrainConfig):
+    """One pretraining run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Folder of the run below `storage`; the same name resumes."""
+    storage: str = "out/runs"
+    """Folder or s3:// prefix that holds all runs."""
+    data: DataConfig
+    views: ViewsConfig = ViewsConfig()
+    captions: CaptionsConfig = CaptionsConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    global_batch_images: PositiveInt
+    """Images per optimizer step over all workers; fixed, whatever the number of workers."""
+    micro_batch_images: PositiveInt | None = None
+    """Images per worker and forward pass; None: the worker's whole share."""
+    log_every_steps: PositiveInt = 10
+    checkpoint_every_steps: PositiveInt = 500
+    keep_last: PositiveInt = 2
+    """Newest checkpoints that stay."""
+    data_prefetch_batches: NonNegativeInt = 2
+    """Micro-batches that wait ready in front of each worker."""
+
+    @model_validator(mode="after")
+    def _crops_fit_patches(self) -> Self:
+        patch = self.image.patch_size_px
+        for name, side in (("views.global_px", self.views.global_px), ("views.local_px", self.views.local_px)):
+            if side % patch:
+                raise ValueError(f"{name} ({side}) must be divisible by image.patch_size_px ({patch})")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        workers, total = self.resources.workers, self.global_batch_images
+        micro = self.micro_batch_images or max(total // workers, 1)
+        if total % (workers * micro):
+            raise ValueError(
+                f"global_batch_images ({total}) must be divisible by resources.workers ({workers}) x "
+                f"micro_batch_images ({micro})"
+            )
+        return self
+
+    @property
+    def images_per_pass(self) -> int:
+        """Images per worker and forward pass."""
+        return self.micro_batch_images or self.global_batch_images // self.resources.workers
