@@ -1,6 +1,6 @@
 import pytest
 
-from tips_ray.config import ImageEncoderConfig, ObjectiveConfig, ScheduleConfig, load_config, override
+from tips_ray.config import ImageEncoderConfig, ObjectiveConfig, ScheduleConfig, TrainConfig, load_config, override
 
 SIZES = {"width": 32, "depth": 2, "num_heads": 2, "ffn_hidden": 64}
 
@@ -67,3 +67,11 @@ def test_every_field_that_is_our_decision_says_so():
     for name in ours:
         assert (ObjectiveConfig.model_fields[name].description or "").startswith("(D)"), name
     assert (ImageEncoderConfig.model_fields["gelu"].description or "").startswith("(D)")
+
+
+def test_a_variant_fills_the_sizes_and_single_fields_go_before():
+    config = override(TrainConfig, {"variant": "B", "image": {"image_size_px": 224}}, {"text.vocab_size": 500})
+    assert (config.image.width, config.image.depth, config.image.grid) == (768, 12, 16)
+    assert (config.text.ffn_hidden, config.text.vocab_size) == (3072, 500)
+    with pytest.raises(ValueError, match="variant"):
+        override(TrainConfig, {"variant": "H"}, {})

@@ -1,6 +1,6 @@
 """The published sizes. Source: the TIPS and TIPSv2 inference code."""
 
-from tips_ray.config.schema import ImageEncoderConfig, TextEncoderConfig
+from typing import Any
 
 _IMAGE = {
     "S": dict(width=384, depth=12, num_heads=6, ffn_hidden=1536),
@@ -18,14 +18,18 @@ _TEXT = {
 }
 
 
-def image_config(variant: str, **sizes) -> ImageEncoderConfig:
-    """Sizes of `variant` (S B L So400m g), each field replaceable by name."""
-    return ImageEncoderConfig(**{**_named(_IMAGE, variant), **sizes})
+def image_sizes(variant: str) -> dict[str, Any]:
+    """Fields of ImageEncoderConfig for `variant` (S B L So400m g).
+
+    Raises:
+        ValueError: the variant is not among them.
+    """
+    return _named(_IMAGE, variant)
 
 
-def text_config(variant: str, **sizes) -> TextEncoderConfig:
-    """Sizes of the text encoder beside image encoder `variant`, each field replaceable by name."""
-    return TextEncoderConfig(**{**_named(_TEXT, variant), **sizes})
+def text_sizes(variant: str) -> dict[str, Any]:
+    """Fields of TextEncoderConfig beside image encoder `variant`."""
+    return _named(_TEXT, variant)
 
 
 def num_heads_of(width: int) -> int | None:

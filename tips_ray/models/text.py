@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tips_ray.config import TextEncoderConfig
 from tips_ray.models.layers import Block, Group, feed_forward, initialize
-from tips_ray.config.variants import text_config
+from tips_ray.config.variants import text_sizes
 
 PADDING_ID = 0
 
@@ -89,7 +89,7 @@ class TextEncoder(nn.Module):
 
 def text_encoder(variant: str, **sizes) -> TextEncoder:
     """Randomly initialised text encoder beside `variant` (S B L So400m g); `sizes` replaces fields of the config."""
-    return TextEncoder(text_config(variant, **sizes))
+    return TextEncoder(TextEncoderConfig(**{**text_sizes(variant), **sizes}))
 
 
 def _masked_mean(tokens_BTD: Tensor, valid_BT: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tips_ray.config import ImageEncoderConfig
 from tips_ray.models.layers import Block, Group, drop_path_factors, feed_forward, initialize
-from tips_ray.config.variants import image_config
+from tips_ray.config.variants import image_sizes
 
 NUM_CLS = 2
 
@@ -140,7 +140,7 @@ class ImageEncoder(nn.Module):
 
 def image_encoder(variant: str, **sizes) -> ImageEncoder:
     """Randomly initialised encoder `variant` (S B L So400m g); `sizes` replaces fields of ImageEncoderConfig."""
-    return ImageEncoder(image_config(variant, **sizes))
+    return ImageEncoder(ImageEncoderConfig(**{**image_sizes(variant), **sizes}))
 
 
 def dense_features(encoder: ImageEncoder, images_BCHW: Tensor, mode: Literal["values", "last"] = "values") -> Tensor:
