@@ -57,13 +57,13 @@ class ViewsConfig(Schema):
     global_px: PositiveInt = 224
     """Side of the global crop (published for v1 training files and TIPSv2)."""
     global_scale: Scale = (0.32, 1.0)
-    """(D) Area of the global crop; DINOv2's public value."""
+    """(D) Smallest and largest share of the image's area in the global crop; DINOv2's public value."""
     local_crops: PositiveInt = 6
     """M, local crops per image (TIPSv2)."""
     local_px: PositiveInt = 98
     """Side of a local crop (TIPSv2: 98 beside 224, 140 beside 448)."""
     local_scale: Scale = (0.05, 0.32)
-    """(D) Area of a local crop; DINOv2's public value."""
+    """(D) The same for a local crop; DINOv2's public value."""
     flip: Share = 0.5
     """Probability that a crop is mirrored (flips published for TIPSv2, probability D)."""
     mask_ratio: Share = 0.75

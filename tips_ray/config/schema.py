@@ -1,9 +1,12 @@
 """Pydantic models of a run. A field marked (D) is not published for TIPS: its value is our decision, not theirs."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as _model_validator
+
+from tips_ray.config.variants import VARIANTS, image_sizes, text_sizes
 
 Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -153,6 +156,8 @@ class ScheduleConfig(Schema):
 class TrainConfig(Schema):
     """Everything that one optimizer step depends on."""
 
+    variant: Literal["S", "B", "L", "So400m", "g"] | None = None
+    """Published sizes that `image` and `text` start from; their own fields go before. None: all sizes are given."""
     image: ImageEncoderConfig
     text: TextEncoderConfig
     head: PrototypeHeadConfig = PrototypeHeadConfig()
@@ -160,6 +165,15 @@ class TrainConfig(Schema):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     seed: NonNegativeInt = 0
+
+    @_model_validator(mode="before")
+    @classmethod
+    def _start_from_variant(cls, tree: Any) -> Any:
+        variant = tree.get("variant") if isinstance(tree, Mapping) else None
+        if variant not in VARIANTS:
+            return tree  # None, or a mistake that validation names
+        image = {**image_sizes(variant), **(tree.get("image") or {})}
+        return {**tree, "image": image, "text": {**text_sizes(variant), **(tree.get("text") or {})}}
 
     @_model_validator(mode="after")
     def _widths_meet(self):

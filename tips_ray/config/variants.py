@@ -17,6 +17,8 @@ _TEXT = {
     "g": dict(width=1536, depth=12, num_heads=24, ffn_hidden=6144),
 }
 
+VARIANTS = tuple(_IMAGE)
+
 
 def image_sizes(variant: str) -> dict[str, Any]:
     """Fields of ImageEncoderConfig for `variant` (S B L So400m g).
