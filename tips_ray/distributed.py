@@ -1,6 +1,7 @@
 """The only collectives of the library. Without a process group every function is that of one rank. N = B x ranks."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,15 @@ def mean_over_ranks(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     values = torch.stack([metrics[name].detach().double().reshape(()) for name in metrics])
     means = (sum_over_ranks(values) / world_size()).tolist()
     return dict(zip(metrics, means, strict=True))
+
+
+def gather_objects(local: Any) -> list[Any]:
+    """Small picklable values of all ranks in rank order."""
+    if world_size() == 1:
+        return [local]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, local)
+    return gathered
 
 
 class _Gather(torch.autograd.Function):

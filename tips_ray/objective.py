@@ -52,9 +52,9 @@ def self_supervised_terms(
 ) -> dict[str, Tensor]:
     """L_distill and L_mask of one micro-batch, each only where its weight is not 0; micro-batches add up."""
     temperatures, terms = (config.student_temperature, teacher_temperature), {}
-    if student.crop_scores_VBK is not None and teacher.cls_BK is not None:
+    if student.crop_scores_RK is not None and teacher.cls_BK is not None:
         terms["distillation"] = distillation_loss(
-            student.crop_scores_VBK,
+            student.crop_scores_RK.unflatten(0, (-1, len(batch))),
             teacher.cls_BK,
             centers.distillation_K,
             *temperatures,

@@ -33,12 +33,12 @@ class StudentOutputs(NamedTuple):
     embeddings: Embeddings
     log_temperature: Tensor
     """[1]."""
-    crop_scores_VBK: Tensor | None
-    """CLS-web of each local crop; None without distillation."""
+    crop_scores_RK: Tensor | None
+    """CLS-web of each local crop, [V * B, K], crop after crop; None without distillation."""
     patch_scores_MK: Tensor | None
     """The scored patches; None without masked image modelling."""
     clean: ImageFeatures | None
-    """The unmasked global view without gradient; None where no such pass was made."""
+    """The unmasked global view without gradient, for a teacher that has no encoder of its own."""
 
 
 class TeacherScores(NamedTuple):
@@ -71,9 +71,9 @@ class Student(nn.Module):
         return StudentOutputs(
             self._embeddings(features[self.config.contrastive_view], batch),
             self.log_temperature * 1,  # a copy made inside forward, where FSDP holds the whole parameter
-            self._crop_scores(features.get("local"), batch),
+            self.heads.distillation(features["local"].cls_web_BD) if "local" in features else None,
             self._patch_scores(features, batch),
-            ImageFeatures(*(feature.detach() for feature in features["clean"])) if "clean" in features else None,
+            self._clean(features),
         )
 
     def embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
@@ -98,14 +98,13 @@ class Student(nn.Module):
 
     def _embeddings(self, features: ImageFeatures, batch: Batch) -> Embeddings:
         captions = torch.cat([batch.web_ids_BT, drawn_captions(batch.synthetic_ids_BAT, batch.key_B)])
-        web_BD, synthetic_BD = F.normalize(self.text(captions), dim=-1).chunk(2)
-        cls_web_BD, cls_synthetic_BD = (F.normalize(cls_BD, dim=-1) for cls_BD in features[:2])
-        return Embeddings(cls_web_BD, cls_synthetic_BD, web_BD, synthetic_BD)
+        pooled = (features.cls_web_BD, features.cls_synthetic_BD, *self.text(captions).chunk(2))
+        return Embeddings(*(F.normalize(embedding_BD, dim=-1) for embedding_BD in pooled))
 
-    def _crop_scores(self, local: ImageFeatures | None, batch: Batch) -> Tensor | None:
-        if local is None:
+    def _clean(self, features: dict[str, ImageFeatures]) -> ImageFeatures | None:
+        if self.config.teacher != "ema_heads":
             return None
-        return self.heads.distillation(local.cls_web_BD).unflatten(0, (-1, len(batch)))
+        return ImageFeatures(*(feature.detach().clone() for feature in features["clean"]))
 
     def _patch_scores(self, features: dict[str, ImageFeatures], batch: Batch) -> Tensor | None:
         if not self.config.beta:

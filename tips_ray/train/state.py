@@ -1,7 +1,7 @@
 """What a run is between two steps, and how it starts."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,19 @@ class TrainState:
     """Optimizer steps completed."""
 
 
-def new_state(config: TrainConfig, teacher: Teacher | None = None, device: torch.device | str = "cpu") -> TrainState:
+def new_state(
+    config: TrainConfig,
+    teacher: Teacher | None = None,
+    device: torch.device | str = "cpu",
+    prepare: Callable[[Student, Teacher], None] | None = None,
+) -> TrainState:
     """Random student from `config.seed`, its teacher, zero centres.
+
+    Args:
+        config: sizes, objective, optimizer.
+        teacher: the trained one of `objective.teacher: frozen`.
+        device: where networks and centres live.
+        prepare: changes both networks in place before the optimizer takes their parameters: `parallelize`.
 
     Raises:
         ValueError: `objective.teacher` is `frozen` and no teacher was given, or one was given without need.
@@ -42,6 +53,8 @@ def new_state(config: TrainConfig, teacher: Teacher | None = None, device: torch
         heads = Heads(config.image.width, config.head)
     student = Student(image, text, heads, config.objective).to(device)
     teacher = (teacher or _copied_teacher(student)).to(device)
+    if prepare:
+        prepare(student, teacher)
     centers = Centers(config.head.num_prototypes).to(device)
     return TrainState(student, teacher, centers, adamw(student, config.optimizer))
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.profiler import record_function
 
 from tips_ray.batch import Batch
@@ -111,7 +112,7 @@ def _update_student(state: TrainState, config: TrainConfig) -> Tensor:
     grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.max_grad_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    return grad_norm
+    return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
 
 
 def _leaf(value: Tensor) -> Tensor:

@@ -1,0 +1,98 @@
+"""Networks made fit for large machines, in this order: recomputation, compile, sharding. P packed tokens, D width."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from tips_ray.models.layers import Block, Group
+from tips_ray.models.networks import Student, Teacher
+
+_ATEN = torch.ops.aten
+_KEPT = [
+    _ATEN.mm.default,
+    _ATEN.addmm.default,
+    _ATEN.bmm.default,
+    _ATEN.baddbmm.default,
+    _ATEN._scaled_dot_product_flash_attention.default,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu.default,
+    _ATEN._scaled_dot_product_efficient_attention.default,
+    _ATEN._scaled_dot_product_cudnn_attention.default,
+]
+# Drop-path is keyed by sample and there is no other randomness, so no generator has to be put back.
+_FULL: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+_OPTIONS = {
+    "full": _FULL,
+    "selective": {**_FULL, "context_fn": partial(create_selective_checkpoint_contexts, _KEPT)},
+}
+
+
+def apply_recomputation(network: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
+    """What a block forgets after its forward and computes again for its backward; numbers and names stay.
+
+    Args:
+        network: the student; a teacher has no backward and needs none of this.
+        mode: `full` keeps a block's input alone; `selective` also the outputs of matrix products and attention, so
+            that only norms, activations, LayerScale and sums are computed twice.
+
+    Raises:
+        ValueError: another mode.
+    """
+    if mode != "none" and mode not in _OPTIONS:
+        raise ValueError(f"mode ({mode!r}) must be none, selective or full")
+    if mode == "none":
+        return
+    forward = _recomputed(_OPTIONS[mode])
+    for block in _blocks(network):
+        # On the instance: a wrapping module would rename the parameters, by which the teacher finds its student.
+        block.forward = MethodType(forward, block)
+
+
+def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
+    """Compile block by block: blocks of one shape share one graph, and FSDP can gather each by itself."""
+    # All blocks are one piece of code: images and texts, student and teacher, with and without gradient count against
+    # one limit, beyond which a block runs uncompiled with no more than a warning.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for block in _blocks(network):
+        block.compile(backend=backend, dynamic=False)
+
+
+def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
+    """FSDP2: parameters, gradients and optimizer state cut over `mesh`, block by block, heads, then the roots.
+
+    Args:
+        student: gathered for computing in `dtype`; gradients are averaged over ranks in fp32 or better.
+        teacher: the same without gradients.
+        mesh: one axis, all ranks.
+        dtype: compute type; the shards stay fp32.
+    """
+    reduce_dtype = torch.promote_types(dtype, torch.float32)
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(dtype, reduce_dtype)}
+    for network in (student, teacher):
+        for block in _blocks(network):
+            fully_shard(block, **options)
+        for head in (network.heads.distillation, network.heads.masked_image):
+            fully_shard(head, **options)
+    fully_shard(student, **options)
+    # A root stays gathered until its backward. The teacher has none, and its EMA needs shards.
+    fully_shard(teacher, **options, reshard_after_forward=True)
+    register_fsdp_forward_method(student, "embed")
+
+
+def _recomputed(options: dict[str, Any]):
+    def forward(
+        self: Block, tokens_PD: Tensor, groups: Sequence[Group], kept: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        return checkpoint(lambda tokens_PD: Block.forward(self, tokens_PD, groups, kept), tokens_PD, **options)
+
+    return forward
+
+
+def _blocks(network: nn.Module) -> Iterator[Block]:
+    return (module for module in network.modules() if isinstance(module, Block))
