@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "models": {"config", "keyed", "batch"},
     "losses": {"distributed"},
     "objective": {"config", "batch", "models", "losses"},
+    "evaluation": {"models"},
     "train": {"config", "distributed", "batch", "models", "objective"},
 }
 RAY_FREE = set(MAY_IMPORT)

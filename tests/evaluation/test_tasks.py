@@ -1,0 +1,53 @@
+import torch
+
+from tips_ray.evaluation.depth import linear_depth_rmse
+from tips_ray.evaluation.features import image_features, text_features
+from tips_ray.evaluation.retrieval import retrieval
+from tips_ray.models import ImageFeatures, image_encoder, text_encoder
+
+SIZES = {"width": 32, "depth": 1, "num_heads": 2, "ffn_hidden": 64}
+
+
+def _features(images: int, seed: int) -> ImageFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    return ImageFeatures(
+        *(torch.randn(*shape, generator=generator) for shape in ((images, 4), (images, 4), (images, 9, 4)))
+    )
+
+
+def _depth(features: ImageFeatures) -> torch.Tensor:
+    """Log depth is linear in the patch: exp(0.5 + 0.3 f0 - 0.2 f2), constant over each 7 x 7 patch."""
+    patches = features.patches_BLD
+    depth = (0.5 + 0.3 * patches[..., 0] - 0.2 * patches[..., 2]).exp().view(-1, 3, 3)
+    return depth.repeat_interleave(7, 1).repeat_interleave(7, 2)
+
+
+def test_the_depth_probe_finds_a_linear_law_and_noise_does_not():
+    train, test = _features(200, 0), _features(20, 1)
+    centre = torch.zeros_like(_depth(test))
+    centre[:, 3::7, 3::7] = _depth(test)[:, 3::7, 3::7]  # judged at patch centres, where upsampling is exact
+    assert linear_depth_rmse(train, _depth(train), test, centre, (3, 3)) < 0.02
+    assert linear_depth_rmse(_features(200, 5), _depth(train), test, centre, (3, 3)) > 0.4
+
+
+def test_retrieval_counts_both_directions():
+    images = torch.eye(3)
+    texts = torch.tensor([[1.0, 0.1, 0], [1.0, 0.2, 0], [0, 0, 1]])  # text 1 is nearer to image 0 than to its own
+    scores = retrieval(images, texts)
+    assert scores == {
+        "image_to_text_recall_at_1": 1.0,
+        "text_to_image_recall_at_1": 2 / 3,
+    }
+
+
+def test_features_do_not_depend_on_the_batch_size():
+    encoder, images = (
+        image_encoder("S", image_size_px=28, **SIZES),
+        torch.randint(0, 256, (5, 28, 28, 3), dtype=torch.uint8),
+    )
+    torch.testing.assert_close(
+        image_features(encoder, images, 2), image_features(encoder, images, 5), atol=1e-6, rtol=0
+    )
+    texts, ids = text_encoder("S", vocab_size=20, **SIZES), torch.randint(0, 20, (5, 8))
+    torch.testing.assert_close(text_features(texts, ids, 2), text_features(texts, ids, 5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(text_features(texts, ids).norm(dim=1), torch.ones(5))

@@ -1,0 +1,1 @@
+"""Frozen evaluation: metrics, features, and one file per task."""
