@@ -16,7 +16,11 @@ MAY_IMPORT = {
     "losses": {"distributed"},
     "objective": {"config", "batch", "models", "losses"},
     "evaluation": {"models"},
-    "train": {"config", "distributed", "batch", "models", "objective"},
+    "storage": set(),
+    "tracking": {"config", "storage"},
+    "report": {"storage", "train"},
+    "data": {"config", "keyed", "batch", "storage"},
+    "train": {"config", "distributed", "batch", "models", "objective", "storage"},
 }
 RAY_FREE = set(MAY_IMPORT)
 

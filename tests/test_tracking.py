@@ -1,0 +1,190 @@
+"""MLflow with a real database; the slow test has a real server."""
+
+import json
+import logging
+import math
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from toy import TOY
+
+from tips_ray.config import override
+from tips_ray.config.run import RunConfig
+from tips_ray.tracking import TrackingHandle, start_tracking, tracking_uri
+
+
+def _config(storage: Path | str, **values) -> RunConfig:
+    tree = {**TOY, "name": "small", "storage": str(storage), "data": {"sources": [{"uri": "photos"}]}}
+    values = {"global_batch_images": 8, **values}
+    return override(RunConfig, tree, {key.replace("__", "."): value for key, value in values.items()})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The storage of all runs here: they share a database, which takes seconds to make."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def folder(runs, tmp_path):
+    path = runs / tmp_path.name
+    path.mkdir()
+    return str(path)
+
+
+def _run(config: RunConfig, folder: str):
+    run_id = json.loads(Path(folder, "mlflow.json").read_text())["run_id"]
+    return MlflowClient(tracking_uri(config)).get_run(run_id)
+
+
+def _data(run) -> list:
+    return run.inputs.dataset_inputs
+
+
+def _history(config: RunConfig, folder: str, name: str) -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri(config))
+    return [(point.step, point.value) for point in client.get_metric_history(_run(config, folder).info.run_id, name)]
+
+
+def test_a_local_run_is_tracked_beside_its_folder_under_an_absolute_uri(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(_config("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri(_config("runs", tracking__mlflow_uri="sqlite:///a/b.db")) == f"sqlite:///{tmp_path}/a/b.db"
+    assert tracking_uri(_config("runs", tracking__mlflow_uri="http://host:5000")) == "http://host:5000"
+
+
+def test_a_run_on_s3_without_a_server_is_not_tracked():
+    tracking = start_tracking(_config("s3://runs"), "s3://runs/small")
+    tracking.log(1, {"loss/total": 1.0})
+    tracking.handle().log(1, {"loss/total": 1.0})
+    tracking.finish("FINISHED")
+    assert not tracking.run_id and tracking.how_to_view is None
+
+
+def test_a_run_has_its_params_data_and_metrics(runs, folder):
+    config = _config(runs)
+    tracking = start_tracking(config, folder, data_fingerprint="ab" * 32, parent_run_id="sweep")
+    tracking.log(10, {"loss/total": 2.5, "grad_norm": math.nan})
+    tracking.finish("FINISHED")
+    run = _run(config, folder)
+    assert (run.info.run_name, run.info.status) == ("small", "FINISHED")
+    assert run.data.params["schedule.peak_lr"] == "0.001" and run.data.params["global_batch_images"] == "8"
+    assert run.data.metrics["loss/total"] == 2.5 and math.isnan(run.data.metrics["grad_norm"])
+    assert [data.dataset.name for data in _data(run)] == ["photos"]
+    assert run.data.tags["mlflow.parentRunId"] == "sweep" and run.data.tags["run_folder"] == folder
+
+
+def test_a_resume_continues_the_same_run(runs, folder):
+    config = _config(runs)
+    first = start_tracking(config, folder)
+    first.log(10, {"loss/total": 2.5})
+    first.finish("FAILED")
+    changed = _config(runs, resources__workers=2)
+    second = start_tracking(changed, folder, resumed_from_step=10)
+    second.log(20, {"loss/total": 2.0})
+    assert _run(config, folder).info.status == "RUNNING"
+    second.finish("KILLED")
+    run = _run(config, folder)
+    assert first.run_id == second.run_id and run.info.status == "KILLED"
+    assert _history(config, folder, "loss/total") == [(10, 2.5), (20, 2.0)]
+    assert run.data.tags["resumed_from_step"] == "10" and run.data.tags["changed.resources.workers"] == "2"
+    assert run.data.params["resources.workers"] == "1"
+
+
+def test_a_run_that_the_server_does_not_have_is_made_anew(runs, folder):
+    Path(folder, "mlflow.json").write_text('{"run_id": "0123456789abcdef0123456789abcdef"}')
+    tracking = start_tracking(_config(runs), folder)
+    assert _run(_config(runs), folder).info.run_id == tracking.run_id
+
+
+def test_a_handle_that_was_pickled_logs_more_than_one_request_holds(runs, folder):
+    config = _config(runs)
+    handle = pickle.loads(pickle.dumps(start_tracking(config, folder).handle()))
+    points = [(step, 1.0 / step) for step in range(1, 1202)]
+    for step, value in points:
+        handle.log(step, {"loss/total": value})
+    handle.flush()
+    assert _history(config, folder, "loss/total") == points
+
+
+def test_metrics_go_out_in_the_background_without_a_flush(runs, folder, monkeypatch):
+    monkeypatch.setattr("tips_ray.tracking.SEND_EVERY_SECONDS", 0.0)
+    config = _config(runs)
+    handle = start_tracking(config, folder).handle()
+    handle.log(1, {"loss/total": 1.0})
+    assert handle._sending is not None
+    handle._sending.result(30)
+    assert _history(config, folder, "loss/total") == [(1, 1.0)]
+
+
+def test_no_credential_of_a_uri_reaches_mlflow(runs, folder):
+    source = {"sources": [{"uri": "s3://KEY:SECRET@bucket/photos"}]}
+    config = _config(runs, data=source)
+    start_tracking(config, folder).finish("FINISHED")
+    run = _run(config, folder)
+    everything = f"{run.to_dictionary()}{[data.dataset.source for data in _data(run)]}"
+    assert "s3://bucket/photos" in everything and "SECRET" not in everything
+
+
+def test_a_server_that_is_not_there_is_one_sentence(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = _config("s3://runs", tracking__mlflow_uri=f"http://me:SECRET@127.0.0.1:{port}")
+    with pytest.raises(ConnectionError) as error:
+        start_tracking(config, folder)
+    assert str(error.value).startswith(f"tracking.mlflow_uri (http://127.0.0.1:{port}) does not answer (")
+    assert "SECRET" not in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_a_server_that_goes_away_costs_a_warning_and_keeps_the_metrics(folder, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    handle = TrackingHandle("http://127.0.0.1:9", "0123456789abcdef0123456789abcdef")
+    handle.log(1, {"loss/total": 1.0})
+    with caplog.at_level(logging.WARNING):
+        handle.flush()
+    assert "MLflow took no metrics, 1 wait" in caplog.text
+    assert [metric.value for metric in handle._waiting] == [1.0]
+
+
+@pytest.mark.slow
+def test_a_real_server_takes_a_run_from_start_to_end(tmp_path, folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}/health")
+        config = _config(tmp_path, tracking__mlflow_uri=f"http://127.0.0.1:{port}")
+        tracking = start_tracking(config, folder)
+        tracking.log(1, {"loss/total": 1.0, "grad_norm": math.inf})
+        tracking.finish("FINISHED")
+        assert _run(config, folder).info.status == "FINISHED"
+        assert _history(config, folder, "loss/total") == [(1, 1.0)]
+        assert tracking.how_to_view == f"http://127.0.0.1:{port}/#/experiments/1/runs/{tracking.run_id}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _wait_until_healthy(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"{address} does not answer"
+            time.sleep(0.2)

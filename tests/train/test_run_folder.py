@@ -1,0 +1,201 @@
+"""The run folder on a local disk and on a real S3 server: two kinds of file, one behaviour."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.local_s3 import local_s3
+from tips_ray import storage
+from tips_ray.train.run_folder import RunFolder
+
+CONFIG = "name: small\nschedule: {peak_lr: 0.001}\nresources: {workers: 2}\ndata: {sources: [{uri: a}]}\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with local_s3(tmp_path_factory.mktemp("s3")) as server:
+        server.make_bucket("runs")
+        yield server
+
+
+@pytest.fixture(params=["local", "s3"])
+def uri(request, tmp_path, monkeypatch):
+    """Of an empty run folder."""
+    if request.param == "local":
+        return str(tmp_path / "small")
+    server = request.getfixturevalue("server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://runs/{tmp_path.name}"
+
+
+def _steps(folder: RunFolder) -> list[int]:
+    return [line["step"] for line in folder.read_metrics()]
+
+
+def _attempt(uri: str, steps: range, restored_step: int | None = None) -> RunFolder:
+    folder = RunFolder(uri)
+    if restored_step is not None:
+        folder.drop_after(restored_step)
+    for step in steps:
+        folder.log_metrics(step, {"loss/total": float(step)})
+    folder.flush()
+    return folder
+
+
+def test_the_first_claim_is_new_and_the_second_resumes(uri):
+    assert RunFolder(uri).claim(CONFIG) == "new"
+    assert RunFolder(uri).claim(CONFIG) == "resumed"
+    assert storage.read_text(f"{uri}/config.yaml") == CONFIG
+
+
+def test_another_config_is_refused_and_every_differing_key_is_named(uri):
+    RunFolder(uri).claim(CONFIG)
+    other = CONFIG.replace("0.001", "0.002").replace("uri: a", "uri: b, weight: 2").replace("workers: 2", "workers: 4")
+    with pytest.raises(ValueError) as error:
+        RunFolder(uri).claim(other)
+    assert str(error.value).splitlines()[1:] == [
+        '  data.sources.0.uri: "a" -> "b"',
+        "  data.sources.0.weight: absent -> 2",
+        "  schedule.peak_lr: 0.001 -> 0.002",
+    ]
+    assert storage.read_text(f"{uri}/config.yaml") == CONFIG
+
+
+def test_another_number_of_workers_is_allowed_and_noted(uri):
+    RunFolder(uri).claim(CONFIG)
+    other = CONFIG.replace("workers: 2", "workers: 4")
+    assert RunFolder(uri).claim(other) == "resumed"
+    assert [(event["kind"], event["changes"]) for event in RunFolder(uri).read_events()] == [
+        ("config", {"resources.workers": "2 -> 4"})
+    ]
+    assert storage.read_text(f"{uri}/config.yaml") == other
+
+
+def test_an_empty_folder_reads_as_nothing(uri):
+    folder = RunFolder(uri)
+    folder.flush()
+    assert folder.read_metrics() == folder.read_events() == folder.read_rejects() == []
+
+
+def test_metrics_come_back_as_they_went_in(uri):
+    folder = _attempt(uri, range(1, 3))
+    folder.log_metrics(3, {"loss/total": math.nan, "images_per_second": 2.5, "count": 4})
+    folder.flush()
+    *_, last = folder.read_metrics()
+    assert _steps(folder) == [1, 2, 3]
+    assert math.isnan(last["loss/total"]) and last["images_per_second"] == 2.5 and last["count"] == 4
+    assert last["time"].endswith("+00:00")
+
+
+def test_a_restart_replaces_the_steps_beyond_the_restored_one(uri):
+    _attempt(uri, range(1, 8))
+    _attempt(uri, range(5, 7), restored_step=4)
+    folder = _attempt(uri, range(7, 10), restored_step=6)
+    assert _steps(folder) == list(range(1, 10))
+
+
+def test_the_restored_step_counts_and_not_the_first_that_was_logged_again(uri):
+    _attempt(uri, range(1, 8))
+    assert _steps(_attempt(uri, range(6, 10, 2), restored_step=4)) == [1, 2, 3, 4, 6, 8]
+
+
+def test_a_restart_from_nothing_replaces_everything(uri):
+    _attempt(uri, range(1, 4))
+    assert _steps(_attempt(uri, range(1, 3))) == [1, 2]
+
+
+def test_parts_of_one_attempt_add_up(uri):
+    folder = _attempt(uri, range(1, 3), restored_step=0)
+    for step in range(3, 6):
+        folder.log_metrics(step, {})
+        folder.flush()
+    assert _steps(folder) == [1, 2, 3, 4, 5]
+
+
+def test_two_writers_never_share_a_file(uri):
+    writers = [RunFolder(uri), RunFolder(uri)]
+    for index, writer in enumerate(writers):
+        writer.log_event("start", 0, writer=index)
+        writer.flush()
+    for index, writer in enumerate(writers):
+        writer.log_event("end", 9, writer=index)
+        writer.flush()
+    assert sorted((event["kind"], event["writer"]) for event in writers[0].read_events()) == [
+        ("end", 0),
+        ("end", 1),
+        ("start", 0),
+        ("start", 1),
+    ]
+
+
+def test_a_writer_that_saw_no_other_takes_the_next_number_all_the_same(uri, monkeypatch):
+    for index in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "list_names", lambda uri: [])  # as if all three had looked at the same time
+            writer = RunFolder(uri)
+            writer.log_event("start", 0, writer=index)
+            writer.flush()
+    assert sorted(event["writer"] for event in RunFolder(uri).read_events()) == [0, 1, 2]
+
+
+def test_events_are_in_order_of_time_and_take_any_value(uri):
+    first, second = RunFolder(uri), RunFolder(uri)
+    first.log_event("start", 0, path=Path("a"), loss=math.inf)
+    second.log_event("resume", 4, rows=np.int64(64))
+    first.log_event("end", 9)
+    second.flush()
+    first.flush()
+    events = first.read_events()
+    assert [(event["kind"], event["step"]) for event in events] == [("start", 0), ("resume", 4), ("end", 9)]
+    assert events[0]["path"] == "a" and events[0]["loss"] == "inf" and events[1]["rows"] == 64
+
+
+def test_rejects_of_all_ranks_are_read_once_each(uri):
+    for rank in (0, 1, 1):  # rank 1 meets its row again after a restart
+        folder = RunFolder(uri, rank)
+        folder.log_rejects(
+            [{"step": 5 - rank, "sample_id": np.int64(7), "key": f"a.tar#{rank}", "reason": "truncated"}]
+        )
+        folder.flush()
+    assert [row["key"] for row in RunFolder(uri).read_rejects()] == ["a.tar#1", "a.tar#0"]
+
+
+def test_a_line_torn_by_a_crash_is_skipped(tmp_path):
+    folder = _attempt(str(tmp_path), range(1, 4))
+    (path,) = tmp_path.joinpath("metrics").iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    assert _steps(folder) == [1, 2]
+
+
+def test_a_broken_line_that_no_crash_explains_is_an_error(tmp_path):
+    folder = _attempt(str(tmp_path), range(1, 4))
+    (path,) = tmp_path.joinpath("metrics").iterdir()
+    path.write_text("not json\n" + path.read_text())
+    with pytest.raises(ValueError, match=r"attempt-0001-from-00000000\.jsonl, line 1"):
+        folder.read_metrics()
+
+
+def test_a_local_line_is_there_before_any_flush(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    folder.log_metrics(1, {"loss/total": 1.0})
+    folder.log_metrics(2, {"loss/total": 1.0})
+    assert _steps(RunFolder(str(tmp_path))) == [1, 2]
+
+
+def test_an_object_store_gets_one_part_per_flush(server, monkeypatch):
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    folder = _attempt("s3://runs/parts", range(1, 5), restored_step=0)
+    _attempt("s3://runs/parts", range(5, 7), restored_step=4)
+    folder.log_metrics(9, {})
+    found = server.client().list_objects_v2(Bucket="runs", Prefix="parts/metrics/")["Contents"]
+    assert [item["Key"].rpartition("/")[2] for item in found] == [
+        "attempt-0001-from-00000000.part-000000.jsonl",
+        "attempt-0002-from-00000004.part-000000.jsonl",
+    ]
+    body = server.client().get_object(Bucket="runs", Key=found[0]["Key"])["Body"].read()
+    assert [json.loads(line)["step"] for line in body.splitlines()] == [1, 2, 3, 4]

@@ -1,0 +1,58 @@
+"""HTML that is escaped by construction: text becomes markup only through `tag`."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+class Html(str):
+    """Text that is markup already."""
+
+
+def tag(name: str, *children: Any, **attributes: Any) -> Html:
+    """An element; children that are not `Html` are escaped. `class_` is class, `_` in names is a hyphen.
+
+    A None attribute is left out, a True one has no value.
+    """
+    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    texts = [f" {key}" if value is True else f' {key}="{html.escape(str(value))}"' for key, value in given.items()]
+    return Html(f"<{name}{''.join(texts)}>{joined(children)}</{name}>")
+
+
+def joined(children: Iterable[Any]) -> Html:
+    return Html("".join(child if isinstance(child, Html) else html.escape(str(child)) for child in children))
+
+
+def picture(image: np.ndarray, side_px: int, alt: str = "", class_: str | None = None) -> Html:
+    """An inlined JPEG, at most `side_px` on its longer side."""
+    photo = Image.fromarray(image).convert("RGB")
+    photo.thumbnail((side_px, side_px))
+    return _inlined(photo, "JPEG", alt, class_, quality=82)
+
+
+def pixels(image: np.ndarray, alt: str = "") -> Html:
+    """An inlined PNG whose pixels stay sharp when the page enlarges them."""
+    return _inlined(Image.fromarray(image), "PNG", alt, "pixels")
+
+
+def _inlined(photo: Image.Image, kind: str, alt: str, class_: str | None, **options: Any) -> Html:
+    buffer = io.BytesIO()
+    photo.save(buffer, kind, optimize=True, **options)
+    source = f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    element = tag("img", src=source, alt=alt, class_=class_, width=photo.width, height=photo.height)
+    return Html(element.removesuffix("</img>"))
+
+
+def number(value: Any) -> str:
+    """Four digits that matter: `12,346`, `0.1235`, `1.2e-05`; other values as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return str(value)
+    if isinstance(value, int) or (isfinite(value) and 1000 <= abs(value) < 1e9):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"

@@ -1,0 +1,223 @@
+"""Objects behind s3://. The store is AWS or what AWS_ENDPOINT_URL names; credentials come by boto3's usual chain.
+
+boto3 for all but Parquet, which Arrow reads. Neither retries by itself: `errors.attempt` does, for both alike.
+"""
+
+import os
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+from tips_ray.storage.errors import StorageError, attempt
+from tips_ray.storage.files import StoredFile, as_regex
+
+CONNECT_SECONDS, READ_SECONDS = 4, 60
+PIECE_BYTES, PIECES_AT_ONCE = 32 * 2**20, 8
+
+
+def matching(names: Iterable[str]) -> dict[str, list[StoredFile]]:
+    """The objects that each name stands for: one, all below a prefix, or a pattern with `*`.
+
+    Names in one folder share a listing, so that `{00000..11999}.tar` takes 12 requests and not 12,000.
+    """
+    groups, found = defaultdict(list), {}
+    for name in names:
+        groups[posixpath.dirname(name.partition("*")[0])].append(name)
+    for group in groups.values():
+        found |= _single(group[0]) if len(group) == 1 and "*" not in group[0] else _listed(group)
+    return found
+
+
+def stat(uri: str) -> StoredFile:
+    """Size and ETag of an object."""
+    bucket, key = _split(uri)
+    head = _client().head_object(Bucket=bucket, Key=key)
+    return StoredFile(uri, head["ContentLength"], head["ETag"].strip('"'))
+
+
+def read(uri: str, start: int, stop: int | None) -> bytes:
+    """Bytes [start, stop); fewer where the object ends before."""
+    bucket, key = _split(uri)
+    if stop is not None and stop <= start:
+        return b""
+    last = "" if stop is None else stop - 1
+    try:
+        return _client().get_object(Bucket=bucket, Key=key, Range=f"bytes={start}-{last}")["Body"].read()
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("InvalidRange", "416"):
+            return b""
+        raise
+
+
+def write(uri: str, content: bytes) -> None:
+    """Replace the object."""
+    bucket, key = _split(uri)
+    _client().put_object(Bucket=bucket, Key=key, Body=content)
+
+
+def create(uri: str, content: bytes) -> bool:
+    """Write the object unless it is there; False if it was."""
+    bucket, key = _split(uri)
+    try:
+        _client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("PreconditionFailed", "412"):
+            return False
+        raise
+    return True
+
+
+def upload(path: str, uri: str) -> None:
+    """Copy a local file to an object, in parts where it is large."""
+    bucket, key = _split(uri)
+    with open(path, "rb") as file:
+        _client().upload_fileobj(file, bucket, key)
+
+
+def download(uri: str, path: str) -> None:
+    """Copy an object to a local file, in pieces that are tried again one by one."""
+
+    def fetch(start: int) -> None:
+        piece = attempt(uri, lambda: read(uri, start, min(start + PIECE_BYTES, size)))
+        os.pwrite(file.fileno(), piece, start)
+
+    size = stat(uri).bytes
+    with open(path, "wb") as file, ThreadPoolExecutor(PIECES_AT_ONCE) as pool:
+        list(pool.map(fetch, range(0, size, PIECE_BYTES)))
+        if os.fstat(file.fileno()).st_size != size:
+            raise StorageError(f"{uri}: the object changed while it was read; try again")
+
+
+def names_in(uri: str, folders: bool) -> list[str]:
+    """Names of the objects, or of the prefixes, right below `uri`; none where there is nothing."""
+    _, key = _split(uri)
+    prefix = f"{key}/" if key else ""
+    kind, field = ("CommonPrefixes", "Prefix") if folders else ("Contents", "Key")
+    below = [entry[field] for page in _pages(uri, prefix, delimiter="/") for entry in page.get(kind, ())]
+    return [name.removeprefix(prefix).rstrip("/") for name in below if name != prefix]
+
+
+def delete(uri: str) -> None:
+    """Remove an object; nothing if it is not there."""
+    bucket, key = _split(uri)
+    _client().delete_object(Bucket=bucket, Key=key)
+
+
+def delete_folder(uri: str) -> None:
+    """Remove all objects below `uri`."""
+    files = _objects(uri, f"{_split(uri)[1]}/")
+    with ThreadPoolExecutor(PIECES_AT_ONCE) as pool:
+        list(pool.map(lambda file: attempt(file.uri, lambda: delete(file.uri)), files))
+
+
+def arrow_filesystem() -> S3FileSystem:
+    """Made in the process that uses it; one per set of AWS_ variables."""
+    return _arrow(_environment())
+
+
+def _single(uri: str) -> dict[str, list[StoredFile]]:
+    _, key = _split(uri)
+    files = [file for file in _objects(uri, f"{key}/" if key else "") if _is_visible(file.uri)]
+    if not files and key:
+        files = [file for file in _objects(uri, key) if file.uri == uri]
+    return {uri: files}
+
+
+def _listed(names: list[str]) -> dict[str, list[StoredFile]]:
+    """Names of one folder; a plain name stands for an object or for all below it."""
+    prefix = posixpath.commonprefix([_split(name)[1].partition("*")[0] for name in names])
+    found: dict[str, list[StoredFile]] = {name: [] for name in names}
+    patterns = {name: as_regex(name) for name in names if "*" in name}
+    for file in _objects(names[0], prefix):
+        for name in filter(found.__contains__, _with_parents(file.uri)):
+            found[name].append(file)
+        for name, pattern in patterns.items():
+            if pattern.fullmatch(file.uri) and _is_visible(file.uri):
+                found[name].append(file)
+    return found
+
+
+def _with_parents(uri: str) -> Iterator[str]:
+    while uri.count("/") > 2:
+        yield uri
+        uri = posixpath.dirname(uri)
+
+
+def _is_visible(uri: str) -> bool:
+    return not posixpath.basename(uri).startswith(".")
+
+
+def _objects(uri: str, prefix: str) -> list[StoredFile]:
+    bucket, _ = _split(uri)
+    entries = (entry for page in _pages(uri, prefix) for entry in page.get("Contents", ()))
+    return [
+        StoredFile(f"s3://{bucket}/{entry['Key']}", entry["Size"], entry["ETag"].strip('"'))
+        for entry in entries
+        if not entry["Key"].endswith("/")
+    ]
+
+
+def _pages(uri: str, prefix: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
+    bucket, _ = _split(uri)
+    request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter}
+    while True:
+        page = attempt(uri, lambda: _client().list_objects_v2(**request))
+        yield page
+        if not page.get("IsTruncated"):
+            return
+        request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def _environment() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+
+
+def _client() -> Any:
+    return _boto(_environment())
+
+
+@lru_cache(maxsize=2)
+def _boto(environment: tuple[tuple[str, str], ...]) -> Any:
+    from boto3.session import Session  # takes most of a second: not for those who read local files
+
+    retries = {"total_max_attempts": 1, "mode": "standard"}
+    config = Config(
+        connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=retries, max_pool_connections=64
+    )
+    return Session().client("s3", endpoint_url=_endpoint(environment), config=config)
+
+
+@lru_cache(maxsize=2)
+def _arrow(environment: tuple[tuple[str, str], ...]) -> S3FileSystem:
+    endpoint, region = _endpoint(environment), _boto(environment).meta.region_name
+    options: dict[str, Any] = {} if region in (None, "aws-global") else {"region": region}
+    if endpoint:
+        options |= {"endpoint_override": urlsplit(endpoint).netloc, "scheme": urlsplit(endpoint).scheme}
+    return S3FileSystem(
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=READ_SECONDS,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),
+        **options,
+    )
+
+
+def _endpoint(environment: tuple[tuple[str, str], ...]) -> str | None:
+    settings = dict(environment)
+    endpoint = settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or None
+    if endpoint and not re.match(r"https?://[^/]", endpoint):
+        raise StorageError(f"AWS_ENDPOINT_URL ({endpoint}) must begin with http:// or https://")
+    return endpoint

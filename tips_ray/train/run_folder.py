@@ -1,0 +1,202 @@
+"""The folder of a run, local or s3://: its config, metrics, events and rejects over all attempts (docs/formats.md).
+
+An *attempt* is one process that writes: each takes the next free number, so no object ever has two writers.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import groupby
+from math import isfinite, nan
+from typing import Any, Literal
+
+import yaml
+
+from tips_ray import storage
+
+MAY_DIFFER = {
+    "resources",
+    "tracking",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "keep_last",
+    "data_prefetch_batches",
+}
+"""Keys of the config that change how fast or how visibly a run goes, and not what it computes."""
+
+
+class RunFolder:
+    """One writer's view of the folder at `uri`; metrics and events belong to rank 0 and to the driver.
+
+    Lines reach a local file at once. On an object store they wait for `flush`, which writes one part of each kind.
+    """
+
+    def __init__(self, uri: str, rank: int = 0) -> None:
+        self.uri = str(uri).rstrip("/")
+        self._metrics = _Log(storage.join(self.uri, "metrics"), "attempt-{attempt:04d}-from-{step:08d}")
+        self._events = _Log(storage.join(self.uri, "events"), "attempt-{attempt:04d}")
+        self._rejects = _Log(storage.join(self.uri, "rejects"), f"rank-{rank:05d}-attempt-{{attempt:04d}}")
+
+    def claim(self, config_text: str) -> Literal["new", "resumed"]:
+        """Store `config_text` as the run's config, or compare it with the one that is there.
+
+        Raises:
+            ValueError: the run has another config in a key that is not in `MAY_DIFFER`; all of them are listed.
+        """
+        config_uri = storage.join(self.uri, "config.yaml")
+        if storage.create_text(config_uri, config_text):
+            return "new"
+        changes = _changes(yaml.safe_load(storage.read_text(config_uri)), yaml.safe_load(config_text))
+        refused = [f"  {key}: {change}" for key, change in changes.items() if key.split(".")[0] not in MAY_DIFFER]
+        if refused:
+            raise ValueError("\n".join([f"{self.uri} holds a run with another config (there -> given):", *refused]))
+        if changes:
+            self.log_event("config", None, changes=changes)
+            self.flush()
+            storage.write_text(config_uri, config_text)
+        return "resumed"
+
+    def drop_after(self, step: int) -> None:
+        """Call it after restoring `step`: metrics of earlier attempts beyond it no longer count. Nothing is deleted."""
+        self._metrics.start_attempt(step)
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line; a value that is not finite is stored as null."""
+        numbers = {name: float(value) if isfinite(value) else None for name, value in metrics.items()}
+        self._metrics.add([{"step": step, "time": _now(), **numbers}])
+
+    def log_event(self, kind: str, step: int | None, **what: Any) -> None:
+        """One line about what happened: `start`, `checkpoint`, `resume`, `end`, ..."""
+        texts = {key: str(value) for key, value in what.items() if isinstance(value, float) and not isfinite(value)}
+        self._events.add([{"time": _now(), "kind": kind, "step": step, **what, **texts}])
+
+    def log_rejects(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows with `step`, `sample_id`, `key` and `reason`; each rank logs its own."""
+        self._rejects.add(rows)
+
+    def flush(self) -> None:
+        """Write what waits; call it at every checkpoint and at the end."""
+        for log in (self._metrics, self._events, self._rejects):
+            log.flush()
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Lines of all attempts in order, without those that a restart from an earlier step has replaced."""
+        lines: list[dict[str, Any]] = []
+        names = sorted(storage.list_names(self._metrics.uri), key=_attempt_and_step)
+        for (_, first_step), parts in groupby(names, key=_attempt_and_step):
+            lines = [line for line in lines if line["step"] <= first_step]
+            lines += [_with_nan(line) for name in sorted(parts) for line in _read_lines(self._metrics.uri, name)]
+        return lines
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Events of all attempts, oldest first."""
+        return sorted(_read_folder(self._events.uri), key=lambda line: line["time"])
+
+    def read_rejects(self) -> list[dict[str, Any]]:
+        """Every bad row once, however often a restart met it again."""
+        lines = {(line["step"], line["sample_id"]): line for line in _read_folder(self._rejects.uri)}
+        return [lines[key] for key in sorted(lines)]
+
+
+class _Log:
+    """JSON lines of one kind from one writer."""
+
+    def __init__(self, uri: str, stem: str) -> None:
+        self.uri = uri
+        self._stem = stem  # a pattern of `attempt` and `step`
+        self._is_local = storage.is_local(uri)
+        self._waiting: list[str] = []
+        self.start_attempt(first_step=0)
+
+    def start_attempt(self, first_step: int) -> None:
+        self.flush()
+        self._first_step, self._parts = first_step, 0
+        self._name: str | None = None  # of this attempt's files, once it has one
+
+    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        self._waiting += [json.dumps(line, default=_plain) + "\n" for line in lines]
+        if self._is_local:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        text = "".join(self._waiting)
+        if self._name is None:
+            self._name = self._create(text)
+        elif self._is_local:
+            with open(self._uri_of(self._name), "a", encoding="utf-8") as file:
+                file.write(text)
+        else:
+            storage.write_text(self._uri_of(self._name), text)
+        self._waiting.clear()
+        self._parts += 1
+
+    def _create(self, text: str) -> str:
+        """Write the first file under the next number that no other writer has."""
+        attempt = max(map(_attempt, storage.list_names(self.uri)), default=0)
+        while True:
+            attempt += 1
+            name = self._stem.format(attempt=attempt, step=self._first_step)
+            if storage.create_text(self._uri_of(name), text):
+                return name
+
+    def _uri_of(self, name: str) -> str:
+        """Of the local file, or of the next part on an object store."""
+        return storage.join(self.uri, name + (".jsonl" if self._is_local else f".part-{self._parts:06d}.jsonl"))
+
+
+def _attempt(name: str) -> int:
+    return int(name.partition("attempt-")[2].partition("-")[0].partition(".")[0])
+
+
+def _attempt_and_step(name: str) -> tuple[int, int]:
+    return _attempt(name), int(name.partition("-from-")[2].partition(".")[0])
+
+
+def _read_folder(uri: str) -> list[dict[str, Any]]:
+    return [line for name in sorted(storage.list_names(uri)) for line in _read_lines(uri, name)]
+
+
+def _read_lines(uri: str, name: str) -> list[dict[str, Any]]:
+    """Whole lines only: a crash while writing leaves a last one without its newline."""
+    whole = storage.read_text(storage.join(uri, name)).split("\n")[:-1]
+    return [_parsed(line, f"{uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
+
+
+def _parsed(line: str, place: str) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+
+
+def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: nan if value is None else value for name, value in line.items()}
+
+
+def _plain(value: Any) -> Any:
+    """What json does not know: a numpy or torch scalar as its number, the rest as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _changes(old: Any, new: Any) -> dict[str, str]:
+    """Dotted keys whose values differ -> `old -> new`."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    keys = sorted(before.keys() | after.keys())
+    pairs = {key: (before.get(key, "absent"), after.get(key, "absent")) for key in keys}
+    return {key: f"{one} -> {other}" for key, (one, other) in pairs.items() if one != other}
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, value as JSON) of a tree of mappings and lists; an empty one is a value."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    if not items or not tree:
+        yield prefix, json.dumps(tree, default=str)
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
