@@ -1,0 +1,57 @@
+"""The command `tips-ray`: picks the job and says in one line what a user got wrong.
+
+A job is a module of `jobs` with `add_arguments(parser)` and `run(arguments)`; it is imported when called, and imports
+what is heavy inside `run`, so that every --help is instant.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+COMMANDS = {
+    "index": "look through the data of a run once and write down what is where",
+    "pretrain": "train TIPS on Ray; the same name again resumes",
+    "report": "the run folder as one HTML page",
+    "export": "released npz files or a transformers folder -> transformers or timm folder",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, or 2 for a user's mistake."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = _command(argv[:1])
+    job = importlib.import_module(f"jobs.{command}")
+    parser = _Parser(
+        prog=f"tips-ray {command}", description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    job.add_arguments(parser)
+    arguments = parser.parse_intermixed_args(argv[1:])
+    try:
+        job.run(arguments)
+    except (ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _command(argv: Sequence[str]) -> str:
+    listing = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    parser = _Parser(
+        prog="tips-ray",
+        usage="tips-ray COMMAND ... (tips-ray COMMAND --help says more)",
+        epilog=f"commands:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    return parser.parse_args(argv).command
+
+
+if __name__ == "__main__":
+    sys.exit(main())

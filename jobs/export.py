@@ -1,0 +1,86 @@
+"""Write a model for transformers (AutoModel, AutoProcessor, pipeline) or for timm, offline and without code of ours.
+
+  tips-ray export --image vision.npz --text text.npz --tokenizer tokenizer.model --to transformers OUT
+  tips-ray export --image vision.npz --to timm OUT
+  tips-ray export FOLDER --to timm OUT        (FOLDER: one that transformers reads)
+
+A model of size B takes seconds and twice its weights in memory.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tips_ray.models import ImageEncoder, TipsModel
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `tips-ray export`."""
+    parser.usage = "tips-ray export [FOLDER | --image NPZ --text NPZ] --to {transformers,timm} OUT"
+    parser.add_argument("paths", nargs="+", type=Path, metavar="[FOLDER] OUT", help="source, unless npz; new folder")
+    parser.add_argument("--to", required=True, choices=("transformers", "timm"), help="who is to read OUT")
+    parser.add_argument("--image", type=Path, metavar="NPZ", help="released image encoder")
+    parser.add_argument("--text", type=Path, metavar="NPZ", help="released text encoder; timm needs none")
+    parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model, tokenizers .json or a folder with one")
+    parser.add_argument("--num-heads", type=int, help="attention heads of an npz whose width is not a published one")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read the source, write OUT, say how to load it.
+
+    Raises:
+        ValueError: no source or two of them, or what the readers and writers of `tips_ray.models` refuse.
+    """
+    *sources, folder = arguments.paths
+    _check_source(arguments, sources)
+    from tips_ray.models import TipsModel, export_timm, export_transformers
+
+    model = _source(arguments, sources)
+    if arguments.to == "timm":
+        export_timm(model, folder)
+    else:
+        assert isinstance(model, TipsModel)  # _check_source asked for both encoders
+        export_transformers(model, folder)
+    print(_report(arguments.to, folder, model))
+
+
+def _check_source(arguments: argparse.Namespace, sources: list[Path]) -> None:
+    """Before torch is loaded."""
+    npz = [name for name in ("image", "text", "tokenizer", "num_heads") if getattr(arguments, name) is not None]
+    if len(sources) > 1:
+        raise ValueError(f"FOLDER and OUT are wanted, {len(arguments.paths)} paths were given")
+    if sources and npz:
+        raise ValueError(f"--{npz[0].replace('_', '-')} goes with npz files: give it or FOLDER ({sources[0]})")
+    if not sources and not arguments.image:
+        raise ValueError("a source is wanted: FOLDER, or --image and --text")
+    if not sources and arguments.to == "transformers" and not arguments.text:
+        raise ValueError("--to transformers needs --text: such a folder holds both encoders")
+
+
+def _source(arguments: argparse.Namespace, sources: list[Path]) -> "TipsModel | ImageEncoder":
+    from tips_ray.models import load_official, load_official_image, load_transformers
+
+    if sources:
+        return load_transformers(sources[0])
+    if arguments.text:
+        return load_official(arguments.image, arguments.text, arguments.tokenizer, arguments.num_heads)
+    return load_official_image(arguments.image, arguments.num_heads)
+
+
+def _report(to: str, folder: Path, model: "TipsModel | ImageEncoder") -> str:
+    image: Any = getattr(model, "image", model)
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    count, config = sum(parameter.numel() for parameter in image.parameters()), image.config
+    what = f"image encoder of {count:,} parameters, width {config.width}, {config.image_size_px} px"
+    if to == "timm":
+        code = f"import timm; print(timm.create_model('local-dir:{folder}', pretrained=True))"
+        return f'wrote {folder}: {what}\nnext: python -c "{code}"'
+    if tokenizer is None:
+        what += "; text encoder without tokenizer"
+        code = f"AutoModel; print(AutoModel.from_pretrained('{folder}'))"
+    else:
+        what += f"; text encoder, vocabulary of {tokenizer.vocab_size:,}"
+        call = f"pipeline('zero-shot-image-classification', '{folder}')"
+        code = f"pipeline; print({call}('photo.jpg', candidate_labels=['a dog', 'a cat']))"
+    return f'wrote {folder}: {what}\nnext: python -c "from transformers import {code}"'

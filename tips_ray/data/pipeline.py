@@ -1,0 +1,118 @@
+"""Ray Data: the rest of a run as one stream of training rows, in the order of `data.order`.
+
+m rows of a block. The source is a range of window numbers in few blocks, expanded while streaming across epoch borders.
+All blocks have exactly m rows and keep their order, so that a streaming split deals them round-robin: with W workers
+the union of the workers' k-th batches is the k-th global batch, whatever W (measured; see docs/decisions/0002).
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import Dataset, ExecutionOptions
+from ray.train import DataConfig as TrainDataConfig
+
+from tips_ray.config import RunConfig
+from tips_ray.data.columns import SourceRow
+from tips_ray.data.index import Index, read_index, run_order
+from tips_ray.data.order import Order, OrderedRows
+from tips_ray.data.views import row_settings, training_rows
+from tips_ray.models.tokenizer import Tokenizer, load_tokenizer
+
+SOURCE_BLOCKS = 20
+"""Blocks of window numbers: many tiny read tasks are slow to start."""
+READERS = 16
+"""Chunks of a window that are read at a time."""
+_ROW = pa.schema(
+    [("position", pa.int64()), ("step", pa.int64()), ("sample_id", pa.int64()), ("sample_key", pa.int64())]
+    + [("key", pa.string()), ("image", pa.binary()), ("web_caption", pa.string())]
+    + [("synthetic_captions", pa.list_(pa.string())), ("error", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class StreamInputs:
+    """What every task of a stream needs, small enough to travel with it."""
+
+    config: RunConfig
+    index_uri: str
+    tokenizer_path: str
+
+
+def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
+    """Training rows of the steps [start_step, total_steps), in blocks of exactly `images_per_pass` rows."""
+    config = inputs.config
+    start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
+    order = _opened(inputs)[1]
+    windows = order.windows(start, stop)
+    rows = config.images_per_pass
+    read = partial(_read_windows, inputs=inputs, start=start, stop=stop)
+    return (
+        ray.data.range(len(windows), override_num_blocks=min(len(windows), SOURCE_BLOCKS))
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(partial(_shifted, first=windows.start), batch_size=1)
+        .map_batches(read, batch_size=1, batch_format="numpy")
+        .repartition(target_num_rows_per_block=rows, strict=True)
+        .map_batches(partial(_views, inputs=inputs), batch_size=rows, batch_format="pyarrow")
+    )
+
+
+class InOrder(TrainDataConfig):
+    """Deals blocks to workers in their order; Ray's own configuration would cut them to equal shares and drop rows."""
+
+    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
+        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset.context.execution_options = ExecutionOptions(preserve_order=True)
+            for place, split in zip(output, dataset.streaming_split(world_size, equal=False), strict=True):
+                place[name] = split
+        return output
+
+
+def _shifted(batch: dict[str, np.ndarray], first: int) -> dict[str, np.ndarray]:
+    return {"window": batch["id"] + first}
+
+
+def _read_windows(batch: dict[str, np.ndarray], inputs: StreamInputs, start: int, stop: int) -> Iterator[pa.Table]:
+    """Ordered rows at positions [start, stop) of each window, a part of a window at a time."""
+    index, order = _opened(inputs)
+    for window in batch["window"].tolist():
+        rows = order.window_rows(window).between(start, stop)
+        chunks = _read_chunks(index, np.unique(rows.chunk_N).tolist())
+        for first in range(0, len(rows.position_N), inputs.config.images_per_pass):
+            part = OrderedRows(*(column[first : first + inputs.config.images_per_pass] for column in rows))
+            yield _table(part, chunks)
+
+
+def _read_chunks(index: Index, numbers: list[int]) -> dict[int, list[SourceRow]]:
+    with ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(numbers, pool.map(index.read, numbers), strict=True))
+
+
+def _table(rows: OrderedRows, chunks: dict[int, list[SourceRow]]) -> pa.Table:
+    found = [chunks[chunk][row] for chunk, row in zip(rows.chunk_N.tolist(), rows.row_N.tolist(), strict=True)]
+    columns = {name: [row[name] for row in found] for name in SourceRow.__annotations__}
+    columns |= {"position": rows.position_N, "step": rows.step_N, "sample_key": rows.sample_key_N}
+    return pa.table([columns[name] for name in _ROW.names], schema=_ROW)
+
+
+def _views(table: pa.Table, inputs: StreamInputs) -> dict[str, np.ndarray]:
+    config = inputs.config
+    settings = row_settings(config, config.captions.per_image)
+    return training_rows(table.to_pylist(), settings, _tokenizer(inputs.tokenizer_path))
+
+
+@lru_cache(maxsize=2)
+def _opened(inputs: StreamInputs) -> tuple[Index, Order]:
+    config, index = inputs.config, read_index(inputs.index_uri)
+    return index, run_order(index, config.data, config.seed, config.global_batch_images)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(path: str) -> Tokenizer:
+    return load_tokenizer(path)

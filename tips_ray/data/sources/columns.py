@@ -1,0 +1,102 @@
+"""Which column holds what: the config's names first, then the first common name that the data have."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from tips_ray.config import ColumnsConfig
+
+IMAGE = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
+WEB = ("web_caption", "caption", "text", "TEXT", "txt", "title", "alt_text", "alt", "org_caption", "original_caption")
+WEB += ("caption_web",)
+SYNTHETIC = ("synthetic_caption", "synthetic_captions", "re_caption", "recaption", "vlm_caption", "caption_synthetic")
+SYNTHETIC += ("llm_caption",)
+KEY = ("key", "__key__", "uid", "id", "file_name", "filename", "image_id", "url")
+
+
+class Columns(NamedTuple):
+    """What `ColumnsConfig` becomes once the data are known."""
+
+    image: str
+    """In a tar `jpg;png`: the first of these members that a row has."""
+    web_caption: str
+    synthetic_captions: tuple[str, ...]
+    """Empty where the data have none."""
+    key: str
+    """Empty where rows are named by their place."""
+
+
+def resolve(wanted: ColumnsConfig, names: Sequence[str], shard: str, images: Sequence[str] = IMAGE) -> Columns:
+    """`wanted`, with every None replaced by the first common name among `names`.
+
+    Args:
+        wanted: the names that the config gives.
+        names: columns that the shard has.
+        shard: URI, for the message.
+        images: columns that may hold the image.
+
+    Raises:
+        ValueError: a named column is absent, or none is found for image or web caption; it lists those there are.
+    """
+    image = wanted.image or _detected("image", images, names, shard)
+    web = wanted.web_caption or _detected("web_caption", WEB, names, shard)
+    synthetic = wanted.synthetic_captions
+    if synthetic is None:
+        synthetic = tuple(name for name in SYNTHETIC if name in names and name != web)[:1]
+    key = wanted.key or next((name for name in KEY if name in names and name not in (image, web)), "")
+    resolved = Columns(image, web, synthetic, key)
+    check(resolved, names, shard)
+    return resolved
+
+
+def check(columns: Columns, names: Iterable[str], shard: str) -> None:
+    """Every column is in the shard; of an image column `jpg;png` one alternative is enough.
+
+    Raises:
+        ValueError: one is not; it names the column, the shard and the columns there are.
+    """
+    there = set(names)
+    named = [("image", columns.image), ("web_caption", columns.web_caption), ("key", columns.key)]
+    named += [("synthetic_captions", name) for name in columns.synthetic_captions]
+    for field, name in named:
+        if name and not there.intersection(alternatives(name) if field == "image" else (name,)):
+            raise ValueError(f"{shard}: columns.{field} is {name!r}, which is not there; there are {_listed(there)}")
+
+
+def alternatives(image: str) -> list[str]:
+    """`jpg;png` -> [jpg, png]."""
+    return image.split(";")
+
+
+def captions(web: Any, synthetic: Iterable[Any]) -> tuple[str, list[str]]:
+    """Web caption and synthetic captions of a row, stripped, without empty ones.
+
+    A list in the web column is one web caption and, where there are no synthetic columns, synthetic ones after it.
+    """
+    first, *others = texts(web) or [""]
+    columns = list(synthetic)
+    return first, [text for value in columns for text in texts(value)] if columns else others
+
+
+def texts(value: Any) -> list[str]:
+    """The captions in a cell: none, one, or a list of them."""
+    if value is None or value != value:  # NaN is what pandas writes for an empty cell
+        return []
+    if isinstance(value, (list, tuple)):
+        return [text for part in value for text in texts(part)]
+    text = str(value).strip()
+    return [text] if text else []
+
+
+def _detected(field: str, candidates: Sequence[str], names: Sequence[str], shard: str) -> str:
+    found = next((name for name in candidates if name in names), None)
+    if found is None:
+        tried = ", ".join(candidates)
+        raise ValueError(
+            f"{shard}: no column for columns.{field} is found, name it in the config; tried {tried}; "
+            f"there are {_listed(names)}"
+        )
+    return found
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

@@ -1,0 +1,164 @@
+"""Parquet files with encoded images in a column: bytes, or the struct {bytes, path} of Hugging Face."""
+
+import logging
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tips_ray import storage
+from tips_ray.config import ColumnsConfig
+from tips_ray.data.columns import SourceRow
+from tips_ray.data.sources.columns import IMAGE, Columns, captions, check, resolve
+from tips_ray.data.sources.shard import Chunk, Content, Scan, Shard, source_rows
+from tips_ray.storage import StorageError
+
+SUFFIXES = (".parquet", ".pq")
+LARGE_GROUP_BYTES = 64 * 2**20
+log = logging.getLogger(__name__)
+
+
+def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
+    """Resolved columns; only columns that hold bytes come into question for the image."""
+    metadata = _metadata(shard)
+    _warn_of_large_groups(shard, metadata)
+    schema = metadata.schema.to_arrow_schema()
+    holding_bytes = [name for name in IMAGE if name in schema.names and _holds_bytes(schema.field(name).type)]
+    columns = resolve(wanted, schema.names, shard.path, holding_bytes or ["a column of bytes"])
+    return _checked(columns, schema, shard)
+
+
+def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
+    """Cut every row group into chunks; rows are not read.
+
+    Raises:
+        ValueError: a column is absent or of a type that holds no image.
+    """
+    chunks, first = [], 0
+    metadata = _metadata(shard)
+    _checked(columns, metadata.schema.to_arrow_schema(), shard)
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        for row in range(0, rows, chunk_rows):
+            chunks.append(Chunk(first + row, min(chunk_rows, rows - row), group, row))
+        first += rows
+    return Scan.of(chunks)
+
+
+def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """Rows of a chunk. Its whole row group is read: pages of images are as large as groups of up to 1,024 rows.
+
+    Raises:
+        StorageError: the file cannot be read, or is not the one that was indexed.
+    """
+    try:
+        rows = _read_rows(shard, chunk, columns)
+    except _DamagedError as error:
+        rows = [{}] * chunk.rows
+        fault = f"the row group is damaged: {error}"
+    else:
+        fault = ""
+    if len(rows) != chunk.rows:
+        raise StorageError(f"{shard.path}: the file is not the one that was indexed; run tips-ray index again")
+    places = [f"{shard.path}#{chunk.row + number}" for number in range(chunk.rows)]
+    return source_rows(chunk, [_content(row, place, columns, fault) for row, place in zip(rows, places, strict=True)])
+
+
+class _DamagedError(ValueError):
+    """Bytes arrived, and are no Parquet."""
+
+
+def _content(row: dict[str, Any], place: str, columns: Columns, fault: str) -> Content:
+    image = row.get(columns.image)
+    if isinstance(image, dict):
+        image = image.get("bytes")
+    texts = captions(row.get(columns.web_caption), map(row.get, columns.synthetic_captions))
+    key = row.get(columns.key)
+    fault = fault or ("" if image else "the image has no bytes")
+    return Content(place if key is None else str(key), image or b"", texts, fault)
+
+
+def _read_rows(shard: Shard, chunk: Chunk, columns: Columns) -> list[dict[str, Any]]:
+    named = (columns.image, columns.web_caption, columns.key, *columns.synthetic_captions)
+    wanted = [name for name in dict.fromkeys(named) if name]
+
+    def read() -> list[dict[str, Any]]:
+        if chunk.start >= metadata.num_row_groups:
+            return []
+        filesystem, path = storage.filesystem(shard.path)
+        with filesystem.open_input_file(path) as source:
+            file = pq.ParquetFile(source, metadata=metadata)
+            batches = file.iter_batches(batch_size=chunk.rows, row_groups=[chunk.start], columns=wanted)
+            return list(islice(_rows(batches, chunk.stop), chunk.rows))
+
+    metadata = _metadata(shard)
+    return storage.attempt(shard.path, lambda: _telling_damage(read))
+
+
+def _rows(batches: Iterator[pa.RecordBatch], skip: int) -> Iterator[dict[str, Any]]:
+    """Rows from number `skip` on; those before are not turned into Python objects."""
+    for batch in batches:
+        yield from batch.slice(min(skip, batch.num_rows)).to_pylist()
+        skip -= min(skip, batch.num_rows)
+
+
+def _warn_of_large_groups(shard: Shard, metadata: pq.FileMetaData) -> None:
+    group = metadata.row_group(0) if metadata.num_row_groups else None
+    if group is not None and group.total_byte_size > LARGE_GROUP_BYTES:
+        log.warning(
+            "%s: row groups of %d rows (%d MB) are read whole for every chunk of rows; write them with about 100 rows",
+            *(shard.path, group.num_rows, group.total_byte_size // 10**6),
+        )
+
+
+def _metadata(shard: Shard) -> pq.FileMetaData:
+    try:
+        return _cached_metadata(shard)
+    except _DamagedError:
+        raise StorageError(f"{shard.path}: this is no Parquet file, or it is cut; leave it out") from None
+
+
+@lru_cache(maxsize=256)
+def _cached_metadata(shard: Shard) -> pq.FileMetaData:
+    def read() -> pq.FileMetaData:
+        filesystem, path = storage.filesystem(shard.path)
+        with filesystem.open_input_file(path) as source:
+            return pq.ParquetFile(source).metadata
+
+    return storage.attempt(shard.path, lambda: _telling_damage(read))
+
+
+def _telling_damage(read):
+    """Arrow says OSError both for a failing disk (with a number) and for bytes that make no sense (without)."""
+    try:
+        return read()
+    except pa.ArrowException as error:
+        raise _DamagedError(_one_line(error)) from None
+    except OSError as error:
+        if error.errno is not None or "AWS Error" in str(error):
+            raise
+        raise _DamagedError(_one_line(error)) from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _checked(columns: Columns, schema: pa.Schema, shard: Shard) -> Columns:
+    check(columns, schema.names, shard.path)
+    found = schema.field(columns.image).type
+    if not _holds_bytes(found):
+        raise ValueError(
+            f"{shard.path}: columns.image is {columns.image!r}, a column of type {found}; it must hold bytes or a "
+            "struct with bytes (paths and URLs are not downloaded)"
+        )
+    return columns
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

@@ -1,0 +1,89 @@
+"""What the formats have in common: shards, chunks, and what a look through a shard finds."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tips_ray.data.columns import SourceRow
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar, one Parquet file, or one folder of images, described so that any process can read it."""
+
+    path: str
+    """URI of the tar, the Parquet file, or the folder's table of captions."""
+    format: str
+    bytes: int
+    etag: str
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of a shard that are read together. `start`, `stop` are the format's own (docs/formats.md)."""
+
+    row: int
+    rows: int
+    start: int
+    stop: int
+    first_sample: int = 0
+    """Sample id of the first row; known once all shards are counted."""
+
+
+class Reject(NamedTuple):
+    """A row known to be bad before it is needed, or (with an empty key) the rest of a shard that cannot be read."""
+
+    row: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """All chunks of a shard in order, and its bad rows, which keep their place in the chunks."""
+
+    chunk_C4: NDArray[np.int64]
+    """row, rows, start, stop of each chunk: an array, since a large data set has millions."""
+    rejects: list[Reject]
+
+    @classmethod
+    def of(cls, chunks: list[Chunk], rejects: Iterable[Reject] = ()) -> Self:
+        """From chunks whose sample ids are not known yet."""
+        return cls(np.array([chunk[:4] for chunk in chunks], np.int64).reshape(-1, 4), list(rejects))
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """The chunks one by one."""
+        return [Chunk(*chunk) for chunk in self.chunk_C4.tolist()]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the shard, bad ones included."""
+        return int(self.chunk_C4[:, 1].sum())
+
+
+class Content(NamedTuple):
+    """A row before it has a sample id."""
+
+    key: str
+    image: bytes
+    captions: tuple[str, list[str]]
+    """Web caption, synthetic captions."""
+    error: str = ""
+
+
+def source_rows(chunk: Chunk, contents: list[Content]) -> list[SourceRow]:
+    """Number the rows of a chunk; a bad row has no image."""
+    return [
+        SourceRow(
+            sample_id=chunk.first_sample + number,
+            key=content.key,
+            image=b"" if content.error else content.image,
+            web_caption=content.captions[0],
+            synthetic_captions=content.captions[1],
+            error=content.error,
+        )
+        for number, content in enumerate(contents)
+    ]

@@ -1,0 +1,98 @@
+"""Headers of a tar, without its payloads: ustar, GNU long names and pax records."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+BLOCK = 512
+_REGULAR = (b"0", b"\0", b"7")
+_ZEROS = bytes(BLOCK)
+
+ReadRange = Callable[[int, int], bytes]
+"""Bytes [start, stop) of the tar; fewer where it ends before."""
+
+
+class Member(NamedTuple):
+    """A regular file in a tar. `start`..`stop` is all that belongs to it, padding and extended headers included."""
+
+    name: str
+    start: int
+    payload: int
+    size: int
+    stop: int
+
+
+class BrokenTarError(ValueError):
+    """A header that cannot be read; what follows it cannot be found."""
+
+
+def members(read: ReadRange, start: int, stop: int) -> Iterator[Member]:
+    """Regular files whose headers lie in [start, stop), in order; a payload may reach beyond `stop` where it is cut.
+
+    Zero blocks are skipped, so tars written one after the other are read as one.
+
+    Raises:
+        BrokenTarError: a header is damaged or cut.
+    """
+    position, first, extended = start, None, {}
+    while position < stop:
+        header = read(position, min(position + BLOCK, stop))
+        if header == _ZEROS:
+            position += BLOCK
+            continue
+        kind, size = _checked(header, position)
+        first, payload = position if first is None else first, position + BLOCK
+        if kind in (b"x", b"L"):
+            position = _padded(payload, size)
+            extended |= _extension(kind, read(payload, payload + size))
+            continue
+        size = int(extended.get("size", size))
+        position = _padded(payload, size)
+        if kind == b"K" or kind == b"g":
+            continue
+        name = extended.get("path") or _name(header)
+        if kind in _REGULAR and not name.endswith("/"):
+            yield Member(name, first, payload, size, position)
+        first, extended = None, {}
+
+
+def _checked(header: bytes, position: int) -> tuple[bytes, int]:
+    """Kind and payload size."""
+    if len(header) < BLOCK:
+        raise BrokenTarError(f"the tar ends inside the header at byte {position}")
+    try:
+        total, size = _number(header[148:156]), _number(header[124:136])
+    except ValueError:
+        raise BrokenTarError(f"there is no tar header at byte {position}") from None
+    if total != sum(header) - sum(header[148:156]) + 8 * 32:
+        raise BrokenTarError(f"the tar header at byte {position} is damaged")
+    return header[156:157], size
+
+
+def _number(field: bytes) -> int:
+    """Octal text, or binary behind a first byte of 0x80 in files above 8 GB."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+
+
+def _padded(payload: int, size: int) -> int:
+    return payload + -(-size // BLOCK) * BLOCK
+
+
+def _name(header: bytes) -> str:
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
+
+
+def _extension(kind: bytes, payload: bytes) -> dict[str, str]:
+    """What an extended header says about the member behind it: `path`, `size`."""
+    if kind == b"L":
+        return {"path": payload.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
+    records = {}
+    while payload[:1].isdigit():
+        length, _, _ = payload.partition(b" ")
+        name, _, value = payload[len(length) + 1 : int(length) - 1].partition(b"=")
+        records[name.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        payload = payload[int(length) :]
+    return records

@@ -1,0 +1,202 @@
+"""WebDataset tars: consecutive members KEY.jpg, KEY.txt, KEY.json, ... are one row."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from tips_ray import storage
+from tips_ray.config import ColumnsConfig
+from tips_ray.data.columns import SourceRow
+from tips_ray.data.sources.columns import Columns, alternatives, captions, check, resolve
+from tips_ray.data.sources.shard import Chunk, Content, Reject, Scan, Shard, source_rows
+from tips_ray.data.sources.tar import BrokenTarError, Member, ReadRange, members
+from tips_ray.storage import StorageError
+
+SUFFIXES = (".tar",)
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "image", "img")
+LOCAL_BLOCK, REMOTE_BLOCK = 16 * 2**10, 8 * 2**20
+"""Bytes read at once for headers; a payload that ends inside is read along, since a request costs more than it does."""
+JSON_SAMPLES = 16
+"""Rows at the head of a shard whose JSON is read for its field names."""
+
+
+@dataclass
+class _Sample:
+    key: str
+    start: int
+    stop: int = 0
+    members: dict[str, Member] = field(default_factory=dict)
+    """By extension: all behind the first dot of the name, in lower case."""
+    fault: str = ""
+
+    def add(self, extension: str, member: Member) -> None:
+        self.stop = member.stop
+        if self.members.setdefault(extension, member) is not member:
+            self.fault = f"the member {extension} is there twice"
+
+
+def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
+    """Resolved columns: members and JSON fields alike. The image is any common image member, the key the name's."""
+    read = _block_reader(shard)
+    samples, fault = _readable(read, shard, JSON_SAMPLES)
+    if fault and not samples:
+        raise StorageError(f"{shard.path}: {fault}; write the shard again or leave it out")
+    names = _names(samples, read)
+    if wanted.image is None and names.intersection(IMAGE_MEMBERS):
+        wanted = wanted.model_copy(update={"image": ";".join(IMAGE_MEMBERS)})
+    return resolve(wanted.model_copy(update={"key": wanted.key or "__key__"}), sorted(names), shard.path, IMAGE_MEMBERS)
+
+
+def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
+    """Find every row by the headers alone.
+
+    Raises:
+        ValueError: a column is absent, or the members of one key are not consecutive.
+    """
+    read = _block_reader(shard)
+    samples, fault = _readable(read, shard)
+    if samples:
+        check(columns, _names(samples, read), shard.path)
+    images = alternatives(columns.image)
+    _check_order(samples, images, shard)
+    faults = [_fault(sample, images, shard.bytes) for sample in samples]
+    rejects = [Reject(row, samples[row].key, reason) for row, reason in enumerate(faults) if reason]
+    rejects += [Reject(len(samples), "", f"{fault}; the rest of the shard is not used")] if fault else []
+    parts = [(row, samples[row : row + chunk_rows]) for row in range(0, len(samples), chunk_rows)]
+    chunks = [Chunk(row, len(part), part[0].start, min(part[-1].stop, shard.bytes)) for row, part in parts]
+    return Scan.of(chunks, rejects)
+
+
+def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """Rows of a chunk from its byte range, in one request.
+
+    Raises:
+        StorageError: the range cannot be read, or holds other rows than the index says.
+    """
+    content = storage.read_bytes(shard.path, chunk.start, chunk.stop)
+    try:
+        samples = list(_samples(lambda start, stop: content[start:stop], 0, len(content)))
+    except BrokenTarError:
+        samples = []
+    if len(samples) != chunk.rows:
+        raise StorageError(f"{shard.path}: the tar is not the one that was indexed; run tips-ray index again")
+    return source_rows(chunk, [_content(sample, content, columns) for sample in samples])
+
+
+def _readable(read: ReadRange, shard: Shard, limit: int | None = None) -> tuple[list[_Sample], str]:
+    """Samples from the start of a shard, and what ends them early if anything does."""
+    samples: list[_Sample] = []
+    try:
+        for sample in islice(_samples(read, 0, shard.bytes), limit):
+            samples.append(sample)
+    except BrokenTarError as error:
+        return samples, str(error)
+    return samples, ""
+
+
+def _samples(read: ReadRange, start: int, stop: int) -> Iterator[_Sample]:
+    """Rows in order; before a broken header is reported, what was found of the last row still comes."""
+    sample, broken = None, None
+    try:
+        for member in members(read, start, stop):
+            key, extension = _key_and_extension(member.name)
+            if sample is not None and sample.key != key and key:
+                yield sample
+                sample = None
+            if key:
+                sample = sample or _Sample(key, member.start)
+                sample.add(extension, member)
+    except BrokenTarError as error:
+        broken = error
+    if sample is not None:
+        yield sample
+    if broken:
+        raise broken
+
+
+def _key_and_extension(name: str) -> tuple[str, str]:
+    """Split at the first dot of the last part; no key for a hidden file or a README."""
+    folder, slash, last = name.removeprefix("./").rpartition("/")
+    stem, dot, extension = last.partition(".")
+    return (folder + slash + stem, extension.lower()) if stem and dot else ("", "")
+
+
+def _fault(sample: _Sample, images: list[str], stop: int) -> str:
+    """Why a row is bad, as far as headers tell; `stop` is where the bytes end."""
+    cut = [name for name, member in sample.members.items() if member.payload + member.size > stop]
+    if cut:
+        return f"the tar ends inside the member {cut[0]}"
+    image = _image(sample, images)
+    if image is None:
+        return f"no image: none of {', '.join(images)} is among the members {', '.join(sample.members)}"
+    return sample.fault or ("" if image.size else "the image has no bytes")
+
+
+def _image(sample: _Sample, images: list[str]) -> Member | None:
+    return next((sample.members[name] for name in images if name in sample.members), None)
+
+
+def _check_order(samples: Iterable[_Sample], images: list[str], shard: Shard) -> None:
+    """A tar packed in any order has its images in one place and its captions in another: every row would be bad."""
+    halves: dict[str, bool] = {}
+    for sample in samples:
+        is_half = _image(sample, images) is None
+        if sample.key in halves and (is_half or halves[sample.key]):
+            raise ValueError(
+                f"{shard.path}: the members of {sample.key} are not next to each other; pack it again in the order of "
+                "names (tar --sort=name)"
+            )
+        halves[sample.key] = is_half
+
+
+def _content(sample: _Sample, content: bytes, columns: Columns) -> Content:
+    images = alternatives(columns.image)
+    fault, fields = _fault(sample, images, len(content)), {}
+    wanted = {columns.web_caption, columns.key, *columns.synthetic_captions} - {"__key__"}
+    try:
+        if not wanted <= sample.members.keys():
+            fields = _json_fields(sample, lambda start, stop: content[start:stop])
+        fields |= {name: _bytes(content, sample.members[name]).decode() for name in wanted & sample.members.keys()}
+    except ValueError as error:
+        fault = fault or f"its text cannot be read: {error}"
+    image = _image(sample, images)
+    web, synthetic = fields.get(columns.web_caption), map(fields.get, columns.synthetic_captions)
+    key = str(fields.get(columns.key) or sample.key)
+    return Content(key, _bytes(content, image) if image else b"", captions(web, synthetic), fault)
+
+
+def _bytes(content: bytes, member: Member) -> bytes:
+    return content[member.payload : member.payload + member.size]
+
+
+def _names(samples: list[_Sample], read: ReadRange) -> set[str]:
+    """Columns of a shard: all members, and the JSON fields of its first rows."""
+    names = {"__key__"}.union(*(sample.members for sample in samples))
+    for sample in samples[:JSON_SAMPLES]:
+        try:
+            names.update(_json_fields(sample, read))
+        except ValueError:
+            continue  # the row is reported where it is read
+    return names
+
+
+def _json_fields(sample: _Sample, read: ReadRange) -> dict[str, Any]:
+    member = sample.members.get("json")
+    fields = json.loads(read(member.payload, member.payload + member.size)) if member else {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _block_reader(shard: Shard) -> ReadRange:
+    """Reads blocks, so that headers close to each other share a request."""
+    block = LOCAL_BLOCK if storage.is_local(shard.path) else REMOTE_BLOCK
+    held, at = b"", 0
+
+    def read(start: int, stop: int) -> bytes:
+        nonlocal held, at
+        if not at <= start <= stop <= at + len(held):
+            held, at = storage.read_bytes(shard.path, start, max(stop, start + block)), start
+        return held[start - at : stop - at]
+
+    return read
