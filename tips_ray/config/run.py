@@ -75,6 +75,8 @@ class CaptionsConfig(Schema):
 
     source: Literal["column"] = "column"
     """`column`: the data hold them."""
+    per_image: PositiveInt = 1
+    """A, synthetic captions of an image that training draws from (TIPSv2 alternates between several)."""
     tokenizer: str | None = None
     """SentencePiece or tokenizers file; None: one is trained on a sample of the data's captions and kept in the run."""
     missing: Literal["invalid", "empty", "other"] = "invalid"

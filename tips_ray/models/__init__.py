@@ -1,6 +1,30 @@
 """Image and text encoders of TIPS, and their way in from and out to other formats. B images or texts, T tokens."""
 
+from tips_ray.models.model import TipsModel, exported
+from tips_ray.models.official import load_official, load_official_image, load_official_text, official_temperature
 from tips_ray.models.text import TextEncoder, text_encoder
+from tips_ray.models.timm_folder import export_timm
+from tips_ray.models.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tips_ray.models.transformers_folder import export_transformers, load_transformers
 from tips_ray.models.vision import ImageEncoder, ImageFeatures, dense_features, image_encoder
 
-__all__ = ["ImageEncoder", "ImageFeatures", "TextEncoder", "dense_features", "image_encoder", "text_encoder"]
+__all__ = [
+    "ImageEncoder",
+    "ImageFeatures",
+    "TextEncoder",
+    "TipsModel",
+    "Tokenizer",
+    "dense_features",
+    "export_timm",
+    "export_transformers",
+    "exported",
+    "image_encoder",
+    "load_official",
+    "load_official_image",
+    "load_official_text",
+    "load_tokenizer",
+    "load_transformers",
+    "official_temperature",
+    "text_encoder",
+    "train_tokenizer",
+]

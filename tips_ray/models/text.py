@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from tips_ray.config import TextEncoderConfig
-from tips_ray.models.layers import Block, Group, feed_forward, initialize
 from tips_ray.config.variants import text_sizes
+from tips_ray.models.layers import Block, Group, feed_forward, initialize
 
 PADDING_ID = 0
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tips_ray.config import ImageEncoderConfig
-from tips_ray.models.layers import Block, Group, drop_path_factors, feed_forward, initialize
 from tips_ray.config.variants import image_sizes
+from tips_ray.models.layers import Block, Group, drop_path_factors, feed_forward, initialize
 
 NUM_CLS = 2
 

@@ -1,0 +1,297 @@
+"""Our model <-> a `Tipsv2Model` folder of transformers, which loads offline and without code of ours.
+
+Weights are written under the names of the released Hugging Face checkpoints (`vision_encoder.`, `text_encoder.`), which
+transformers itself writes; those of its modules (`vision_model.`, `text_model.`) are read as well. D width.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tips_ray.config import ImageEncoderConfig, TextEncoderConfig
+from tips_ray.models.model import TipsModel, new_folder
+from tips_ray.models.official import filled, released_image_name, released_text_name, renamed
+from tips_ray.models.text import TextEncoder
+from tips_ray.models.tokenizer import SENTENCEPIECE_FILE, TOKENIZERS_FILE, Tokenizer, load_tokenizer
+from tips_ray.models.vision import ImageEncoder
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+_IMAGE, _TEXT = "vision_encoder.", "text_encoder."
+_HIDDEN_ACT = {"tanh": "gelu_pytorch_tanh", "erf": "gelu"}
+_GELU: dict[str, Any] = {act: form for form, act in _HIDDEN_ACT.items()}
+_IMAGE_RULES = {"layer_norm_eps": 1e-6, "num_channels": 3, "num_register_tokens": 1, "qkv_bias": True}
+_TEXT_RULES = {"layer_norm_eps": 1e-5, "hidden_act": "relu", "scale_sqrt_depth": True, "pad_token_id": 0}
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_RELEASED_NAMES = {  # transformers' module names, and its spelling of released ones -> released names
+    r"^vision_model\.embeddings\.patch_embeddings\.projection\.": _IMAGE + "patch_embed.proj.",
+    r"^vision_model\.embeddings\.position_embeddings": _IMAGE + "pos_embed",
+    r"^vision_model\.embeddings\.": _IMAGE,
+    r"^vision_model\.layernorm\.": _IMAGE + "norm.",
+    r"^vision_model\.encoder\.layer\.": _IMAGE + "blocks.",
+    r"\.attention\.o_proj\.": ".attn.proj.",
+    r"\.attention\.q_proj\.": ".attn.qkv.",
+    r"\.layer_scale([12])\.lambda1": r".ls\1.gamma",
+    r"\.mlp\.gate_proj\.": ".mlp.w12.",
+    r"\.mlp\.down_proj\.": ".mlp.w3.",
+    rf"^({_IMAGE}.*)\.mlp\.c_fc\.": r"\1.mlp.fc1.",
+    rf"^({_IMAGE}.*)\.mlp\.c_proj\.": r"\1.mlp.fc2.",
+    r"^text_model\.embeddings\.token_embedding\.": _TEXT + "token_embedding.",
+    r"^text_model\.final_layer_norm\.": _TEXT + "ln_final.",
+    r"^text_model\.encoder\.layers\.": _TEXT + "transformer.resblocks.",
+    r"\.layer_norm([12])\.": r".ln_\1.",
+    r"\.self_attn\.q_proj\.": ".attn.in_proj_",
+    r"\.self_attn\.": ".attn.",
+    rf"^({_TEXT}.*)\.mlp\.fc1\.": r"\1.mlp.c_fc.",
+    rf"^({_TEXT}.*)\.mlp\.fc2\.": r"\1.mlp.c_proj.",
+}
+
+
+def export_transformers(model: TipsModel, folder: Path | str) -> Path:
+    """Write config, weights (fp32), image processor and tokenizer for AutoModel, AutoProcessor and the pipeline
+    "zero-shot-image-classification".
+
+    `temperature` stays a divisor. Drop-path is written as 0: it belongs to a run and not to a model. The image
+    processor squashes to the native size, bilinearly, and needs torchvision. Token ids are the same, but with a
+    SentencePiece file for a final sigma, which Python lower-cases by context, and with a unigram one for "<pad>" and
+    the like written out in a text. Without a tokenizer AutoModel and AutoImageProcessor load, AutoProcessor does not.
+
+    Raises:
+        ValueError: `folder` exists and is not empty, or a SwiGLU hidden width that `Tipsv2VisionConfig` cannot express.
+    """
+    from safetensors.torch import save_file
+    from transformers import Tipsv2Config
+
+    vision, text = _vision_config(model.image.config), _text_config(model.text.config)
+    config: Any = Tipsv2Config(
+        vision_config=vision, text_config=text, temperature_init_value=model.temperature, dtype="float32"
+    )
+    config.architectures = ["Tipsv2Model"]
+    with new_folder(folder) as temporary:
+        config.save_pretrained(temporary)
+        save_file(_tensors(model), temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+        _write_processor(model, temporary)
+    return Path(folder)
+
+
+def load_transformers(folder: Path | str) -> TipsModel:
+    """Read a `Tipsv2Model` folder, ours or released: config.json, model.safetensors (whole or sharded), tokenizer.
+
+    bf16 and fp16 become fp32; a missing temperature is the config's `temperature_init_value`; without tokenizer.model
+    and tokenizer.json the tokenizer is None.
+
+    Raises:
+        ValueError: a file is missing or unreadable, the config describes another architecture, or a tensor is missing,
+            unknown or of the wrong shape.
+    """
+    folder = Path(folder)
+    config, tensors = _read_config(folder), _read_tensors(folder)
+    image_config, text_config = _image_encoder_config(config.vision_config), _text_encoder_config(config.text_config)
+    temperature = tensors.pop("temperature", torch.tensor(config.temperature_init_value)).item()
+    texts = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_TEXT)}
+    image_name = released_image_name(image_config.ffn)
+    image = filled(ImageEncoder, image_config, tensors, lambda name: _IMAGE + image_name(name), str(folder))
+    text = filled(TextEncoder, text_config, texts, lambda name: _TEXT + released_text_name(name), str(folder))
+    has_tokenizer = any((folder / name).is_file() for name in (SENTENCEPIECE_FILE, TOKENIZERS_FILE))
+    return TipsModel(image, text, load_tokenizer(folder) if has_tokenizer else None, temperature)
+
+
+def _vision_config(config: ImageEncoderConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "mlp_ratio": _mlp_ratio(config),
+        "use_swiglu_ffn": config.ffn == "swiglu",
+        "hidden_act": _HIDDEN_ACT[config.gelu],
+        "image_size": config.image_size_px,
+        "patch_size": config.patch_size_px,
+        "layerscale_value": config.layer_scale_init,
+    }
+
+
+def _text_config(config: TextEncoderConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn_hidden,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "max_position_embeddings": config.max_tokens,
+    }
+
+
+def _image_encoder_config(config: Any) -> ImageEncoderConfig:
+    _check_rules("vision_config", config, _IMAGE_RULES)
+    ffn = "swiglu" if config.use_swiglu_ffn else "mlp"
+    if ffn == "mlp" and config.hidden_act not in _GELU:
+        raise ValueError(f"vision_config.hidden_act ({config.hidden_act!r}) must be one of {', '.join(_GELU)}")
+    return ImageEncoderConfig(
+        width=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        ffn_hidden=_ffn_hidden(ffn, config.hidden_size, config.mlp_ratio),
+        ffn=ffn,
+        patch_size_px=_side("patch_size", config.patch_size),
+        image_size_px=_side("image_size", config.image_size),
+        gelu=_GELU.get(config.hidden_act, "erf"),
+        layer_scale_init=config.layerscale_value,
+    )
+
+
+def _text_encoder_config(config: Any) -> TextEncoderConfig:
+    _check_rules("text_config", config, _TEXT_RULES)
+    return TextEncoderConfig(
+        width=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        ffn_hidden=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        max_tokens=config.max_position_embeddings,
+    )
+
+
+def _ffn_hidden(ffn: str, width: int, mlp_ratio: float) -> int:
+    """Source: Tipsv2VisionMLP and Tipsv2VisionSwiGLUFFN of transformers."""
+    hidden = int(width * mlp_ratio)
+    return (int(hidden * 2 / 3) + 7) // 8 * 8 if ffn == "swiglu" else hidden
+
+
+def _mlp_ratio(config: ImageEncoderConfig) -> float:
+    """The ratio from which transformers computes `ffn_hidden` again."""
+    ratio = config.ffn_hidden * (1.5 if config.ffn == "swiglu" else 1) / config.width
+    for candidate in (ratio, math.nextafter(ratio, math.inf)):  # int() cuts a product that fell just short
+        if _ffn_hidden(config.ffn, config.width, candidate) == config.ffn_hidden:
+            return candidate
+    raise ValueError(
+        f"ffn_hidden ({config.ffn_hidden}) must be a multiple of 8 with ffn (swiglu): Tipsv2VisionConfig has no other"
+    )
+
+
+def _side(key: str, size: int | list[int] | tuple[int, ...]) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise ValueError(f"vision_config.{key} ({size}) must be square")
+    return height
+
+
+def _check_rules(part: str, config: Any, rules: Mapping[str, Any]) -> None:
+    for key, expected in rules.items():
+        if getattr(config, key) != expected:
+            raise ValueError(f"{part}.{key} ({getattr(config, key)!r}) must be {expected!r}: TIPS has no other")
+
+
+def _read_config(folder: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import Tipsv2Config
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no transformers folder: it has no config.json")
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    model_type = tree.get("model_type") if isinstance(tree, dict) else None
+    if model_type != "tipsv2":
+        raise ValueError(f"{path}: model_type ({model_type!r}) must be 'tipsv2'")
+    try:
+        return Tipsv2Config.from_dict(tree)
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _tensors(model: TipsModel) -> dict[str, Tensor]:
+    """Weights under released names, fp32 on the CPU."""
+    image_name = released_image_name(model.image.config.ffn)
+    named = {_IMAGE + image_name(name): value for name, value in model.image.state_dict().items()}
+    named |= {_TEXT + released_text_name(name): value for name, value in model.text.state_dict().items()}
+    named["temperature"] = torch.tensor(model.temperature)
+    return {name: value.detach().float().cpu().contiguous() for name, value in named.items()}
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of the folder under released names, fp32."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(folder):
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, FileNotFoundError) as error:
+            raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+    return {renamed(name, _RELEASED_NAMES): value.float() for name, value in _fused(tensors, folder).items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ValueError(f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}")
+    return [folder / WEIGHTS_FILE]
+
+
+def _fused(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Matrices that transformers keeps apart (q, k, v; gate, up) as one, under the name of the first."""
+    fused = dict(tensors)
+    for first, *others in _FUSED:
+        for name in [name for name in tensors if f".{first}." in name]:
+            names = [name, *(name.replace(f".{first}.", f".{other}.") for other in others)]
+            missing = [part for part in names if part not in tensors]
+            if missing:
+                raise ValueError(f"{folder}: {missing[0]!r} is missing beside {name!r}")
+            fused[name] = torch.cat([fused.pop(part) for part in names])
+    return fused
+
+
+def _write_processor(model: TipsModel, folder: Path) -> None:
+    from transformers import Tipsv2ImageProcessor, Tipsv2Processor
+
+    side = model.image.config.image_size_px
+    image_processor = Tipsv2ImageProcessor(size={"height": side, "width": side})
+    if model.tokenizer is None:
+        image_processor.save_pretrained(folder)
+        return
+    tokenizer = _transformers_tokenizer(model.tokenizer, model.text.config.max_tokens, folder)
+    Tipsv2Processor(image_processor, tokenizer).save_pretrained(folder)
+
+
+def _transformers_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> Any:
+    """The same rules for AutoTokenizer. `max_length` is what `Tipsv2Processor` pads to in place of its 64."""
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
+
+    if tokenizer.file_name == SENTENCEPIECE_FILE:
+        backend = _converted_sentencepiece(tokenizer.save(folder))
+    else:
+        backend = Backend.from_str(tokenizer.source.decode())
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=tokenizer.piece(0),
+        split_special_tokens=True,
+        model_max_length=max_tokens,
+        max_length=max_tokens,
+    )
+
+
+def _converted_sentencepiece(path: Path) -> Any:
+    """`Tipsv2Tokenizer`'s reading of a SentencePiece file, which assumes BPE with byte pieces; others get their model.
+
+    Stays beside the original file, from which `load_transformers` reads.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers.models import Unigram
+    from transformers import Tipsv2Tokenizer
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())  # pyright: ignore[reportAttributeAccessIssue]
+    spec = proto.trainer_spec
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    backend = Tipsv2Tokenizer.from_pretrained(path.parent).backend_tokenizer
+    if spec.model_type == spec.UNIGRAM:
+        backend.model = Unigram(pieces, unk_id=spec.unk_id, byte_fallback=spec.byte_fallback)
+    elif not spec.byte_fallback:
+        backend.model.unk_token = pieces[spec.unk_id][0]
+    return backend

@@ -1,0 +1,153 @@
+"""The training loop inside a Ray Train worker."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint
+from torch.distributed.device_mesh import init_device_mesh
+
+from tips_ray import storage
+from tips_ray.batch import Batch
+from tips_ray.config import RunConfig
+from tips_ray.data.collate import batch_from
+from tips_ray.data.pipeline import StreamInputs, training_stream
+from tips_ray.distributed import rank, world_size
+from tips_ray.tracking import TrackingHandle
+from tips_ray.train.checkpoint import drop_old_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
+from tips_ray.train.loop import train
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard
+from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.state import TrainState, new_state
+
+
+@dataclass(frozen=True)
+class WorkerInputs:
+    """What a worker is told; picklable."""
+
+    stream: StreamInputs
+    run_uri: str
+    fingerprints: dict[str, str]
+    tracking: TrackingHandle | None
+
+    @property
+    def checkpoints_uri(self) -> str:
+        return storage.join(self.run_uri, "checkpoints")
+
+
+class RestOfRun:
+    """The dataset of an attempt: called at every start of the worker group, it looks up where the run stands."""
+
+    def __init__(self, inputs: WorkerInputs) -> None:
+        self.inputs = inputs
+
+    def __call__(self) -> ray.data.Dataset:
+        found = newest_checkpoint(self.inputs.checkpoints_uri)
+        return training_stream(self.inputs.stream, found.step if found else 0)
+
+
+def run_worker(job: dict[str, Any]) -> None:
+    """Train from the newest checkpoint to the end; every rank runs this."""
+    inputs: WorkerInputs = job["inputs"]
+    config, device = inputs.stream.config, ray.train.torch.get_device()
+    torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
+    state = new_state(config, device=device, prepare=partial(_prepared, config))
+    found = newest_checkpoint(inputs.checkpoints_uri)
+    if found:
+        load_checkpoint(state, found)
+    sink = RunSink(inputs, state.step)
+    train(state, _steps(state, config, device, sink), config, sink)
+    sink.close()
+
+
+def _prepared(config: RunConfig, student: torch.nn.Module, teacher: torch.nn.Module) -> None:
+    resources = config.resources
+    apply_recomputation(student, resources.recompute)
+    if resources.compile:
+        compile_blocks(student)
+        compile_blocks(teacher)
+    device = next(student.parameters()).device
+    mesh = init_device_mesh(device.type, (world_size(),))
+    shard(student, teacher, mesh, torch.bfloat16 if resources.dtype == "bf16" else torch.float32)
+
+
+def _steps(state: TrainState, config: RunConfig, device: torch.device, sink: "RunSink") -> Iterator[Sequence[Batch]]:
+    """This worker's micro-batches, step by step.
+
+    Raises:
+        RuntimeError: the stream stands at another step than the state: dataset and checkpoint disagree.
+    """
+    stream = ray.train.get_dataset_shard("train").iter_batches(
+        batch_size=config.images_per_pass, prefetch_batches=config.data_prefetch_batches, batch_format="numpy"
+    )
+    passes = config.global_batch_images // world_size() // config.images_per_pass
+    micro_batches: list[Batch] = []
+    for columns in stream:
+        if (columns["step"] != state.step).any():
+            raise RuntimeError(f"the data stream brought step {columns['step'][0]}, the state is at {state.step}")
+        sink.note_rejects(columns)
+        micro_batches.append(batch_from(columns).to(device))
+        if len(micro_batches) == passes:
+            yield micro_batches
+            micro_batches = []
+
+
+class RunSink:
+    """Run folder, MLflow and Ray Train: metrics from rank 0, checkpoints and rejects from all."""
+
+    def __init__(self, inputs: WorkerInputs, step: int) -> None:
+        self.inputs, self.folder = inputs, RunFolder(inputs.run_uri, rank())
+        self.folder.drop_after(step)
+        self.tracking = inputs.tracking if rank() == 0 else None
+        self._event("resume" if step else "start", step, workers=world_size())
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """A line in the run folder, a point in MLflow, a line for the reader of the log."""
+        if rank() != 0:
+            return
+        self.folder.log_metrics(step, metrics)
+        self.folder.flush()
+        if self.tracking:
+            self.tracking.log(step, metrics)
+        total, rate = self.inputs.stream.config.schedule.total_steps, metrics["images_per_second"]
+        print(f"step {step}/{total}  loss {metrics['loss/total']:.3f}  {rate:.0f} images/s", flush=True)
+
+    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """A checkpoint of ours, and a pointer to it as Ray's: Ray takes no checkpoint outside of its own folder."""
+        started = time.perf_counter()
+        saved = save_checkpoint(state, self.inputs.checkpoints_uri, self.inputs.fingerprints)
+        if rank() == 0:
+            drop_old_checkpoints(self.inputs.checkpoints_uri, self.inputs.stream.config.keep_last)
+        seconds = round(time.perf_counter() - started, 3)
+        self._event("checkpoint", state.step, uri=saved.uri, seconds=seconds)
+        with tempfile.TemporaryDirectory() as pointer:
+            Path(pointer, "checkpoint.uri").write_text(saved.uri)
+            known = Checkpoint.from_directory(pointer) if rank() == 0 else None
+            ray.train.report({"step": state.step, **metrics}, known)
+
+    def note_rejects(self, columns: dict[str, Any]) -> None:
+        """Lines in the rejects table for the invalid rows of a micro-batch."""
+        places = (~columns["valid"]).nonzero()[0]
+        names = {"step": "step", "sample_id": "sample_id", "key": "key", "reason": "reject"}
+        rows = [{name: columns[column][place].item() for name, column in names.items()} for place in places]
+        if rows:
+            self.folder.log_rejects(rows)
+            self.folder.flush()
+
+    def close(self) -> None:
+        """Everything that waits is written."""
+        self.folder.flush()
+        if self.tracking:
+            self.tracking.flush()
+
+    def _event(self, kind: str, step: int, **what: Any) -> None:
+        if rank() == 0:
+            self.folder.log_event(kind, step, **what)
+            self.folder.flush()
