@@ -45,8 +45,12 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
     uri = config.data.index or f"{config.storage.rstrip('/')}/index/{index.fingerprint}"
     lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {uri}"]
     for source in index.sources:
-        columns = ", ".join(f"{field} from {name or 'nothing'}" for field, name in source.columns._asdict().items())
-        lines.append(f"  {source.uri} ({source.format}): {source.rows} rows; {columns}")
+        columns = source.columns
+        synthetic = ", ".join(columns.synthetic_captions) or "further captions of a row, if it has them"
+        lines += [
+            f"  {source.uri} ({source.format}): {source.rows} rows",
+            f"    image: {columns.image}; web_caption: {columns.web_caption}; synthetic_captions: {synthetic}",
+        ]
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
     return lines + [f"  {row['path']} row {row['row']} {row['key']}" for row in rejects[:SHOWN_REJECTS]]

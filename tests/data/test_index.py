@@ -217,7 +217,11 @@ def test_the_command_says_what_it_found_and_where(data, tmp_path, capsys):
     job.run(parser.parse_args([f"{tmp_path}/run.yaml"]))
     out = capsys.readouterr().out
     assert f"23 rows in 4 shards and 8 chunks: {tmp_path}/runs/index/" in out
-    assert "image from jpg" in out and "1 bad rows: there is no such image file" in out
+    assert (
+        "image: jpg" in out
+        and "synthetic_captions: re_caption" in out
+        and "1 bad rows: there is no such image file" in out
+    )
     assert storage.list_folders(f"{tmp_path}/runs/index")
 
 

@@ -29,8 +29,10 @@ def _mixed(state: int) -> int:
 rows_of_chunks = st.lists(st.integers(1, 9), min_size=1, max_size=20)
 seeds = st.integers(0, 2**31)
 shares = st.floats(0.05, 3)
+on_a_busy_machine = settings(deadline=None, max_examples=60)
 
 
+@on_a_busy_machine
 @given(rows_of_chunks, seeds, st.integers(1, 5), st.integers(0, 3))
 def test_every_epoch_covers_every_sample_exactly_once(rows, seed, window_chunks, epoch):
     order = _order([rows], seed=seed, window_chunks=window_chunks)
@@ -38,6 +40,7 @@ def test_every_epoch_covers_every_sample_exactly_once(rows, seed, window_chunks,
     assert sorted(found.sample_id_N) == list(range(sum(rows)))
 
 
+@on_a_busy_machine
 @given(rows_of_chunks, rows_of_chunks, shares, seeds)
 def test_with_a_second_source_every_epoch_still_covers_the_first_exactly_once(first, second, share, seed):
     order = _order([first, second], [1, share], seed=seed)
@@ -46,6 +49,7 @@ def test_with_a_second_source_every_epoch_still_covers_the_first_exactly_once(fi
         assert sorted(found[found < sum(first)]) == list(range(sum(first)))
 
 
+@on_a_busy_machine
 @given(rows_of_chunks, rows_of_chunks, shares, seeds)
 def test_a_pass_over_a_further_source_ends_before_the_next_begins(first, second, share, seed):
     order = _order([first, second], [1, share], seed=seed)
@@ -59,6 +63,7 @@ def test_a_pass_over_a_further_source_ends_before_the_next_begins(first, second,
     assert numbers.tolist() == [number // len(second) for number in range(len(drawn))]
 
 
+@on_a_busy_machine
 @given(rows_of_chunks, rows_of_chunks, shares, seeds)
 def test_a_share_is_kept_to_a_chunk_over_any_number_of_epochs(first, second, share, seed):
     order = _order([first, second], [1, share], seed=seed)
@@ -68,6 +73,7 @@ def test_a_share_is_kept_to_a_chunk_over_any_number_of_epochs(first, second, sha
         assert 0 <= epochs * quota - drawn < 1
 
 
+@on_a_busy_machine
 @given(rows_of_chunks, st.lists(rows_of_chunks, max_size=2), shares, seeds, st.integers(1, 5))
 def test_positions_are_contiguous_over_windows_and_epochs(first, others, share, seed, window_chunks):
     order = _order([first, *others], [1, *[share] * len(others)], seed, window_chunks)
@@ -79,7 +85,7 @@ def test_positions_are_contiguous_over_windows_and_epochs(first, others, share, 
         assert {order.window_of(int(position)) for position in window.position_N} <= {number}
 
 
-@settings(max_examples=50)
+@on_a_busy_machine
 @given(rows_of_chunks, rows_of_chunks, shares, seeds, st.integers(1, 30), st.integers(0, 12))
 def test_a_batch_is_the_same_from_any_starting_point(first, second, share, seed, global_batch_images, step):
     arguments = ([first, second], [1, share], seed, 3, global_batch_images)
@@ -94,6 +100,7 @@ def test_a_batch_is_the_same_from_any_starting_point(first, second, share, seed,
         assert all(np.array_equal(one, other) for one, other in zip(same, expected, strict=True))
 
 
+@on_a_busy_machine
 @given(rows_of_chunks, seeds)
 def test_rows_name_their_chunk_and_their_sample(rows, seed):
     found = _order([rows], seed=seed).rows(0, sum(rows))
@@ -102,6 +109,7 @@ def test_rows_name_their_chunk_and_their_sample(rows, seed):
     assert np.array_equal(first_samples[found.chunk_N] + found.row_N, found.sample_id_N)
 
 
+@on_a_busy_machine
 @given(rows_of_chunks, st.integers(1, 5))
 def test_a_window_holds_its_chunks_and_no_others(rows, window_chunks):
     order = _order([rows], window_chunks=window_chunks)
@@ -154,6 +162,7 @@ def test_a_sample_that_comes_twice_in_an_epoch_has_two_keys():
     assert len(of_second) == 10 == len(set(of_second))
 
 
+@on_a_busy_machine
 @given(st.integers(0, 2**63 - 1), st.integers(0, 1000), st.integers(0, 2**62))
 def test_sample_keys_are_splitmix64_of_seed_epoch_and_sample(seed, epoch, sample_id):
     keys = sample_keys(seed, epoch, np.array([sample_id]))

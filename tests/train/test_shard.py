@@ -2,10 +2,10 @@
 
 import torch
 from ranks import run_on_ranks
-from toy import rows, toy_batch, toy_config
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from toy import rows, toy_batch, toy_config
 
 from tips_ray.distributed import rank, world_size
 from tips_ray.train.parallelize import shard

@@ -51,14 +51,16 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     order = _opened(inputs)[1]
     windows = order.windows(start, stop)
     rows = config.images_per_pass
-    read = partial(_read_windows, inputs=inputs, start=start, stop=stop)
+    shifted: Any = partial(_shifted, first=windows.start)
+    read: Any = partial(_read_windows, inputs=inputs, start=start, stop=stop)
+    views: Any = partial(_views, inputs=inputs)
     return (
         ray.data.range(len(windows), override_num_blocks=min(len(windows), SOURCE_BLOCKS))
         .repartition(target_num_rows_per_block=1)
-        .map_batches(partial(_shifted, first=windows.start), batch_size=1)
+        .map_batches(shifted, batch_size=1)
         .map_batches(read, batch_size=1, batch_format="numpy")
         .repartition(target_num_rows_per_block=rows, strict=True)
-        .map_batches(partial(_views, inputs=inputs), batch_size=rows, batch_format="pyarrow")
+        .map_batches(views, batch_size=rows, batch_format="pyarrow")
     )
 
 

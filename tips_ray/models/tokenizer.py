@@ -192,7 +192,7 @@ def _normalized(text: str) -> bytes:
     if not isinstance(tree, dict) or "model" not in tree:
         raise ValueError('this is not a tokenizers file: it has no "model"')
     lower, given = {"type": "Lowercase"}, tree.get("normalizer")
-    steps = given["normalizers"] if given and given["type"] == "Sequence" else [given] if given else []
+    steps = given["normalizers"] if given and given.get("type") == "Sequence" else [given] if given else []
     if lower not in steps[:1]:
         steps = [lower, *steps]
     changed = {"normalizer": {"type": "Sequence", "normalizers": steps}}

@@ -5,27 +5,21 @@ transformers itself writes; those of its modules (`vision_model.`, `text_model.`
 """
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tips_ray.config import ImageEncoderConfig, TextEncoderConfig
 from tips_ray.models.model import TipsModel, new_folder
 from tips_ray.models.official import filled, released_image_name, released_text_name, renamed
 from tips_ray.models.text import TextEncoder
 from tips_ray.models.tokenizer import SENTENCEPIECE_FILE, TOKENIZERS_FILE, Tokenizer, load_tokenizer
+from tips_ray.models.transformers_config import read_config, written_config
 from tips_ray.models.vision import ImageEncoder
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _IMAGE, _TEXT = "vision_encoder.", "text_encoder."
-_HIDDEN_ACT = {"tanh": "gelu_pytorch_tanh", "erf": "gelu"}
-_GELU: dict[str, Any] = {act: form for form, act in _HIDDEN_ACT.items()}
-_IMAGE_RULES = {"layer_norm_eps": 1e-6, "num_channels": 3, "num_register_tokens": 1, "qkv_bias": True}
-_TEXT_RULES = {"layer_norm_eps": 1e-5, "hidden_act": "relu", "scale_sqrt_depth": True, "pad_token_id": 0}
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 _RELEASED_NAMES = {  # transformers' module names, and its spelling of released ones -> released names
     r"^vision_model\.embeddings\.patch_embeddings\.projection\.": _IMAGE + "patch_embed.proj.",
@@ -64,13 +58,8 @@ def export_transformers(model: TipsModel, folder: Path | str) -> Path:
         ValueError: `folder` exists and is not empty, or a SwiGLU hidden width that `Tipsv2VisionConfig` cannot express.
     """
     from safetensors.torch import save_file
-    from transformers import Tipsv2Config
 
-    vision, text = _vision_config(model.image.config), _text_config(model.text.config)
-    config: Any = Tipsv2Config(
-        vision_config=vision, text_config=text, temperature_init_value=model.temperature, dtype="float32"
-    )
-    config.architectures = ["Tipsv2Model"]
+    config = written_config(model.image.config, model.text.config, model.temperature)
     with new_folder(folder) as temporary:
         config.save_pretrained(temporary)
         save_file(_tensors(model), temporary / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -81,125 +70,23 @@ def export_transformers(model: TipsModel, folder: Path | str) -> Path:
 def load_transformers(folder: Path | str) -> TipsModel:
     """Read a `Tipsv2Model` folder, ours or released: config.json, model.safetensors (whole or sharded), tokenizer.
 
-    bf16 and fp16 become fp32; a missing temperature is the config's `temperature_init_value`; without tokenizer.model
-    and tokenizer.json the tokenizer is None.
+    bf16 and fp16 become fp32; a missing temperature is the config's; without tokenizer.model and tokenizer.json the
+    tokenizer is None.
 
     Raises:
         ValueError: a file is missing or unreadable, the config describes another architecture, or a tensor is missing,
             unknown or of the wrong shape.
     """
     folder = Path(folder)
-    config, tensors = _read_config(folder), _read_tensors(folder)
-    image_config, text_config = _image_encoder_config(config.vision_config), _text_encoder_config(config.text_config)
-    temperature = tensors.pop("temperature", torch.tensor(config.temperature_init_value)).item()
+    image_config, text_config, temperature = read_config(folder)
+    tensors = _read_tensors(folder)
+    temperature = tensors.pop("temperature", torch.tensor(temperature)).item()
     texts = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_TEXT)}
     image_name = released_image_name(image_config.ffn)
     image = filled(ImageEncoder, image_config, tensors, lambda name: _IMAGE + image_name(name), str(folder))
     text = filled(TextEncoder, text_config, texts, lambda name: _TEXT + released_text_name(name), str(folder))
     has_tokenizer = any((folder / name).is_file() for name in (SENTENCEPIECE_FILE, TOKENIZERS_FILE))
     return TipsModel(image, text, load_tokenizer(folder) if has_tokenizer else None, temperature)
-
-
-def _vision_config(config: ImageEncoderConfig) -> dict[str, Any]:
-    return {
-        "hidden_size": config.width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "mlp_ratio": _mlp_ratio(config),
-        "use_swiglu_ffn": config.ffn == "swiglu",
-        "hidden_act": _HIDDEN_ACT[config.gelu],
-        "image_size": config.image_size_px,
-        "patch_size": config.patch_size_px,
-        "layerscale_value": config.layer_scale_init,
-    }
-
-
-def _text_config(config: TextEncoderConfig) -> dict[str, Any]:
-    return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.ffn_hidden,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.num_heads,
-        "max_position_embeddings": config.max_tokens,
-    }
-
-
-def _image_encoder_config(config: Any) -> ImageEncoderConfig:
-    _check_rules("vision_config", config, _IMAGE_RULES)
-    ffn = "swiglu" if config.use_swiglu_ffn else "mlp"
-    if ffn == "mlp" and config.hidden_act not in _GELU:
-        raise ValueError(f"vision_config.hidden_act ({config.hidden_act!r}) must be one of {', '.join(_GELU)}")
-    return ImageEncoderConfig(
-        width=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        ffn_hidden=_ffn_hidden(ffn, config.hidden_size, config.mlp_ratio),
-        ffn=ffn,
-        patch_size_px=_side("patch_size", config.patch_size),
-        image_size_px=_side("image_size", config.image_size),
-        gelu=_GELU.get(config.hidden_act, "erf"),
-        layer_scale_init=config.layerscale_value,
-    )
-
-
-def _text_encoder_config(config: Any) -> TextEncoderConfig:
-    _check_rules("text_config", config, _TEXT_RULES)
-    return TextEncoderConfig(
-        width=config.hidden_size,
-        depth=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        ffn_hidden=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        max_tokens=config.max_position_embeddings,
-    )
-
-
-def _ffn_hidden(ffn: str, width: int, mlp_ratio: float) -> int:
-    """Source: Tipsv2VisionMLP and Tipsv2VisionSwiGLUFFN of transformers."""
-    hidden = int(width * mlp_ratio)
-    return (int(hidden * 2 / 3) + 7) // 8 * 8 if ffn == "swiglu" else hidden
-
-
-def _mlp_ratio(config: ImageEncoderConfig) -> float:
-    """The ratio from which transformers computes `ffn_hidden` again."""
-    ratio = config.ffn_hidden * (1.5 if config.ffn == "swiglu" else 1) / config.width
-    for candidate in (ratio, math.nextafter(ratio, math.inf)):  # int() cuts a product that fell just short
-        if _ffn_hidden(config.ffn, config.width, candidate) == config.ffn_hidden:
-            return candidate
-    raise ValueError(
-        f"ffn_hidden ({config.ffn_hidden}) must be a multiple of 8 with ffn (swiglu): Tipsv2VisionConfig has no other"
-    )
-
-
-def _side(key: str, size: int | list[int] | tuple[int, ...]) -> int:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise ValueError(f"vision_config.{key} ({size}) must be square")
-    return height
-
-
-def _check_rules(part: str, config: Any, rules: Mapping[str, Any]) -> None:
-    for key, expected in rules.items():
-        if getattr(config, key) != expected:
-            raise ValueError(f"{part}.{key} ({getattr(config, key)!r}) must be {expected!r}: TIPS has no other")
-
-
-def _read_config(folder: Path) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import Tipsv2Config
-
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} is no transformers folder: it has no config.json")
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    model_type = tree.get("model_type") if isinstance(tree, dict) else None
-    if model_type != "tipsv2":
-        raise ValueError(f"{path}: model_type ({model_type!r}) must be 'tipsv2'")
-    try:
-        return Tipsv2Config.from_dict(tree)
-    except StrictDataclassError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _tensors(model: TipsModel) -> dict[str, Tensor]:

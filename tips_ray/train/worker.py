@@ -20,6 +20,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
 from tips_ray.data.pipeline import StreamInputs, training_stream
 from tips_ray.distributed import rank, world_size
+from tips_ray.models.networks import Student, Teacher
 from tips_ray.tracking import TrackingHandle
 from tips_ray.train.checkpoint import drop_old_checkpoints, load_checkpoint, newest_checkpoint, save_checkpoint
 from tips_ray.train.loop import train
@@ -67,7 +68,7 @@ def run_worker(job: dict[str, Any]) -> None:
     sink.close()
 
 
-def _prepared(config: RunConfig, student: torch.nn.Module, teacher: torch.nn.Module) -> None:
+def _prepared(config: RunConfig, student: Student, teacher: Teacher) -> None:
     resources = config.resources
     apply_recomputation(student, resources.recompute)
     if resources.compile:
@@ -84,7 +85,8 @@ def _steps(state: TrainState, config: RunConfig, device: torch.device, sink: "Ru
     Raises:
         RuntimeError: the stream stands at another step than the state: dataset and checkpoint disagree.
     """
-    stream = ray.train.get_dataset_shard("train").iter_batches(
+    shard_of_data: Any = ray.train.get_dataset_shard("train")
+    stream = shard_of_data.iter_batches(
         batch_size=config.images_per_pass, prefetch_batches=config.data_prefetch_batches, batch_format="numpy"
     )
     passes = config.global_batch_images // world_size() // config.images_per_pass

@@ -1,0 +1,131 @@
+"""What a training step costs: operations, time of its parts, memory, and the rates to hold them against."""
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from itertools import accumulate, chain
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from tips_ray.batch import Batch
+from tips_ray.config import TrainConfig
+from tips_ray.models.networks import Heads, Student, Teacher
+from tips_ray.models.text import TextEncoder
+from tips_ray.models.vision import ImageEncoder
+from tips_ray.objective import Centers
+from tips_ray.train.state import TrainState
+from tips_ray.train.step import accumulate_gradients
+
+PARTS: tuple[str, ...] = ("embed", "student", "teacher", "losses", "backward", "optimizer", "ema")
+_BF16_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}
+
+
+def step_flops(config: TrainConfig, batch: Batch) -> int:
+    """Floating-point operations (two per multiply-add) of the matrix products of one step, forward and backward.
+
+    Counted on shapes alone, over one micro-batch and without recomputation, so that every way of doing the step has
+    the same number. Shapes take the unfused attention; a fused one's backward would count its scores a second time.
+    """
+    with torch.device("meta"):
+        image, heads = ImageEncoder(config.image), Heads(config.image.width, config.head)
+        student = Student(image, TextEncoder(config.text), heads, config.objective)
+        teacher = Teacher(copy.deepcopy(image), copy.deepcopy(heads), config.objective)
+        centers = Centers(config.head.num_prototypes)
+    state = TrainState(student, teacher, centers, torch.optim.SGD(student.parameters()))
+    with FlopCounterMode(display=False) as counter:
+        accumulate_gradients(state, [batch.to("meta")], config.objective, config.schedule.total_steps)
+    return counter.get_total_flops()
+
+
+def datasheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOP/s of dense bf16 products by the datasheet of the SXM board; None where we know none."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    if "NVL" in name or ("PCIe" in name and "A100" not in name):  # slower boards of the same name
+        return None
+    return next((tflops * 1e12 for chip, tflops in _BF16_TFLOPS.items() if chip in name), None)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of one large square product, the best of ten."""
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(10))
+
+
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    """Wall time of `step` until the device has finished it."""
+    _wait(device)
+    start = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def part_shares(step: Callable[[], object], device: torch.device, steps: int = 3) -> dict[str, float]:
+    """Share of each of PARTS in a step's time: the host's on a CPU, the kernels' on a GPU; `rest` is in no part."""
+    on_device = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_device) as profiler:
+        spent = sum(seconds(step, device) for _ in range(steps))
+    events = [event for event in profiler.events() or () if event.device_type.name == "CPU"]
+    parts = kernel_seconds(events) if on_device else host_seconds(events)
+    if not on_device:
+        parts["rest"] = max(spent - sum(parts.values()), 0.0)
+    total = sum(parts.values()) or 1.0
+    return {name: value / total for name, value in parts.items() if value}
+
+
+def host_seconds(events: Iterable) -> dict[str, float]:
+    """Wall time of each part's range."""
+    parts = dict.fromkeys((*PARTS, "rest"), 0.0)
+    for event in events:
+        if event.name in PARTS:
+            parts[event.name] += event.time_range.elapsed_us() / 1e6
+    return parts
+
+
+def kernel_seconds(events: Iterable) -> dict[str, float]:
+    """Time of the kernels launched during each part, by whichever thread: autograd launches from one of its own."""
+    events = list(events)
+    ranges = [(event.time_range, event.name) for event in events if event.name in PARTS]
+    parts = dict.fromkeys((*PARTS, "rest"), 0.0)
+    for event in events:
+        # The device's copy of a part's range is listed as a kernel too.
+        spent = sum(kernel.duration for kernel in event.kernels if kernel.name not in PARTS)
+        moment = event.time_range.start
+        name = next((name for span, name in ranges if span.start <= moment <= span.end), "rest")
+        parts[name] += spent / 1e6
+    return parts
+
+
+def peak_bytes(state: TrainState, step: Callable[[], object], device: torch.device) -> int:
+    """Memory that these networks and this step need by themselves, whatever else the process holds."""
+    networks = chain(state.student.parameters(), state.teacher.parameters(), state.centers.buffers())
+    averages = (value for values in state.optimizer.state.values() for value in values.values())
+    held = sum(tensor.numel() * tensor.element_size() for tensor in chain(networks, averages))
+    return held + (_cuda_bytes(step, device) if device.type == "cuda" else _cpu_bytes(step))
+
+
+def _cuda_bytes(step: Callable[[], object], device: torch.device) -> int:
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _cpu_bytes(step: Callable[[], object]) -> int:
+    """Highest sum of what torch's allocator gave and took back; resident memory would hold what was freed before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events), default=0)  # pyright: ignore[reportAttributeAccessIssue]

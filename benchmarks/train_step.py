@@ -1,0 +1,189 @@
+"""Images/s, MFU, memory and parts of one optimizer step, beside the same step done the plain way.
+
+    python -m benchmarks.train_step --variant small
+    python -m benchmarks.train_step --variant L --batch 64 --dtype bf16 --compile --device cuda
+
+Random images and captions, no loader. MFU counts the operations of one forward and backward and no recomputation.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import datasheet_flops, matmul_flops, part_shares, peak_bytes, seconds, step_flops
+from benchmarks.plain_step import plain_state, plain_step
+from tips_ray.batch import Batch, masked_index
+from tips_ray.config import TrainConfig
+from tips_ray.config.variants import VARIANTS
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks
+from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.step import train_step
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
+"""Relative: what rounding may make of equal losses."""
+_LOCAL_PX = {224: 98, 448: 140}
+_DEMO = {
+    "tiny": (56, dict(width=64, depth=2, num_heads=2, ffn_hidden=256), (500, 16), (512, 128)),
+    "small": (112, dict(width=192, depth=6, num_heads=3, ffn_hidden=768), (4000, 32), (32_768, 2048)),
+}
+
+
+@dataclass
+class Contender:
+    """One way of doing the step, and what was measured of it."""
+
+    state: TrainState
+    step: Callable[[], dict[str, Tensor]]
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+
+def train_config(variant: str, image_px: int | None = None) -> TrainConfig:
+    """A published size, at 224 px unless told otherwise, or a size for demonstrations; all else as in training."""
+    if variant not in _DEMO:
+        return TrainConfig.model_validate({"variant": variant, "image": {"image_size_px": image_px or 224}})
+    demo_px, block, (vocabulary, tokens), (prototypes, hidden) = _DEMO[variant]
+    tree = {
+        "image": block | {"image_size_px": image_px or demo_px},
+        "text": block | {"vocab_size": vocabulary, "max_tokens": tokens},
+        "head": {"num_prototypes": prototypes, "hidden": hidden},
+    }
+    return TrainConfig.model_validate(tree)
+
+
+def random_batch(config: TrainConfig, images: int, crops: int) -> Batch:
+    """Noise of the right sizes: 75 % of the patches masked, captions of full length."""
+    generator = torch.Generator().manual_seed(config.seed)
+    image_px, patch_px, text = config.image.image_size_px, config.image.patch_size_px, config.text
+    local_px = _LOCAL_PX.get(image_px, round(image_px * 7 / 16 / patch_px) * patch_px)
+    patches = config.image.grid**2
+    mask_BL = torch.rand(images, patches, generator=generator).argsort(dim=1) < round(0.75 * patches)
+    return Batch(
+        torch.rand(images, 3, image_px, image_px, generator=generator),
+        torch.rand(crops, images, 3, local_px, local_px, generator=generator),
+        mask_BL,
+        masked_index(mask_BL),
+        torch.randint(1, text.vocab_size, (images, text.max_tokens), generator=generator),
+        torch.randint(1, text.vocab_size, (images, 1, text.max_tokens), generator=generator),
+        torch.ones(images, dtype=torch.bool),
+        torch.randint(2**62, (images,), generator=generator),
+    )
+
+
+def split(batch: Batch, count: int) -> list[Batch]:
+    """The batch as `count` micro-batches.
+
+    Raises:
+        ValueError: `count` does not divide the number of images.
+    """
+    if len(batch) % count:
+        raise ValueError(f"batch ({len(batch)}) must be divisible by micro-batches ({count})")
+    names = [name for name in vars(batch) if name != "masked_index_M"]
+    chunks = (getattr(batch, name).chunk(count, dim=1 if name == "local_crops_VBCHW" else 0) for name in names)
+    parts = [dict(zip(names, part, strict=True)) for part in zip(*chunks, strict=True)]
+    return [Batch(**part, masked_index_M=masked_index(part["patch_mask_BL"])) for part in parts]
+
+
+def contenders(args: argparse.Namespace, config: TrainConfig, batch: Batch) -> dict[str, Contender]:
+    """The packed step and, where asked for, the plain one from the same weights."""
+    device, dtype = torch.device(args.device), torch.bfloat16 if args.dtype == "bf16" else None
+    state = new_state(config, device=device)
+    plain = plain_state(state, config) if args.plain else None
+    apply_recomputation(state.student, args.recompute)
+    if args.compile:
+        compile_blocks(state.student)
+        compile_blocks(state.teacher)
+    if dtype:  # weights, losses and updates stay in float32
+        for network, name in ((state.student, "forward"), (state.student, "embed"), (state.teacher, "forward")):
+            setattr(network, name, torch.autocast(device.type, dtype)(getattr(network, name)))
+    micro_batches = [part.to(device) for part in split(batch, args.micro_batches)]
+    found = {"packed": Contender(state, lambda: train_step(state, micro_batches, config))}
+    if plain:
+        whole = batch.to(device)
+        found["plain"] = Contender(plain, lambda: plain_step(plain, whole, config, dtype))
+    return found
+
+
+def first_difference(found: dict[str, Contender], dtype: str) -> float:
+    """Take the first step of each; largest relative difference between their metrics, 0 for one contender alone."""
+    packed, *others = ({name: value.item() for name, value in each.step().items()} for each in found.values())
+    worst = max((abs(packed[name] / plain[name] - 1) for plain in others for name in plain), default=0.0)
+    assert worst < _TOLERANCE[dtype], f"losses of the first step differ by {worst:.1e}"
+    return worst
+
+
+def measure(found: dict[str, Contender], steps: int, device: torch.device) -> None:
+    """Peak memory, then the timed steps in turns."""
+    for contender in found.values():
+        contender.peak_bytes = peak_bytes(contender.state, contender.step, device)
+    for _ in range(steps):
+        for contender in found.values():
+            contender.seconds.append(seconds(contender.step, device))
+
+
+def table(found: dict[str, Contender], images: int, flops: int, peak: float | None, matmul: float) -> list[str]:
+    """One row per measure, one column per contender."""
+    rows = {"ms per step (median)": [], "images/s": [], "TFLOP/s": [], "MFU (datasheet peak)": []}
+    rows |= {"share of matmul rate": [], "peak memory, GiB": []}
+    for contender in found.values():
+        spent = median(contender.seconds)
+        cells = (
+            f"{1e3 * spent:.1f}",
+            f"{images / spent:.1f}",
+            f"{flops / spent / 1e12:.3f}",
+            "unknown" if peak is None else f"{100 * flops / spent / peak:.1f} %",
+            f"{100 * flops / spent / matmul:.1f} %",
+            f"{contender.peak_bytes / 2**30:.2f}",
+        )
+        for row, cell in zip(rows.values(), cells, strict=True):
+            row.append(cell)
+    return [f"{name:24}" + "".join(f"{cell:>12}" for cell in row) for name, row in ({"": list(found)} | rows).items()]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--variant", choices=(*VARIANTS, *_DEMO), default="small")
+    parser.add_argument("--batch", type=int, default=8, metavar="IMAGES")
+    parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--crops", type=int, default=6, help="local crops per image")
+    parser.add_argument("--image-size", type=int, metavar="PX", help="side of the global crop")
+    parser.add_argument("--dtype", choices=tuple(_DTYPES), default="fp32", help="bf16: autocast, float32 weights")
+    parser.add_argument("--recompute", choices=("none", "selective", "full"), default="none")
+    parser.add_argument("--compile", action="store_true", help="compile the packed step block by block")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, help="default: on a CPU alone")
+    args = parser.parse_args(arguments)
+    args.plain = args.device == "cpu" if args.plain is None else args.plain
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print; stops where the two ways disagree."""
+    args = parse(arguments)
+    torch.set_num_threads(args.threads)
+    config, device, dtype = train_config(args.variant, args.image_size), torch.device(args.device), _DTYPES[args.dtype]
+    batch = random_batch(config, args.batch, args.crops)
+    found = contenders(args, config, batch)
+    worst = first_difference(found, args.dtype)
+    measure(found, args.steps, device)
+    flops, peak, matmul = step_flops(config, batch), datasheet_flops(device, dtype), matmul_flops(device, dtype)
+    print(" ".join(f"{key}={value}" for key, value in vars(args).items()), "torch", torch.__version__)
+    print(f"{flops / args.batch / 1e12:.4f} TFLOP per image; a large product runs at {matmul / 1e12:.3f} TFLOP/s\n")
+    print("\n".join(table(found, args.batch, flops, peak, matmul)) + "\n")
+    shares = part_shares(found["packed"].step, device)
+    print("parts of the packed step: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items()))
+    if "plain" in found:
+        ratio = median(found["plain"].seconds) / median(found["packed"].seconds)
+        print(f"packed is {ratio:.2f} times as fast as plain; their first steps differ by {worst:.1e}")
+
+
+if __name__ == "__main__":
+    main()

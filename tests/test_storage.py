@@ -1,0 +1,295 @@
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from jobs.local_s3 import local_s3
+from tips_ray import storage
+from tips_ray.storage import NotFoundError, StorageError, errors
+from tips_ray.storage.files import as_regex, without_braces
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with local_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path, monkeypatch):
+    """An empty folder, local and on a real S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    server = request.getfixturevalue("server")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"{server.make_bucket('store')}/{tmp_path.name}"
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """A store that gives the answers (status, S3 error code) of a list, one per request, and then `fine`."""
+    waiting: list[tuple[int, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body = 200, b"fine"
+            if waiting:
+                status, code = waiting.pop(0)
+                body = f"<Error><Code>{code}</Code><Message>of a library</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        _point_at(monkeypatch, f"http://127.0.0.1:{http.server_port}")
+        monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.01))
+        yield waiting
+        http.shutdown()
+
+
+def _point_at(monkeypatch, endpoint: str) -> None:
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "NO_PROXY")
+    for name, value in zip(names, (endpoint, "someone", "not-to-be-shown", "us-east-1", "127.0.0.1"), strict=True):
+        monkeypatch.setenv(name, value)
+
+
+def _names(files) -> list[str]:
+    return [os.path.basename(file.uri) for file in files]
+
+
+def test_bytes_come_back_whole_and_in_ranges(folder):
+    uri = storage.join(folder, "deep", "file.bin")
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.read_bytes(uri) == b"0123456789"
+    assert storage.read_bytes(uri, 2, 5) == b"234"
+    assert storage.read_bytes(uri, 7) == b"789"
+    assert storage.read_bytes(uri, 8, 20) == b"89"
+    assert storage.read_bytes(uri, 20, 30) == storage.read_bytes(uri, 3, 3) == b""
+    assert storage.stat(uri).bytes == 10
+
+
+def test_text_is_utf8(folder):
+    uri = storage.join(folder, "a.txt")
+    storage.write_text(uri, "größer\n")
+    assert storage.read_text(uri) == "größer\n"
+    storage.write_bytes(uri, b"abc\xff")
+    with pytest.raises(StorageError, match="a.txt: byte 3 is not UTF-8"):
+        storage.read_text(uri)
+
+
+def test_of_two_writers_who_create_a_file_one_wins(folder):
+    uri = storage.join(folder, "claim")
+    assert storage.create_text(uri, "first")
+    assert not storage.create_text(uri, "second")
+    assert storage.read_text(uri) == "first"
+
+
+def test_a_changed_file_has_another_etag(folder):
+    uri = storage.join(folder, "x")
+    storage.write_text(uri, "one")
+    before = storage.stat(uri)
+    assert storage.stat(uri) == before
+    storage.write_text(uri, "two")
+    assert storage.stat(uri).etag != before.etag
+
+
+def test_patterns_find_files_in_order(folder):
+    for name in ("a/001.tar", "a/000.tar", "a/002.txt", "a/b/003.tar", "a2/004.tar", "a/.hidden.tar"):
+        storage.write_text(storage.join(folder, name), name)
+    assert _names(storage.list_files(f"{folder}/a")) == ["000.tar", "001.tar", "002.txt", "003.tar"]
+    assert _names(storage.list_files(f"{folder}/a/")) == ["000.tar", "001.tar", "002.txt", "003.tar"]
+    assert _names(storage.list_files(f"{folder}/a/*.tar")) == ["000.tar", "001.tar"]
+    assert _names(storage.list_files(f"{folder}/**/*.tar")) == ["000.tar", "001.tar", "003.tar", "004.tar"]
+    assert _names(storage.list_files(f"{folder}/a/{{000..001}}.tar")) == ["000.tar", "001.tar"]
+    assert _names(storage.list_files(f"{folder}/{{a,a2}}/*.tar")) == ["000.tar", "001.tar", "004.tar"]
+    assert [file.bytes for file in storage.list_files(f"{folder}/a/000.tar")] == [9]
+
+
+def test_a_name_in_braces_that_is_missing_is_named(folder):
+    storage.write_text(f"{folder}/000.tar", "")
+    with pytest.raises(NotFoundError, match="/001.tar .of 2 names"):
+        storage.list_files(f"{folder}/{{000..001}}.tar")
+
+
+@pytest.mark.parametrize("pattern", ["none", "none/*.tar", "none.tar"])
+def test_nothing_there_is_an_error_that_names_it(folder, pattern):
+    storage.write_text(f"{folder}/x", "")
+    with pytest.raises(NotFoundError, match=f"{folder}/none.*: no file is there"):
+        storage.list_files(f"{folder}/{pattern}")
+
+
+def test_names_and_folders_right_below(folder):
+    for name in ("top.txt", ".hidden", "one/a", "two/b/c"):
+        storage.write_text(storage.join(folder, name), "")
+    assert storage.list_names(folder) == ["top.txt"]
+    assert storage.list_folders(folder) == [storage.join(folder, "one"), storage.join(folder, "two")]
+    assert storage.list_names(f"{folder}/none") == storage.list_folders(f"{folder}/none") == []
+
+
+def test_a_folder_is_no_file(folder):
+    storage.write_text(f"{folder}/a/b", "")
+    assert storage.exists(f"{folder}/a/b") and not storage.exists(f"{folder}/a") and not storage.exists(f"{folder}/c")
+
+
+def test_deleting_leaves_the_neighbours(folder):
+    for name in ("a/x", "a/b/y", "ab/z"):
+        storage.write_text(storage.join(folder, name), "")
+    storage.delete(f"{folder}/a/x")
+    storage.delete(f"{folder}/a/x")
+    assert not storage.exists(f"{folder}/a/x")
+    storage.delete_folder(f"{folder}/a")
+    storage.delete_folder(f"{folder}/a")
+    assert _names(storage.list_files(folder)) == ["z"]
+
+
+def test_files_are_copied_up_and_down(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage.s3, "PIECE_BYTES", 1000)
+    content = os.urandom(4567)
+    (tmp_path / "from").write_bytes(content)
+    storage.upload(tmp_path / "from", f"{folder}/there")
+    storage.download(f"{folder}/there", tmp_path / "to")
+    assert (tmp_path / "to").read_bytes() == content
+
+
+def test_arrow_reads_the_same_file(folder):
+    storage.write_bytes(f"{folder}/x", b"content")
+    filesystem, path = storage.filesystem(f"{folder}/x")
+    assert filesystem.open_input_file(path).read() == b"content"
+
+
+def test_a_missing_file_is_one_sentence(folder):
+    with pytest.raises(NotFoundError, match="nothing.txt: there is no such") as caught:
+        storage.read_text(f"{folder}/nothing.txt")
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("old")
+
+    def fail(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage.local, "_flush", fail)
+    with pytest.raises(StorageError, match="no space is left"):
+        storage.write_text(str(tmp_path / "file"), "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "old"
+
+
+def test_a_file_is_replaced_and_not_written_over(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with open(tmp_path / "file") as reader:
+        storage.write_text(str(tmp_path / "file"), "new")
+        assert reader.read() == "old"
+
+
+def test_file_uris_and_relative_paths_are_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    storage.write_text(f"file://{tmp_path}/a%20b/x", "1")
+    assert storage.resolved("a b/x") == str(tmp_path / "a b" / "x") and storage.read_text("a b/x") == "1"
+    assert storage.join(f"file://{tmp_path}", "x") == str(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "uri, words", [("gs://b/x", "gs:// is not supported"), ("s3:///x", "bucket is missing"), ("", "empty")]
+)
+def test_a_uri_of_another_kind_is_refused(uri, words):
+    with pytest.raises(StorageError, match=words):
+        storage.list_files(uri)
+
+
+def test_braces_stand_for_ranges_and_lists():
+    assert without_braces("{08..11}-{a,b}") == ["08-a", "08-b", "09-a", "09-b", "10-a", "10-b", "11-a", "11-b"]
+    assert without_braces("plain") == ["plain"]
+
+
+def test_a_star_stays_inside_a_folder():
+    assert as_regex("a/*.tar").fullmatch("a/x.tar") and not as_regex("a/*.tar").fullmatch("a/b/x.tar")
+    assert as_regex("a/**/x").fullmatch("a/x") and as_regex("a/**/x").fullmatch("a/b/c/x")
+    assert not as_regex("a.b*").fullmatch("axb1")
+
+
+@pytest.mark.parametrize(
+    "status, code, words",
+    [
+        (403, "InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (403, "AccessDenied", "access is denied"),
+        (400, "ExpiredToken", "have expired"),
+        (404, "NoSuchBucket", "bucket does not exist"),
+        (400, "SomethingNew", "SomethingNew of a library"),
+    ],
+)
+def test_what_a_store_refuses_is_one_sentence_with_a_cure(answers, status, code, words):
+    answers += [(status, code)] * 9
+    with pytest.raises(StorageError, match=f"^s3://bucket/x: .*{words}") as caught:
+        storage.read_bytes("s3://bucket/x")
+    assert len(answers) == 8, "a second try cures nothing"
+    assert "not-to-be-shown" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_bucket_of_another_region_is_named(answers):
+    answers += [(301, "PermanentRedirect")] * 9
+    with pytest.raises(StorageError, match="s3://bucket/x: the bucket is in another region; set AWS_DEFAULT_REGION"):
+        storage.read_bytes("s3://bucket/x")
+
+
+def test_a_busy_store_is_tried_three_times(answers):
+    answers += [(503, "SlowDown")] * 2
+    assert storage.read_bytes("s3://bucket/x") == b"fine"
+    answers += [(503, "SlowDown")] * 4
+    with pytest.raises(StorageError, match="s3://bucket/x: the store is busy"):
+        storage.read_bytes("s3://bucket/x")
+    assert len(answers) == 1
+
+
+def test_arrow_says_the_same_of_a_busy_store(answers):
+    answers += [(503, "SlowDown")] * 4
+
+    def read():
+        filesystem, path = storage.filesystem("s3://bucket/x")
+        return filesystem.open_input_file(path)
+
+    with pytest.raises(StorageError, match="s3://bucket/x: the store is busy"):
+        storage.attempt("s3://bucket/x", read)
+    assert len(answers) == 1
+
+
+def test_a_store_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.01))
+    _point_at(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="s3://bucket/x: the store .http://127.0.0.1:9. cannot be reached"):
+        storage.list_files("s3://bucket/x")
+
+
+def test_missing_credentials_are_named(monkeypatch, tmp_path):
+    _point_at(monkeypatch, "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StorageError, match="s3://bucket/x: no credentials were found; set AWS_ACCESS_KEY_ID"):
+        storage.list_files("s3://bucket/x")
+
+
+def test_an_endpoint_without_a_scheme_is_refused(monkeypatch):
+    _point_at(monkeypatch, "127.0.0.1:9000")
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL .127.0.0.1:9000. must begin with http"):
+        storage.list_files("s3://bucket/x")
+
+
+def test_a_wrong_secret_is_refused_by_a_real_store(server, monkeypatch):
+    for name, value in (server.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match="the keys do not belong together"):
+        storage.list_files("s3://store/x")
