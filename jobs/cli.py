@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 COMMANDS = {
+    "demo": "the whole road on this machine in a few minutes",
     "index": "look through the data of a run once and write down what is where",
     "pretrain": "train TIPS on Ray; the same name again resumes",
     "report": "the run folder as one HTML page",

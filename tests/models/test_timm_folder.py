@@ -9,6 +9,7 @@ from tips_ray.config.variants import VARIANTS
 from tips_ray.models import export_timm, image_encoder
 
 KINDS = [{"gelu": "tanh"}, {"gelu": "erf"}, {"ffn": "swiglu"}, {"depth": 2, "patch_size_px": 7}]
+KINDS += [{"width": 56, "ffn_hidden": 61}]  # int(56 * (61 / 56)) is 60
 
 
 def _loaded(folder, **options) -> Any:
@@ -60,7 +61,8 @@ def test_published_sizes_are_timms_own_architectures(variant):
         network = timm.create_model(_architecture(config), **_model_args(config))
         names = {"B": "base", "L": "large", "So400m": "so400m", "g": "giant"}
         if variant in names:
-            published = timm.create_model(f"vit_{names[variant]}_patch14_reg1_tipsv2").state_dict()
+            assert _architecture(config) == f"vit_{names[variant]}_patch14_reg1_tipsv2"
+            published = timm.create_model(_architecture(config)).state_dict()
             shapes = {name: value.shape for name, value in network.state_dict().items()}
             assert shapes == {name: value.shape for name, value in published.items()}
     hidden = network.blocks[0].mlp.fc2.in_features  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]

@@ -10,11 +10,14 @@ from toy_model import CAPTIONS, toy_model
 
 from tips_ray.config import ImageEncoderConfig, TextEncoderConfig
 from tips_ray.config.variants import VARIANTS, image_sizes, text_sizes
-from tips_ray.models import TipsModel, exported, image_encoder, load_tokenizer, load_transformers
-from tips_ray.models.transformers_config import read_config
+from tips_ray.models import TipsModel, exported, load_tokenizer, load_transformers
+from tips_ray.models.model import new_folder
+from tips_ray.models.transformers_config import _vision_config, read_config
 from tips_ray.train.state import new_state
 
 KINDS = [{"gelu": "tanh"}, {"gelu": "erf"}, {"ffn": "swiglu"}]
+AWKWARD = {"width": 56, "depth": 1, "num_heads": 2, "ffn_hidden": 61}
+"""int(56 * (61 / 56)) is 60."""
 SIZES = [(56, 56), (84, 84), (28, 70), (28, 112)]  # the last has the native number of patches
 
 
@@ -62,7 +65,7 @@ def test_autoprocessor_and_automodel_give_our_ids_texts_and_logits(folder_and_mo
     from transformers import AutoModel, AutoProcessor
 
     folder, model = folder_and_model
-    images, texts = torch.rand(3, 3, 56, 56), [*CAPTIONS, "", "red " * 30, "unseen: qxz"]
+    images, texts = torch.rand(3, 3, 56, 56), [*CAPTIONS, "", "red " * 30, "unseen: qxz", "a <unk> cube"]
     inputs = AutoProcessor.from_pretrained(folder)(text=texts, return_tensors="pt")
     ids_BT = model.tokenizer(texts, 20)
     assert torch.equal(inputs["input_ids"], ids_BT) and torch.equal(inputs["attention_mask"], (ids_BT > 0).long())
@@ -125,19 +128,23 @@ def test_a_sentencepiece_vocabulary_gives_the_same_ids_there_and_back(options, t
     assert back and back.source == tokenizer.source
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_published_feed_forward_widths_survive_the_ratio(variant):
+@pytest.mark.parametrize("sizes", [*map(image_sizes, VARIANTS), AWKWARD], ids=[*VARIANTS, "awkward"])
+def test_feed_forward_widths_survive_the_ratio(sizes):
     from transformers import Tipsv2VisionConfig
     from transformers.models.tipsv2.modeling_tipsv2 import Tipsv2VisionMLP, Tipsv2VisionSwiGLUFFN
 
-    from tips_ray.models.transformers_config import _vision_config
-
+    config = Tipsv2VisionConfig(**_vision_config(ImageEncoderConfig(**sizes)))
     with torch.device("meta"):
-        config = image_encoder(variant, depth=1).config
-        is_gated = config.ffn == "swiglu"
-        theirs = (Tipsv2VisionSwiGLUFFN if is_gated else Tipsv2VisionMLP)(Tipsv2VisionConfig(**_vision_config(config)))
-    hidden = theirs.down_proj.in_features if is_gated else theirs.fc2.in_features  # pyright: ignore[reportAttributeAccessIssue]
-    assert hidden == image_sizes(variant)["ffn_hidden"]
+        theirs = (Tipsv2VisionSwiGLUFFN if config.use_swiglu_ffn else Tipsv2VisionMLP)(config)
+    last = theirs.down_proj if config.use_swiglu_ffn else theirs.fc2
+    assert last.in_features == sizes["ffn_hidden"]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    with pytest.raises(KeyError), new_folder(tmp_path / "folder") as temporary:
+        (temporary / "part").write_text("half")
+        raise KeyError("disk")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_gated_width_that_transformers_cannot_express_is_refused(tmp_path):

@@ -1,0 +1,122 @@
+"""The whole road on this machine in a few minutes: scenes in a real S3 server -> two FSDP workers -> MLflow -> report.
+
+tips-ray demo [OUT] [KEY=VALUE ...]     default OUT: out/demo; keys of jobs/configs/demo.yaml
+"""
+
+import argparse
+import io
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from tips_ray.config import RunConfig
+    from tips_ray.scenes import Scene
+
+CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+SCENES, SHARD_ROWS, IMAGE_PX = 2048, 256, 112
+TRAIN_SEED, TEST_SEED = 0, 1
+TEST_SCENES, PROBE_SCENES = 256, 512
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `tips-ray demo`."""
+    parser.add_argument("words", nargs="*", metavar="[OUT] KEY=VALUE", help="folder for everything; keys of the config")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Render, store, train, evaluate, report; one line per stage.
+
+    Raises:
+        ValueError: a wrong key, or a folder that holds the demo with another config.
+    """
+    folders = [word for word in arguments.words if "=" not in word] or ["out/demo"]
+    overrides = [word for word in arguments.words if "=" in word]
+    out = Path(folders[0]).resolve()
+    from jobs.local_s3 import local_s3
+
+    with local_s3(out / "s3") as server:
+        os.environ.update(server.environment)
+        _stage("S3 server", f"OpenStack Swift at {server.endpoint_url}")
+        bucket = server.make_bucket("scenes")
+        rate = _store_scenes(bucket)
+        config = _config(out, bucket, overrides)
+        from jobs.pretrain import pretrain
+
+        started = time.perf_counter()
+        folder = pretrain(config)
+        _stage("trained", f"{config.schedule.total_steps} steps in {time.perf_counter() - started:.0f} s: {folder}")
+        scores = _write_report(out, config, folder, {"render and store": rate})
+    _stage("evaluated", scores)
+    print(f"report       {out / 'report.html'}")
+    print(f"MLflow       mlflow ui --backend-store-uri sqlite:///{out / 'runs' / 'mlflow.db'}")
+    print("next         tips-ray pretrain --help")
+
+
+def _stage(name: str, text: str) -> None:
+    print(f"{name:12} {text}", flush=True)
+
+
+def _config(out: Path, bucket: str, overrides: list[str]) -> "RunConfig":
+    from tips_ray.config import RunConfig, load_config
+
+    fixed = [f"storage={out / 'runs'}", f"data.sources=[{{uri: {bucket}/train}}]"]
+    return load_config(RunConfig, CONFIG, ["name=demo", *fixed, *overrides])
+
+
+def _store_scenes(bucket: str) -> float:
+    """Put the training scenes into the bucket, once; returns scenes/s, 0 where they were there."""
+    from tips_ray import storage
+    from tips_ray.scenes import render_scene
+
+    started, marker = time.perf_counter(), f"{bucket}/train.complete"
+    if storage.exists(marker):
+        _stage("scenes", f"{SCENES} are there: {bucket}/train")
+        return 0.0
+    for first in range(0, SCENES, SHARD_ROWS):
+        scenes = [render_scene(TRAIN_SEED, index, IMAGE_PX) for index in range(first, first + SHARD_ROWS)]
+        storage.write_bytes(f"{bucket}/train/{first // SHARD_ROWS:03d}.parquet", _parquet(scenes))
+    storage.write_text(marker, "")
+    rate = SCENES / (time.perf_counter() - started)
+    _stage("scenes", f"{SCENES} rendered and stored, {rate:.0f}/s: {bucket}/train")
+    return rate
+
+
+def _parquet(scenes: "list[Scene]") -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = {
+        "image": [_jpeg(scene.image_HWC) for scene in scenes],
+        "caption": [scene.web_caption for scene in scenes],
+        "synthetic_caption": [scene.synthetic_caption for scene in scenes],
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(table), buffer, row_group_size=64, compression="none")
+    return buffer.getvalue()
+
+
+def _jpeg(image_HWC: Any) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image_HWC).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def _write_report(out: Path, config: "RunConfig", folder: str, rates: dict[str, float]) -> str:
+    """Evaluate on unseen scenes, before and after training, and write the page; returns the scores in one line."""
+    from jobs.demo_evaluation import evaluate
+    from tips_ray.report import write_report
+    from tips_ray.report.of_folder import report_of
+
+    found = evaluate(config, folder, TEST_SEED, TEST_SCENES, TRAIN_SEED, PROBE_SCENES)
+    base = report_of(folder)
+    speeds = {**{name: rate for name, rate in rates.items() if rate}, **base.images_per_second}
+    write_report(out / "report.html", replace(base, images_per_second=speeds, **found.parts))
+    (out / "scores.yaml").write_text(yaml.safe_dump(found.scores))
+    return found.line

@@ -1,0 +1,131 @@
+"""What the demo shows of a trained run on unseen scenes. N scenes, D width."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tips_ray import storage
+from tips_ray.config import RunConfig
+from tips_ray.evaluation.depth import linear_depth_rmse
+from tips_ray.evaluation.features import image_features, text_features
+from tips_ray.evaluation.retrieval import retrieval
+from tips_ray.models import ImageEncoder, ImageFeatures, TextEncoder, Tokenizer, load_tokenizer
+from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
+from tips_ray.scenes import Scene, render_scene
+from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.state import TrainState, new_state
+
+SHOWN, ROWS, NEAREST = 12, 4, 5
+IMAGE_PX = 112
+
+
+@dataclass(frozen=True)
+class Found:
+    """Scores for a file, fields of the report, and one line for the terminal."""
+
+    scores: dict[str, dict[str, float]]
+    parts: dict[str, Any]
+    line: str
+
+
+@dataclass(frozen=True)
+class _Scored:
+    features: ImageFeatures
+    text_ND: Tensor
+    scores: dict[str, float]
+
+
+def evaluate(
+    config: RunConfig, folder: str, test_seed: int, test_scenes: int, train_seed: int, probe_scenes: int
+) -> Found:
+    """Retrieval and depth of the teacher on unseen scenes, beside the same encoder with random weights."""
+    test = [render_scene(test_seed, index, IMAGE_PX) for index in range(test_scenes)]
+    train = [render_scene(train_seed, index, IMAGE_PX) for index in range(probe_scenes)]
+    before, after = new_state(config), new_state(config)
+    found = newest_checkpoint(storage.join(folder, "checkpoints"))
+    if found is None:
+        raise ValueError(f"{folder} holds no checkpoint that verifies; train first")
+    load_checkpoint(after, found)
+    tokenizer = load_tokenizer(config.captions.tokenizer or storage.join(folder, "tokenizer.json"))
+    scored = [_score(_image_of(state), state.student.text, tokenizer, test, train) for state in (before, after)]
+    scores = {"before": scored[0].scores, "after": scored[1].scores}
+    return Found(scores, _parts(scored, test), _line(scores, test_scenes))
+
+
+def _image_of(state: TrainState) -> ImageEncoder:
+    """The teacher's encoder, which is what an export carries."""
+    return (state.teacher.image or state.student.image).eval()
+
+
+def _score(
+    image: ImageEncoder, text: TextEncoder, tokenizer: Tokenizer, test: list[Scene], train: list[Scene]
+) -> _Scored:
+    features, probe = (image_features(image, _pixels(scenes)) for scenes in (test, train))
+    synthetic, web = (
+        text_features(text.eval(), tokenizer(captions, text.config.max_tokens))
+        for captions in ([scene.synthetic_caption for scene in test], [scene.web_caption for scene in test])
+    )
+    rows = IMAGE_PX // image.config.patch_size_px
+    depth = linear_depth_rmse(probe, _depth(train), features, _depth(test), (rows, rows))
+    by_cls = {
+        "synthetic": retrieval(features.cls_synthetic_BD, synthetic),
+        "web": retrieval(features.cls_web_BD, web),
+    }
+    recalls = {f"{cls}/{name}": value for cls, found in by_cls.items() for name, value in found.items()}
+    return _Scored(features, synthetic, {**recalls, "depth_rmse_m": depth})
+
+
+def _parts(scored: list[_Scored], test: list[Scene]) -> dict[str, Any]:
+    before, after = scored
+    shown = test[:SHOWN]
+    maps = after.features.patches_BLD[:SHOWN]
+    side = round(maps.shape[1] ** 0.5)
+    names = {"depth_rmse_m": "depth RMSE, m (linear probe)"}
+    probes = [
+        ProbeScore(names.get(name, name.replace("_", " ")), before.scores[name], value, not name.startswith("depth"))
+        for name, value in after.scores.items()
+    ]
+    similarity_NN = after.text_ND @ F.normalize(after.features.cls_synthetic_BD, dim=-1).T
+    return {
+        "gallery": [CaptionedImage(s.image_HWC, s.web_caption, s.synthetic_caption) for s in shown],
+        "features": PatchFeatures(
+            [scene.image_HWC for scene in shown], teacher_BHWD=maps.unflatten(1, (side, side)).numpy()
+        ),
+        "text_queries": [_text_query(similarity_NN, test, row) for row in range(ROWS)],
+        "image_queries": [_image_query(similarity_NN.T, test, row) for row in range(ROWS)],
+        "probes": probes,
+    }
+
+
+def _text_query(similarity_NN: Tensor, test: list[Scene], row: int) -> TextQuery:
+    nearest = similarity_NN[row].topk(NEAREST).indices.tolist()
+    return TextQuery(
+        test[row].synthetic_caption, [test[place].image_HWC for place in nearest], [place == row for place in nearest]
+    )
+
+
+def _image_query(similarity_NN: Tensor, test: list[Scene], row: int) -> ImageQuery:
+    nearest = similarity_NN[row].topk(NEAREST).indices.tolist()
+    captions = [test[place].synthetic_caption for place in nearest]
+    return ImageQuery(test[row].image_HWC, captions, [place == row for place in nearest])
+
+
+def _line(scores: dict[str, dict[str, float]], scenes: int) -> str:
+    before, after = scores["before"], scores["after"]
+    recall, depth = "synthetic/text_to_image_recall_at_1", "depth_rmse_m"
+    return (
+        f"retrieval R@1 {after[recall]:.1%} (chance {1 / scenes:.1%}), depth RMSE {after[depth]:.2f} m "
+        f"(random weights {before[depth]:.2f} m) on {scenes} unseen scenes"
+    )
+
+
+def _pixels(scenes: list[Scene]) -> Tensor:
+    return torch.from_numpy(np.stack([scene.image_HWC for scene in scenes]))
+
+
+def _depth(scenes: list[Scene]) -> Tensor:
+    return torch.from_numpy(np.stack([scene.depth_HW for scene in scenes]))
