@@ -97,29 +97,43 @@ def _losses(
     outputs: _Outputs, targets: _Targets, state: TrainState, batch: Batch, config: TrainConfig
 ) -> dict[str, Tensor]:
     objective, valid_B = config.objective, batch.valid_B
-    student_tau = objective.student_temperature
-    teacher_tau = teacher_temperature(state.step, config.schedule.total_steps, objective)
+    temperatures = (
+        objective.student_temperature,
+        teacher_temperature(state.step, config.schedule.total_steps, objective),
+    )
     temperature = state.student.log_temperature.exp()
     web = _info_nce(outputs.cls_web_BD[valid_B], outputs.web_caption_BD[valid_B], temperature)
     synthetic = _info_nce(outputs.cls_synthetic_BD[valid_B], outputs.synthetic_caption_BD[valid_B], temperature)
-    probability_BK = F.softmax((_full(targets.cls_BK) - state.centers.distillation_K) / teacher_tau, dim=-1)
-    crops = [
-        _cross_entropy(scores_BK, probability_BK, student_tau)[valid_B].mean() for scores_BK in outputs.crop_scores
-    ]
-    distillation = torch.stack(crops).mean()
-    mask_BL = batch.patch_mask_BL
-    target_MK = _full(targets.patch_BLK[mask_BL])
-    probability_MK = F.softmax((target_MK - state.centers.masked_image_K) / teacher_tau, dim=-1)
-    loss_M = _cross_entropy(outputs.patch_scores_BLK[mask_BL], probability_MK, student_tau)
-    loss_BL = torch.zeros(mask_BL.shape, dtype=loss_M.dtype, device=loss_M.device).masked_scatter(mask_BL, loss_M)
-    masked = (loss_BL.sum(dim=1) / mask_BL.sum(dim=1).clamp(min=1))[valid_B].mean()
+    distillation = _distillation(outputs, targets, state.centers, batch, *temperatures)
+    masked_image = _masked_image(outputs, targets, state.centers, batch, *temperatures)
     return {
         "contrastive_web": web,
         "contrastive_synthetic": synthetic,
         "distillation": distillation,
-        "masked_image": masked,
-        "total": (web + synthetic) / 2 + objective.alpha * distillation + objective.beta * masked,
+        "masked_image": masked_image,
+        "total": (web + synthetic) / 2 + objective.alpha * distillation + objective.beta * masked_image,
     }
+
+
+def _distillation(
+    outputs: _Outputs, targets: _Targets, centers: Centers, batch: Batch, student_tau: float, teacher_tau: float
+) -> Tensor:
+    probability_BK = F.softmax((_full(targets.cls_BK) - centers.distillation_K) / teacher_tau, dim=-1)
+    losses = []
+    for scores_BK in outputs.crop_scores:
+        losses.append(_cross_entropy(scores_BK, probability_BK, student_tau)[batch.valid_B].mean())
+    return torch.stack(losses).mean()
+
+
+def _masked_image(
+    outputs: _Outputs, targets: _Targets, centers: Centers, batch: Batch, student_tau: float, teacher_tau: float
+) -> Tensor:
+    mask_BL = batch.patch_mask_BL
+    target_MK = _full(targets.patch_BLK[mask_BL])
+    probability_MK = F.softmax((target_MK - centers.masked_image_K) / teacher_tau, dim=-1)
+    loss_M = _cross_entropy(outputs.patch_scores_BLK[mask_BL], probability_MK, student_tau)
+    loss_BL = torch.zeros(mask_BL.shape, dtype=loss_M.dtype, device=loss_M.device).masked_scatter(mask_BL, loss_M)
+    return (loss_BL.sum(dim=1) / mask_BL.sum(dim=1).clamp(min=1))[batch.valid_B].mean()
 
 
 def _info_nce(image_BD: Tensor, text_BD: Tensor, temperature: Tensor) -> Tensor:
