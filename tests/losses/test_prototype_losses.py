@@ -7,6 +7,7 @@ import torch
 from torch import tensor
 
 from tips_ray.losses import distillation_loss, masked_image_loss, moved_center, score_sum
+from tips_ray.losses.prototypes import cross_entropy
 
 ZERO = torch.zeros(2)
 LN2 = math.log(2)
@@ -80,3 +81,10 @@ def test_the_center_stays_where_nothing_was_counted():
 def test_heads_with_other_numbers_of_prototypes_are_refused():
     with pytest.raises(ValueError, match="same number of prototypes"):
         distillation_loss(torch.zeros(1, 1, 3), torch.zeros(1, 2), ZERO, 0.1, 0.1)
+
+
+def test_the_gradient_of_the_cross_entropy_is_that_of_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    probability = torch.rand(4, 5, generator=generator, dtype=torch.float64).softmax(dim=1)
+    assert torch.autograd.gradcheck(lambda scores: cross_entropy(scores, probability, 0.3), (student,))
