@@ -1,6 +1,8 @@
 import torch
+from toy import toy_batch, toy_config
 
 from tips_ray.models.networks import drawn_captions
+from tips_ray.train.state import new_state
 
 
 def test_captions_are_drawn_uniformly_among_those_present_and_by_key_alone():
@@ -18,3 +20,9 @@ def test_captions_are_drawn_uniformly_among_those_present_and_by_key_alone():
 
 def test_an_image_without_any_synthetic_caption_draws_padding():
     assert not drawn_captions(torch.zeros(2, 3, 4, dtype=torch.long), torch.arange(2)).any()
+
+
+def test_every_pass_of_a_sample_has_randomness_of_its_own():
+    student, batch = new_state(toy_config()).student, toy_batch(4)
+    keys = torch.cat([view.key_B for view in student._views(batch).values() if view.key_B is not None])
+    assert len(keys.unique()) == len(keys) == 4 * (2 + 3)  # clean, masked and three local crops of four images

@@ -152,6 +152,15 @@ def test_a_frozen_teacher_never_moves_and_a_head_only_one_moves_its_heads():
         assert kind == "frozen" or all(name.startswith("heads.") for name in before)
 
 
+def test_a_frozen_teacher_takes_the_rules_of_this_run_and_not_of_its_own():
+    trained = new_state(toy_config(objective__visible_weight=1.0))
+    teacher = Teacher(trained.student.image, trained.student.heads, trained.teacher.config)
+    state = new_state(config := toy_config(objective__teacher="frozen"), teacher)
+    before = copy.deepcopy(state.teacher.state_dict())
+    train_step(state, [toy_batch(4).to("cpu", torch.float32)], config)
+    torch.testing.assert_close(state.teacher.state_dict(), before, atol=0, rtol=0)
+
+
 def test_prototypes_rest_while_frozen_and_move_afterwards():
     state = _state(config := toy_config(objective__prototype_freeze=0.1))  # one of ten steps
     history = [state.student.heads.masked_image.prototypes.detach().clone()]

@@ -53,6 +53,7 @@ def new_state(
         heads = Heads(config.image.width, config.head)
     student = Student(image, text, heads, config.objective).to(device)
     teacher = (teacher or _copied_teacher(student)).to(device)
+    teacher.config = config.objective  # a given one was trained under another
     if prepare:
         prepare(student, teacher)
     centers = Centers(config.head.num_prototypes).to(device)
