@@ -1,8 +1,8 @@
-# make install: everything into .venv, from the package index. make test: install and test.
+# make install: everything into .venv, from the package index. make demo, make test: install and run.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install check test test-fast
+.PHONY: install demo check test test-fast test-ray
 
 install: .venv/.installed
 
@@ -11,6 +11,9 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	touch $@
+
+demo: install
+	$(BIN)/tips-ray demo
 
 check: install
 	$(BIN)/ruff format --check .
@@ -22,3 +25,6 @@ test-fast: install
 
 test: install
 	$(BIN)/pytest -m "not slow and not gpu"
+
+test-ray: install
+	$(BIN)/pytest -m "slow and not gpu"
