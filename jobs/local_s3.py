@@ -11,9 +11,11 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -249,13 +251,14 @@ def _require_attributes(root: Path) -> None:
 
 
 def main(folder: str) -> None:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # set here: a shell's background job starts with SIGINT ignored
+        signal.signal(number, lambda *_: stop.set())
     with local_s3(Path(folder)) as server:
         for name, value in server.environment.items():
             print(f"export {name}={shlex.quote(value)}")
         print(f"# serving {folder} as process {server.pid}; Ctrl-C stops it", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(3600)
+        stop.wait()
 
 
 if __name__ == "__main__":

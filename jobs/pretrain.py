@@ -78,6 +78,7 @@ def _fit(config: "RunConfig", index: "Index", folder: "RunFolder", tracking: "Tr
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from jobs.progress import shown_progress
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder, StreamInputs
     from tips_ray.train.worker import RestOfRun, WorkerInputs, run_worker
@@ -87,14 +88,16 @@ def _fit(config: "RunConfig", index: "Index", folder: "RunFolder", tracking: "Tr
     fingerprints = {"data_fingerprint": index.fingerprint}
     inputs = WorkerInputs(stream, folder.uri, fingerprints, tracking.handle())
     start_ray(config)
-    TorchTrainer(
+    trainer = TorchTrainer(
         run_worker,
         train_loop_config={"inputs": inputs},
         scaling_config=_scaling(config),
         run_config=ray.train.RunConfig(name="ray", storage_path=storage.join(folder.uri, "ray")),
         datasets={"train": RestOfRun(inputs)},
         dataset_config=InOrder(),
-    ).fit()
+    )
+    with shown_progress(folder, config.schedule.total_steps):
+        trainer.fit()
 
 
 def start_ray(config: "RunConfig") -> None:
@@ -107,7 +110,7 @@ def start_ray(config: "RunConfig") -> None:
 
     needed = config.resources.workers * config.resources.cpus_per_worker + config.resources.data_cpus
     if not ray.is_initialized():
-        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": True}
+        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
         if "RAY_ADDRESS" not in os.environ:
             options |= {"num_cpus": max(int(needed), os.cpu_count() or 1), "include_dashboard": False}
             options |= {"object_store_memory": 1 << 30}

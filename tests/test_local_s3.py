@@ -169,12 +169,13 @@ def test_without_swift_the_message_names_the_package(tmp_path, monkeypatch):
         pass
 
 
-def test_run_as_a_program_it_prints_the_exports(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_as_a_program_it_prints_the_exports_and_stops_on_a_signal(tmp_path, number):
     command = [sys.executable, "-m", "jobs.local_s3", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     lines = [process.stdout.readline().strip() for _ in range(6)]
     assert lines[0].startswith("export AWS_ENDPOINT_URL=http://127.0.0.1:")
     assert f"export AWS_ACCESS_KEY_ID={ACCESS_KEY}" in lines and f"export AWS_DEFAULT_REGION={REGION}" in lines
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(10) == 0

@@ -111,15 +111,13 @@ class RunSink:
         self._event("resume" if step else "start", step, workers=world_size())
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """A line in the run folder, a point in MLflow, a line for the reader of the log."""
+        """A line in the run folder, a point in MLflow."""
         if rank() != 0:
             return
         self.folder.log_metrics(step, metrics)
         self.folder.flush()
         if self.tracking:
             self.tracking.log(step, metrics)
-        total, rate = self.inputs.stream.config.schedule.total_steps, metrics["images_per_second"]
-        print(f"step {step}/{total}  loss {metrics['loss/total']:.3f}  {rate:.0f} images/s", flush=True)
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
         """A checkpoint of ours, and a pointer to it as Ray's: Ray takes no checkpoint outside of its own folder."""

@@ -1,0 +1,66 @@
+"""What a run shows while it trains: a bar in a terminal, a line now and then in a log."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from tips_ray.train.run_folder import RunFolder
+
+POLL_SECONDS = 2.0
+LINES = 10
+"""Lines of a whole run in a log."""
+
+
+@contextmanager
+def shown_progress(folder: RunFolder, total_steps: int) -> Iterator[None]:
+    """Follow the metrics that rank 0 writes to the run folder until the block ends."""
+    stop = threading.Event()
+    follower = threading.Thread(target=_follow, args=(folder, total_steps, stop), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        follower.join()
+
+
+def _follow(folder: RunFolder, total_steps: int, stop: threading.Event) -> None:
+    show = _bar(total_steps) if sys.stderr.isatty() else _lines(total_steps)
+    while True:
+        ended = stop.wait(POLL_SECONDS)
+        metrics = folder.read_metrics()
+        if metrics:
+            show(metrics[-1])
+        if ended:
+            return
+
+
+def _bar(total_steps: int) -> Any:
+    bar = tqdm(total=total_steps, unit="step", leave=False)
+
+    def show(line: dict[str, Any]) -> None:
+        bar.set_postfix_str(_losses(line), refresh=False)
+        bar.update(line["step"] - bar.n)
+
+    return show
+
+
+def _lines(total_steps: int) -> Any:
+    printed = -1
+
+    def show(line: dict[str, Any]) -> None:
+        nonlocal printed
+        part = line["step"] * LINES // total_steps
+        if part > printed:
+            print(f"step {line['step']}/{total_steps}  {_losses(line)}", flush=True)
+            printed = part
+
+    return show
+
+
+def _losses(line: dict[str, Any]) -> str:
+    return f"loss {line['loss/total']:.3f}  {line['images_per_second']:.0f} images/s"
