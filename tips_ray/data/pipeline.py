@@ -2,7 +2,7 @@
 
 m rows of a block. The source is a range of window numbers in few blocks, expanded while streaming across epoch borders.
 All blocks have exactly m rows and keep their order, so that a streaming split deals them round-robin: with W workers
-the union of the workers' k-th batches is the k-th global batch, whatever W (measured; see docs/decisions/0002).
+the union of the workers' k-th batches is the k-th global batch, whatever W (measured; docs/decisions/0002-stream.md).
 """
 
 from collections.abc import Iterator
