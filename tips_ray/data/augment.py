@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-_GOLDEN, _MIX_1, _MIX_2 = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+from tips_ray.data.mixing import GOLDEN, mixed
+
 _TRIES = 10
 CROP_DRAWS = 2 * _TRIES + 3
 """Draws of one crop: area and aspect of each try, then top, left, flip."""
@@ -28,8 +29,8 @@ class Box(NamedTuple):
 def derived(key: np.ndarray, salt: np.ndarray | int) -> np.ndarray:
     """Int64 as `tips_ray.keyed.derived` has it, with keys and salts broadcast against each other."""
     with np.errstate(over="ignore"):
-        step = (np.asarray(salt).astype(np.uint64) + np.uint64(1)) * _GOLDEN & np.uint64(2**63 - 1)
-        return _mixed(_mixed(np.asarray(key).astype(np.uint64)) + step).astype(np.int64)
+        step = (np.asarray(salt).astype(np.uint64) + np.uint64(1)) * GOLDEN & np.uint64(2**63 - 1)
+        return mixed(mixed(np.asarray(key).astype(np.uint64)) + step).astype(np.int64)
 
 
 def uniform(key: np.ndarray, salt: np.ndarray | int = 0) -> np.ndarray:
@@ -104,10 +105,3 @@ def _centred(height: int, width: int, ratio: tuple[float, float]) -> Box:
     else:
         box_height, box_width = height, width
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
-
-
-def _mixed(state: np.ndarray) -> np.ndarray:
-    state = state + _GOLDEN
-    state = (state ^ (state >> np.uint64(30))) * _MIX_1
-    state = (state ^ (state >> np.uint64(27))) * _MIX_2
-    return state ^ (state >> np.uint64(31))

@@ -20,9 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tips_ray.data.mixing import mixed
+
 Int64s = NDArray[np.int64]
 Integers = NDArray[np.integer]
-_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB  # splitmix64
 _CHUNKS, _PLACES, _ROWS = 1, 2, 3  # keep permutations of one seed apart
 
 
@@ -219,16 +220,8 @@ def _keys(*numbers: Int64s | int) -> NDArray[np.uint64]:
     state = np.zeros(1, np.uint64)
     for number in numbers:
         added = np.atleast_1d(number % 2**64 if isinstance(number, int) else number).astype(np.uint64)
-        state = _mixed(state + added)
+        state = mixed(state + added)
     return state
-
-
-def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64 (Steele, Lea, Flood, OOPSLA 2014), equal to `tips_ray.keyed`."""
-    state = state + np.uint64(_GOLDEN)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(_MIX_1)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(_MIX_2)
-    return state ^ (state >> np.uint64(31))
 
 
 def _check(chunks: Sequence[int], shares: Sequence[float]) -> None:
