@@ -10,10 +10,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from jobs.failure import RunFailedError, sentences
+
 COMMANDS = {
     "demo": "the whole road on this machine in a few minutes",
     "index": "look through the data of a run once and write down what is where",
     "pretrain": "train TIPS on Ray; the same name again resumes",
+    "doctor": "what is missing on this machine, with the cure",
     "report": "the run folder as one HTML page",
     "export": "released npz files or a transformers folder -> transformers or timm folder",
 }
@@ -25,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, or 2 for a user's mistake."""
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for a user's mistake, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     command = _command(argv[:1])
     job = importlib.import_module(f"jobs.{command}")
@@ -35,11 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     job.add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv[1:])
     try:
-        job.run(arguments)
+        return job.run(arguments) or 0
     except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+        return _told(error, 2)
+    except RunFailedError as error:
+        return _told(error, 1)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        return 130
+
+
+def _told(error: Exception, code: int) -> int:
+    for sentence in sentences(error):
+        print("error:", sentence, file=sys.stderr)
+    return code
 
 
 def _command(argv: Sequence[str]) -> str:

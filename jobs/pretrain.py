@@ -7,7 +7,7 @@ The same name again resumes the run from its newest checkpoint. Without a cluste
 """
 
 import argparse
-import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOKENIZER_SAMPLE_CHUNKS = 256
 """Chunks whose captions a tokenizer is trained on."""
+SHOWN = ("data", "run", "resources")
+"""Checks whose findings every start shows; a dry run shows all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,38 +37,60 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         ValueError: config, data, storage or resources are wrong.
+        RunFailedError: training stopped.
     """
     from tips_ray.config import RunConfig, load_config
 
     config = load_config(RunConfig, arguments.config, arguments.overrides)
     if arguments.dry_run:
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
-        print(f"# {_described(_index(config))}")
+        _dry_run(config)
         return
     uri = pretrain(config)
     print(f"run folder: {uri}\nnext: tips-ray report {uri}")
 
 
+def _dry_run(config: "RunConfig") -> None:
+    from jobs.preflight import preflight
+
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", flush=True)
+    checked = preflight(config)
+    for check, level, text in checked.findings:
+        if level != "fail":
+            print(f"# {check:10} {'warning: ' if level == 'warn' else ''}{text}", flush=True)
+    checked.require()
+
+
 def pretrain(config: "RunConfig") -> str:
     """Run or resume `config`; returns the run folder's URI."""
+    from jobs.preflight import config_fingerprint, preflight
     from tips_ray import storage
     from tips_ray.tracking import start_tracking
     from tips_ray.train.checkpoint import newest_checkpoint
     from tips_ray.train.run_folder import RunFolder
 
-    index = _index(config)
-    print(_described(index), flush=True)
+    checked = preflight(config)
+    index = checked.require()
+    for check, level, text in checked.findings:
+        if check in SHOWN or level == "warn":
+            print(f"{check:10} {text}", flush=True)
     folder = RunFolder(storage.resolved(storage.join(config.storage, config.name)))
-    folder.claim(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    tree = config.model_dump(mode="json")
+    vocabulary = _new_vocabulary(config, index, folder)  # before the claim: it may fail, and the name stay free
+    folder.claim(yaml.safe_dump(tree, sort_keys=False))
+    if vocabulary:
+        storage.write_bytes(_tokenizer_uri(config, folder), vocabulary)
     found = newest_checkpoint(storage.join(folder.uri, "checkpoints"))
     if found and found.step >= config.schedule.total_steps:
-        print(f"{config.name} is complete at step {found.step}", flush=True)
         return folder.uri
     tracking = start_tracking(config, folder.uri, found.step if found else None, index.fingerprint)
+    fingerprints = {"data_fingerprint": index.fingerprint, "config_fingerprint": config_fingerprint(tree)}
     status = "FAILED"
     try:
-        _fit(config, index, folder, tracking)
+        _fit(config, index, folder, tracking, fingerprints)
         status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
     finally:
         folder.log_event("end", None, status=status)
         folder.flush()
@@ -74,20 +98,24 @@ def pretrain(config: "RunConfig") -> str:
     return folder.uri
 
 
-def _fit(config: "RunConfig", index: "Index", folder: "RunFolder", tracking: "Tracking") -> None:
+def _fit(
+    config: "RunConfig", index: "Index", folder: "RunFolder", tracking: "Tracking", fingerprints: dict[str, str]
+) -> None:
+    import ray.data
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from jobs import ray_cluster
+    from jobs.failure import told_failures
     from jobs.progress import shown_progress
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder, StreamInputs
     from tips_ray.train.worker import RestOfRun, WorkerInputs, run_worker
 
-    tokenizer = _tokenizer_path(config, index, folder)
-    stream = StreamInputs(config, _index_uri(config, index), tokenizer)
-    fingerprints = {"data_fingerprint": index.fingerprint}
+    stream = StreamInputs(config, _index_uri(config, index), _tokenizer_uri(config, folder))
     inputs = WorkerInputs(stream, folder.uri, fingerprints, tracking.handle())
-    start_ray(config)
+    ray_cluster.connect(ray_cluster.cpus_needed(config))
+    ray.data.DataContext.get_current().enable_progress_bars = False
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"inputs": inputs},
@@ -96,32 +124,8 @@ def _fit(config: "RunConfig", index: "Index", folder: "RunFolder", tracking: "Tr
         datasets={"train": RestOfRun(inputs)},
         dataset_config=InOrder(),
     )
-    with shown_progress(folder, config.schedule.total_steps):
+    with told_failures(folder), shown_progress(folder, config.schedule.total_steps):
         trainer.fit()
-
-
-def start_ray(config: "RunConfig") -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray here with as many logical CPUs as the run needs.
-
-    Raises:
-        ValueError: the cluster has too few CPUs for the workers and the data stream beside them.
-    """
-    import ray
-
-    needed = config.resources.workers * config.resources.cpus_per_worker + config.resources.data_cpus
-    if not ray.is_initialized():
-        options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        if "RAY_ADDRESS" not in os.environ:
-            options |= {"num_cpus": max(int(needed), os.cpu_count() or 1), "include_dashboard": False}
-            options |= {"object_store_memory": 1 << 30}
-        ray.init(**options)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    cpus = ray.cluster_resources().get("CPU", 0)
-    if cpus < needed:
-        raise ValueError(
-            f"the cluster has {cpus:g} CPUs; resources.workers ({config.resources.workers}) x cpus_per_worker "
-            f"({config.resources.cpus_per_worker:g}) + data_cpus ({config.resources.data_cpus}) need {needed:g}"
-        )
 
 
 def _scaling(config: "RunConfig") -> Any:
@@ -134,38 +138,30 @@ def _scaling(config: "RunConfig") -> Any:
     )
 
 
-def _index(config: "RunConfig") -> "Index":
-    from tips_ray import storage
-    from tips_ray.data.index import index_of
-
-    return index_of(config.data, storage.join(config.storage, "index"))
-
-
 def _index_uri(config: "RunConfig", index: "Index") -> str:
     from tips_ray import storage
 
     return storage.resolved(config.data.index or storage.join(config.storage, "index", index.fingerprint))
 
 
-def _described(index: "Index") -> str:
-    return f"data: {index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"
+def _tokenizer_uri(config: "RunConfig", folder: "RunFolder") -> str:
+    """The given tokenizer, or the one that the run trained on captions of the data and keeps in its folder."""
+    from tips_ray import storage
+
+    return storage.resolved(config.captions.tokenizer or storage.join(folder.uri, "tokenizer.json"))
 
 
-def _tokenizer_path(config: "RunConfig", index: "Index", folder: "RunFolder") -> str:
-    """The tokenizer of the run: the given one, or one trained on captions of the data and kept in the run folder."""
+def _new_vocabulary(config: "RunConfig", index: "Index", folder: "RunFolder") -> bytes | None:
+    """Content of a tokenizers file; None where one is given or the run has its own."""
     from tips_ray import storage
     from tips_ray.models.tokenizer import train_tokenizer
 
-    if config.captions.tokenizer:
-        return config.captions.tokenizer
-    uri = storage.join(folder.uri, "tokenizer.json")
-    if not storage.exists(uri):
-        texts = list(_captions(index))
-        storage.write_bytes(uri, train_tokenizer(texts, config.text.vocab_size).source)
-    return uri
+    if config.captions.tokenizer or storage.exists(_tokenizer_uri(config, folder)):
+        return None
+    return train_tokenizer(_captions(index), config.text.vocab_size).source
 
 
-def _captions(index: "Index") -> Any:
+def _captions(index: "Index") -> Iterator[str]:
     chunks = len(index.chunks.rows)
     for number in range(0, chunks, max(chunks // TOKENIZER_SAMPLE_CHUNKS, 1)):
         for row in index.read(number):

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from tips_ray.train.run_folder import RunFolder
 POLL_SECONDS = 2.0
 LINES = 10
 """Lines of a whole run in a log."""
+Show = Callable[[dict[str, Any]], None]
 
 
 @contextmanager
@@ -29,28 +30,42 @@ def shown_progress(folder: RunFolder, total_steps: int) -> Iterator[None]:
 
 
 def _follow(folder: RunFolder, total_steps: int, stop: threading.Event) -> None:
-    show = _bar(total_steps) if sys.stderr.isatty() else _lines(total_steps)
-    while True:
-        ended = stop.wait(POLL_SECONDS)
-        metrics = folder.read_metrics()
-        if metrics:
-            show(metrics[-1])
-        if ended:
-            return
+    with _bar(total_steps) if sys.stderr.isatty() else _lines(total_steps) as show:
+        while True:
+            ended = stop.wait(POLL_SECONDS)
+            metrics = _metrics(folder)
+            if metrics:
+                show(metrics[-1])
+            if ended:
+                return
 
 
-def _bar(total_steps: int) -> Any:
-    bar = tqdm(total=total_steps, unit="step", leave=False)
-
-    def show(line: dict[str, Any]) -> None:
-        bar.set_postfix_str(_losses(line), refresh=False)
-        bar.update(line["step"] - bar.n)
-
-    return show
+def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
+    """None while the storage does not answer: showing progress stops no training."""
+    try:
+        return folder.read_metrics()
+    except ValueError:
+        return []
 
 
-def _lines(total_steps: int) -> Any:
+@contextmanager
+def _bar(total_steps: int) -> Iterator[Show]:
+    with tqdm(total=total_steps, unit="step", leave=False, desc="starting workers") as bar:
+
+        def show(line: dict[str, Any]) -> None:
+            if not bar.n:  # what an earlier attempt has done says nothing about speed
+                bar.initial = line["step"]
+            bar.set_description_str("training", refresh=False)
+            bar.set_postfix_str(_losses(line), refresh=False)
+            bar.update(line["step"] - bar.n)
+
+        yield show
+
+
+@contextmanager
+def _lines(total_steps: int) -> Iterator[Show]:
     printed = -1
+    print("starting workers", flush=True)
 
     def show(line: dict[str, Any]) -> None:
         nonlocal printed
@@ -59,7 +74,7 @@ def _lines(total_steps: int) -> Any:
             print(f"step {line['step']}/{total_steps}  {_losses(line)}", flush=True)
             printed = part
 
-    return show
+    yield show
 
 
 def _losses(line: dict[str, Any]) -> str:

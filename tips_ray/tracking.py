@@ -32,7 +32,8 @@ MOST_METRICS, MOST_PARAMS = 1000, 100  # MLflow's limits per request
 MOST_CHARACTERS = 6000  # of a parameter
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
-"""Environment, where it says nothing: seven retries, MLflow's own default, take four minutes."""
+DEFAULTS |= {"MLFLOW_LOGGING_LEVEL": "WARNING"}
+"""Environment, where it says nothing: seven retries, MLflow's own default, take four minutes; it tells of every table."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -140,7 +141,7 @@ def start_tracking(
     uri = tracking_uri(config)
     if uri is None:
         return Tracking(None)
-    _require_answer(uri)
+    require_answer(uri)
     client = _client(uri)
     experiment_id = _experiment_id(client, uri, config)
     run = _known_run(client, folder)
@@ -180,8 +181,12 @@ def _client(uri: str | None) -> "MlflowClient":
     return MlflowClient(uri)
 
 
-def _require_answer(uri: str) -> None:
-    """Ask once: MLflow itself would try for minutes. For a database, make the folder that holds it."""
+def require_answer(uri: str) -> None:
+    """Ask once: MLflow itself would try for minutes. For a database, make the folder that holds it.
+
+    Raises:
+        ConnectionError: the tracking server does not answer.
+    """
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     if not uri.startswith("http"):

@@ -1,5 +1,6 @@
 """What a run is: pydantic models and the road that fills them. Imports pydantic and PyYAML only."""
 
+from tips_ray.config.faults import Faults
 from tips_ray.config.load import load_config, override
 from tips_ray.config.run import (
     CaptionsConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "CaptionsConfig",
     "ColumnsConfig",
     "DataConfig",
+    "Faults",
     "ResourcesConfig",
     "RunConfig",
     "SourceConfig",

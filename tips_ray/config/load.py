@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+from tips_ray.config.faults import config_faults
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -14,25 +16,63 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
     """Read `path`, apply overrides such as `schedule.peak_lr=1e-3`, then validate once.
 
     Raises:
-        ValueError: an override without `=`, or pydantic's ValidationError, which lists every wrong key with its path.
+        ValueError: there is no such file, it is no YAML mapping or one of another kind of config, an override is
+            without `=`; or Faults: every wrong key or value in a sentence of its own.
     """
-    return override(schema, yaml.safe_load(path.read_text()) or {}, dict(map(_parse, overrides)))
+    tree = _read(path)
+    if tree and not tree.keys() & schema.model_fields.keys():
+        raise ValueError(
+            f"{path}: none of its keys ({', '.join(map(str, tree))}) belongs to a {schema.__name__}; is it the config "
+            f"of another command? A {schema.__name__} has {', '.join(schema.model_fields)}"
+        )
+    return override(schema, tree, dict(map(_parse, overrides)))
 
 
 def override(schema: type[ConfigT], tree: Mapping[str, Any], values: Mapping[str, Any]) -> ConfigT:
     """Validate `tree` with each dotted key of `values` replaced; a Tune trial enters here."""
     for dotted_key, value in values.items():
-        tree = _with_value(tree, dotted_key.split("."), value)
-    return schema.model_validate(tree)
+        tree = _with_value(tree, dotted_key.split("."), value, dotted_key)
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise config_faults(schema, error) from None
 
 
-def _with_value(tree: Mapping[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file; give the YAML file of the config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ValueError(f"{path}: cannot be read as text ({reason}); give the YAML file of the config") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}{_yaml_fault(error)}; correct the YAML there") from None
+    if not isinstance(tree, dict | None):
+        raise ValueError(f"{path}: holds a {type(tree).__name__}, a config is a mapping of `key: value` lines")
+    return tree or {}
+
+
+def _with_value(tree: Mapping[str, Any], keys: list[str], value: Any, dotted_key: str) -> dict[str, Any]:
     head, *rest = keys
-    return {**tree, head: _with_value(tree.get(head) or {}, rest, value) if rest else value}
+    below = tree.get(head) or {}
+    if rest and not isinstance(below, Mapping):
+        kind = type(below).__name__
+        raise ValueError(f"override {dotted_key}: {head} is a {kind} without keys; give it whole, as {head}=...")
+    return {**tree, head: _with_value(below, rest, value, dotted_key) if rest else value}
 
 
 def _parse(text: str) -> tuple[str, Any]:
     dotted_key, separator, value = text.partition("=")
     if not separator:
         raise ValueError(f"override {text!r} is not of the form dotted.key=value")
-    return dotted_key, yaml.safe_load(value)
+    try:
+        return dotted_key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {text!r}{_yaml_fault(error)}; quote the whole of it for the shell") from None
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """` line 3: mapping values are not allowed here`."""
+    mark = getattr(error, "problem_mark", None)
+    return f" line {mark.line + 1}: {error.problem}" if mark else f": {error}"  # pyright: ignore

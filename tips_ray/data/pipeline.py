@@ -22,7 +22,8 @@ from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index, read_index, run_order
 from tips_ray.data.order import Order, OrderedRows
 from tips_ray.data.views import row_settings, training_rows
-from tips_ray.models.tokenizer import Tokenizer, load_tokenizer
+from tips_ray.data.vocabulary import tokenizer_at
+from tips_ray.models.tokenizer import Tokenizer
 
 SOURCE_BLOCKS = 20
 """Blocks of window numbers: many tiny read tasks are slow to start."""
@@ -117,4 +118,4 @@ def _opened(inputs: StreamInputs) -> tuple[Index, Order]:
 
 @lru_cache(maxsize=2)
 def _tokenizer(path: str) -> Tokenizer:
-    return load_tokenizer(path)
+    return tokenizer_at(path)

@@ -1,0 +1,118 @@
+"""How a training that has begun ends badly: one sentence for the user, the traceback in the run folder."""
+
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tips_ray.train.run_folder import RunFolder
+
+MOST_CHARACTERS = 600
+"""Of a cause; its beginning says most."""
+ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "ProcessGroup", "Broken pipe")
+"""Words of the errors with which the other workers notice that one is gone."""
+
+
+class RunFailedError(Exception):
+    """Training stopped; the message says where, why and what to do."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the message says how to go on."""
+
+
+@contextmanager
+def told_failures(folder: "RunFolder") -> Iterator[None]:
+    """Turn what Ray Train raises into `RunFailedError`, and its way of taking Ctrl-C into `RunInterrupted`."""
+    from ray.exceptions import RayError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    try:
+        with _own_interrupts():
+            yield
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted at step {_reached(folder)}; {_resumes(folder)}") from None
+    except (TrainingFailedError, RayError) as error:
+        uri = _write_traceback(folder)
+        raise RunFailedError(
+            f"training stopped at step {_reached(folder)}: {_described(error)}; "
+            f"once that is mended, {_resumes(folder)}; the traceback is in {uri}"
+        ) from None
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train's handler of Ctrl-C ends its controller, then exits with code 0, and stays installed."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error at the bottom of what Ray wraps; of several workers' errors one that is no echo of another's."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        causes = [root_cause(failures[rank]) for rank in sorted(failures)]
+        return next((cause for cause in causes if not _is_echo(cause)), causes[0])
+    for name in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return root_cause(inner)
+    return error
+
+
+def _is_echo(error: BaseException) -> bool:
+    return any(word in str(error) for word in ECHOES)
+
+
+def _described(error: BaseException) -> str:
+    """Our own errors are sentences; of others the kind matters too."""
+    cause = root_cause(error)
+    kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
+    if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
+        return f"a worker process died, most often for want of memory ({text})"
+    if "OutOfMemory" in kind:
+        return f"memory ran out ({text}); use a smaller micro_batch_images or more workers"
+    return text if isinstance(cause, (ValueError, FloatingPointError)) and text else f"{kind}: {text}"
+
+
+def _reached(folder: "RunFolder") -> int:
+    metrics = folder.read_metrics()
+    return metrics[-1]["step"] if metrics else 0
+
+
+def _resumes(folder: "RunFolder") -> str:
+    from tips_ray import storage
+    from tips_ray.train.checkpoint import list_checkpoints
+
+    found = list_checkpoints(storage.join(folder.uri, "checkpoints"))
+    if found:
+        return f"the same command resumes from step {found[-1].step}"
+    return "the same command starts again from step 0, since there is no checkpoint yet"
+
+
+def _write_traceback(folder: "RunFolder") -> str:
+    """Called while the error is handled; the file gets the next free number."""
+    from tips_ray import storage
+
+    number = 1 + len(storage.list_names(storage.join(folder.uri, "errors")))
+    while True:
+        uri = storage.join(folder.uri, "errors", f"attempt-{number:04d}.txt")
+        if storage.create_text(uri, traceback.format_exc()):
+            return uri
+        number += 1
+
+
+def sentences(error: BaseException) -> list[str]:
+    """The lines that a user reads: one, or one for each of several independent mistakes."""
+    several: Any = getattr(error, "sentences", None)
+    return [" ".join(text.split()) for text in several or [str(error)]]

@@ -1,0 +1,36 @@
+"""What a check found: fine, doubtful or wrong, in one sentence."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from tips_ray.config import Faults
+
+
+class Doubt(Exception):
+    """A check's finding that may matter and stops nothing; the message ends with the cure."""
+
+
+class Finding(NamedTuple):
+    """The outcome of one check."""
+
+    check: str
+    level: Literal["ok", "warn", "fail"]
+    text: str
+
+
+def findings(check: str, action: Callable[[], str]) -> list[Finding]:
+    """What `action` returns, doubts or complains about. An error that is nobody's mistake is told, not raised."""
+    try:
+        return [Finding(check, "ok", action())]
+    except Doubt as doubt:
+        return [Finding(check, "warn", _one_line(doubt))]
+    except Faults as faults:
+        return [Finding(check, "fail", sentence) for sentence in faults.sentences]
+    except (ValueError, OSError) as fault:
+        return [Finding(check, "fail", _one_line(fault))]
+    except Exception as error:
+        return [Finding(check, "fail", f"{type(error).__name__}: {_one_line(error)}")]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

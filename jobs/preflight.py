@@ -1,0 +1,173 @@
+"""What can be known of a run before a GPU is held: every fault is named at once, each in a sentence with its cure."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from jobs import ray_cluster, sizes
+from jobs.findings import Doubt, Finding, findings
+from tips_ray import storage
+from tips_ray.config import Faults, RunConfig
+from tips_ray.data.index import Index, build_index, index_of
+from tips_ray.data.vocabulary import tokenizer_at
+from tips_ray.models.tokenizer import Tokenizer
+from tips_ray.tracking import require_answer, tracking_uri, without_credentials
+from tips_ray.train.checkpoint import list_checkpoints
+from tips_ray.train.run_folder import MAY_DIFFER, RunFolder
+
+
+@dataclass
+class Preflight:
+    """Findings of all checks, and the index that one of them read or made."""
+
+    findings: list[Finding]
+    index: Index | None = None
+
+    @property
+    def faults(self) -> list[str]:
+        """What must be mended first."""
+        return [finding.text for finding in self.findings if finding.level == "fail"]
+
+    def require(self) -> Index:
+        """The index of a run without a fault.
+
+        Raises:
+            Faults: something is wrong.
+        """
+        if self.faults or self.index is None:
+            raise Faults(self.faults)
+        return self.index
+
+
+def preflight(config: RunConfig) -> Preflight:
+    """Check all; needs no accelerator, starts no Ray."""
+    result = Preflight(findings("storage", lambda: storage_is_writable(config)))
+    is_writable = not result.faults
+
+    def data() -> str:
+        result.index = _index(config) if is_writable else build_index(config.data)
+        return _described(result.index)
+
+    checks: dict[str, Callable[[], str]] = {
+        "data": data,
+        "run": lambda: run_is_new_or_the_same(config) if is_writable else "unknown",
+        "tokenizer": lambda: tokenizer_fits(config),
+        "resources": lambda: ray_cluster.resources_suffice(config),
+        "compile": lambda: can_compile(config),
+        "tracking": lambda: tracking_answers(config),
+        "model": lambda: sizes.model_sizes(config),
+        "stream": lambda: sizes.stream_sizes(config),
+    }
+    for name, check in checks.items():
+        result.findings += findings(name, check)
+    if result.index is not None:
+        rows = result.index.sources[0].rows
+        result.findings += findings("schedule", lambda: sizes.schedule_sizes(config, rows))
+    return result
+
+
+def storage_is_writable(config: RunConfig) -> str:
+    """Create and delete a small object."""
+    uri = storage.join(config.storage, f".check-{uuid.uuid4().hex}")
+    try:
+        storage.write_bytes(uri, b"tips_ray")
+        storage.delete(uri)
+    except ValueError as error:
+        raise ValueError(f"storage ({config.storage}) cannot be written: {error}") from None
+    return f"{storage.resolved(config.storage)} can be written"
+
+
+def run_is_new_or_the_same(config: RunConfig) -> str:
+    """Whether the name is free, or where its run stands."""
+    folder = storage.join(config.storage, config.name)
+    given = config.model_dump(mode="json")
+    try:
+        known = yaml.safe_load(storage.read_text(storage.join(folder, "config.yaml")))
+    except storage.NotFoundError:
+        return f"{config.name} is new: {storage.resolved(folder)}"
+    if config_fingerprint(known) != config_fingerprint(given):
+        _refuse(folder, given)
+    found = list_checkpoints(storage.join(folder, "checkpoints"))
+    if found and found[-1].step >= config.schedule.total_steps:
+        return f"{config.name} is complete at step {found[-1].step}: {storage.resolved(folder)}"
+    where = f"resumes from step {found[-1].step}" if found else "starts at step 0, it has no checkpoint yet"
+    return f"{config.name} has the same config and {where}: {storage.resolved(folder)}"
+
+
+def _refuse(folder: str, given: Mapping[str, Any]) -> None:
+    """The sentence of the run folder, which writes nothing when it refuses."""
+    try:
+        RunFolder(storage.resolved(folder)).claim(yaml.safe_dump(given, sort_keys=False))
+    except ValueError as error:
+        raise ValueError(f"{error}; give the run another name, or these keys their old values") from None
+
+
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """sha256 of what a run computes: its config without the keys that only change how fast or how visibly."""
+    kept = {key: value for key, value in config.items() if key not in MAY_DIFFER}
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def tokenizer_fits(config: RunConfig) -> str:
+    """The given vocabulary loads, and every id of it has an embedding."""
+    path, most = config.captions.tokenizer, config.text.vocab_size
+    if path is None:
+        return f"trained on a sample of the captions, up to {most:,} ids"
+    tokenizer = _loaded(path)
+    if tokenizer.vocab_size > most:
+        raise ValueError(
+            f"captions.tokenizer ({path}) has {tokenizer.vocab_size:,} ids, text.vocab_size ({most:,}) must not be "
+            f"smaller: set text.vocab_size={tokenizer.vocab_size}"
+        )
+    return f"{path} has {tokenizer.vocab_size:,} ids, text.vocab_size is {most:,}"
+
+
+def _loaded(uri: str) -> Tokenizer:
+    try:
+        return tokenizer_at(uri)
+    except (ValueError, OSError) as error:
+        reason = f"{uri}: {error.strerror}" if isinstance(error, OSError) else error
+        raise ValueError(
+            f"captions.tokenizer: {reason}; give a SentencePiece .model or a tokenizers .json, or leave the key out"
+        ) from None
+
+
+def can_compile(config: RunConfig) -> str:
+    """torch.compile on CPUs calls a C++ compiler; on a cluster it is that of other machines, which we cannot see."""
+    resources = config.resources
+    if not resources.compile:
+        return "off"
+    compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)]
+    if resources.gpus_per_worker or ray_cluster.address() or compilers:
+        return "every block is compiled in the first step, which takes a minute or more"
+    raise ValueError(
+        "resources.compile (true) needs a C++ compiler on CPUs, and there is none: install g++ or set "
+        "resources.compile=false"
+    )
+
+
+def tracking_answers(config: RunConfig) -> str:
+    """A server is asked once; a database file only needs its folder."""
+    uri = tracking_uri(config)
+    if uri is None:
+        raise Doubt(
+            "no MLflow: storage is s3:// and tracking.mlflow_uri is not set; set it to see curves while it runs"
+        )
+    require_answer(uri)
+    return f"MLflow at {without_credentials(uri)}"
+
+
+def _index(config: RunConfig) -> Index:
+    return index_of(config.data, storage.join(config.storage, "index"))
+
+
+def _described(index: Index) -> str:
+    return f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"

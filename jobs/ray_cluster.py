@@ -1,0 +1,145 @@
+"""The Ray that a run uses: the cluster at RAY_ADDRESS, or one of its own on this machine."""
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tips_ray.config import RunConfig
+
+ANSWER_SECONDS = 4
+CPUS_PER_CORE = 4
+"""Logical CPUs that a run on this machine may take per core; beyond, workers starve each other."""
+OBJECT_STORE_BYTES = 1 << 30
+"""Of a Ray that is started here; its own choice is 30 % of the memory."""
+
+
+def address() -> str | None:
+    """RAY_ADDRESS; None: Ray is started here."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    return None if given in ("", "local") else given
+
+
+def cpus_needed(config: "RunConfig") -> float:
+    """Of all workers and of the data stream beside them."""
+    return config.resources.workers * config.resources.cpus_per_worker + config.resources.data_cpus
+
+
+def gpus_needed(config: "RunConfig") -> float:
+    """Of all workers."""
+    return config.resources.workers * config.resources.gpus_per_worker
+
+
+def cores() -> int:
+    """Of this machine, as far as this process may use them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resources_suffice(config: "RunConfig") -> str:
+    """CPUs and GPUs of the run against those of the cluster or of this machine.
+
+    Raises:
+        ValueError: there are too few, or the cluster does not answer.
+    """
+    if address():
+        _require_enough(config, cluster_resources(), f"the cluster at RAY_ADDRESS ({address()})")
+        return f"{_needed(config)}; the cluster at {address()} has them"
+    have = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(_gpus_here())}
+    _require_enough(config, have, f"this machine of {cores()} cores")
+    shared = "" if cpus_needed(config) <= cores() else ", which share them"
+    return f"{_needed(config)}; this machine has {cores()} cores{shared}"
+
+
+def cluster_resources() -> dict[str, float]:
+    """Resources of the cluster at RAY_ADDRESS.
+
+    Raises:
+        ValueError: it does not answer.
+    """
+    import ray
+
+    require_cluster()
+    was_connected = ray.is_initialized()
+    connect()
+    try:
+        return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def require_cluster() -> None:
+    """Knock at RAY_ADDRESS: Ray itself would try for a minute and then end the process.
+
+    Raises:
+        ValueError: nothing listens there, or it is no address of a cluster.
+    """
+    given = address()
+    if given is None or given == "auto":
+        return
+    if given.startswith(("http://", "https://")):
+        raise ValueError(f"RAY_ADDRESS ({given}) is a dashboard's, for ray job submit; give host:port of the head node")
+    host, _, port = given.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"RAY_ADDRESS ({given}) must be host:port of the head node, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"RAY_ADDRESS ({given}) does not answer ({reason}): start that cluster, correct the address, or unset it "
+            "to run on this machine"
+        ) from None
+
+
+def connect(logical_cpus: float = 0) -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray here; nothing where this process has one.
+
+    Args:
+        logical_cpus: of a Ray that is started here; it gets one per core at least.
+
+    Raises:
+        ValueError: there is no cluster to join.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address() is None:  # "local", since Ray would otherwise look for one that someone else started here
+        options |= {"address": "local", "num_cpus": max(int(logical_cpus), cores()), "include_dashboard": False}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"RAY_ADDRESS ({address()})" if address() else "Ray on this machine"
+        raise ValueError(f"{where} takes no job: {' '.join(str(error).split())}") from None
+
+
+def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> None:
+    from tips_ray.config import Faults
+
+    resources = config.resources
+    workers = f"resources.workers ({resources.workers})"
+    cpus = f"{workers} x cpus_per_worker ({resources.cpus_per_worker:g}) + data_cpus ({resources.data_cpus})"
+    gpus = f"{workers} x gpus_per_worker ({resources.gpus_per_worker:g})"
+    needs = [("CPU", cpus, cpus_needed(config), ""), ("GPU", gpus, gpus_needed(config), " (0 trains on CPUs)")]
+    faults = [
+        f"{keys} need {need:g} {kind}s, {where} offers {have.get(kind, 0):g}: lower them{hint} or add machines"
+        for kind, keys, need, hint in needs
+        if have.get(kind, 0) < need
+    ]
+    if faults:
+        raise Faults(faults)
+
+
+def _needed(config: "RunConfig") -> str:
+    resources = config.resources
+    gpus = f" and {gpus_needed(config):g} GPUs" if resources.gpus_per_worker else ""
+    return f"{resources.workers} workers and the data stream need {cpus_needed(config):g} CPUs{gpus}"
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
