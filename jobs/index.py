@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
+    from tips_ray.data.columns import SourceRow
     from tips_ray.data.index import Index
 
 SHOWN_REJECTS = 5
+MISSING = {
+    "invalid": "they are bad rows; captions.missing=other uses the other caption for both, =empty an empty text",
+    "empty": "an empty text stands for it (captions.missing)",
+    "other": "the other caption stands for it (captions.missing)",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +50,34 @@ def run(arguments: argparse.Namespace) -> None:
 def _lines(index: "Index", config: "RunConfig") -> list[str]:
     uri = config.data.index or f"{config.storage.rstrip('/')}/index/{index.fingerprint}"
     lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {uri}"]
-    for source in index.sources:
+    for number, source in enumerate(index.sources):
         columns = source.columns
-        synthetic = ", ".join(columns.synthetic_captions) or "further captions of a row, if it has them"
+        synthetic = ", ".join(columns.synthetic_captions) or "the captions of an image after its first"
         lines += [
             f"  {source.uri} ({source.format}): {source.rows} rows",
             f"    image: {columns.image}; web_caption: {columns.web_caption}; synthetic_captions: {synthetic}",
+            *_sample_lines(_first_rows(index, number), config.captions.missing),
         ]
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
     return lines + [f"  {row['path']} row {row['row']} {row['key']}" for row in rejects[:SHOWN_REJECTS]]
+
+
+def _first_rows(index: "Index", source: int) -> "list[SourceRow]":
+    """The rows of a source's first chunk."""
+    source_C = index.shards["source"].to_numpy()[index.chunks.shard]
+    return index.read(int((source_C == source).argmax()))
+
+
+def _sample_lines(rows: "list[SourceRow]", missing: str) -> list[str]:
+    """What the first good row holds, and how many rows beside it have too few captions."""
+    lines = []
+    good = [row for row in rows if not row["error"]]
+    for row in good[:1]:
+        made = f"{row['synthetic_captions'][0]!r}" if row["synthetic_captions"] else "none"
+        lines.append(f"    {row['key']}: {len(row['image'])} bytes; web {row['web_caption']!r}; synthetic {made}")
+    for kind, field in (("web", "web_caption"), ("synthetic", "synthetic_captions")):
+        count = sum(not row[field] for row in good)
+        if count:
+            lines.append(f"    {count} of the first {len(good)} rows have no {kind} caption: {MISSING[missing]}")
+    return lines

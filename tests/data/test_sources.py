@@ -205,16 +205,28 @@ def test_a_later_shard_without_a_column_is_named(tmp_path):
 
 def test_without_a_web_caption_the_columns_there_are_listed(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.jpg", b"a"), ("a.json", json.dumps({"label": 3}).encode())])
-    with pytest.raises(ValueError, match="no column for columns.web_caption .*there are __key__, jpg, json, label"):
+    with pytest.raises(
+        ValueError, match="name for columns.web_caption .*there are __key__, jpg, json, label; name one"
+    ):
         _read(tmp_path)
 
 
 def test_a_column_of_urls_is_no_image(tmp_path):
     write_parquet(tmp_path / "x.parquet", {"image": ["https://host/x.jpg"], "caption": ["y"]})
-    with pytest.raises(ValueError, match="no column for columns.image"):
+    with pytest.raises(
+        ValueError, match=r"no column holds images as bytes; there are image \(string\).*not downloaded"
+    ):
         _read(tmp_path)
     with pytest.raises(ValueError, match="a column of type string; it must hold bytes"):
         _read(tmp_path, columns=ColumnsConfig(image="image"))
+
+
+def test_the_only_column_of_bytes_is_the_image_and_of_several_one_is_asked_for(tmp_path):
+    write_parquet(tmp_path / "one" / "x.parquet", {"photo": [jpeg(1)], "Caption": ["y"]})
+    assert [(row["image"], row["web_caption"]) for row in _read(tmp_path / "one")[0]] == [(jpeg(1), "y")]
+    write_parquet(tmp_path / "two" / "x.parquet", {"photo": [b"x"], "thumbnail": [b"x"], "caption": ["y"]})
+    with pytest.raises(ValueError, match=r"several columns hold bytes \(photo, thumbnail\); name columns.image"):
+        _read(tmp_path / "two")
 
 
 def test_what_is_no_parquet_file_is_named(tmp_path):
@@ -263,6 +275,20 @@ def test_a_table_may_have_columns_for_both_kinds_of_captions(tmp_path):
     assert _captions(_read(tmp_path)[0]) == [("web", ["made"])]
 
 
+@pytest.mark.parametrize("delimiter", [";", "|", "\t"])
+def test_a_table_may_part_its_columns_otherwise_and_pad_their_names(tmp_path, delimiter):
+    lines = [f"Image_Name{delimiter} Comment_Number{delimiter} Caption", f"a.jpg{delimiter} 0{delimiter} one, and more"]
+    write_folder(tmp_path, ["a.jpg"], lines)
+    rows, rejects, _ = _read(tmp_path)
+    assert _captions(rows) == [("one, and more", [])] and rows[0]["image"] == jpeg(0) and rejects == []
+
+
+def test_a_table_may_name_photos_by_whole_paths_or_without_their_suffix(tmp_path):
+    write_folder(tmp_path, ["x/a.jpg", "b.jpg"], ["id,text", f"{tmp_path}/x/a.jpg,A", "b,B"])
+    rows, rejects, _ = _read(tmp_path)
+    assert [(row["image"], row["web_caption"]) for row in rows] == [(jpeg(0), "A"), (jpeg(1), "B")] and rejects == []
+
+
 def test_photos_without_a_caption_and_captions_without_a_photo_are_rows(tmp_path):
     write_folder(
         tmp_path, ["b.jpg", "a.jpg", "one/c.jpg", "two/c.jpg"], ["image,caption", "gone.jpg,x", "b.jpg,", "c.jpg,y"]
@@ -298,6 +324,12 @@ def test_a_photo_that_is_gone_is_a_bad_row_and_a_folder_that_changed_is_refused(
 def test_files_of_no_known_format_are_refused(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=words):
+        _read(tmp_path)
+
+
+def test_photos_without_a_table_ask_for_one(tmp_path):
+    write_folder(tmp_path, ["a.jpg"], [""], "notes.txt")
+    with pytest.raises(ValueError, match="there are 1 images and no table of their captions; put a CSV beside them"):
         _read(tmp_path)
 
 

@@ -74,6 +74,12 @@ def _format_of(source: SourceConfig, files: list[StoredFile]) -> str:
     packed = next((file.uri for file in files if file.uri.lower().endswith(_PACKED)), None)
     if packed:
         raise ValueError(f"{packed}: compressed files cannot be read in parts; decompress them")
+    images = sum(name.endswith(folder.IMAGE_SUFFIXES) for name in names)
+    if images:
+        raise ValueError(
+            f"{source.uri}: there are {images} images and no table of their captions; put a CSV beside them, or above "
+            "their folders and give that folder: a line `image,caption`, then one line per caption"
+        )
     raise ValueError(
         f"{source.uri}: among {len(files)} files ({os.path.basename(files[0].uri)}, ...) there is none of the format "
         f"{source.format!r}: *.tar, *.parquet, or images beside a *.csv or *.tsv with their captions"

@@ -1,4 +1,4 @@
-"""Which column holds what: the config's names first, then the first common name that the data have."""
+"""Which column holds what: the config's names first, then the first common name that the data have, in any case."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from tips_ray.config import ColumnsConfig
 
 IMAGE = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
-WEB = ("web_caption", "caption", "text", "TEXT", "txt", "title", "alt_text", "alt", "org_caption", "original_caption")
-WEB += ("caption_web",)
+WEB = ("web_caption", "caption", "captions", "text", "txt", "title", "alt_text", "alt", "org_caption")
+WEB += ("original_caption", "caption_web", "description")
 SYNTHETIC = ("synthetic_caption", "synthetic_captions", "re_caption", "recaption", "vlm_caption", "caption_synthetic")
 SYNTHETIC += ("llm_caption",)
 KEY = ("key", "__key__", "uid", "id", "file_name", "filename", "image_id", "url")
@@ -39,10 +39,11 @@ def resolve(wanted: ColumnsConfig, names: Sequence[str], shard: str, images: Seq
     """
     image = wanted.image or _detected("image", images, names, shard)
     web = wanted.web_caption or _detected("web_caption", WEB, names, shard)
+    others = [name for name in names if name not in (image, web)]
     synthetic = wanted.synthetic_captions
     if synthetic is None:
-        synthetic = tuple(name for name in SYNTHETIC if name in names and name != web)[:1]
-    key = wanted.key or next((name for name in KEY if name in names and name not in (image, web)), "")
+        synthetic = tuple(filter(None, [common_name(SYNTHETIC, others)]))
+    key = wanted.key or common_name(KEY, others)
     resolved = Columns(image, web, synthetic, key)
     check(resolved, names, shard)
     return resolved
@@ -60,6 +61,12 @@ def check(columns: Columns, names: Iterable[str], shard: str) -> None:
     for field, name in named:
         if name and not there.intersection(alternatives(name) if field == "image" else (name,)):
             raise ValueError(f"{shard}: columns.{field} is {name!r}, which is not there; there are {_listed(there)}")
+
+
+def common_name(candidates: Sequence[str], names: Sequence[str]) -> str:
+    """The name that the data have for the first candidate they have at all, in any case; empty where they have none."""
+    spelled = {name.lower(): name for name in reversed(names)}
+    return next((spelled[candidate] for candidate in candidates if candidate in spelled), "")
 
 
 def alternatives(image: str) -> list[str]:
@@ -88,12 +95,11 @@ def texts(value: Any) -> list[str]:
 
 
 def _detected(field: str, candidates: Sequence[str], names: Sequence[str], shard: str) -> str:
-    found = next((name for name in candidates if name in names), None)
-    if found is None:
-        tried = ", ".join(candidates)
+    found = common_name(candidates, names)
+    if not found:
         raise ValueError(
-            f"{shard}: no column for columns.{field} is found, name it in the config; tried {tried}; "
-            f"there are {_listed(names)}"
+            f"{shard}: no column has a common name for columns.{field} ({', '.join(candidates)}); there are "
+            f"{_listed(names)}; name one of them as columns.{field} of this source"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""A folder of images beside one CSV or TSV with a file name and a caption per line.
+"""A folder of images beside one CSV or TSV with a file name and a caption per line; `;` and `|` may part columns too.
 
 The first caption of an image is its web caption, the next ones its synthetic captions, unless the table has columns
 for those. Rows: the images in order of first appearance, then those that the table does not name.
@@ -23,6 +23,7 @@ from tips_ray.storage import NotFoundError, StorageError, StoredFile
 SUFFIXES = (".csv", ".tsv")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 FILE = ("image", "file_name", "filename", "file", "path", "image_path", "image_name", *IMAGE[1:], "key", "id")
+DELIMITERS = ",\t;|"
 READERS = 8
 """Images of a chunk that are read at the same time."""
 
@@ -97,14 +98,16 @@ def _entries(shard: Shard, columns: Columns) -> list[_Entry]:
 
 
 def _with_files(entries: dict[str, _Entry], shard: Shard) -> list[_Entry]:
-    """Find each name as a path below the folder or, where it is the only one, by its last part."""
+    """Find each name as a path, whole or below the folder, or by its last part, with or without the suffix."""
     root = os.path.dirname(shard.path) + "/"
     files = {file.uri.removeprefix(root): file.uri for file in _images(shard.path)}
     by_name: dict[str, list[str]] = {}
     for path in files:
-        by_name.setdefault(os.path.basename(path), []).append(path)
+        last = os.path.basename(path)
+        for name in {last, os.path.splitext(last)[0]}:
+            by_name.setdefault(name, []).append(path)
     for name, entry in entries.items():
-        path = name.removeprefix("./")
+        path = name.removeprefix("./").removeprefix(root)
         found = [path] if path in files else by_name.get(path, [])
         if len(found) == 1:
             entry.file = files.pop(found[0], "") or root + found[0]
@@ -132,5 +135,9 @@ def _lines(table: str) -> Iterator[dict[str, str]]:
 
 
 def _reader(table: str) -> csv.DictReader:
+    """Rows as dicts; the columns are parted by what the first line, which names them, has most of."""
     text = storage.read_text(table).removeprefix("\ufeff")
-    return csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if table.endswith(".tsv") else ",")
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=header.count))
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    return reader

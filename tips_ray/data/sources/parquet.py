@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources.columns import IMAGE, Columns, captions, check, resolve
+from tips_ray.data.sources.columns import IMAGE, Columns, captions, check, common_name, resolve
 from tips_ray.data.sources.shard import Chunk, Content, Scan, Shard, source_rows
 from tips_ray.storage import StorageError
 
 SUFFIXES = (".parquet", ".pq")
 LARGE_GROUP_BYTES = 64 * 2**20
+_NO_DOWNLOADS = "paths and URLs are not downloaded: write the images into the files (img2dataset writes tars from URLs)"
 log = logging.getLogger(__name__)
 
 
@@ -26,9 +27,8 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     metadata = _metadata(shard)
     _warn_of_large_groups(shard, metadata)
     schema = metadata.schema.to_arrow_schema()
-    holding_bytes = [name for name in IMAGE if name in schema.names and _holds_bytes(schema.field(name).type)]
-    columns = resolve(wanted, schema.names, shard.path, holding_bytes or ["a column of bytes"])
-    return _checked(columns, schema, shard)
+    wanted = wanted.model_copy(update={"image": wanted.image or _image_column(schema, shard)})
+    return _checked(resolve(wanted, schema.names, shard.path), schema, shard)
 
 
 def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
@@ -147,13 +147,29 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def _image_column(schema: pa.Schema, shard: Shard) -> str:
+    """The column of bytes with a common name, or the only column of bytes.
+
+    Raises:
+        ValueError: no column holds bytes, or several do and none has a common name.
+    """
+    holding_bytes = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
+    found = common_name(IMAGE, holding_bytes) or (holding_bytes[0] if len(holding_bytes) == 1 else "")
+    if not found and holding_bytes:
+        raise ValueError(f"{shard.path}: several columns hold bytes ({', '.join(holding_bytes)}); name columns.image")
+    if not found:
+        there = ", ".join(f"{field.name} ({field.type})" for field in schema)
+        raise ValueError(f"{shard.path}: no column holds images as bytes; there are {there}; {_NO_DOWNLOADS}")
+    return found
+
+
 def _checked(columns: Columns, schema: pa.Schema, shard: Shard) -> Columns:
     check(columns, schema.names, shard.path)
     found = schema.field(columns.image).type
     if not _holds_bytes(found):
         raise ValueError(
             f"{shard.path}: columns.image is {columns.image!r}, a column of type {found}; it must hold bytes or a "
-            "struct with bytes (paths and URLs are not downloaded)"
+            f"struct with bytes; {_NO_DOWNLOADS}"
         )
     return columns
 

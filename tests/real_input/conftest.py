@@ -1,0 +1,25 @@
+"""Real photos in every layout, on disk and on a real S3 server."""
+
+from pathlib import Path
+
+import pytest
+from photos import SAMPLE
+
+from jobs.local_s3 import local_s3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sample() -> Path:
+    """The folder of the photos; without it nothing here can be tested."""
+    if not SAMPLE.exists():
+        pytest.skip("the photos of ../shared/data/flickr-sample are not here")
+    return SAMPLE
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory):
+    """An S3 server; s3:// is this one for all that follow."""
+    with local_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
