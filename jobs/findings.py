@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from tips_ray.config import Faults
+from jobs.failure import sentences
 
 
 class Doubt(Exception):
@@ -23,14 +23,8 @@ def findings(check: str, action: Callable[[], str]) -> list[Finding]:
     try:
         return [Finding(check, "ok", action())]
     except Doubt as doubt:
-        return [Finding(check, "warn", _one_line(doubt))]
-    except Faults as faults:
-        return [Finding(check, "fail", sentence) for sentence in faults.sentences]
+        return [Finding(check, "warn", text) for text in sentences(doubt)]
     except (ValueError, OSError) as fault:
-        return [Finding(check, "fail", _one_line(fault))]
+        return [Finding(check, "fail", text) for text in sentences(fault)]
     except Exception as error:
-        return [Finding(check, "fail", f"{type(error).__name__}: {_one_line(error)}")]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        return [Finding(check, "fail", f"{type(error).__name__}: {text}") for text in sentences(error)]

@@ -61,7 +61,7 @@ def preflight(config: RunConfig) -> Preflight:
         "tokenizer": lambda: tokenizer_fits(config),
         "resources": lambda: ray_cluster.resources_suffice(config),
         "compile": lambda: can_compile(config),
-        "tracking": lambda: tracking_answers(config),
+        "tracking": lambda: tracking_answers(config) if is_writable or config.tracking.mlflow_uri else "unknown",
         "model": lambda: sizes.model_sizes(config),
         "stream": lambda: sizes.stream_sizes(config),
     }

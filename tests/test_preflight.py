@@ -1,0 +1,97 @@
+"""Sizes and checks of a run before it starts."""
+
+import pytest
+import torch
+import yaml
+from toy_run import tiny_run, write_scenes
+
+from jobs.findings import Doubt, findings
+from jobs.preflight import config_fingerprint, preflight
+from jobs.sizes import model_sizes, parameters, row_bytes, schedule_sizes
+from tips_ray.config import Faults
+from tips_ray.data.views import row_settings, training_rows
+from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.state import new_state
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_run(tmp_path / "runs", write_scenes(tmp_path / "scenes", 8))
+
+
+def _levels(config) -> dict[str, str]:
+    return {finding.check: finding.level for finding in preflight(config).findings}
+
+
+def test_a_good_run_has_an_index_and_no_fault(config):
+    checked = preflight(config)
+    assert checked.require().rows == 8 and checked.faults == []
+
+
+def test_parameters_are_those_of_the_networks_that_a_worker_builds(config):
+    state = new_state(config)
+    built = [sum(weight.numel() for weight in network.parameters()) for network in (state.student, state.teacher)]
+    assert list(parameters(config)) == built
+
+
+def test_bytes_per_worker_are_four_words_per_weight_and_one_of_the_teacher(config):
+    student, teacher = parameters(config)
+    text = model_sizes(config)
+    assert f"{(16 * student + 4 * teacher) / 2 / 1000:.3g} kB" in text and "each of 2 workers" in text
+
+
+def test_a_row_takes_the_bytes_of_its_columns(config):
+    row = {"position": 0, "step": 0, "sample_id": 0, "sample_key": 0, "key": "", "error": "made up", "image": b""}
+    row |= {"web_caption": "", "synthetic_captions": []}
+    columns = training_rows([row], row_settings(config, 1), lambda texts, tokens: torch.zeros(len(texts), tokens))
+    stored = sum(column.nbytes for name, column in columns.items() if name not in ("key", "reject"))
+    assert row_bytes(config) == stored
+
+
+def test_epochs_are_steps_times_batch_over_rows(config):
+    assert "12 steps of 8 images; 4.0 steps an epoch, 3.00 epochs" in schedule_sizes(config, rows=32)
+
+
+def test_a_second_source_of_weight_one_makes_an_epoch_twice_as_long(tmp_path):
+    config = tiny_run(tmp_path, "a", "b")
+    assert "8.0 steps an epoch, 1.50 epochs" in schedule_sizes(config, rows=32)
+
+
+def test_the_fingerprint_keeps_what_a_run_computes_and_nothing_else(tmp_path):
+    def of(**values) -> str:
+        return config_fingerprint(tiny_run(tmp_path, "a", **values).model_dump(mode="json"))
+
+    assert of() == of(resources__workers=4) == of(keep_last=9)
+    assert len({of(), of(seed=1), of(schedule__peak_lr=1e-2), of(views__flip=0.25)}) == 4
+    tree = tiny_run(tmp_path, "a").model_dump(mode="json")
+    assert config_fingerprint(yaml.safe_load(yaml.safe_dump(tree))) == of()
+
+
+def test_a_known_name_resumes_and_other_workers_are_no_other_run(config, tmp_path):
+    RunFolder(f"{config.storage}/tiny").claim(yaml.safe_dump(config.model_dump(mode="json")))
+    again = tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), resources__workers=1)
+    texts = {finding.check: finding.text for finding in preflight(again).findings}
+    assert "tiny has the same config and starts at step 0" in texts["run"]
+    assert _levels(tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), seed=1))["run"] == "fail"
+
+
+def test_storage_that_cannot_be_written_is_one_fault(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    checked = preflight(tiny_run(tmp_path / "file" / "runs", str(tmp_path / "scenes")))
+    assert len(checked.faults) == 1
+    with pytest.raises(Faults, match="cannot be written"):
+        checked.require()
+
+
+def test_nothing_is_left_in_the_storage(config, tmp_path):
+    preflight(config)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["index"]
+
+
+def test_a_finding_is_one_line_whatever_is_raised():
+    def fail(error):
+        raise error
+
+    assert findings("x", lambda: fail(Doubt("a\n  b"))) == [("x", "warn", "a b")]
+    assert findings("x", lambda: fail(Faults(["a", "b"]))) == [("x", "fail", "a"), ("x", "fail", "b")]
+    assert findings("x", lambda: fail(KeyError("k"))) == [("x", "fail", "KeyError: 'k'")]
