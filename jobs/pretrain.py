@@ -120,7 +120,11 @@ def _fit(
         run_worker,
         train_loop_config={"inputs": inputs},
         scaling_config=_scaling(config),
-        run_config=ray.train.RunConfig(name="ray", storage_path=storage.join(folder.uri, "ray")),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=storage.join(folder.uri, "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
+        ),
         datasets={"train": RestOfRun(inputs)},
         dataset_config=InOrder(),
     )

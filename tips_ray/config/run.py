@@ -44,11 +44,16 @@ class DataConfig(Schema):
     window_chunks: PositiveInt = 64
     """Chunks, drawn from all over the data, whose rows are shuffled together."""
     max_bad_fraction: Share = 0.01
-    """The run stops when a larger share of its rows so far was bad."""
+    """The run stops when a larger share of its rows so far was bad, counted over all workers and restarts.
+
+    Judged at every logged step against the larger of the rows so far and min(1,000, rows of the whole run): with 0.01
+    no run of more than a thousand rows ends before its eleventh bad row. 0 allows none."""
     max_image_bytes: PositiveInt = 64 * 2**20
     """A larger file is a bad row."""
     max_image_pixels: PositiveInt = 64_000_000
     """A larger image is a bad row; its pixels are never decoded."""
+    log_samples: bool = False
+    """Write down in `samples/` which samples every step held on each worker; for tests and audits, it is much."""
 
 
 class ViewsConfig(Schema):
@@ -89,6 +94,9 @@ class ResourcesConfig(Schema):
     workers: PositiveInt = 1
     gpus_per_worker: NonNegativeFloat = 0
     cpus_per_worker: NonNegativeFloat = 1
+    max_failures: NonNegativeInt = 2
+    """Times that the workers start again from the newest checkpoint after one of them was lost, before the run stops.
+    An error that would come again (bad rows, a loss that is not finite) stops it at once."""
     data_cpus: PositiveInt = 1
     """CPUs that the data stream needs beside the workers; checked before the start."""
     dtype: Literal["fp32", "bf16"] = "fp32"

@@ -56,7 +56,7 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     read: Any = partial(_read_windows, inputs=inputs, start=start, stop=stop)
     views: Any = partial(_views, inputs=inputs)
     return (
-        ray.data.range(len(windows), override_num_blocks=min(len(windows), SOURCE_BLOCKS))
+        ray.data.range(len(windows), override_num_blocks=min(max(len(windows), 1), SOURCE_BLOCKS))
         .repartition(target_num_rows_per_block=1)
         .map_batches(shifted, batch_size=1)
         .map_batches(read, batch_size=1, batch_format="numpy")
@@ -72,6 +72,7 @@ class InOrder(TrainDataConfig):
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             dataset.context.execution_options = ExecutionOptions(preserve_order=True)
+            dataset.context.enable_progress_bars = False  # of each stage; the run shows its own
             for place, split in zip(output, dataset.streaming_split(world_size, equal=False), strict=True):
                 place[name] = split
         return output

@@ -6,11 +6,17 @@ A checkpoint without a manifest does not exist; one whose files do not match it 
 import hashlib
 import json
 import logging
+import socket
 import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -28,6 +34,7 @@ from tips_ray.train.state import TrainState
 
 VERSION = 1
 MANIFEST = "manifest.json"
+PIECE_BYTES, FILES_AT_ONCE = 32 * 2**20, 8
 log = logging.getLogger(__name__)
 
 
@@ -48,12 +55,16 @@ def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: dict[
         checkpoints_uri: folder or s3:// prefix that holds the run's checkpoints.
         fingerprints: of config and data; kept in the manifest.
     """
-    uri = storage.join(checkpoints_uri, f"step-{state.step:08d}")
+    uri = _uri_of(checkpoints_uri, state.step)
+    if rank() == 0:
+        storage.delete(storage.join(uri, MANIFEST))  # of a damaged one of this step, which this one replaces
+    gather_objects(None)
     with tempfile.TemporaryDirectory() as folder:
-        save_state_dict(_state_dict(state), checkpoint_id=folder, no_dist=not dist.is_initialized())
+        with _one_process_is_fine():
+            save_state_dict(_state_dict(state), checkpoint_id=folder, no_dist=not dist.is_initialized())
         own = {path.name: _published(path, storage.join(uri, path.name)) for path in sorted(Path(folder).iterdir())}
     files = {name: entry for part in gather_objects(own) for name, entry in part.items()}
-    manifest = {"version": VERSION, "step": state.step, **fingerprints, "files": files}
+    manifest = {"version": VERSION, "step": state.step, "bad_rows": state.bad_rows, **fingerprints, "files": files}
     if rank() == 0:
         storage.write_text(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1))
     gather_objects(None)  # nobody goes on before the checkpoint exists
@@ -61,28 +72,27 @@ def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: dict[
 
 
 def load_checkpoint(state: TrainState, checkpoint: CheckpointInfo) -> None:
-    """Fill `state` in place, on any number of ranks.
+    """Fill `state` in place, on any number of ranks; all of them call this. Files are read once per machine.
 
     Raises:
-        ValueError: the checkpoint was written by another version of the format.
+        ValueError: a file is missing or differs from the manifest; every rank raises.
     """
-    version = checkpoint.manifest["version"]
-    if version != VERSION:
-        raise ValueError(f"{checkpoint.uri} has format version {version}, this program reads version {VERSION}")
     tree = _state_dict(state)
-    with tempfile.TemporaryDirectory() as folder:
-        for name in checkpoint.manifest["files"]:
-            storage.download(storage.join(checkpoint.uri, name), Path(folder, name))
+    with _fetched(checkpoint) as folder, _one_process_is_fine():
         load_state_dict(tree, checkpoint_id=folder, no_dist=not dist.is_initialized())
     for name in ("student", "teacher", "centers"):
         set_model_state_dict(getattr(state, name), tree[name])
     set_optimizer_state_dict(state.student, state.optimizer, optim_state_dict=tree["optimizer"], options=_OPTIONS)
-    state.step = checkpoint.step
+    state.step, state.bad_rows = checkpoint.step, checkpoint.manifest["bad_rows"]
 
 
 def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:
-    """The newest checkpoint that verifies; damaged ones are named in the log and passed over."""
-    for checkpoint in sorted(list_checkpoints(checkpoints_uri), key=lambda found: -found.step):
+    """The newest checkpoint that verifies; damaged ones are named in the log and passed over. Reads every byte of it.
+
+    Raises:
+        ValueError: a checkpoint was written by another version of the format.
+    """
+    for checkpoint in reversed(list_checkpoints(checkpoints_uri)):
         fault = _fault(checkpoint)
         if fault is None:
             return checkpoint
@@ -90,28 +100,49 @@ def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:
     return None
 
 
+def checkpoint_at(checkpoints_uri: str, step: int) -> CheckpointInfo:
+    """The checkpoint of a step, which somebody has found before; only its manifest is read.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    uri = _uri_of(checkpoints_uri, step)
+    return CheckpointInfo(uri, step, json.loads(storage.read_text(storage.join(uri, MANIFEST))))
+
+
 def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
-    """Every checkpoint with a manifest, oldest first."""
+    """Every checkpoint with a manifest, oldest first.
+
+    Raises:
+        ValueError: one was written by another version of the format.
+    """
     found = []
     for uri in sorted(storage.list_folders(checkpoints_uri)):
-        path = storage.join(uri, MANIFEST)
-        if storage.exists(path):
-            manifest = json.loads(storage.read_text(path))
+        manifest = _manifest(uri)
+        if manifest:
             found.append(CheckpointInfo(uri, manifest["step"], manifest))
     return found
 
 
-def drop_old_checkpoints(checkpoints_uri: str, keep_last: int) -> None:
-    """Delete all but the newest; a manifest goes first, so that a half-deleted checkpoint does not exist."""
-    for checkpoint in list_checkpoints(checkpoints_uri)[:-keep_last]:
-        storage.delete(storage.join(checkpoint.uri, MANIFEST))
-        storage.delete_folder(checkpoint.uri)
+def drop_old_checkpoints(checkpoints_uri: str, step: int, keep_last: int) -> None:
+    """Delete all but the newest up to `step`, which was just saved, and what broken saves have left below it.
+
+    A manifest goes first, so that a half-deleted checkpoint does not exist. One beyond `step` stays: it is damaged, or
+    this run would have started from it, and must not push out a good one.
+    """
+    newest = _uri_of(checkpoints_uri, step)
+    kept = [found.uri for found in list_checkpoints(checkpoints_uri) if found.step <= step][-keep_last:]
+    for uri in storage.list_folders(checkpoints_uri):
+        if uri < newest and uri not in kept:
+            storage.delete(storage.join(uri, MANIFEST))
+            storage.delete_folder(uri)
 
 
 _OPTIONS = StateDictOptions()
 
 
 def _state_dict(state: TrainState) -> dict[str, Any]:
+    _fill_averages(state.optimizer)
     return {
         "student": get_model_state_dict(state.student),
         "teacher": get_model_state_dict(state.teacher),
@@ -120,20 +151,105 @@ def _state_dict(state: TrainState) -> dict[str, Any]:
     }
 
 
+def _fill_averages(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW's averages where no gradient has come yet (frozen prototypes), so that all checkpoints hold the same keys.
+
+    Left to torch, a save leaves them out, and a load asks for them with a step count of one.
+    """
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        averages = optimizer.state[parameter]
+        if not averages:
+            averages |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            averages["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)  # as fused AdamW does
+
+
+@contextmanager
+def _one_process_is_fine() -> Iterator[None]:
+    """torch warns of a missing process group even where it is told that there is none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
+
+
+def _uri_of(checkpoints_uri: str, step: int) -> str:
+    return storage.join(checkpoints_uri, f"step-{step:08d}")
+
+
+def _manifest(uri: str) -> dict[str, Any] | None:
+    """None where there is none, or where what stands there is no manifest."""
+    try:
+        manifest = json.loads(storage.read_text(storage.join(uri, MANIFEST)))
+    except storage.NotFoundError:
+        return None
+    except ValueError as error:  # not UTF-8, or not JSON
+        log.warning("checkpoint %s is damaged and passed over: %s (%s)", uri, MANIFEST, error)
+        return None
+    if manifest["version"] != VERSION:
+        raise ValueError(
+            f"{uri} has format version {manifest['version']}, this program reads version {VERSION}: go on with the "
+            "release of tips_ray that wrote it, or give the run another name"
+        )
+    return manifest
+
+
 def _published(path: Path, uri: str) -> dict[str, Any]:
     storage.upload(path, uri)
-    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": _digest_of(path)}
+
+
+@contextmanager
+def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
+    """A local folder with all files, read and verified by one rank of each machine for all ranks there."""
+    with tempfile.TemporaryDirectory() as own:
+        machine = socket.gethostname()
+        folder = next(path for name, path in gather_objects((machine, own)) if name == machine)
+        faults = gather_objects(_fetch(checkpoint, Path(own)) if folder == own else None)
+        fault = next(filter(None, faults), None)
+        if fault:
+            raise ValueError(f"checkpoint {checkpoint.uri} cannot be loaded: {fault}")
+        yield Path(folder)
+        gather_objects(None)  # the folder's owner waits for its readers
+
+
+def _fetch(checkpoint: CheckpointInfo, folder: Path) -> str | None:
+    """Copy all files to `folder`; returns what is wrong with them."""
+
+    def fetch(name: str, expected: dict[str, Any]) -> str | None:
+        storage.download(storage.join(checkpoint.uri, name), folder / name)
+        found = _digest_of(folder / name)
+        return None if found == expected["sha256"] else f"the sha256 of {name} differs from the manifest's"
+
+    try:
+        return _first_fault(fetch, checkpoint)
+    except storage.StorageError as error:
+        return str(error)
 
 
 def _fault(checkpoint: CheckpointInfo) -> str | None:
-    """What is wrong with the files of a checkpoint, None if nothing."""
-    for name, expected in checkpoint.manifest["files"].items():
-        uri = storage.join(checkpoint.uri, name)
-        if not storage.exists(uri):
+    """What is wrong with the files of a checkpoint where they lie, None if nothing. Sizes come before contents."""
+
+    def wrong_size(name: str, expected: dict[str, Any]) -> str | None:
+        try:
+            found = storage.stat(storage.join(checkpoint.uri, name)).bytes
+        except storage.NotFoundError:
             return f"{name} is missing"
-        content = storage.read_bytes(uri)
-        if len(content) != expected["bytes"]:
-            return f"{name} has {len(content)} bytes instead of {expected['bytes']}"
-        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-            return f"the sha256 of {name} differs from the manifest's"
-    return None
+        return None if found == expected["bytes"] else f"{name} has {found} bytes instead of {expected['bytes']}"
+
+    def wrong_content(name: str, expected: dict[str, Any]) -> str | None:
+        digest, uri = hashlib.sha256(), storage.join(checkpoint.uri, name)
+        for start in range(0, expected["bytes"], PIECE_BYTES):
+            digest.update(storage.read_bytes(uri, start, start + PIECE_BYTES))
+        return None if digest.hexdigest() == expected["sha256"] else f"the sha256 of {name} differs from the manifest's"
+
+    return _first_fault(wrong_size, checkpoint) or _first_fault(wrong_content, checkpoint)
+
+
+def _first_fault(check: Callable[[str, dict[str, Any]], str | None], checkpoint: CheckpointInfo) -> str | None:
+    files = checkpoint.manifest["files"]
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        return next(filter(None, pool.map(check, files, files.values())), None)
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

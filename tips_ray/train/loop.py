@@ -5,11 +5,17 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
-from tips_ray.distributed import mean_over_ranks
+from tips_ray.distributed import mean_over_ranks, world_size
 from tips_ray.train.state import TrainState
 from tips_ray.train.step import train_step
+
+FEW_ROWS = 1_000
+"""A share of fewer rows says little about a long run."""
 
 
 class Sink(Protocol):
@@ -18,6 +24,10 @@ class Sink(Protocol):
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None: ...
+
+    def rejects(self) -> str:
+        """A sentence about the bad rows so far: the commonest reasons, an example, where the table is."""
+        ...
 
 
 def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig, sink: Sink) -> None:
@@ -30,23 +40,62 @@ def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig
         sink: every rank calls it equally often.
 
     Raises:
-        FloatingPointError: a logged metric is not finite. The mean over ranks is tested, so all ranks raise at the same
-            step and none is left waiting in a collective.
+        FloatingPointError: a logged metric is not finite. Judged, like the next, from means over ranks, so that all
+            ranks raise at the same step and none is left waiting in a collective.
+        ValueError: more than `data.max_bad_fraction` of the rows so far were bad.
     """
-    pace = _Pace(config.global_batch_images)
+    pace, bad_rows = _Pace(config.global_batch_images), _BadRows(state.bad_rows, config)
     total_steps = config.schedule.total_steps
     while state.step < total_steps:
         micro_batches = pace.wait_for(steps)
         metrics = train_step(state, micro_batches, config)
+        bad_rows.count(micro_batches)
         should_save = state.step == total_steps or state.step % config.checkpoint_every_steps == 0
         if should_save or state.step == 1 or state.step % config.log_every_steps == 0:
-            means = mean_over_ranks(metrics)  # the only wait for the device
+            means = mean_over_ranks({**metrics, "data/bad_fraction": bad_rows.here})  # the only wait for the device
+            state.bad_rows = bad_rows.add(means["data/bad_fraction"])
+            means |= {"data/bad_fraction": bad_rows.fraction(state.step), **pace.lap()}
+            sink.log(state.step, means)
             if not all(map(isfinite, means.values())):
                 raise FloatingPointError(f"non-finite metric at step {state.step}: {means}")
-            means |= pace.lap()
-            sink.log(state.step, means)
+            if bad_rows.are_too_many(state.step):
+                raise ValueError(f"{bad_rows.sentence(state.step)}; {sink.rejects()}")
             if should_save:
                 sink.save(state, means)
+
+
+class _BadRows:
+    """Invalid rows since the beginning of the run, over all ranks; this rank's new ones wait on the device."""
+
+    def __init__(self, known: int, config: RunConfig) -> None:
+        self.known, self.config = known, config
+        self.here = torch.zeros(())
+
+    def count(self, micro_batches: Sequence[Batch]) -> None:
+        invalid: list[Tensor] = [(~batch.valid_B).sum() for batch in micro_batches]
+        self.here = self.here.to(invalid[0].device) + torch.stack(invalid).sum()
+
+    def add(self, mean_over_ranks: float) -> int:
+        """All ranks' new rows are known now; returns the sum."""
+        self.known += round(mean_over_ranks * world_size())
+        self.here = torch.zeros_like(self.here)
+        return self.known
+
+    def fraction(self, step: int) -> float:
+        return self.known / (step * self.config.global_batch_images)
+
+    def are_too_many(self, step: int) -> bool:
+        """The rule of `data.max_bad_fraction`."""
+        steps_of_few = min(FEW_ROWS / self.config.global_batch_images, self.config.schedule.total_steps)
+        judged = max(step, steps_of_few) * self.config.global_batch_images
+        return self.known > self.config.data.max_bad_fraction * judged
+
+    def sentence(self, step: int) -> str:
+        rows = step * self.config.global_batch_images
+        return (
+            f"{self.known} of {rows} rows up to step {step} are bad ({self.fraction(step):.1%}), more than "
+            f"data.max_bad_fraction ({self.config.data.max_bad_fraction:g}) allows; raise it to go on with them"
+        )
 
 
 class _Pace:

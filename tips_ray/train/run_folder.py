@@ -1,4 +1,4 @@
-"""The folder of a run, local or s3://: its config, metrics, events and rejects over all attempts (docs/formats.md).
+"""The folder of a run, local or s3://: config, metrics, events, rejects, samples of all attempts (docs/formats.md).
 
 An *attempt* is one process that writes: each takes the next free number, so no object ever has two writers.
 """
@@ -21,12 +21,14 @@ MAY_DIFFER = {
     "checkpoint_every_steps",
     "keep_last",
     "data_prefetch_batches",
+    "data.max_bad_fraction",
+    "data.log_samples",
 }
-"""Keys of the config that change how fast or how visibly a run goes, and not what it computes."""
+"""Keys of the config, with all below them, that change how fast or how visibly a run goes, and not what it computes."""
 
 
 class RunFolder:
-    """One writer's view of the folder at `uri`; metrics and events belong to rank 0 and to the driver.
+    """One writer's view of the folder at `uri`; metrics, events and samples belong to rank 0 and the driver.
 
     Lines reach a local file at once. On an object store they wait for `flush`, which writes one part of each kind.
     """
@@ -34,6 +36,7 @@ class RunFolder:
     def __init__(self, uri: str, rank: int = 0) -> None:
         self.uri = str(uri).rstrip("/")
         self._metrics = _Log(storage.join(self.uri, "metrics"), "attempt-{attempt:04d}-from-{step:08d}")
+        self._samples = _Log(storage.join(self.uri, "samples"), "attempt-{attempt:04d}-from-{step:08d}")
         self._events = _Log(storage.join(self.uri, "events"), "attempt-{attempt:04d}")
         self._rejects = _Log(storage.join(self.uri, "rejects"), f"rank-{rank:05d}-attempt-{{attempt:04d}}")
 
@@ -47,7 +50,7 @@ class RunFolder:
         if storage.create_text(config_uri, config_text):
             return "new"
         changes = _changes(yaml.safe_load(storage.read_text(config_uri)), yaml.safe_load(config_text))
-        refused = [f"  {key}: {change}" for key, change in changes.items() if key.split(".")[0] not in MAY_DIFFER]
+        refused = [f"  {key}: {change}" for key, change in changes.items() if not _may_differ(key)]
         if refused:
             raise ValueError("\n".join([f"{self.uri} holds a run with another config (there -> given):", *refused]))
         if changes:
@@ -57,8 +60,12 @@ class RunFolder:
         return "resumed"
 
     def drop_after(self, step: int) -> None:
-        """Call it after restoring `step`: metrics of earlier attempts beyond it no longer count. Nothing is deleted."""
+        """Call it after restoring `step`: what earlier attempts logged of later steps no longer counts.
+
+        Nothing is deleted. Rejects stay: a bad row is bad, and is read once however often it is met.
+        """
         self._metrics.start_attempt(step)
+        self._samples.start_attempt(step)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line; a value that is not finite is stored as null."""
@@ -74,19 +81,23 @@ class RunFolder:
         """Rows with `step`, `sample_id`, `key` and `reason`; each rank logs its own."""
         self._rejects.add(rows)
 
+    def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Lines with `step`, `rank`, `positions` and `sample_ids`: what a rank took for that step."""
+        self._samples.add(rows)
+
     def flush(self) -> None:
         """Write what waits; call it at every checkpoint and at the end."""
-        for log in (self._metrics, self._events, self._rejects):
+        for log in (self._metrics, self._samples, self._events, self._rejects):
             log.flush()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Lines of all attempts in order, without those that a restart from an earlier step has replaced."""
-        lines: list[dict[str, Any]] = []
-        names = sorted(storage.list_names(self._metrics.uri), key=_attempt_and_step)
-        for (_, first_step), parts in groupby(names, key=_attempt_and_step):
-            lines = [line for line in lines if line["step"] <= first_step]
-            lines += [_with_nan(line) for name in sorted(parts) for line in _read_lines(self._metrics.uri, name)]
-        return lines
+        return [_with_nan(line) for line in _read_attempts(self._metrics.uri, steps_done=0)]
+
+    def read_samples(self) -> list[dict[str, Any]]:
+        """One line per step and rank, by step, of the steps that count. `step` is the stream's: 0 for the first."""
+        lines = _read_attempts(self._samples.uri, steps_done=1)
+        return sorted(lines, key=lambda line: (line["step"], line["rank"]))
 
     def read_events(self) -> list[dict[str, Any]]:
         """Events of all attempts, oldest first."""
@@ -96,6 +107,15 @@ class RunFolder:
         """Every bad row once, however often a restart met it again."""
         lines = {(line["step"], line["sample_id"]): line for line in _read_folder(self._rejects.uri)}
         return [lines[key] for key in sorted(lines)]
+
+    def described_rejects(self, shown: int = 3) -> str:
+        """The commonest reasons, each with its count and an example, and where the table is."""
+        found: dict[str, list[str]] = {}  # what follows a colon is about one row
+        for row in self.read_rejects():
+            found.setdefault(row["reason"].partition(":")[0], []).append(row["key"])
+        common = sorted(found.items(), key=lambda item: -len(item[1]))[:shown]
+        reasons = ", ".join(f"{reason} ({len(keys)}, e.g. {keys[0]})" for reason, keys in common)
+        return f"commonest reasons: {reasons}; all of them: {self._rejects.uri}"
 
 
 class _Log:
@@ -154,6 +174,18 @@ def _attempt_and_step(name: str) -> tuple[int, int]:
     return _attempt(name), int(name.partition("-from-")[2].partition(".")[0])
 
 
+def _read_attempts(uri: str, steps_done: int) -> list[dict[str, Any]]:
+    """Lines of all attempts in order, without those that a restart from an earlier step has replaced.
+
+    A line counts when its step plus `steps_done` is at most the step that each later attempt restored.
+    """
+    lines: list[dict[str, Any]] = []
+    for (_, first_step), parts in groupby(sorted(storage.list_names(uri), key=_attempt_and_step), _attempt_and_step):
+        lines = [line for line in lines if line["step"] + steps_done <= first_step]
+        lines += [line for name in sorted(parts) for line in _read_lines(uri, name)]
+    return lines
+
+
 def _read_folder(uri: str) -> list[dict[str, Any]]:
     return [line for name in sorted(storage.list_names(uri)) for line in _read_lines(uri, name)]
 
@@ -182,6 +214,10 @@ def _plain(value: Any) -> Any:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _may_differ(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)
 
 
 def _changes(old: Any, new: Any) -> dict[str, str]:

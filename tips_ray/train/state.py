@@ -25,6 +25,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     """Optimizer steps completed."""
+    bad_rows: int = 0
+    """Invalid rows in these steps over all ranks, as of the last logged one; every checkpoint is a logged step."""
 
 
 def new_state(

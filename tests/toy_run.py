@@ -1,0 +1,54 @@
+"""A small run on rendered scenes for tests with Ray: Parquet shards and the config that reads them."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from tips_ray.config import RunConfig, override
+from tips_ray.scenes import render_scene
+
+SCENE_PX = 48
+TINY = {
+    "name": "tiny",
+    "image": {"width": 16, "depth": 2, "num_heads": 2, "ffn_hidden": 32, "image_size_px": 28},
+    "text": {"width": 16, "depth": 1, "num_heads": 2, "ffn_hidden": 32, "vocab_size": 200, "max_tokens": 32},
+    "head": {"num_prototypes": 24, "hidden": 32, "bottleneck": 16},
+    "schedule": {"total_steps": 12, "peak_lr": 1e-3, "warmup": 0.2},
+    "views": {"global_px": 28, "local_px": 14, "local_crops": 2},
+    "data": {"sources": [], "chunk_rows": 4, "window_chunks": 3},
+    "resources": {"workers": 2, "cpus_per_worker": 1, "data_cpus": 1},
+    "global_batch_images": 8,
+    "log_every_steps": 1,
+    "checkpoint_every_steps": 4,
+}
+
+
+def scene_row(number: int) -> dict[str, Any]:
+    """Image and captions of one scene."""
+    scene = render_scene(3, number, SCENE_PX)
+    buffer = io.BytesIO()
+    Image.fromarray(scene.image_HWC).save(buffer, "JPEG", quality=90)
+    captions = {"caption": scene.web_caption, "synthetic_caption": scene.synthetic_caption}
+    return {"image": buffer.getvalue(), **captions}
+
+
+def write_scenes(folder: Path, rows: int, bad: Mapping[int, Mapping[str, Any]] = {}, first: int = 0) -> str:  # noqa: B006
+    """Parquet files of at most 16 scenes below `folder`; `bad` replaces values of single rows. Returns the folder."""
+    folder.mkdir(parents=True)
+    table = [{**scene_row(first + number), **bad.get(number, {})} for number in range(rows)]
+    for start in range(0, rows, 16):
+        part = pa.Table.from_pylist(table[start : start + 16])
+        pq.write_table(part, folder / f"{start:04d}.parquet", row_group_size=8)
+    return str(folder)
+
+
+def tiny_run(storage: Path, *sources: str | dict[str, Any], **values: Any) -> RunConfig:
+    """The tiny run on `sources` with dotted keys replaced; `__` stands for the dot."""
+    keys = {key.replace("__", "."): value for key, value in values.items()}
+    listed = [source if isinstance(source, dict) else {"uri": source} for source in sources]
+    return override(RunConfig, TINY, {"storage": str(storage), "data.sources": listed, **keys})
