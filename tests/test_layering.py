@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "storage": set(),
     "tracking": {"config", "storage"},
     "report": {"storage", "train"},
-    "data": {"config", "keyed", "batch", "storage", "models"},
+    "captioning": {"config", "keyed", "storage"},
+    "data": {"config", "keyed", "batch", "storage", "models", "captioning"},
     "train": {"config", "distributed", "batch", "models", "objective", "storage", "data", "tracking"},
 }
 

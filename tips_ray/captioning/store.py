@@ -1,0 +1,158 @@
+"""The caption store: every chunk's captions exactly once (docs/formats.md).
+
+A chunk has two places, and both are known without a listing: an object of its own, and the object of its group of
+`GROUP_CHUNKS` chunks, which `compaction` makes once the group is complete. Writers create the first, where neither is
+there. A group is created before its single chunks are deleted: who looks in group, single and again group finds it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tips_ray import storage
+from tips_ray.captioning.chunks import CaptionedShard, CaptionObject, ChunkCaptions, damaged, object_bytes
+from tips_ray.storage import NotFoundError
+
+GROUP_CHUNKS = 96
+"""Chunks that share an object once compacted: 6,144 rows, so that a shard of 10,000 images has two objects."""
+THREADS = 32
+FINGERPRINT_DIGITS = 16
+DESCRIPTION = "captioner.json"
+
+
+class CaptionStore:
+    """The captions of one captioner in a store; several may share its URI."""
+
+    def __init__(self, uri: str, fingerprint: str) -> None:
+        self.fingerprint = fingerprint[:FINGERPRINT_DIGITS]
+        self.folder = storage.join(storage.resolved(uri), self.fingerprint)
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """Leave a note of what the captioner is, unless there is one; its writers call this first."""
+        storage.create_text(storage.join(self.folder, DESCRIPTION), json.dumps(description, indent=1))
+
+    def description(self) -> dict[str, Any]:
+        """That note; empty where nobody left one."""
+        try:
+            return json.loads(storage.read_text(storage.join(self.folder, DESCRIPTION)))
+        except NotFoundError:
+            return {}
+
+    def write(self, shard: CaptionedShard, chunk: int, captions: ChunkCaptions) -> bool:
+        """Keep the captions of a chunk; False, and nothing changes, where they are there already."""
+        place, group = self.uri(shard.name, chunk, chunk + 1), self._group_uri(shard, chunk)
+        if storage.exists(group):
+            return False
+        created = storage.create_bytes(place, object_bytes(self.fingerprint, shard, chunk, [captions]))
+        if created and group != place and storage.exists(group):  # it was compacted between the two lines above
+            storage.delete(place)
+            return False
+        return created
+
+    def read(self, shard: CaptionedShard, chunk: int) -> ChunkCaptions | None:
+        """The captions of a chunk; None where they are not made yet.
+
+        Raises:
+            DamagedError: the object that holds them is not what it should be.
+        """
+        place, group = self.uri(shard.name, chunk, chunk + 1), self._group_uri(shard, chunk)
+        for uri in (place,) if group == place else (group, place, group):
+            if found := self.open(uri):
+                return found.chunk(chunk)
+        return None
+
+    def read_many(self, places: Sequence[tuple[CaptionedShard, int]]) -> list[ChunkCaptions | None]:
+        """`read` of several chunks, such as a window's; at the same time where the store is remote."""
+        if storage.is_local(self.folder):
+            return [self.read(*place) for place in places]
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(lambda place: self.read(*place), places))
+
+    def present(self, shard: CaptionedShard) -> set[int]:
+        """Chunks of a shard that have captions, from one listing, or two while some are missing.
+
+        A listing may miss what compaction moves while it runs; what the first one misses, the second finds.
+        """
+        found = self._listed(shard.name)
+        return found if len(found) == shard.chunks else found | self._listed(shard.name)
+
+    def missing(self, shards: Sequence[CaptionedShard]) -> Iterator[list[int]]:
+        """Chunks without captions, a list per shard in their order; one listing per shard, many at a time."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            for shard, present in zip(shards, pool.map(self.present, shards), strict=True):
+                yield [chunk for chunk in range(shard.chunks) if chunk not in present]
+
+    def shard_names(self) -> list[str]:
+        """Folders of the shards that have captions, in their order."""
+        return [uri.rsplit("/", 1)[1] for uri in storage.list_folders(self.folder)]
+
+    def names(self, shard_name: str) -> list[str]:
+        """Names of a shard's objects, in the order of their chunks."""
+        return storage.list_names(storage.join(self.folder, shard_name))
+
+    def chunks(self, shard_name: str) -> Iterator[tuple[CaptionedShard, int, ChunkCaptions]]:
+        """Every chunk of a shard once, with its number, nearly in order; compaction may go on meanwhile.
+
+        Raises:
+            DamagedError: an object is not what its name says.
+        """
+        seen: set[int] = set()
+        moved = True
+        while moved:
+            moved = False
+            for start, stop in sorted(covered(self.names(shard_name)), key=lambda span: (span[0], -span[1])):
+                new = [chunk for chunk in range(start, stop) if chunk not in seen]
+                found = self.open(self.uri(shard_name, start, stop)) if new else None
+                if found:
+                    yield from ((found.shard, chunk, found.chunk(chunk)) for chunk in new)
+                    seen.update(new)
+                elif new:
+                    moved = True
+
+    def open(self, uri: str) -> CaptionObject | None:
+        """The object at `uri`; None where there is none.
+
+        Raises:
+            DamagedError: its content does not belong there.
+        """
+        try:
+            found = CaptionObject(uri, storage.read_bytes(uri))
+        except NotFoundError:
+            return None
+        told = self.uri(found.shard.name, found.start, found.stop)
+        if told != uri or found.head["fingerprint"] != self.fingerprint:
+            raise damaged(uri, f"its content belongs to {told} of the captioner {found.head['fingerprint']}")
+        return found
+
+    def uri(self, shard_name: str, start: int, stop: int) -> str:
+        """Where an object with chunks [start, stop) of a shard is."""
+        return storage.join(self.folder, shard_name, f"{start:08d}-{stop:08d}.parquet")
+
+    def _listed(self, shard_name: str) -> set[int]:
+        return {chunk for span in covered(self.names(shard_name)) for chunk in range(*span)}
+
+    def _group_uri(self, shard: CaptionedShard, chunk: int) -> str:
+        return self.uri(shard.name, *group_of(shard, chunk))
+
+
+def group_of(shard: CaptionedShard, chunk: int) -> tuple[int, int]:
+    """Chunks [start, stop) of the group that a chunk belongs to."""
+    start = chunk - chunk % GROUP_CHUNKS
+    return start, min(start + GROUP_CHUNKS, shard.chunks)
+
+
+def captioners(uri: str) -> list[CaptionStore]:
+    """Every captioner that has captions at `uri`."""
+    return [CaptionStore(uri, folder.rsplit("/", 1)[1]) for folder in storage.list_folders(uri)]
+
+
+def covered(names: Iterable[str]) -> dict[tuple[int, int], str]:
+    """Chunk ranges of the objects with these names; other names are left out."""
+    return {span: name for name in names if (span := _span(name))}
+
+
+def _span(name: str) -> tuple[int, int] | None:
+    """`00000096-00000192.parquet` -> (96, 192)."""
+    start, _, stop = name.removesuffix(".parquet").partition("-")
+    return (int(start), int(stop)) if start.isdigit() and stop.isdigit() else None
