@@ -21,10 +21,10 @@ check: install
 	$(BIN)/pyright
 
 test-fast: install
-	$(BIN)/pytest -m "not ray and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not ray and not slow and not gpu"
 
-test: install
-	$(BIN)/pytest -m "not slow and not gpu"
+test: test-fast
+	$(BIN)/pytest -m "ray and not slow and not gpu"
 
 test-ray: install
 	$(BIN)/pytest -m "slow and not gpu"

@@ -10,7 +10,10 @@ import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "tips_ray.train.step"])
+_CONTEXT.set_forkserver_preload(
+    ["torch", "torch.testing", "tips_ray.train.parallelize", "tips_ray.train.checkpoint", "pytest"]
+)
+"""Imported once; every rank is a fork of the process that holds them."""
 
 
 def run_on_ranks(

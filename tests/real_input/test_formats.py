@@ -68,5 +68,7 @@ def test_every_format_and_place_gives_the_same_rows_in_the_same_order(layout, pl
 
 def test_two_sources_of_other_formats_and_places_share_an_epoch_by_their_weights(places):
     data = _data(f"{places['local']}/tars", {"uri": f"{places['s3']}/parquet", "weight": 0.5})
-    samples = run_order(build_index(data), data, SEED, BATCH).rows(0, ROWS).sample_id_N.tolist()
+    order = run_order(build_index(data), data, SEED, BATCH)
+    samples = order.rows(0, ROWS).sample_id_N.tolist()
+    assert order.epoch_start(1) == ROWS
     assert sum(sample < PHOTOS for sample in samples) == PHOTOS and len(set(samples)) == ROWS
