@@ -1,0 +1,109 @@
+"""A failed training as its user sees it; the errors are those that Ray raises."""
+
+import signal
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from jobs import cli, failure
+from jobs.failure import RunFailedError, RunInterrupted, root_cause, told_failures
+from tips_ray import storage
+from tips_ray.train.run_folder import RunFolder
+
+BAD_ROWS = ValueError("data.max_bad_fraction (0.01) is exceeded: 3 of 8 rows were bad; mend the data")
+ECHO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.log_metrics(7, {"loss/total": 1.0})
+    return folder
+
+
+def _failed(folder: RunFolder, error: Exception) -> str:
+    with pytest.raises(RunFailedError) as caught, told_failures(folder):
+        raise error
+    assert caught.value.__suppress_context__
+    return str(caught.value)
+
+
+def test_the_worker_that_failed_first_is_heard_and_not_its_echo(folder):
+    error = WorkerGroupError("Traceback of both", {0: ECHO, 1: BAD_ROWS})
+    assert root_cause(error) is BAD_ROWS
+    text = _failed(folder, error)
+    assert text.startswith(
+        f"training stopped at step 7: {BAD_ROWS}; once that is mended, the same command starts again"
+    )
+
+
+def test_only_echoes_are_better_than_nothing():
+    assert root_cause(WorkerGroupError("", {0: ECHO, 1: ECHO})) is ECHO
+
+
+def test_an_error_of_a_data_task_is_found_in_its_worker():
+    task = RayTaskError("read", "Traceback", storage.StorageError("s3://b/x: the store is busy"))
+    assert str(root_cause(WorkerGroupError("", {0: task.as_instanceof_cause()}))) == "s3://b/x: the store is busy"
+
+
+def test_a_worker_that_died_is_called_so(folder):
+    from ray.exceptions import ActorDiedError
+
+    lost = WorkerHealthCheckFailedError("health", failure=ActorDiedError())
+    assert "a worker process died, most often for want of memory" in _failed(folder, WorkerGroupError("", {0: lost}))
+
+
+def test_an_error_of_the_controller_names_its_kind(folder):
+    text = _failed(folder, ControllerError(WorkerGroupStartupTimeoutError(2)))
+    assert "step 7: WorkerGroupStartupTimeoutError: The worker group startup timed out" in text
+
+
+def test_the_next_step_is_that_of_the_newest_checkpoint(folder):
+    manifest = '{"version": 1, "step": 5, "bad_rows": 0, "files": {}}'
+    storage.write_text(storage.join(folder.uri, "checkpoints", "step-00000005", "manifest.json"), manifest)
+    assert "the same command resumes from step 5" in _failed(folder, WorkerGroupError("", {0: BAD_ROWS}))
+
+
+def test_the_whole_traceback_is_in_a_file_of_its_own(folder):
+    for number in (1, 2):
+        uri = storage.join(folder.uri, "errors", f"attempt-000{number}.txt")
+        assert _failed(folder, WorkerGroupError("Traceback of the worker", {0: BAD_ROWS})).endswith(uri)
+        assert "Traceback of the worker" in storage.read_text(uri)
+
+
+def test_what_is_not_a_failed_training_passes_through(folder):
+    with pytest.raises(KeyError), told_failures(folder):
+        raise KeyError("ours")
+
+
+@pytest.mark.parametrize("stop", [SystemExit(0), KeyboardInterrupt()])
+def test_ctrl_c_is_an_interruption_and_the_handler_is_put_back(folder, stop):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RunInterrupted, match="interrupted at step 7; the same command"), told_failures(folder):
+        signal.signal(signal.SIGINT, lambda *_: None)  # as Ray Train does in fit
+        raise stop
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RunFailedError("training stopped\n at step 7"), 1, "error: training stopped at step 7\n"),
+        (RunInterrupted("interrupted at step 7"), 130, "interrupted at step 7\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_every_end_has_its_line_and_its_exit_code(error, code, line, monkeypatch, capsys):
+    def run(arguments):
+        raise error
+
+    monkeypatch.setattr("jobs.report.run", run)
+    assert cli.main(["report", "x"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_long_cause_is_cut(folder):
+    assert len(_failed(folder, WorkerGroupError("", {0: ValueError("x" * 9999)}))) < failure.MOST_CHARACTERS + 400
