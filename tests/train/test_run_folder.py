@@ -199,3 +199,39 @@ def test_an_object_store_gets_one_part_per_flush(server, monkeypatch):
     ]
     body = server.client().get_object(Bucket="runs", Key=found[0]["Key"])["Body"].read()
     assert [json.loads(line)["step"] for line in body.splitlines()] == [1, 2, 3, 4]
+
+
+def _sampled(uri: str, steps: range, restored_step: int, ranks: int) -> RunFolder:
+    folder = RunFolder(uri)
+    folder.drop_after(restored_step)
+    for step in steps:
+        folder.log_samples({"step": step, "rank": rank, "sample_ids": [step, ranks]} for rank in range(ranks))
+    folder.flush()
+    return folder
+
+
+def test_samples_of_a_step_that_a_restart_took_again_count_once(uri):
+    _sampled(uri, range(7), restored_step=0, ranks=2)  # restored at 4: four steps, 0 to 3, are done
+    folder = _sampled(uri, range(4, 6), restored_step=4, ranks=1)
+    found = [(line["step"], line["rank"], line["sample_ids"][1]) for line in folder.read_samples()]
+    assert found == [(step, rank, 2) for step in range(4) for rank in (0, 1)] + [(4, 0, 1), (5, 0, 1)]
+
+
+def test_rejects_are_described_by_their_commonest_reasons(uri):
+    folder = RunFolder(uri)
+    reasons = ["too large: 9 bytes", "no caption: web", "too large: 8 bytes", "truncated", "no caption: synthetic"]
+    reasons += ["too large: 7 bytes", "corrupt"]
+    folder.log_rejects(
+        {"step": 0, "sample_id": number, "key": f"k{number}", "reason": reason} for number, reason in enumerate(reasons)
+    )
+    folder.flush()
+    common = "too large (3, e.g. k0), no caption (2, e.g. k1), truncated (1, e.g. k3)"
+    assert folder.described_rejects() == f"commonest reasons: {common}; all of them: {uri}/rejects"
+
+
+def test_the_limit_of_bad_rows_may_be_raised_on_the_way(uri):
+    folder = RunFolder(uri)
+    folder.claim("data: {max_bad_fraction: 0.01, max_image_bytes: 5}\n")
+    assert folder.claim("data: {max_bad_fraction: 0.05, max_image_bytes: 5}\n") == "resumed"
+    with pytest.raises(ValueError, match="data.max_image_bytes: 5 -> 6"):
+        folder.claim("data: {max_bad_fraction: 0.05, max_image_bytes: 6}\n")

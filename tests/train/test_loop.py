@@ -1,0 +1,93 @@
+"""The loop's judgement of bad rows: counted over ranks and restarts, judged at logged steps."""
+
+import itertools
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from toy import TOY, toy_batch
+
+from tips_ray.batch import Batch
+from tips_ray.config import RunConfig, override
+from tips_ray.distributed import rank, world_size
+from tips_ray.train.loop import train
+from tips_ray.train.state import TrainState, new_state
+
+IMAGES = 4
+
+
+class ListSink:
+    """Keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.fractions: dict[int, float] = {}
+        self.saved: dict[int, int] = {}
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.fractions[step] = metrics["data/bad_fraction"]
+
+    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+        self.saved[state.step] = state.bad_rows
+
+    def rejects(self) -> str:
+        return "commonest reasons: none"
+
+
+def _config(max_bad_fraction: float, **values) -> RunConfig:
+    run = {"name": "toy", "data": {"sources": [{"uri": "x"}], "max_bad_fraction": max_bad_fraction}}
+    sizes = {"global_batch_images": IMAGES * world_size(), "resources": {"workers": world_size()}}
+    keys = {key.replace("__", "."): value for key, value in values.items()}
+    return override(RunConfig, {**TOY, **run, **sizes, "log_every_steps": 2, "checkpoint_every_steps": 4}, keys)
+
+
+def _batches(invalid: list[tuple[int, ...]]) -> list[list[Batch]]:
+    """Steps of one micro-batch; `invalid` names the bad rows of each step, in turn."""
+    batches = [toy_batch(IMAGES, seed, bad).to("cpu", torch.float32) for seed, bad in enumerate(invalid)]
+    return [[batch] for batch in batches]
+
+
+def test_bad_rows_below_the_limit_are_a_metric_and_part_of_the_state():
+    sink, config = ListSink(), _config(0.3)
+    train(new_state(config), itertools.cycle(_batches([(0,), ()])), config, sink)
+    assert sink.fractions == {1: 1 / 4, 2: 1 / 8, 4: 2 / 16, 6: 3 / 24, 8: 4 / 32, 10: 5 / 40}
+    assert sink.saved == {4: 2, 8: 4, 10: 5}
+
+
+def test_a_run_stops_when_the_bad_rows_exceed_its_share_of_a_short_run():
+    sink, config = ListSink(), _config(0.3)  # 40 rows in all: more than 12 are too many
+    with pytest.raises(ValueError, match=r"^16 of 32 rows up to step 8 are bad \(50\.0%\).*0\.3.*commonest reasons"):
+        train(new_state(config), itertools.cycle(_batches([(1, 2)])), config, sink)
+    assert list(sink.saved) == [4] and max(sink.fractions) == 8
+
+
+def test_one_early_bad_row_does_not_stop_a_long_run():
+    config = _config(0.01, schedule__total_steps=1000)
+    with pytest.raises(StopIteration):  # the data end, not the run
+        train(new_state(config), iter(_batches([(0,), (), ()])), config, ListSink())
+
+
+def test_a_limit_of_zero_allows_no_bad_row():
+    config = _config(0)
+    with pytest.raises(ValueError, match="^1 of 4 rows up to step 1 are bad"):
+        train(new_state(config), iter(_batches([(3,)])), config, ListSink())
+
+
+def test_the_count_goes_on_after_a_restart():
+    config = _config(0.3)
+    state = new_state(config)
+    state.step, state.bad_rows = 4, 12
+    with pytest.raises(ValueError, match="^13 of 24 rows up to step 6"):
+        train(state, iter(_batches([(), (2,)])), config, ListSink())
+
+
+def test_all_ranks_stop_at_the_same_step_over_the_bad_rows_of_one():
+    for words in run_on_ranks(2, _stopped):
+        assert words.startswith("30 of 80 rows up to step 10 are bad")
+
+
+def _stopped() -> str:
+    config = _config(0.3)  # 80 rows in all: more than 24 are too many
+    steps = itertools.cycle(_batches([(0, 1, 2)] if rank() else [()]))
+    with pytest.raises(ValueError) as error:
+        train(new_state(config), steps, config, ListSink())
+    return str(error.value)
