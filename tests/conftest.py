@@ -4,7 +4,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays together, for its fixtures; so do all files that start ranks, for the process that these fork from."""
+    """A file stays together, for its fixtures; so do those that start ranks, forked from one process."""
     for item in items:
         module = getattr(item, "module", None)
         group = "ranks" if hasattr(module, "run_on_ranks") else str(item.path)
