@@ -29,6 +29,14 @@ def test_parameter_counts_are_the_published_ones_to_the_digit(variant, expected)
         assert sum(parameter.numel() for parameter in image_encoder(variant).parameters()) == expected
 
 
+def test_patches_start_around_mid_grey_with_the_variance_of_pixels_from_minus_one_to_one():
+    torch.manual_seed(0)
+    embed = image_encoder("S", depth=1).patch_embed
+    assert embed(torch.full((1, 3, 14, 14), 0.5)).abs().max() < 1e-5
+    white_D = embed(torch.ones(1, 3, 14, 14)).flatten()
+    assert abs(white_D.std() - 1) < 0.15  # 588 weights of variance 1 / 588, each times 1
+
+
 def test_packed_views_equal_separate_passes():
     encoder, mask = _small(), torch.rand(2, 16) < 0.5
     views = [
