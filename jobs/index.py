@@ -60,7 +60,11 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
         ]
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
-    return lines + [f"  {row['path']} row {row['row']} {row['key']}" for row in rejects[:SHOWN_REJECTS]]
+    lines += [f"  {row['path']} row {row['row']} {row['key']}" for row in rejects[:SHOWN_REJECTS]]
+    if len(rejects) > config.data.max_bad_fraction * index.rows:
+        share = config.data.max_bad_fraction
+        lines.append(f"{len(rejects)} of {index.rows} rows are bad; a run stops above data.max_bad_fraction ({share})")
+    return lines
 
 
 def _first_rows(index: "Index", source: int) -> "list[SourceRow]":
@@ -71,8 +75,8 @@ def _first_rows(index: "Index", source: int) -> "list[SourceRow]":
 
 def _sample_lines(rows: "list[SourceRow]", missing: str) -> list[str]:
     """What the first good row holds, and how many rows beside it have too few captions."""
-    lines = []
     good = [row for row in rows if not row["error"]]
+    lines = [] if good else [f"    all of the first {len(rows)} rows are bad: {rows[0]['error']}"]
     for row in good[:1]:
         made = f"{row['synthetic_captions'][0]!r}" if row["synthetic_captions"] else "none"
         lines.append(f"    {row['key']}: {len(row['image'])} bytes; web {row['web_caption']!r}; synthetic {made}")

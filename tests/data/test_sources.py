@@ -289,6 +289,12 @@ def test_a_table_may_name_photos_by_whole_paths_or_without_their_suffix(tmp_path
     assert [(row["image"], row["web_caption"]) for row in rows] == [(jpeg(0), "A"), (jpeg(1), "B")] and rejects == []
 
 
+def test_a_table_without_a_header_is_refused(tmp_path):
+    write_folder(tmp_path, ["a.jpg"], ["a.jpg,one", "a.jpg,two"])
+    with pytest.raises(ValueError, match="first line must name the columns, and it is a.jpg, one; put a line `image,"):
+        _read(tmp_path)
+
+
 def test_photos_without_a_caption_and_captions_without_a_photo_are_rows(tmp_path):
     write_folder(
         tmp_path, ["b.jpg", "a.jpg", "one/c.jpg", "two/c.jpg"], ["image,caption", "gone.jpg,x", "b.jpg,", "c.jpg,y"]

@@ -47,8 +47,18 @@ def folder_shard(table: StoredFile) -> Shard:
 
 
 def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
-    """Resolved columns of the table; `image` is the one with the file names, which are the keys unless `key` is set."""
-    columns = resolve(wanted, _header(shard.path), shard.path, FILE)
+    """Resolved columns of the table; `image` is the one with the file names, which are the keys unless `key` is set.
+
+    Raises:
+        ValueError: a column is absent, or the table begins with a row instead of a header.
+    """
+    header = _header(shard.path)
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in header):
+        raise ValueError(
+            f"{shard.path}: the first line must name the columns, and it is {', '.join(header)}; put a line "
+            "`image,caption` above it"
+        )
+    columns = resolve(wanted, header, shard.path, FILE)
     return columns._replace(key=wanted.key or columns.image)
 
 
