@@ -1,13 +1,14 @@
 """The whole road on this machine in a few minutes: scenes in a real S3 server -> two FSDP workers -> MLflow -> report.
 
 tips-ray demo [OUT] [KEY=VALUE ...]     default OUT: out/demo; keys of jobs/configs/demo.yaml
+tips-ray demo --long                    half an hour for a better show; out/demo-long, jobs/configs/demo_long.yaml
 """
 
 import argparse
 import io
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,29 @@ if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.scenes import Scene
 
-CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
-SCENES, SHARD_ROWS, IMAGE_PX = 2048, 256, 112
+CONFIGS = Path(__file__).parent / "configs"
+SHARD_ROWS, IMAGE_PX = 256, 112
 TRAIN_SEED, TEST_SEED = 0, 1
 TEST_SCENES, PROBE_SCENES = 256, 512
+
+
+@dataclass(frozen=True)
+class _Show:
+    """How much is shown."""
+
+    config: Path
+    scenes: int
+    out: str
+
+
+QUICK = _Show(CONFIGS / "demo.yaml", 2048, "out/demo")
+LONG = _Show(CONFIGS / "demo_long.yaml", 8192, "out/demo-long")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tips-ray demo`."""
     parser.add_argument("words", nargs="*", metavar="[OUT] KEY=VALUE", help="folder for everything; keys of the config")
+    parser.add_argument("--long", action="store_true", help="half an hour for a better show")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,7 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: a wrong key, or a folder that holds the demo with another config.
     """
-    folders = [word for word in arguments.words if "=" not in word] or ["out/demo"]
+    show = LONG if arguments.long else QUICK
+    folders = [word for word in arguments.words if "=" not in word] or [show.out]
     overrides = [word for word in arguments.words if "=" in word]
     out = Path(folders[0]).resolve()
     from jobs.local_s3 import local_s3
@@ -42,9 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
     with local_s3(out / "s3") as server:
         os.environ.update(server.environment)
         _stage("S3 server", f"OpenStack Swift at {server.endpoint_url}")
-        bucket = server.make_bucket("scenes")
-        rate = _store_scenes(bucket)
-        config = _config(out, bucket, overrides)
+        source = f"{server.make_bucket('scenes')}/train-{show.scenes}"
+        rate = _store_scenes(source, show.scenes)
+        config = _config(show.config, out, source, overrides)
         from jobs.pretrain import pretrain
 
         started = time.perf_counter()
@@ -61,28 +77,28 @@ def _stage(name: str, text: str) -> None:
     print(f"{name:12} {text}", flush=True)
 
 
-def _config(out: Path, bucket: str, overrides: list[str]) -> "RunConfig":
+def _config(path: Path, out: Path, source: str, overrides: list[str]) -> "RunConfig":
     from tips_ray.config import RunConfig, load_config
 
-    fixed = [f"storage={out / 'runs'}", f"data.sources=[{{uri: {bucket}/train}}]"]
-    return load_config(RunConfig, CONFIG, ["name=demo", *fixed, *overrides])
+    fixed = [f"storage={out / 'runs'}", f"data.sources=[{{uri: {source}}}]"]
+    return load_config(RunConfig, path, ["name=demo", *fixed, *overrides])
 
 
-def _store_scenes(bucket: str) -> float:
-    """Put the training scenes into the bucket, once; returns scenes/s, 0 where they were there."""
+def _store_scenes(source: str, count: int) -> float:
+    """Put the training scenes there, once; returns scenes/s, 0 where they were there."""
     from tips_ray import storage
     from tips_ray.scenes import render_scene
 
-    started, marker = time.perf_counter(), f"{bucket}/train.complete"
+    started, marker = time.perf_counter(), f"{source}.complete"
     if storage.exists(marker):
-        _stage("scenes", f"{SCENES} are there: {bucket}/train")
+        _stage("scenes", f"{count:,} are there: {source}")
         return 0.0
-    for first in range(0, SCENES, SHARD_ROWS):
+    for first in range(0, count, SHARD_ROWS):
         scenes = [render_scene(TRAIN_SEED, index, IMAGE_PX) for index in range(first, first + SHARD_ROWS)]
-        storage.write_bytes(f"{bucket}/train/{first // SHARD_ROWS:03d}.parquet", _parquet(scenes))
+        storage.write_bytes(f"{source}/{first // SHARD_ROWS:03d}.parquet", _parquet(scenes))
     storage.write_text(marker, "")
-    rate = SCENES / (time.perf_counter() - started)
-    _stage("scenes", f"{SCENES} rendered and stored, {rate:.0f}/s: {bucket}/train")
+    rate = count / (time.perf_counter() - started)
+    _stage("scenes", f"{count:,} rendered and stored, {rate:.0f}/s: {source}")
     return rate
 
 
