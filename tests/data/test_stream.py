@@ -1,0 +1,110 @@
+"""The training stream through real Ray Data: on any number of workers, the global batches of `data.order`."""
+
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.data import Dataset
+from toy_run import tiny_run, write_scenes
+
+from tips_ray.data.columns import TRAINING_DTYPES
+from tips_ray.data.index import index_of, run_order
+from tips_ray.data.pipeline import InOrder, StreamInputs, training_stream
+from tips_ray.data.views import row_settings, training_rows
+from tips_ray.models.tokenizer import load_tokenizer, train_tokenizer
+
+pytestmark = pytest.mark.ray
+STEPS = 13
+"""104 rows of which an epoch of the first source has 40."""
+DELAY_SECONDS = 0.03
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> StreamInputs:
+    """Two sources, the second of shorter weight; row 5 is no image and row 21 has no caption."""
+    root = tmp_path_factory.mktemp("stream")
+    bad = {5: {"image": b"no image"}, 21: {"caption": ""}}
+    first, second = write_scenes(root / "a", 40, bad), write_scenes(root / "b", 20, first=40)
+    config = tiny_run(root, first, {"uri": second, "weight": 0.5}, schedule__total_steps=STEPS, micro_batch_images=2)
+    index = index_of(config.data, str(root / "index"))
+    path = root / "tokenizer.json"
+    path.write_bytes(train_tokenizer(["a red sphere on the grey ground"], 60).source)
+    return StreamInputs(config, str(root / "index" / index.fingerprint), str(path))
+
+
+@pytest.fixture(scope="module")
+def expected(inputs) -> dict[str, np.ndarray]:
+    """All rows of the run, made without Ray."""
+    config = inputs.config
+    index = index_of(config.data, inputs.index_uri.rpartition("/")[0])
+    rows = run_order(index, config.data, config.seed, config.global_batch_images).rows(0, STEPS * 8)
+    found = [
+        {**index.read(int(chunk))[row], "position": position, "step": step, "sample_key": key}
+        for position, step, chunk, row, key in zip(
+            rows.position_N, rows.step_N, rows.chunk_N, rows.row_N, rows.sample_key_N, strict=True
+        )
+    ]
+    return training_rows(found, row_settings(config, 1), load_tokenizer(inputs.tokenizer_path))
+
+
+def _consumed(dataset: Dataset, workers: int, rows: int, delays: random.Random) -> list[list[dict[str, np.ndarray]]]:
+    """The batches of each worker, taken at random times as Ray Train's workers would."""
+    splits = InOrder().configure({"train": dataset}, workers, None, None)
+    batches: list[list[dict[str, np.ndarray]]] = [[] for _ in range(workers)]
+
+    def consume(worker: int, waits: random.Random) -> None:
+        for batch in splits[worker]["train"].iter_batches(batch_size=rows, batch_format="numpy"):
+            time.sleep(waits.random() * DELAY_SECONDS)
+            batches[worker].append(batch)
+
+    waits = [random.Random(delays.random()) for _ in range(workers)]
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(consume, range(workers), waits))
+    return batches
+
+
+def _delayed(dataset: Dataset) -> Dataset:
+    def wait(batch: Any) -> Any:  # a closure travels to Ray's workers by value
+        time.sleep(random.random() * DELAY_SECONDS)
+        return batch
+
+    return dataset.map_batches(wait, batch_size=None)
+
+
+@pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (4, 0), (2, 7)])
+def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step):
+    dataset = _delayed(training_stream(inputs, start_step))
+    rows = inputs.config.images_per_pass
+    batches = _consumed(dataset, workers, rows, random.Random(workers))
+    passes = inputs.config.global_batch_images // workers // rows
+    assert [len(own) for own in batches] == [(STEPS - start_step) * passes] * workers
+    for step in range(start_step, STEPS):
+        first = (step - start_step) * passes
+        parts = [batch for own in batches for batch in own[first : first + passes]]
+        union = {name: np.concatenate([part[name] for part in parts]) for name in TRAINING_DTYPES}
+        in_order, there = np.argsort(union["position"]), slice(step * 8, step * 8 + 8)
+        for name, column in union.items():
+            np.testing.assert_array_equal(column[in_order], expected[name][there], err_msg=f"{name} of step {step}")
+
+
+def test_the_run_that_is_streamed_has_epochs_sources_and_bad_rows(inputs, expected):
+    first_source = expected["sample_id"] < 40
+    assert len(expected["position"]) == 104 and first_source.sum() > 40  # a second epoch
+    assert set(expected["sample_id"][first_source]) == set(range(40)) and (~first_source).sum() in range(30, 39)
+    reasons = {reject.partition(":")[0] for reject in expected["reject"][~expected["valid"]]}
+    assert reasons == {"not an image", "no caption"}
+
+
+def test_a_stream_of_nothing_left_is_empty(cluster, inputs):
+    assert training_stream(inputs, STEPS).take_all() == []
