@@ -201,3 +201,16 @@ def test_a_hundred_million_rows_are_planned_in_seconds():
     start = time.perf_counter()
     order.batch(20_000)
     assert time.perf_counter() - start < 10  # under 1 s on a quiet core
+
+
+@on_a_busy_machine
+@given(rows_of_chunks, rows_of_chunks, shares, seeds, st.integers(0, 400))
+def test_first_uses_are_those_that_a_walk_through_all_windows_finds(first, second, share, seed, stop):
+    order = _order([first, second], [1.0, share], seed)
+    walked: dict[int, int] = {}
+    for window in order.windows(0, stop):
+        for chunk in order.window_rows(window).chunk_N.tolist():
+            walked.setdefault(chunk, window)
+    window_N, chunk_N = order.first_uses(stop)
+    assert dict(zip(chunk_N.tolist(), window_N.tolist(), strict=True)) == walked
+    assert len(chunk_N) == len(walked) and (np.diff(window_N) >= 0).all()

@@ -163,6 +163,21 @@ class Order:
         """The global batch of a step: positions [step * G, (step + 1) * G)."""
         return self.rows(step * self.global_batch_images, (step + 1) * self.global_batch_images)
 
+    def first_uses(self, stop: int) -> tuple[Int64s, Int64s]:
+        """Windows and chunks, in the order of the run: what positions before `stop` use for the first time."""
+        if stop <= 0:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        last = self.window_of(stop - 1)
+        until_all = max(ceil(count / quota) for count, quota in zip(self._chunks, self._quota, strict=True))
+        windows, chunks = [], []
+        for epoch in range(min(last // self.windows_per_epoch + 1, until_all)):
+            plan = self.epoch_plan(epoch)
+            first_E = np.flatnonzero(plan.pass_E == 0)
+            chunks.append(plan.chunk_E[first_E])
+            windows.append(epoch * self.windows_per_epoch + first_E // self.window_chunks)
+        window_N, chunk_N = np.concatenate(windows), np.concatenate(chunks)
+        return window_N[window_N <= last], chunk_N[window_N <= last]
+
     def _make_epoch_plan(self, epoch: int) -> EpochPlan:
         """Chunks, passes and window borders of an epoch."""
         given = [self._given(source, epoch) for source in range(len(self._chunks))]
