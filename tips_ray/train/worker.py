@@ -194,7 +194,8 @@ class RunSink:
             self._samples.append({"step": int(columns["step"][0]), "rank": rank(), **places})
         bad = (~columns["valid"]).nonzero()[0]
         names = {"step": "step", "sample_id": "sample_id", "key": "key", "reason": "reject"}
-        rows = [{name: columns[column][place].item() for name, column in names.items()} for place in bad]
+        values = [columns[column][bad].tolist() for column in names.values()]  # plain ones, whatever Ray made of text
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
         if rows:
             self.folder.log_rejects(rows)
             self.folder.flush()
