@@ -1,0 +1,173 @@
+"""Real pretraining runs on Ray Train: lost workers, lost drivers, other numbers of workers, bad rows."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray._private.state
+import torch
+from toy_run import tiny_run, write_scenes
+
+from jobs.failure import RunFailedError
+from jobs.pretrain import pretrain
+from tips_ray.config import RunConfig
+from tips_ray.data.index import index_of, run_order
+from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.state import new_state
+
+pytestmark = pytest.mark.ray
+STEPS = 12
+SPEED = ("images_per_second", "data_wait_share", "time")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return write_scenes(tmp_path_factory.mktemp("pretrain") / "scenes", 40, {7: {"image": b"no image"}})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, data, tmp_path_factory) -> RunFolder:
+    return RunFolder(pretrain(_run(tmp_path_factory.mktemp("undisturbed"), data)))
+
+
+def _run(storage: Path, data: str, **values: Any) -> RunConfig:
+    return tiny_run(storage, data, **{"data__max_bad_fraction": 0.5, "data__log_samples": True, **values})
+
+
+def _numbers(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """Parameters of student and teacher and the centres of the newest checkpoint."""
+    found = newest_checkpoint(f"{folder.uri}/checkpoints")
+    assert found and found.step == STEPS
+    load_checkpoint(state := new_state(_run(Path("unused"), "unused")), found)
+    networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
+    return {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+
+
+def _metrics(folder: RunFolder) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if name not in SPEED} for line in folder.read_metrics()]
+
+
+def _kinds(folder: RunFolder) -> list[tuple[str, int | None]]:
+    return [(event["kind"], event["step"]) for event in folder.read_events()]
+
+
+def _assert_same(folder: RunFolder, other: RunFolder, tolerance: float) -> None:
+    torch.testing.assert_close(_numbers(folder), _numbers(other), rtol=tolerance, atol=tolerance)
+    assert [line["step"] for line in folder.read_metrics()] == list(range(1, STEPS + 1))
+    for line, its in zip(_metrics(folder), _metrics(other), strict=True):
+        assert line == pytest.approx(its, rel=tolerance, abs=0)
+
+
+def _assert_every_step_held_its_batch(folder: RunFolder, config: RunConfig, workers: set[int]) -> None:
+    index = index_of(config.data, f"{config.storage}/index")
+    order = run_order(index, config.data, config.seed, config.global_batch_images)
+    lines = folder.read_samples()
+    for step in range(STEPS):
+        batch, own = order.batch(step), [line for line in lines if line["step"] == step]
+        found = sorted(pair for line in own for pair in zip(line["positions"], line["sample_ids"], strict=True))
+        assert found == list(zip(batch.position_N.tolist(), batch.sample_id_N.tolist(), strict=True))
+    assert {line["rank"] for line in lines} == workers
+
+
+def _when(folder: RunFolder, step: int, action: Any) -> threading.Thread:
+    """Do something, from outside, as soon as a step of a run has been logged."""
+
+    def wait() -> None:
+        while not any(line["step"] >= step for line in folder.read_metrics()):
+            time.sleep(0.02)
+        action()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def _kill_a_worker() -> None:
+    """SIGKILL to one training worker of this cluster."""
+    actors = [actor for actor in ray._private.state.actors().values() if actor["State"] == "ALIVE"]
+    os.kill(max(actor["Pid"] for actor in actors if actor["ActorClassName"] == "RayTrainWorker"), signal.SIGKILL)
+
+
+def test_an_undisturbed_run_says_what_it_did(undisturbed):
+    start, *_ = undisturbed.read_events()
+    assert start["kind"] == "start" and start["workers"] == 2
+    assert start["machine"]["hosts"] == 1 and start["machine"]["accelerators"] == "none"
+    assert set(start["versions"]) == {"python", "torch", "ray", "tips_ray"}
+    assert _kinds(undisturbed) == [("start", 0), *(("checkpoint", step) for step in (4, 8, 12)), ("end", None)]
+
+
+def test_a_run_notes_what_its_steps_held_and_its_bad_row(undisturbed, data):
+    _assert_every_step_held_its_batch(undisturbed, _run(Path(undisturbed.uri).parent, data), workers={0, 1})
+    seen = [sample for line in undisturbed.read_samples() for sample in line["sample_ids"]]
+    rejects = undisturbed.read_rejects()
+    assert [row["sample_id"] for row in rejects] == [7] * seen.count(7)
+    assert all(row["reason"].startswith("not an image") and "#7" in row["key"] for row in rejects)
+    assert undisturbed.read_metrics()[-1]["data/bad_fraction"] == seen.count(7) / 96
+
+
+def test_a_run_that_loses_a_worker_ends_with_the_same_numbers(undisturbed, data, tmp_path):
+    config = _run(tmp_path, data)
+    folder = RunFolder(f"{tmp_path}/tiny")
+    killer = _when(folder, 6, _kill_a_worker)
+    pretrain(config)
+    killer.join()
+    _assert_same(folder, undisturbed, tolerance=0)
+    _assert_every_step_held_its_batch(folder, config, workers={0, 1})
+    resumed = [step for kind, step in _kinds(folder) if kind == "resume"]
+    assert len(resumed) == 1 and resumed[0] in (4, 8)
+    assert folder.read_rejects() == undisturbed.read_rejects()
+
+
+@pytest.mark.slow
+def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undisturbed, data, tmp_path):
+    config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+    code = (
+        "import sys; from tips_ray.config import RunConfig; from jobs.pretrain import pretrain; "
+        "pretrain(RunConfig.model_validate_json(sys.argv[1]))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], env=environment)
+    _when(folder, 5, driver.kill).join()
+    assert driver.wait() == -signal.SIGKILL
+    alone = _run(tmp_path, data, resources__workers=1)
+    pretrain(alone)
+    _assert_same(folder, undisturbed, tolerance=1e-5)
+    _assert_every_step_held_its_batch(folder, alone, workers={0, 1})
+    assert [event["workers"] for event in folder.read_events() if event["kind"] == "resume"] == [1]
+
+
+def test_too_many_bad_rows_stop_a_run_at_once_with_a_sentence(cluster, tmp_path):
+    bad = {number: {"image": b""} for number in range(0, 40, 4)} | {
+        number: {"caption": ""} for number in range(1, 40, 8)
+    }
+    data = write_scenes(tmp_path / "scenes", 40, bad)
+    config = _run(tmp_path, data, data__max_bad_fraction=0.2)
+    with pytest.raises(RunFailedError) as error:
+        pretrain(config)
+    folder = RunFolder(f"{tmp_path}/tiny")
+    last = folder.read_metrics()[-1]
+    rows, rejects = last["step"] * 8, folder.read_rejects()
+    assert len(rejects) > 0.2 * 96 >= len(rejects) - 8  # 20 % of what the run has, passed in the last step
+    assert last["data/bad_fraction"] == pytest.approx(len(rejects) / rows)
+    empty = sum(row["reason"] == "zero bytes" for row in rejects)
+    example = next(row["key"] for row in rejects if row["reason"] == "zero bytes")
+    assert f"{len(rejects)} of {rows} rows up to step {last['step']} are bad" in str(error.value)
+    assert f"commonest reasons: zero bytes ({empty}, e.g. {example}), no caption (" in str(error.value)
+    assert f"{folder.uri}/rejects" in str(error.value) and "data.max_bad_fraction (0.2)" in str(error.value)
+    kinds = [kind for kind, _ in _kinds(folder) if kind != "checkpoint"]
+    assert kinds == ["start", "failure", "end"]  # not tried again
