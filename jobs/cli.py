@@ -15,6 +15,7 @@ from jobs.failure import RunFailedError, sentences
 COMMANDS = {
     "demo": "the whole road on this machine in a few minutes",
     "index": "look through the data of a run once and write down what is where",
+    "caption": "PaliGemma captions for the images of a run, each once, ahead of it",
     "captions": "what is in a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",
     "doctor": "what is missing on this machine, with the cure",

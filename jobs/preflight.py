@@ -59,6 +59,7 @@ def preflight(config: RunConfig) -> Preflight:
         "data": data,
         "run": lambda: run_is_new_or_the_same(config) if is_writable else "unknown",
         "tokenizer": lambda: tokenizer_fits(config),
+        "captions": lambda: captions_come(config),
         "resources": lambda: ray_cluster.resources_suffice(config),
         "compile": lambda: can_compile(config),
         "tracking": lambda: tracking_answers(config) if is_writable or config.tracking.mlflow_uri else "unknown",
@@ -138,6 +139,17 @@ def _loaded(uri: str) -> Tokenizer:
         raise ValueError(
             f"captions.tokenizer: {reason}; give a SentencePiece .model or a tokenizers .json, or leave the key out"
         ) from None
+
+
+def captions_come(config: RunConfig) -> str:
+    """From the data, or from a captioner whose model is there."""
+    from jobs.live_captions import caption_store
+
+    if config.captions.source == "column":
+        return "from the data"
+    store, captioner = caption_store(config)
+    made = "made beside training" if config.captions.source == "live" else "made before"
+    return f"{made} by {captioner.model}, kept in {store.folder}"
 
 
 def can_compile(config: RunConfig) -> str:

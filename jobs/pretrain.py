@@ -7,7 +7,6 @@ The same name again resumes the run from its newest checkpoint. Without a cluste
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,10 @@ import yaml
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.index import Index
+    from tips_ray.data.pipeline import StreamInputs
     from tips_ray.tracking import Tracking
     from tips_ray.train.run_folder import RunFolder
 
-TOKENIZER_SAMPLE_CHUNKS = 256
-"""Chunks whose captions a tokenizer is trained on."""
 SHOWN = ("data", "run", "resources")
 """Checks whose findings every start shows; a dry run shows all."""
 
@@ -62,9 +60,12 @@ def _dry_run(config: "RunConfig") -> None:
 
 def pretrain(config: "RunConfig") -> str:
     """Run or resume `config`; returns the run folder's URI."""
-    from jobs.preflight import config_fingerprint, preflight
+    from jobs.live_captions import captions_of
+    from jobs.preflight import preflight
+    from jobs.vocabulary import claim
     from tips_ray import storage
-    from tips_ray.tracking import start_tracking
+    from tips_ray.data.index import index_uri
+    from tips_ray.data.pipeline import StreamInputs
     from tips_ray.train.checkpoint import newest_checkpoint
     from tips_ray.train.run_folder import RunFolder
 
@@ -74,19 +75,30 @@ def pretrain(config: "RunConfig") -> str:
         if check in SHOWN or level == "warn":
             print(f"{check:10} {text}", flush=True)
     folder = RunFolder(storage.resolved(storage.join(config.storage, config.name)))
-    tree = config.model_dump(mode="json")
-    vocabulary = _new_vocabulary(config, index, folder)  # before the claim: it may fail, and the name stay free
-    folder.claim(yaml.safe_dump(tree, sort_keys=False))
-    if vocabulary:
-        storage.write_bytes(_tokenizer_uri(config, folder), vocabulary)
     found = newest_checkpoint(storage.join(folder.uri, "checkpoints"))
     if found and found.step >= config.schedule.total_steps:
         return folder.uri
-    tracking = start_tracking(config, folder.uri, found.step if found else None, index.fingerprint)
-    fingerprints = {"data_fingerprint": index.fingerprint, "config_fingerprint": config_fingerprint(tree)}
+    uri = index_uri(config.data, index, storage.join(config.storage, "index"))
+    with captions_of(config, index, uri) as captions:
+        tokenizer = claim(config, index, folder, captions)
+        _tracked_fit(StreamInputs(config, uri, tokenizer, captions), index, folder, found.step if found else None)
+    return folder.uri
+
+
+def _tracked_fit(stream: "StreamInputs", index: "Index", folder: "RunFolder", resumed_from_step: int | None) -> None:
+    """Train, and leave MLflow and the run folder with how it ended."""
+    from jobs.preflight import config_fingerprint
+    from tips_ray.tracking import start_tracking
+
+    config = stream.config
+    tracking = start_tracking(config, folder.uri, resumed_from_step, index.fingerprint)
+    fingerprints = {"data_fingerprint": index.fingerprint}
+    fingerprints |= {"config_fingerprint": config_fingerprint(config.model_dump(mode="json"))}
+    if stream.captions:
+        fingerprints["captioner_fingerprint"] = stream.captions.store.fingerprint
     status = "FAILED"
     try:
-        _fit(config, index, folder, tracking, fingerprints)
+        _fit(stream, folder, tracking, fingerprints)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -95,12 +107,9 @@ def pretrain(config: "RunConfig") -> str:
         folder.log_event("end", None, status=status)
         folder.flush()
         tracking.finish(status)
-    return folder.uri
 
 
-def _fit(
-    config: "RunConfig", index: "Index", folder: "RunFolder", tracking: "Tracking", fingerprints: dict[str, str]
-) -> None:
+def _fit(stream: "StreamInputs", folder: "RunFolder", tracking: "Tracking", fingerprints: dict[str, str]) -> None:
     import ray.data
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -109,10 +118,10 @@ def _fit(
     from jobs.failure import told_failures
     from jobs.progress import shown_progress
     from tips_ray import storage
-    from tips_ray.data.pipeline import InOrder, StreamInputs
+    from tips_ray.data.pipeline import InOrder
     from tips_ray.train.worker import RestOfRun, WorkerInputs, run_worker
 
-    stream = StreamInputs(config, _index_uri(config, index), _tokenizer_uri(config, folder))
+    config = stream.config
     inputs = WorkerInputs(stream, folder.uri, fingerprints, tracking.handle())
     ray_cluster.connect(ray_cluster.cpus_needed(config))
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -140,33 +149,3 @@ def _scaling(config: "RunConfig") -> Any:
     return ScalingConfig(
         num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
     )
-
-
-def _index_uri(config: "RunConfig", index: "Index") -> str:
-    from tips_ray import storage
-
-    return storage.resolved(config.data.index or storage.join(config.storage, "index", index.fingerprint))
-
-
-def _tokenizer_uri(config: "RunConfig", folder: "RunFolder") -> str:
-    """The given tokenizer, or the one that the run trained on captions of the data and keeps in its folder."""
-    from tips_ray import storage
-
-    return storage.resolved(config.captions.tokenizer or storage.join(folder.uri, "tokenizer.json"))
-
-
-def _new_vocabulary(config: "RunConfig", index: "Index", folder: "RunFolder") -> bytes | None:
-    """Content of a tokenizers file; None where one is given or the run has its own."""
-    from tips_ray import storage
-    from tips_ray.models.tokenizer import train_tokenizer
-
-    if config.captions.tokenizer or storage.exists(_tokenizer_uri(config, folder)):
-        return None
-    return train_tokenizer(_captions(index), config.text.vocab_size).source
-
-
-def _captions(index: "Index") -> Iterator[str]:
-    chunks = len(index.chunks.rows)
-    for number in range(0, chunks, max(chunks // TOKENIZER_SAMPLE_CHUNKS, 1)):
-        for row in index.read(number):
-            yield from (row["web_caption"], *row["synthetic_captions"])

@@ -21,13 +21,22 @@ def address() -> str | None:
 
 
 def cpus_needed(config: "RunConfig") -> float:
-    """Of all workers and of the data stream beside them."""
-    return config.resources.workers * config.resources.cpus_per_worker + config.resources.data_cpus
+    """Of all workers, of the data stream and of live captioning beside them."""
+    resources = config.resources
+    return resources.workers * resources.cpus_per_worker + resources.data_cpus + captioning_cpus(config)
+
+
+def captioning_cpus(config: "RunConfig") -> float:
+    """Of the captioner actors and the task that reads for them, where captions are made beside training."""
+    resources = config.resources
+    return resources.captioners * resources.cpus_per_captioner + 1 if config.captions.source == "live" else 0
 
 
 def gpus_needed(config: "RunConfig") -> float:
-    """Of all workers."""
-    return config.resources.workers * config.resources.gpus_per_worker
+    """Of all workers and live captioners."""
+    resources = config.resources
+    captioners = resources.captioners if config.captions.source == "live" else 0
+    return resources.workers * resources.gpus_per_worker + captioners * resources.gpus_per_captioner
 
 
 def cores() -> int:
@@ -123,6 +132,10 @@ def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> 
     workers = f"resources.workers ({resources.workers})"
     cpus = f"{workers} x cpus_per_worker ({resources.cpus_per_worker:g}) + data_cpus ({resources.data_cpus})"
     gpus = f"{workers} x gpus_per_worker ({resources.gpus_per_worker:g})"
+    if config.captions.source == "live":
+        captioners = f" + captioners ({resources.captioners}) x"
+        cpus += f"{captioners} cpus_per_captioner ({resources.cpus_per_captioner:g}) + 1 to read for them"
+        gpus += f"{captioners} gpus_per_captioner ({resources.gpus_per_captioner:g})"
     needs = [("CPU", cpus, cpus_needed(config), ""), ("GPU", gpus, gpus_needed(config), " (0 trains on CPUs)")]
     faults = [
         f"{keys} need {need:g} {kind}s, {where} offers {have.get(kind, 0):g}: lower them{hint} or add machines"

@@ -33,7 +33,7 @@ MOST_CHARACTERS = 6000  # of a parameter
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
 DEFAULTS |= {"MLFLOW_LOGGING_LEVEL": "WARNING"}
-"""Environment, where it says nothing: seven retries, MLflow's own default, take four minutes; it tells of every table."""
+"""Environment, where it says nothing: MLflow itself would try for four minutes, and tell of every table."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

@@ -100,6 +100,7 @@ class Captioner:
 
 
 def _loaded(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoProcessor, PaliGemmaForConditionalGeneration
 
     try:
@@ -113,7 +114,7 @@ def _loaded(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     try:
         model, report = load(folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model ({folder}): it cannot be loaded ({_first_line(error)}); {cure}") from None
     if report["missing_keys"]:  # transformers would go on with random ones
         raise ValueError(f"model ({folder}): weights are missing ({min(report['missing_keys'])}, ...); {cure}")

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from tips_ray.config.captions import CaptionerConfig
 from tips_ray.config.schema import Schema, Share, TrainConfig
 
 Scale = Annotated[
@@ -78,14 +79,36 @@ class ViewsConfig(Schema):
 class CaptionsConfig(Schema):
     """Where synthetic captions come from and how text becomes ids."""
 
-    source: Literal["column"] = "column"
-    """`column`: the data hold them."""
+    source: Literal["column", "store", "live"] = "column"
+    """`column`: the data hold them. `store`: `tips-ray caption` has made them. `live`: made beside training, in its
+    order."""
+    captioner: CaptionerConfig | None = None
+    """Who writes the captions of `store` and `live`."""
+    store: str | None = None
+    """Folder or s3:// prefix with captions of any number of captioners; None: `<storage>/captions`."""
+    lead_windows: PositiveInt = 8
+    """Windows that `live` captioning may be ahead of what training reads."""
+    wait_seconds: PositiveFloat = 600
+    """Longest that training waits for the captions of a window, with `live`."""
     per_image: PositiveInt = 1
     """A, synthetic captions of an image that training draws from (TIPSv2 alternates between several)."""
     tokenizer: str | None = None
     """SentencePiece or tokenizers file; None: one is trained on a sample of the data's captions and kept in the run."""
     missing: Literal["invalid", "empty", "other"] = "invalid"
     """A row without one of its captions is a bad row, gets an empty text, or gets the other caption."""
+
+    @model_validator(mode="after")
+    def _captions_have_a_writer(self) -> Self:
+        if self.source == "column":
+            return self
+        if self.captioner is None:
+            raise ValueError(f"source ({self.source}) needs captioner: name a PaliGemma in captioner.model")
+        written = len(self.captioner.prompts) * self.captioner.captions_per_prompt
+        if self.per_image > written:
+            raise ValueError(
+                f"per_image ({self.per_image}) must be at most the captions that the captioner writes ({written})"
+            )
+        return self
 
 
 class ResourcesConfig(Schema):
@@ -99,6 +122,10 @@ class ResourcesConfig(Schema):
     An error that would come again (bad rows, a loss that is not finite) stops it at once."""
     data_cpus: PositiveInt = 1
     """CPUs that the data stream needs beside the workers; checked before the start."""
+    captioners: PositiveInt = 1
+    """Most captioner actors at a time, with `captions.source: live` and in `tips-ray caption`."""
+    cpus_per_captioner: NonNegativeFloat = 1
+    gpus_per_captioner: NonNegativeFloat = 0
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute type; weights are kept and gradients reduced in fp32."""
     compile: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +123,11 @@ def index_of(data: DataConfig, folder: str) -> Index:
     return index
 
 
+def index_uri(data: DataConfig, index: Index, folder: str) -> str:
+    """Where `index_of` keeps `index`."""
+    return storage.resolved(data.index or storage.join(folder, index.fingerprint))
+
+
 def build_index(data: DataConfig, mapper: Mapper | None = None) -> Index:
     """Look through every shard; a pure function of the data, whatever the mapper.
 
@@ -219,6 +224,10 @@ def read_index(uri: str) -> Index:
     described = tuple(_read_source(source) for source in head["sources"])
     columns = ChunkTable(*(chunks[name].to_numpy() for name in ChunkTable._fields))
     return Index(head["fingerprint"], head["chunk_rows"], described, shards, columns, rejects)
+
+
+opened_index = lru_cache(maxsize=2)(read_index)
+"""`read_index`, once per process: for tasks that read chunk after chunk."""
 
 
 def _read_table(uri: str, name: str) -> pa.Table:

@@ -163,12 +163,16 @@ class Order:
         """The global batch of a step: positions [step * G, (step + 1) * G)."""
         return self.rows(step * self.global_batch_images, (step + 1) * self.global_batch_images)
 
-    def first_uses(self, stop: int) -> tuple[Int64s, Int64s]:
-        """Windows and chunks, in the order of the run: what positions before `stop` use for the first time."""
+    def first_uses(self, stop: int | None = None) -> tuple[Int64s, Int64s]:
+        """Windows and chunks, in the order of the run: what positions before `stop` use for the first time.
+
+        Without `stop` all chunks.
+        """
+        until_all = max(ceil(count / quota) for count, quota in zip(self._chunks, self._quota, strict=True))
+        stop = self.epoch_start(until_all) if stop is None else stop
         if stop <= 0:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         last = self.window_of(stop - 1)
-        until_all = max(ceil(count / quota) for count, quota in zip(self._chunks, self._quota, strict=True))
         windows, chunks = [], []
         for epoch in range(min(last // self.windows_per_epoch + 1, until_all)):
             plan = self.epoch_plan(epoch)

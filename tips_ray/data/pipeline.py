@@ -5,21 +5,26 @@ All blocks have exactly m rows and keep their order, so that a streaming split d
 the union of the workers' k-th batches is the k-th global batch, whatever W (measured; docs/decisions/0002-stream.md).
 """
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
+from ray.actor import ActorHandle
 from ray.data import Dataset, ExecutionOptions
 from ray.train import DataConfig as TrainDataConfig
 
+from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import RunConfig
+from tips_ray.data.captions import Waiting, read_captions, with_captions
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.index import Index, read_index, run_order
+from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.order import Order, OrderedRows
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.data.vocabulary import tokenizer_at
@@ -37,19 +42,30 @@ _ROW = pa.schema(
 
 
 @dataclass(frozen=True)
+class CaptionAccess:
+    """Where a stream finds synthetic captions that the data do not hold."""
+
+    store: CaptionStore
+    pace: ActorHandle | None = None
+    """Of captioning beside training (`data.caption_pipeline`); None: all captions are there."""
+
+
+@dataclass(frozen=True)
 class StreamInputs:
     """What every task of a stream needs, small enough to travel with it."""
 
     config: RunConfig
     index_uri: str
     tokenizer_path: str
+    captions: CaptionAccess | None = field(default=None, compare=False)
+    """None: the data hold them. Has no part in the order, which is kept by the rest."""
 
 
 def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     """Training rows of the steps [start_step, total_steps), in blocks of exactly `images_per_pass` rows."""
     config = inputs.config
     start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
-    order = _opened(inputs)[1]
+    order = _order(inputs)
     windows = order.windows(start, stop)
     rows = config.images_per_pass
     shifted: Any = partial(_shifted, first=windows.start)
@@ -84,10 +100,12 @@ def _shifted(batch: dict[str, np.ndarray], first: int) -> dict[str, np.ndarray]:
 
 def _read_windows(batch: dict[str, np.ndarray], inputs: StreamInputs, start: int, stop: int) -> Iterator[pa.Table]:
     """Ordered rows at positions [start, stop) of each window, a part of a window at a time."""
-    index, order = _opened(inputs)
+    index, order = opened_index(inputs.index_uri), _order(inputs)
     for window in batch["window"].tolist():
         rows = order.window_rows(window).between(start, stop)
-        chunks = _read_chunks(index, np.unique(rows.chunk_N).tolist())
+        if inputs.captions and inputs.captions.pace:
+            ray.get(inputs.captions.pace.want.remote(window))
+        chunks = _captioned(inputs, index, _read_chunks(index, np.unique(rows.chunk_N).tolist()))
         for first in range(0, len(rows.position_N), inputs.config.images_per_pass):
             part = OrderedRows(*(column[first : first + inputs.config.images_per_pass] for column in rows))
             yield _table(part, chunks)
@@ -96,6 +114,23 @@ def _read_windows(batch: dict[str, np.ndarray], inputs: StreamInputs, start: int
 def _read_chunks(index: Index, numbers: list[int]) -> dict[int, list[SourceRow]]:
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(numbers, pool.map(index.read, numbers), strict=True))
+
+
+def waiting_for(access: CaptionAccess, config: RunConfig) -> Waiting:
+    """How long to wait for captions: not at all where nobody makes them."""
+    pace = access.pace
+    return Waiting(config.captions.wait_seconds, lambda: str(ray.get(pace.failure.remote()))) if pace else Waiting()
+
+
+def _captioned(inputs: StreamInputs, index: Index, chunks: dict[int, list[SourceRow]]) -> dict[int, list[SourceRow]]:
+    """The rows with captions of the store; what is not made yet is waited for."""
+    access, started = inputs.captions, time.monotonic()
+    if access is None:
+        return chunks
+    captions = read_captions(index, list(chunks), access.store, waiting_for(access, inputs.config))
+    if access.pace:
+        access.pace.add_waited.remote(time.monotonic() - started)
+    return {number: with_captions(rows, captions[number]) for number, rows in chunks.items()}
 
 
 def _table(rows: OrderedRows, chunks: dict[int, list[SourceRow]]) -> pa.Table:
@@ -112,9 +147,9 @@ def _views(table: pa.Table, inputs: StreamInputs) -> dict[str, np.ndarray]:
 
 
 @lru_cache(maxsize=2)
-def _opened(inputs: StreamInputs) -> tuple[Index, Order]:
-    config, index = inputs.config, read_index(inputs.index_uri)
-    return index, run_order(index, config.data, config.seed, config.global_batch_images)
+def _order(inputs: StreamInputs) -> Order:
+    config = inputs.config
+    return run_order(opened_index(inputs.index_uri), config.data, config.seed, config.global_batch_images)
 
 
 @lru_cache(maxsize=2)

@@ -1,0 +1,47 @@
+"""Caption the images of a run ahead of it, each once; the same command again makes only what is missing.
+
+  tips-ray caption RUN.yaml [KEY=VALUE ...]     e.g. resources.captioners=8
+
+The run then takes them with captions.source=store. With captions.source=live no such command is needed.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `tips-ray caption`."""
+    parser.add_argument("config", type=Path, metavar="RUN.yaml", help="config of the run")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config, dotted")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Caption all data of the config in the order in which its run reads them.
+
+    Raises:
+        ValueError: config, data, captioner or resources are wrong.
+    """
+    from jobs import ray_cluster
+    from jobs.live_captions import caption_all, caption_store
+    from tips_ray import storage
+    from tips_ray.config import RunConfig, load_config
+    from tips_ray.data.caption_pipeline import CaptionInputs, due_chunks
+    from tips_ray.data.index import index_of, index_uri
+    from tips_ray.data.pipeline import CaptionAccess
+
+    config = load_config(RunConfig, arguments.config, arguments.overrides)
+    store, captioner = caption_store(config)
+    folder = storage.join(config.storage, "index")
+    index = index_of(config.data, folder)
+    due = due_chunks(index, config, store)
+    total = len(index.chunks.rows)
+    print(
+        f"data       {index.rows:,} rows in {total:,} chunks; {total - due.num_rows:,} have their captions", flush=True
+    )
+    if due.num_rows:
+        ray_cluster.connect(
+            config.resources.captioners * config.resources.cpus_per_captioner + config.resources.data_cpus
+        )
+        uri = index_uri(config.data, index, folder)
+        caption_all(CaptionInputs(config, captioner, uri, CaptionAccess(store)), due)
+    print(f"captions   {store.folder}\nnext: tips-ray pretrain {arguments.config} captions.source=store")

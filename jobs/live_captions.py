@@ -1,0 +1,152 @@
+"""Captions that the data do not hold, for the time of a run: from the store, or made beside training by a thread."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tips_ray.captioning.store import CaptionStore
+    from tips_ray.config import CaptionerConfig, RunConfig
+    from tips_ray.data.caption_pipeline import CaptionInputs
+    from tips_ray.data.index import Index
+    from tips_ray.data.pipeline import CaptionAccess
+
+LINES = 10
+"""Lines of a whole captioning in a log."""
+END_SECONDS = 60
+TOLD_SHARE = 0.1
+"""Of the time in which captions were made: a shorter wait of training is not worth a line."""
+MOST_CHARACTERS = 300
+
+
+def caption_store(config: "RunConfig") -> tuple["CaptionStore", "CaptionerConfig"]:
+    """The captioner's part of the store, and the captioner with its model where any process of this machine finds it.
+
+    Raises:
+        ValueError: there is no captioner in the config, or no such model.
+    """
+    from tips_ray import storage
+    from tips_ray.captioning.model_folder import description, fingerprint, model_folder
+    from tips_ray.captioning.store import CaptionStore
+    from tips_ray.config import CaptionerConfig
+
+    captioner = config.captions.captioner
+    if captioner is None:
+        raise ValueError("captions.captioner is not set: name a PaliGemma in captions.captioner.model")
+    folder = model_folder(captioner)
+    uri = config.captions.store or storage.join(config.storage, "captions")
+    store = CaptionStore(uri, fingerprint(captioner, folder))
+    store.describe(description(captioner, folder))
+    if Path(captioner.model).is_dir():  # relative to where the user stands, which a Ray worker does not know
+        captioner = CaptionerConfig.model_validate({**captioner.model_dump(), "model": str(folder.resolve())})
+    return store, captioner
+
+
+@contextmanager
+def captions_of(config: "RunConfig", index: "Index", index_uri: str) -> Iterator["CaptionAccess | None"]:
+    """What the training stream needs for `captions.source`; with `live`, captioning goes on until the block ends."""
+    from tips_ray.data.pipeline import CaptionAccess
+
+    if config.captions.source == "column":
+        yield None
+        return
+    store, captioner = caption_store(config)
+    if config.captions.source == "store":
+        yield CaptionAccess(store)
+        return
+    import ray
+
+    from jobs import ray_cluster
+    from tips_ray.data.caption_pipeline import CaptionInputs, due_chunks, new_pace
+
+    ray_cluster.connect(ray_cluster.cpus_needed(config))
+    pace: Any = new_pace(config.captions.lead_windows)
+    access = CaptionAccess(store, pace)
+    due = due_chunks(index, config, store, config.schedule.total_steps * config.global_batch_images)
+    inputs = CaptionInputs(config, captioner, index_uri, access)
+    thread = threading.Thread(target=_beside, args=(inputs, due), name="captioning", daemon=True)
+    thread.start()
+    try:
+        yield access
+    finally:
+        ray.get(pace.end.remote())
+        thread.join(END_SECONDS)
+
+
+@dataclass
+class Made:
+    """What captioning has done so far."""
+
+    chunks: int = 0
+    images: int = 0
+    bad_images: int = 0
+    busy_seconds: float = 0.0
+    """Of all captioner actors together."""
+
+    def add(self, batch: dict[str, Any]) -> None:
+        self.chunks += len(batch["chunk"])
+        self.images += int(batch["images"].sum())
+        self.bad_images += int(batch["bad_images"].sum())
+        self.busy_seconds += float(batch["seconds"].sum())
+
+
+def caption_all(inputs: "CaptionInputs", due: "pa.Table") -> Made:
+    """Make the captions of `due`, with a line now and then."""
+    from tips_ray.data.caption_pipeline import caption_stream
+
+    made, printed, started = Made(), 0, time.monotonic()
+    if not due.num_rows:
+        return made
+    stream = caption_stream(inputs, due)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the terminal; its log files keep all
+            handler.setLevel(logging.ERROR)
+    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+        made.add(cast("dict[str, Any]", batch))
+        if made.chunks * LINES // due.num_rows > printed:
+            printed = made.chunks * LINES // due.num_rows
+            rate = made.images / (time.monotonic() - started)
+            print(
+                f"captions   {made.images:,} images, {made.chunks} of {due.num_rows} chunks, {rate:.0f}/s", flush=True
+            )
+    if made.bad_images:
+        print(f"captions   {made.bad_images:,} images have none; the store has the reasons", flush=True)
+    return made
+
+
+def _beside(inputs: "CaptionInputs", due: "pa.Table") -> None:
+    """The thread: what goes wrong is told to the stream that waits for captions."""
+    import ray
+
+    from jobs.failure import root_cause
+
+    pace: Any = inputs.access.pace
+    started = time.monotonic()
+    try:
+        made = caption_all(inputs, due)
+        _tell_balance(made, time.monotonic() - started, ray.get(pace.waited_seconds.remote()), inputs.config)
+    except Exception as error:  # whatever it is, training must not wait for captions that never come
+        reason = " ".join(str(root_cause(error)).split())[:MOST_CHARACTERS]
+        ray.get(pace.end.remote(f"captioning stopped: {reason}"))
+
+
+def _tell_balance(made: Made, seconds: float, waited_seconds: float, config: "RunConfig") -> None:
+    """Actors that would have kept up with training, had it not waited."""
+    if waited_seconds < TOLD_SHARE * seconds or not made.busy_seconds:
+        return
+    per_actor = made.images / made.busy_seconds
+    wanted = made.images / max(seconds - waited_seconds, seconds / 10)
+    print(
+        f"captions   training waited {waited_seconds:.0f} of {seconds:.0f} s for them: an actor writes {per_actor:.0f} "
+        f"images/s, about {ceil(wanted / per_actor)} would keep up (resources.captioners is "
+        f"{config.resources.captioners})",
+        flush=True,
+    )

@@ -1,0 +1,152 @@
+"""Captioning through real Ray Data with a tiny PaliGemma: each chunk once, in training order, beside a run."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from captioning.tiny import write_paligemma
+from toy_run import tiny_run, write_scenes
+
+from jobs.live_captions import caption_all, caption_store, captions_of
+from jobs.pretrain import pretrain
+from tips_ray.captioning.captioner import Captioner
+from tips_ray.config import RunConfig
+from tips_ray.data.caption_pipeline import CaptionInputs, Pace, due_chunks
+from tips_ray.data.captions import Waiting, place_of, read_captions
+from tips_ray.data.decode import decode
+from tips_ray.data.index import Index, index_of, index_uri
+from tips_ray.data.pipeline import CaptionAccess
+from tips_ray.train.run_folder import RunFolder
+
+ROWS = 40
+"""Ten chunks of four, in windows of three chunks."""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_paligemma(tmp_path_factory.mktemp("paligemma"))
+
+
+def _run(root: Path, model: Path, **values) -> RunConfig:
+    """A tiny run with a captioner; row 6 is no image."""
+    data = root / "data"
+    if not data.exists():
+        write_scenes(data, ROWS, {6: {"image": b"no image"}})
+    captioner = {"model": str(model), "dtype": "fp32", "max_new_tokens": 12, "batch_images": 4}
+    captions = {"source": "live", "captioner": captioner, "lead_windows": 1}
+    return tiny_run(root, str(data), **{"captions": captions, "data__max_bad_fraction": 0.5, **values})
+
+
+def _inputs(config: RunConfig) -> tuple[Index, CaptionInputs]:
+    folder = f"{config.storage}/index"
+    index = index_of(config.data, folder)
+    store, captioner = caption_store(config)
+    return index, CaptionInputs(config, captioner, index_uri(config.data, index, folder), CaptionAccess(store))
+
+
+def test_captioning_stays_its_lead_ahead_of_training_and_ends_with_it():
+    async def story() -> list[tuple[str, bool]]:
+        pace, seen = Pace(lead_windows=2), []
+
+        async def ask(window: int) -> None:
+            seen.append((f"window {window}", await pace.admit(window)))
+
+        asks = [asyncio.create_task(ask(window)) for window in (2, 3, 9)]
+        await asyncio.sleep(0)
+        seen.append(("training reads window 1", True))
+        await pace.want(1)
+        await asyncio.sleep(0.01)
+        seen.append(("the run is over", True))
+        await pace.end()
+        await asyncio.gather(*asks)
+        return seen
+
+    assert asyncio.run(story()) == [
+        ("window 2", True),
+        ("training reads window 1", True),
+        ("window 3", True),
+        ("the run is over", True),
+        ("window 9", False),
+    ]
+
+
+def test_chunks_are_due_in_the_order_in_which_the_run_reads_them(tmp_path, model):
+    config = _run(tmp_path, model)
+    index, inputs = _inputs(config)
+    due = due_chunks(index, config, inputs.access.store)
+    assert sorted(due["chunk"].to_pylist()) == list(range(10))
+    assert due["window"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    first_steps = due_chunks(index, config, inputs.access.store, stop=8)
+    assert first_steps["window"].to_pylist() == [0, 0, 0]
+
+
+@pytest.mark.ray
+def test_every_chunk_is_captioned_once_with_the_captioners_own_texts(tmp_path, model, cluster):
+    config = _run(tmp_path, model)
+    index, inputs = _inputs(config)
+    store = inputs.access.store
+    store.write(*place_of(index, 3), _kept := _captions_of_chunk_3(index))
+    made = caption_all(inputs, due_chunks(index, config, store))
+    assert (made.chunks, made.images, made.bad_images) == (9, 36, 1)
+    assert due_chunks(index, config, store).num_rows == 0
+    found = read_captions(index, range(10), store, Waiting())
+    assert found[3].captions == _kept.captions
+    captioner = Captioner(inputs.captioner)
+    for number in (0, 1, 9):
+        for row, texts, error in zip(index.read(number), found[number].captions, found[number].error, strict=True):
+            if row["image"] == b"no image":
+                assert not texts and error.startswith("not an image")
+            else:
+                assert [texts] == [made.captions for made in captioner([decode(row["image"], 10**6, 10**6)])]
+
+
+def _captions_of_chunk_3(index: Index):
+    from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
+
+    rows = index.read(3)
+    return ChunkCaptions(index.chunk(3).row, image_sha256(row["image"] for row in rows), [["kept"]] * 4, [""] * 4)
+
+
+@pytest.mark.ray
+def test_a_live_run_trains_on_captions_that_it_makes_and_the_same_run_from_the_store_is_equal(tmp_path, model, cluster):
+    keys = {"resources__workers": 1, "schedule__total_steps": 8}
+    live = _run(tmp_path, model, name="live", **keys)
+    uri = pretrain(live)
+    assert due_chunks(*_needed(live)).num_rows == 0
+    rejects = {line["reason"].partition(":")[0] for line in RunFolder(uri).read_rejects()}
+    assert rejects <= {"no caption"}  # of row 6, which is no image
+    stored = _run(tmp_path, model, name="stored", **keys, captions__source="store")
+    losses = [[line["loss/total"] for line in RunFolder(run).read_metrics()] for run in (uri, pretrain(stored))]
+    assert len(losses[0]) == 8 and losses[0] == losses[1]
+
+
+def _needed(config: RunConfig):
+    index, inputs = _inputs(config)
+    return index, config, inputs.access.store, config.schedule.total_steps * config.global_batch_images
+
+
+@pytest.mark.ray
+def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cluster):
+    config = _run(tmp_path, model)
+    index, inputs = _inputs(config)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in model.iterdir():
+        broken.joinpath(path.name).write_bytes(b"" if path.suffix == ".safetensors" else path.read_bytes())
+    config = _run(tmp_path, broken)
+    with captions_of(config, index, inputs.index_uri) as access:
+        assert access is not None and access.pace is not None
+        deadline = time.monotonic() + 120
+        while not (why := ray.get(access.pace.failure.remote())):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert "captioning stopped" in why and "cannot be loaded" in why

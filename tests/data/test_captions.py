@@ -1,0 +1,107 @@
+"""Captions of the store meet the rows of their chunks: by place, checked by hash, waited for within bounds."""
+
+import time
+from typing import Any
+
+import pytest
+from writers import write_pairs
+
+from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
+from tips_ray.captioning.store import CaptionStore
+from tips_ray.config import DataConfig
+from tips_ray.data import captions
+from tips_ray.data.captions import Waiting, missing_chunks, place_of, read_captions, with_captions
+from tips_ray.data.columns import SourceRow
+from tips_ray.data.index import Index, build_index
+
+
+@pytest.fixture
+def index(tmp_path) -> Index:
+    """13 rows in chunks of four: two in the first tar (7 rows), two in the second (6 rows)."""
+    write_pairs(tmp_path / "tars" / "a.tar", rows=7)
+    write_pairs(tmp_path / "tars" / "b.tar", rows=6, first=7)
+    return build_index(DataConfig.model_validate({"sources": [{"uri": str(tmp_path / "tars")}], "chunk_rows": 4}))
+
+
+@pytest.fixture
+def store(tmp_path) -> CaptionStore:
+    return CaptionStore(str(tmp_path / "captions"), "0123456789abcdef")
+
+
+def _made(index: Index, chunk: int) -> ChunkCaptions:
+    rows = index.read(chunk)
+    hashes = image_sha256(row["image"] for row in rows)
+    return ChunkCaptions(index.chunk(chunk).row, hashes, [[f"of {row['key']}"] for row in rows], [""] * len(rows))
+
+
+def _write(index: Index, store: CaptionStore, chunk: int) -> None:
+    store.write(*place_of(index, chunk), _made(index, chunk))
+
+
+def _row(image: bytes, **values: Any) -> SourceRow:
+    return SourceRow(
+        **{
+            "sample_id": 0,
+            "key": "k",
+            "image": image,
+            "web_caption": "w",
+            "synthetic_captions": [],
+            "error": "",
+            **values,
+        }
+    )
+
+
+def test_chunks_of_the_index_are_numbered_anew_in_each_shard(index):
+    places = [place_of(index, chunk) for chunk in range(4)]
+    assert [number for _, number in places] == [0, 1, 0, 1]
+    assert [shard.path[-5:] for shard, _ in places] == ["a.tar", "a.tar", "b.tar", "b.tar"]
+    assert [shard.chunks for shard, _ in places] == [2, 2, 2, 2]
+
+
+def test_missing_chunks_are_those_without_an_object(index, store):
+    for chunk in (1, 2):
+        _write(index, store, chunk)
+    assert missing_chunks(index, store).tolist() == [0, 3]
+
+
+def test_rows_get_the_captions_of_their_own_image(index, store):
+    _write(index, store, 2)
+    found = read_captions(index, [2], store, Waiting())
+    rows = with_captions(index.read(2), found[2])
+    assert [row["synthetic_captions"] for row in rows] == [[f"of {row['key']}"] for row in rows]
+    assert not any(row["error"] for row in rows)
+
+
+def test_captions_of_other_bytes_make_the_row_bad_and_an_error_of_the_captioner_leaves_it_without():
+    made = ChunkCaptions(0, image_sha256([b"a", b"x", b"c"]), [["A"], ["X"], []], ["", "", "no image"])
+    one, other, third = with_captions([_row(b"a"), _row(b"b"), _row(b"c", synthetic_captions=["old"])], made)
+    assert (one["synthetic_captions"], one["error"]) == (["A"], "")
+    assert "another image" in other["error"] and other["image"] == b""
+    assert (third["synthetic_captions"], third["error"]) == ([], "")
+
+
+def test_captions_that_should_be_there_and_are_not_are_an_error_at_once(index, store):
+    _write(index, store, 0)
+    with pytest.raises(ValueError, match="1 of 2 chunks have no captions in .*run tips-ray caption first"):
+        read_captions(index, [0, 1], store, Waiting())
+
+
+def test_captions_are_waited_for_and_not_longer_than_is_allowed(index, store, monkeypatch):
+    monkeypatch.setattr(captions, "POLL_SECONDS", (0.01, 0.02))
+    looks = []
+
+    def look() -> str:
+        looks.append(time.monotonic())
+        if len(looks) == 3:
+            _write(index, store, 1)
+        return ""
+
+    assert read_captions(index, [1], store, Waiting(60, look))[1].captions == _made(index, 1).captions
+    with pytest.raises(ValueError, match="1 of 1 chunks have no captions"):
+        read_captions(index, [3], store, Waiting(0.05))
+
+
+def test_captions_that_will_never_come_are_not_waited_for(index, store):
+    with pytest.raises(ValueError, match="captions of 1 chunks will not come: the captioner broke"):
+        read_captions(index, [3], store, Waiting(3600, lambda: "the captioner broke"))
