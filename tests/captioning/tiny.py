@@ -13,9 +13,9 @@ IMAGE_PX, PATCH_PX = 28, 14
 WORDS = ["caption en", "describe en", "two dogs on green grass", "a blue circle above a yellow triangle"]
 
 
-def write_paligemma(folder: Path, version: int = 1, seed: int = 0, **text: int) -> Path:
+def write_paligemma(folder: Path, version: int = 1, seed: int = 0, image_px: int = IMAGE_PX, **text: int) -> Path:
     """`text`: sizes of the language model other than the tiny ones."""
-    processor = _processor()
+    processor = _processor(image_px)
     sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     language: dict[str, Any] = {
         **sizes,
@@ -26,7 +26,7 @@ def write_paligemma(folder: Path, version: int = 1, seed: int = 0, **text: int) 
     }
     language |= {"vocab_size": len(processor.tokenizer), "model_type": "gemma" if version == 1 else "gemma2"}
     language |= {"sliding_window": 8, "query_pre_attn_scalar": 16} if version == 2 else {}
-    vision = {**sizes, "model_type": "siglip_vision_model", "image_size": IMAGE_PX, "patch_size": PATCH_PX}
+    vision = {**sizes, "model_type": "siglip_vision_model", "image_size": image_px, "patch_size": PATCH_PX}
     vision |= {"projection_dim": language["hidden_size"], "vision_use_head": False}
     special = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "image_token_index": processor.image_token_id}
     shared: dict[str, Any] = {name: language[name] for name in ("hidden_size", "vocab_size")}
@@ -51,7 +51,7 @@ def _sharpen(model: PaliGemmaForConditionalGeneration) -> None:
                 weights.normal_(std=1.5 / weights[0].numel() ** 0.5)
 
 
-def _processor() -> Any:
+def _processor(image_px: int) -> Any:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -59,6 +59,6 @@ def _processor() -> Any:
     tokenizer.train_from_iterator(WORDS * 8, trainer)
     found = json.loads(tokenizer.to_str())["model"]
     pairs: Any = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in found["merges"]]
-    images: Any = ImageProcessor(size={"height": IMAGE_PX, "width": IMAGE_PX})
-    images.image_seq_length = (IMAGE_PX // PATCH_PX) ** 2  # PaliGemmaProcessor asks for it
+    images: Any = ImageProcessor(size={"height": image_px, "width": image_px})
+    images.image_seq_length = (image_px // PATCH_PX) ** 2  # PaliGemmaProcessor asks for it
     return PaliGemmaProcessor(image_processor=images, tokenizer=GemmaTokenizer(vocab=found["vocab"], merges=pairs))
