@@ -66,8 +66,19 @@ def _kinds(folder: RunFolder) -> list[tuple[str, int | None]]:
     return [(event["kind"], event["step"]) for event in folder.read_events()]
 
 
+def _without_key_bias(numbers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A bias of all keys cancels in the softmax: its gradient is rounding alone, which AdamW makes whole steps of."""
+    for name, value in numbers.items():
+        if name.endswith("qkv.bias"):
+            value.chunk(3)[1].zero_()
+    return numbers
+
+
 def _assert_same(folder: RunFolder, other: RunFolder, tolerance: float) -> None:
-    torch.testing.assert_close(_numbers(folder), _numbers(other), rtol=tolerance, atol=tolerance)
+    found, expected = _numbers(folder), _numbers(other)
+    if tolerance:
+        found, expected = _without_key_bias(found), _without_key_bias(expected)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert [line["step"] for line in folder.read_metrics()] == list(range(1, STEPS + 1))
     for line, its in zip(_metrics(folder), _metrics(other), strict=True):
         assert line == pytest.approx(its, rel=tolerance, abs=0)
@@ -164,10 +175,10 @@ def test_too_many_bad_rows_stop_a_run_at_once_with_a_sentence(cluster, tmp_path)
     rows, rejects = last["step"] * 8, folder.read_rejects()
     assert len(rejects) > 0.2 * 96 >= len(rejects) - 8  # 20 % of what the run has, passed in the last step
     assert last["data/bad_fraction"] == pytest.approx(len(rejects) / rows)
-    empty = sum(row["reason"] == "zero bytes" for row in rejects)
-    example = next(row["key"] for row in rejects if row["reason"] == "zero bytes")
+    empty = sum(row["reason"] == "the image has no bytes" for row in rejects)
+    example = next(row["key"] for row in rejects if row["reason"] == "the image has no bytes")
     assert f"{len(rejects)} of {rows} rows up to step {last['step']} are bad" in str(error.value)
-    assert f"commonest reasons: zero bytes ({empty}, e.g. {example}), no caption (" in str(error.value)
+    assert f"commonest reasons: the image has no bytes ({empty}, e.g. {example}), no caption (" in str(error.value)
     assert f"{folder.uri}/rejects" in str(error.value) and "data.max_bad_fraction (0.2)" in str(error.value)
     kinds = [kind for kind, _ in _kinds(folder) if kind != "checkpoint"]
     assert kinds == ["start", "failure", "end"]  # not tried again
