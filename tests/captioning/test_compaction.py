@@ -110,6 +110,25 @@ def test_a_chunk_written_again_while_its_group_is_made_is_not_there_twice(tmp_pa
     _assert_whole(filled, GROUP)
 
 
+@pytest.mark.parametrize("moved_in", ["read_bytes", "list_names"])
+def test_a_reader_finds_what_compaction_moves_between_two_of_its_looks(tmp_path, monkeypatch, moved_in):
+    filled, look = _filled(str(tmp_path), GROUP), getattr(storage, moved_in)
+
+    def look_during_compaction(uri: str, *arguments):
+        """The group is not there yet, the single chunks are not there any more."""
+        if moved_in == "read_bytes" and uri.endswith("00000000-00000008.parquet"):
+            return look(uri)
+        monkeypatch.setattr(storage, moved_in, look)
+        compact(filled, shard().name)
+        return [] if moved_in == "list_names" else look(uri)
+
+    monkeypatch.setattr(storage, moved_in, look_during_compaction)
+    if moved_in == "list_names":
+        assert filled.present(shard(0, GROUP)) == set(range(GROUP))
+    else:
+        assert filled.read(shard(0, GROUP), 3) == captions(3)
+
+
 def test_compaction_killed_at_any_moment_is_finished_by_the_next(tmp_path):
     chunks = left = 5 * GROUP
     filled = _filled(str(tmp_path), chunks)
@@ -124,8 +143,13 @@ def test_compaction_killed_at_any_moment_is_finished_by_the_next(tmp_path):
 
 
 def test_nothing_is_deleted_for_a_damaged_group(tmp_path):
-    filled = _filled(str(tmp_path), GROUP)
-    storage.write_bytes(filled.uri(shard().name, 0, GROUP), b"not a group")
-    with pytest.raises(DamagedError, match="00000000-00000008.parquet: it is no caption object"):
-        compact(filled, shard().name)
-    assert len(filled.names(shard().name)) == GROUP + 1
+    filled = _filled(str(tmp_path / "damaged"), GROUP)
+    whole = _filled(str(tmp_path / "whole"), GROUP)
+    compact(whole, shard().name)
+    content = bytearray(storage.read_bytes(whole.uri(shard().name, 0, GROUP)))
+    content[100:300] = bytes(200)  # the head at the end of the file stays as it is
+    for bad, reason in ((bytes(content), "chunk 0 cannot be decoded"), (b"not a group", "it is no caption object")):
+        storage.write_bytes(filled.uri(shard().name, 0, GROUP), bad)
+        with pytest.raises(DamagedError, match=f"00000000-00000008.parquet: {reason}"):
+            compact(filled, shard().name)
+        assert len(filled.names(shard().name)) == GROUP + 1

@@ -59,10 +59,11 @@ def test_captioners_share_a_store_and_keep_their_first_description(folder):
 def test_damaged_and_misplaced_objects_are_named_with_their_cure(store):
     store.write(shard(), 0, captions(0))
     good = storage.read_bytes(store.uri(shard().name, 0, 1))
-    for chunk, content in ((1, good[:-20]), (2, good), (1, b"")):
+    torn, told = "it is no caption object", "its content belongs to .*00000000-00000001.parquet"
+    for chunk, content, reason in ((1, good[:-20], torn), (2, good, told), (1, b"", torn)):
         uri = store.uri(shard().name, chunk, chunk + 1)
         storage.write_bytes(uri, content)
-        with pytest.raises(DamagedError, match=f"{uri}: .* delete it and caption again"):
+        with pytest.raises(DamagedError, match=f"{uri}: {reason}.*; delete it and caption again"):
             store.read(shard(), chunk)
 
 
