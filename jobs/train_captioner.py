@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from math import cos, pi
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,9 +42,10 @@ from tips_ray.scenes.world import area
 IMAGE_SIZE_PX, PATCH_SIZE_PX, SAMPLE_PX = 112, 16, 8
 PROMPT = "caption en"
 WIDTH, NUM_HEADS, VISION_LAYERS, TEXT_LAYERS = 128, 4, 4, 3
-TEST_SEED = 2  # of scenes
+TRAIN_SEED, TEST_SEED = 1, 2  # of scenes
 SAMPLES = (PATCH_SIZE_PX // SAMPLE_PX) ** 2  # of a patch, at which what stands there is asked
 QUESTIONS = (len(SHAPES), len(COLOURS), len(SIZES), 4, *8 * [3])  # possible answers about the object in a patch
+BATCH_SCENES = 32
 MAX_NEW_TOKENS = 64
 
 
@@ -69,10 +71,10 @@ def new_processor(captions: Sequence[str]) -> PaliGemmaProcessor:
     trainer = trainers.BpeTrainer(vocab_size=1000, min_frequency=2, special_tokens=special)
     tokenizer.train_from_iterator([*captions, f"{PROMPT}\n", f"{PROMPT}\n"], trainer)
     bpe = json.loads(tokenizer.to_str())["model"]
-    gemma = GemmaTokenizer(vocab=bpe["vocab"], merges=[tuple(pair) for pair in bpe["merges"]])
-    images = SiglipImageProcessor(size={"height": IMAGE_SIZE_PX, "width": IMAGE_SIZE_PX})
+    merges: Any = [tuple(pair) for pair in bpe["merges"]]
+    images: Any = SiglipImageProcessor(size={"height": IMAGE_SIZE_PX, "width": IMAGE_SIZE_PX})
     images.image_seq_length = (IMAGE_SIZE_PX // PATCH_SIZE_PX) ** 2
-    return PaliGemmaProcessor(images, gemma)
+    return PaliGemmaProcessor(images, GemmaTokenizer(vocab=bpe["vocab"], merges=merges))
 
 
 def new_model(processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
@@ -126,7 +128,7 @@ def patch_answers(scene: Scene) -> np.ndarray:
     return found.reshape(side, inner, side, inner, -1).swapaxes(1, 2).reshape(side * side, SAMPLES, -1)
 
 
-def model_inputs(processor: PaliGemmaProcessor, scenes: Sequence[Scene], **options: object) -> BatchFeature:
+def model_inputs(processor: Any, scenes: Sequence[Scene], **options: object) -> BatchFeature:
     images, texts = [scene.image_HWC for scene in scenes], [f"<image>{PROMPT}"] * len(scenes)
     return processor(images=images, text=texts, padding="longest", return_tensors="pt", **options)
 
@@ -153,8 +155,8 @@ def train(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcesso
     head = nn.Linear(WIDTH, SAMPLES * sum(QUESTIONS))
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-    scenes = Scenes(options.seed, options.steps * options.batch_scenes)
-    batches = DataLoader(scenes, options.batch_scenes, num_workers=1, collate_fn=partial(training_batch, processor))
+    scenes = Scenes(TRAIN_SEED, options.steps * BATCH_SCENES)
+    batches = DataLoader(scenes, BATCH_SCENES, num_workers=1, collate_fn=partial(training_batch, processor))
     for step, (inputs, truth) in enumerate(batches):
         optimizer.param_groups[0]["lr"] = learning_rate(step, options.steps)
         output = model(**inputs)
@@ -180,11 +182,11 @@ def scores(folder: Path, count: int) -> dict[str, float]:
     """Of the checkpoint as stored, on scenes not trained on; with captions per second of one core."""
     torch.set_num_threads(1)
     processor = AutoProcessor.from_pretrained(folder)
-    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     scenes = [render_scene(TEST_SEED, index, IMAGE_SIZE_PX) for index in range(count)]
     captions, start = [], time.process_time()
-    for first in range(0, count, 32):
-        inputs = model_inputs(processor, scenes[first : first + 32])
+    for first in range(0, count, BATCH_SCENES):
+        inputs = model_inputs(processor, scenes[first : first + BATCH_SCENES])
         tokens_BT = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
         new_tokens_BT = tokens_BT[:, inputs["input_ids"].shape[1] :]
         captions += processor.batch_decode(new_tokens_BT, skip_special_tokens=True)
@@ -195,22 +197,14 @@ def scores(folder: Path, count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--weights", type=Path, help="checkpoint to go on from, on scenes of another seed")
-    parser.add_argument("--seed", type=int, default=1, help=f"of the scenes; {TEST_SEED} is for the scores")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-scenes", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2, help="torch threads; rendering takes a tenth of a core more")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     start = time.time()
-    if options.weights:
-        processor = AutoProcessor.from_pretrained(options.weights)
-        model = PaliGemmaForConditionalGeneration.from_pretrained(options.weights, dtype=torch.float32).train()
-    else:
-        processor = new_processor([render_scene(options.seed, i, 8).synthetic_caption for i in range(500)])
-        model = new_model(processor)
-    train(model, processor, options)
+    processor = new_processor([render_scene(TRAIN_SEED, i, 8).synthetic_caption for i in range(500)])
+    train(new_model(processor), processor, options)
     print(f"trained in {time.time() - start:.0f} s, {sum(os.times()[:4]):.0f} CPU s")
     for name, value in scores(options.out, 1024).items():
         print(f"{name}: {value:.3f}")
