@@ -19,10 +19,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Caption all data of the config in the order in which its run reads them.
 
     Raises:
-        ValueError: config, data, captioner or resources are wrong.
+        ValueError: config, data or captioner are wrong.
+        RunFailedError: captioning stopped; what is made is kept.
     """
+    from ray.exceptions import RayError
+
     from jobs import ray_cluster
-    from jobs.live_captions import caption_all, caption_store
+    from jobs.failure import RunFailedError
+    from jobs.live_captions import caption_all, caption_store, why_stopped
     from tips_ray import storage
     from tips_ray.config import RunConfig, load_config
     from tips_ray.data.caption_pipeline import CaptionInputs, due_chunks
@@ -43,5 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
             config.resources.captioners * config.resources.cpus_per_captioner + config.resources.data_cpus
         )
         uri = index_uri(config.data, index, folder)
-        caption_all(CaptionInputs(config, captioner, uri, CaptionAccess(store)), due)
+        try:
+            caption_all(CaptionInputs(config, captioner, uri, CaptionAccess(store)), due)
+        except RayError as error:
+            raise RunFailedError(f"{why_stopped(error)}; the same command goes on where it stopped") from None
     print(f"captions   {store.folder}\nnext: tips-ray pretrain {arguments.config} captions.source=store")

@@ -126,16 +126,21 @@ def _beside(inputs: "CaptionInputs", due: "pa.Table") -> None:
     """The thread: what goes wrong is told to the stream that waits for captions."""
     import ray
 
-    from jobs.failure import root_cause
-
     pace: Any = inputs.access.pace
     started = time.monotonic()
     try:
         made = caption_all(inputs, due)
         _tell_balance(made, time.monotonic() - started, ray.get(pace.waited_seconds.remote()), inputs.config)
     except Exception as error:  # whatever it is, training must not wait for captions that never come
-        reason = " ".join(str(root_cause(error)).split())[:MOST_CHARACTERS]
-        ray.get(pace.end.remote(f"captioning stopped: {reason}"))
+        ray.get(pace.end.remote(why_stopped(error)))
+
+
+def why_stopped(error: Exception) -> str:
+    """A sentence. What Ray says of an actor that cannot start ends with the actor's own error."""
+    from jobs.failure import root_cause
+
+    reason = str(root_cause(error)).strip().splitlines()[-1:] or [type(error).__name__]
+    return f"captioning stopped: {reason[0].strip()[:MOST_CHARACTERS]}"
 
 
 def _tell_balance(made: Made, seconds: float, waited_seconds: float, config: "RunConfig") -> None:

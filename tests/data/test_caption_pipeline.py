@@ -116,7 +116,7 @@ def _captions_of_chunk_3(index: Index):
     return ChunkCaptions(index.chunk(3).row, image_sha256(row["image"] for row in rows), [["kept"]] * 4, [""] * 4)
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_a_live_run_trains_on_captions_that_it_makes_and_the_same_run_from_the_store_is_equal(tmp_path, model, cluster):
     keys = {"resources__workers": 1, "schedule__total_steps": 8}
     live = _run(tmp_path, model, name="live", **keys)
