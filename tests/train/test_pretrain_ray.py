@@ -131,6 +131,7 @@ def test_a_run_notes_what_its_steps_held_and_its_bad_row(undisturbed, data):
     assert undisturbed.read_metrics()[-1]["data/bad_fraction"] == seen.count(7) / 96
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_a_worker_ends_with_the_same_numbers(undisturbed, data, tmp_path):
     config = _run(tmp_path, data)
     folder = RunFolder(f"{tmp_path}/tiny")
@@ -162,6 +163,7 @@ def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undi
     assert [event["workers"] for event in folder.read_events() if event["kind"] == "resume"] == [1]
 
 
+@pytest.mark.slow
 def test_too_many_bad_rows_stop_a_run_at_once_with_a_sentence(cluster, tmp_path):
     bad = {number: {"image": b""} for number in range(0, 40, 4)} | {
         number: {"caption": ""} for number in range(1, 40, 8)
