@@ -1,11 +1,56 @@
-"""Which tests run in one process when pytest-xdist deals them to several (make test-fast)."""
+"""Servers and clusters that tests share, and which tests run in one process of pytest-xdist (make test-fast)."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+from jobs.local_s3 import LocalS3, local_s3
+
+ROOT = Path(__file__).parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays together, for its fixtures; so do those that start ranks, forked from one process."""
-    for item in items:
-        module = getattr(item, "module", None)
-        group = "ranks" if hasattr(module, "run_on_ranks") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByFile(LoadScopeScheduling):
+    """A file stays in one process, for its fixtures; so do all that start ranks, forked from one server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        return "ranks" if "import run_on_ranks" in (ROOT / path).read_text() else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile:
+    return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory) -> Iterator[LocalS3]:
+    """A real S3 server, made once per process."""
+    with local_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch) -> LocalS3:
+    """The server, with s3:// meaning it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path) -> str:
+    """An empty folder, local and on a real S3 server."""
+    if request.param == "local":
+        return str(tmp_path / "folder")
+    return f"{request.getfixturevalue('s3').make_bucket('folders')}/{tmp_path.name}"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on this machine, for the tests of one file."""
+    import ray
+
+    ray.init(num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

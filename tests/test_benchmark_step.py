@@ -137,7 +137,7 @@ def test_the_benchmark_stops_where_the_losses_differ(monkeypatch):
         main(["--variant", "tiny", "--batch", "2", "--steps", "1", "--threads", "1"])
 
 
-def test_the_benchmark_needs_neither_ray_nor_mlflow_nor_pyarrow():
+def test_model_step_and_benchmark_need_neither_ray_nor_mlflow_nor_pyarrow():
     names = {"ray", "mlflow", "pyarrow"}
     code = f"import sys, benchmarks.train_step; print(sorted({names} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -4,27 +4,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from jobs.local_s3 import local_s3
 from tips_ray import storage
 from tips_ray.storage import NotFoundError, StorageError, errors
 from tips_ray.storage.files import as_regex, without_braces
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with local_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture(params=["local", "s3"])
-def folder(request, tmp_path, monkeypatch):
-    """An empty folder, local and on a real S3 server."""
-    if request.param == "local":
-        return str(tmp_path / "store")
-    server = request.getfixturevalue("server")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return f"{server.make_bucket('store')}/{tmp_path.name}"
 
 
 @pytest.fixture
@@ -50,7 +32,7 @@ def answers(monkeypatch):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=[0.01], daemon=True).start()
         _point_at(monkeypatch, f"http://127.0.0.1:{http.server_port}")
         monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.01))
         yield waiting
@@ -288,8 +270,7 @@ def test_an_endpoint_without_a_scheme_is_refused(monkeypatch):
         storage.list_files("s3://bucket/x")
 
 
-def test_a_wrong_secret_is_refused_by_a_real_store(server, monkeypatch):
-    for name, value in (server.environment | {"AWS_SECRET_ACCESS_KEY": "wrong"}).items():
-        monkeypatch.setenv(name, value)
+def test_a_wrong_secret_is_refused_by_a_real_store(s3, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match="the keys do not belong together"):
         storage.list_files("s3://store/x")

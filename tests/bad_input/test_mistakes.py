@@ -5,22 +5,15 @@ import yaml
 from bad_input.mistakes import CATALOGUE, NOBODY, Mistake, World
 
 from jobs.cli import main
-from jobs.local_s3 import local_s3
 from tips_ray.storage import errors
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with local_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture
-def world(tmp_path, server, monkeypatch):
+def world(tmp_path, s3_server, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.01))
-    return World(tmp_path, server, monkeypatch)
+    return World(tmp_path, s3_server, monkeypatch)
 
 
 def _code(argv: list[str]) -> int:

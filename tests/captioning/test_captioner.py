@@ -139,10 +139,9 @@ def test_the_fingerprint_is_that_of_all_that_can_change_a_text(tiny, tmp_path):
     assert len({base, fingerprint(_config(other), other), *found}) == 6
 
 
-def test_a_model_on_s3_is_fetched_once_and_is_the_same_captioner(tiny, tmp_path, s3_server, monkeypatch):
-    for name, value in {**s3_server.environment, "XDG_CACHE_HOME": str(tmp_path)}.items():
-        monkeypatch.setenv(name, value)
-    uri = f"{s3_server.make_bucket('models')}/tiny"
+def test_a_model_on_s3_is_fetched_once_and_is_the_same_captioner(tiny, tmp_path, s3, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    uri = f"{s3.make_bucket('models')}/tiny"
     for file in tiny.iterdir():
         storage.upload(file, f"{uri}/{file.name}")
     config = _config(uri)

@@ -1,8 +1,6 @@
 """The checkpoint of the demo, loaded as anyone loads a PaliGemma, on scenes that it was not trained on."""
 
-import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
@@ -59,7 +57,7 @@ def test_weights_are_small_on_disk_and_single_precision_in_memory(loaded):
     assert {value.dtype for value in loaded[1].parameters()} == {torch.float32}
 
 
-def test_the_folder_loads_without_a_network():
-    load = f"AutoProcessor.from_pretrained({str(FOLDER)!r}); Model.from_pretrained({str(FOLDER)!r})"
-    code = f"from transformers import AutoProcessor, PaliGemmaForConditionalGeneration as Model; {load}"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+def test_the_folder_loads_without_a_network(monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection"))
+    AutoProcessor.from_pretrained(FOLDER)
+    PaliGemmaForConditionalGeneration.from_pretrained(FOLDER)

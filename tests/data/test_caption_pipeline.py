@@ -25,13 +25,6 @@ ROWS = 40
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    ray.init(num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return write_paligemma(tmp_path_factory.mktemp("paligemma"))
 

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from writers import jpeg, pair, write_folder, write_pairs, write_parquet, write_tar
 
-from jobs.local_s3 import local_s3
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
@@ -345,22 +344,19 @@ def test_tars_win_over_the_tables_that_img2dataset_leaves_beside_them(tmp_path):
     assert len(_read(tmp_path)[0]) == 2
 
 
-def test_all_formats_are_the_same_on_an_object_store(tmp_path, monkeypatch):
+def test_all_formats_are_the_same_on_an_object_store(tmp_path, monkeypatch, s3):
     write_pairs(tmp_path / "tars" / "0.tar", rows=5)
     write_parquet(
         tmp_path / "tables" / "0.parquet", {"image": [jpeg(n) for n in range(5)], "caption": list("abcde")}, 2
     )
     write_folder(tmp_path / "photos", ["a.jpg", "b.jpg"], ["image,caption", "a.jpg,x", "b.jpg,y"])
     monkeypatch.setattr(webdataset, "REMOTE_BLOCK", 3000)
-    with local_s3(tmp_path / "server") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        bucket = server.make_bucket("data")
-        for name in ("tars", "tables", "photos"):
-            for file in (tmp_path / name).iterdir():
-                storage.upload(file, f"{bucket}/{name}/{file.name}")
-            here, there = (_read(f"{root}/{name}", chunk_rows=2)[0] for root in (tmp_path, bucket))
-            assert [{**row, "key": ""} for row in here] == [{**row, "key": ""} for row in there] and len(here) > 1
+    bucket = s3.make_bucket("data")
+    for name in ("tars", "tables", "photos"):
+        for file in (tmp_path / name).iterdir():
+            storage.upload(file, f"{bucket}/{name}/{file.name}")
+        here, there = (_read(f"{root}/{name}", chunk_rows=2)[0] for root in (tmp_path, bucket))
+        assert [{**row, "key": ""} for row in here] == [{**row, "key": ""} for row in there] and len(here) > 1
 
 
 @pytest.mark.skipif(not FLICKR.exists(), reason="the photos of ../shared/data/flickr-sample are not here")

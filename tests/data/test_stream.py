@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from ray.data import Dataset
 from toy_run import tiny_run, write_scenes
 
@@ -21,13 +20,6 @@ pytestmark = pytest.mark.ray
 STEPS = 13
 """104 rows of which an epoch of the first source has 40."""
 DELAY_SECONDS = 0.03
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 from photos import SAMPLE
 
-from jobs.local_s3 import local_s3
-
 
 @pytest.fixture(scope="session", autouse=True)
 def sample() -> Path:
@@ -17,9 +15,9 @@ def sample() -> Path:
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory):
+def server(s3_server):
     """An S3 server; s3:// is this one for all that follow."""
-    with local_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
             patch.setenv(name, value)
-        yield server
+        yield s3_server

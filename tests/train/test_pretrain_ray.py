@@ -29,13 +29,6 @@ SPEED = ("images_per_second", "data_wait_share", "time")
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    ray.init(num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
     return write_scenes(tmp_path_factory.mktemp("pretrain") / "scenes", 40, {7: {"image": b"no image"}})
 

@@ -7,29 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.local_s3 import local_s3
 from tips_ray import storage
 from tips_ray.train.run_folder import RunFolder
 
 CONFIG = "name: small\nschedule: {peak_lr: 0.001}\nresources: {workers: 2}\ndata: {sources: [{uri: a}]}\n"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with local_s3(tmp_path_factory.mktemp("s3")) as server:
-        server.make_bucket("runs")
-        yield server
-
-
-@pytest.fixture(params=["local", "s3"])
-def uri(request, tmp_path, monkeypatch):
+@pytest.fixture
+def uri(folder):
     """Of an empty run folder."""
-    if request.param == "local":
-        return str(tmp_path / "small")
-    server = request.getfixturevalue("server")
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return f"s3://runs/{tmp_path.name}"
+    return folder
 
 
 def _steps(folder: RunFolder) -> list[int]:
@@ -186,18 +173,17 @@ def test_a_local_line_is_there_before_any_flush(tmp_path):
     assert _steps(RunFolder(str(tmp_path))) == [1, 2]
 
 
-def test_an_object_store_gets_one_part_per_flush(server, monkeypatch):
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
+def test_an_object_store_gets_one_part_per_flush(s3):
+    s3.make_bucket("runs")
     folder = _attempt("s3://runs/parts", range(1, 5), restored_step=0)
     _attempt("s3://runs/parts", range(5, 7), restored_step=4)
     folder.log_metrics(9, {})
-    found = server.client().list_objects_v2(Bucket="runs", Prefix="parts/metrics/")["Contents"]
+    found = s3.client().list_objects_v2(Bucket="runs", Prefix="parts/metrics/")["Contents"]
     assert [item["Key"].rpartition("/")[2] for item in found] == [
         "attempt-0001-from-00000000.part-000000.jsonl",
         "attempt-0002-from-00000004.part-000000.jsonl",
     ]
-    body = server.client().get_object(Bucket="runs", Key=found[0]["Key"])["Body"].read()
+    body = s3.client().get_object(Bucket="runs", Key=found[0]["Key"])["Body"].read()
     assert [json.loads(line)["step"] for line in body.splitlines()] == [1, 2, 3, 4]
 
 
