@@ -1,6 +1,7 @@
 # make install: everything into .venv, from the package index. make demo, make test: install and run.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST_ON_2 := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder
 
 .PHONY: install demo check test test-fast test-ray
 
@@ -21,9 +22,10 @@ check: install
 	$(BIN)/pyright
 
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not ray and not slow and not gpu"
+	$(PYTEST_ON_2) -m "not heavy and not ray and not slow and not gpu"
 
-test: test-fast
+test: install
+	$(PYTEST_ON_2) -m "not ray and not slow and not gpu"
 	$(BIN)/pytest -m "ray and not slow and not gpu"
 
 test-ray: install

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "torch.testing", "tips_ray.train.parallelize", "tips_ray.train.checkpoint", "pytest"]
+    ["torch", "torch.testing", "tips_ray.train.step", "torch.distributed.checkpoint", "pytest"]
 )
 """Imported once; every rank is a fork of the process that holds them."""
 

@@ -18,6 +18,7 @@ from boto3.s3.transfer import TransferConfig
 from jobs import local_s3 as module
 from jobs.local_s3 import ACCESS_KEY, REGION, LocalS3, local_s3
 
+pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[1]
 
 

@@ -62,6 +62,7 @@ def test_a_shard_of_one_chunk_and_one_without_captions_have_nothing_to_compact(t
     _assert_whole(filled, 1)
 
 
+@pytest.mark.heavy
 def test_readers_find_every_chunk_while_writers_and_two_compactions_go_on(folder):
     chunks = 2 * GROUP
     filled, place = CaptionStore(folder, FINGERPRINT), shard(0, chunks)
@@ -129,6 +130,7 @@ def test_a_reader_finds_what_compaction_moves_between_two_of_its_looks(tmp_path,
         assert filled.read(shard(0, GROUP), 3) == captions(3)
 
 
+@pytest.mark.heavy
 def test_compaction_killed_at_any_moment_is_finished_by_the_next(tmp_path):
     chunks = left = 5 * GROUP
     filled = _filled(str(tmp_path), chunks)

@@ -67,6 +67,7 @@ def test_damaged_and_misplaced_objects_are_named_with_their_cure(store):
             store.read(shard(), chunk)
 
 
+@pytest.mark.heavy
 def test_a_writer_killed_at_any_moment_leaves_whole_chunks_and_the_next_one_adds_the_rest(tmp_path):
     chunks, store = 120, CaptionStore(str(tmp_path), FINGERPRINT)
     for at in (1, 7, 40):

@@ -73,6 +73,7 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps):
     _assert_equal(_trained(restored, 4, **FROZEN), _trained(state, 4, **FROZEN))
 
 
+@pytest.mark.heavy
 def test_two_ranks_write_what_one_reads_and_the_other_way_round(tmp_path):
     both = run_on_ranks(2, _trained_and_saved, str(tmp_path))
     load_checkpoint(alone := _new(), checkpoint_at(str(tmp_path), 2))

@@ -70,6 +70,7 @@ def test_full_recomputation_repeats_the_matrix_products_of_the_blocks_and_select
     assert full[norm] == selective[norm] == none[norm] + 2 * (image + text)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_compiled_blocks_give_the_same_numbers_from_one_graph_per_kind_of_block(mode):
     torch.compiler.reset()

@@ -1,5 +1,6 @@
 """FSDP2 over gloo ranks gives the training of one process."""
 
+import pytest
 import torch
 from ranks import run_on_ranks
 from torch import Tensor
@@ -37,6 +38,7 @@ def _trained(micro_batches: int) -> dict[str, Tensor]:
     return {**whole, "held": torch.tensor(held)}
 
 
+@pytest.mark.heavy
 def test_sharded_training_equals_one_process_with_and_without_micro_batches():
     expected = _trained(1)
     expected.pop("held")
