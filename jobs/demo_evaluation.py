@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jobs.live_captions import caption_store
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.data.captions import Waiting, read_captions, with_captions
+from tips_ray.data.decode import decode
+from tips_ray.data.index import index_of
 from tips_ray.evaluation.depth import linear_depth_rmse
 from tips_ray.evaluation.features import image_features, text_features
 from tips_ray.evaluation.retrieval import retrieval
@@ -53,7 +57,21 @@ def evaluate(
     tokenizer = load_tokenizer(config.captions.tokenizer or storage.join(folder, "tokenizer.json"))
     scored = [_score(_image_of(state), state.student.text, tokenizer, test, train) for state in (before, after)]
     scores = {"before": scored[0].scores, "after": scored[1].scores}
-    return Found(scores, _parts(scored, test), _line(scores, test_scenes))
+    return Found(scores, {"gallery": _gallery(config), **_parts(scored, test)}, _line(scores, test_scenes))
+
+
+def _gallery(config: RunConfig) -> list[CaptionedImage]:
+    """The first images of the data with the captions that training saw."""
+    index = index_of(config.data, storage.join(config.storage, "index"))
+    rows, most = index.read(0), (config.data.max_image_bytes, config.data.max_image_pixels)
+    if config.captions.source != "column":
+        store, _ = caption_store(config)
+        rows = with_captions(rows, read_captions(index, [0], store, Waiting())[0])
+    return [
+        CaptionedImage(decode(row["image"], *most), row["web_caption"], " | ".join(row["synthetic_captions"]))
+        for row in rows[:SHOWN]
+        if not row["error"]
+    ]
 
 
 def _image_of(state: TrainState) -> ImageEncoder:
@@ -91,7 +109,6 @@ def _parts(scored: list[_Scored], test: list[Scene]) -> dict[str, Any]:
     ]
     similarity_NN = after.text_ND @ F.normalize(after.features.cls_synthetic_BD, dim=-1).T
     return {
-        "gallery": [CaptionedImage(s.image_HWC, s.web_caption, s.synthetic_caption) for s in shown],
         "features": PatchFeatures(
             [scene.image_HWC for scene in shown], teacher_BHWD=maps.unflatten(1, (side, side)).numpy()
         ),
