@@ -1,9 +1,11 @@
 """Look through the data of a run once and write down what is where.
 
   tips-ray index RUN.yaml [data.chunk_rows=32 ...]
+  tips-ray index RUN.yaml --decode    decodes every image on Ray, and lists the bad ones ahead of a run
 
-Every job does this when it finds no index; this command does it ahead, without a cluster. Of local tars only headers
-are read; on an object store payloads below 8 MiB are read along, so it takes as long as reading the tars once.
+Every job does this when it finds no index; this command does it ahead, on the cluster of RAY_ADDRESS if that is set. Of
+local tars only headers are read; on an object store payloads below 8 MiB are read along, so it takes as long as reading
+the tars once.
 """
 
 import argparse
@@ -15,9 +17,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.columns import SourceRow
-    from tips_ray.data.index import Index
+    from tips_ray.data.index import Index, Mapper
 
 SHOWN_REJECTS = 5
+LINES = 10
+"""Lines of a whole decoding."""
 MISSING = {
     "invalid": "they are bad rows; captions.missing=other uses the other caption for both, =empty an empty text",
     "empty": "an empty text stands for it (captions.missing)",
@@ -29,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tips-ray index`."""
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="config of the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config, dotted")
+    parser.add_argument("--decode", action="store_true", help="decode every image, on Ray, to find the bad ones")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -37,14 +42,47 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: the config or the data are wrong.
     """
+    from jobs import ray_cluster
     from tips_ray import storage
     from tips_ray.config import RunConfig, load_config
-    from tips_ray.data.index import index_of
+    from tips_ray.data.index import index_of, index_uri
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(RunConfig, arguments.config, arguments.overrides)
-    index = index_of(config.data, storage.join(config.storage, "index"))
+    folder = storage.join(config.storage, "index")
+    index = index_of(config.data, folder, _cluster_mapper() if ray_cluster.address() else None)
+    if arguments.decode:
+        index = _decoded(index, index_uri(config.data, index, folder), config)
     print("\n".join(_lines(index, config)))
+
+
+def _cluster_mapper() -> "Mapper":
+    from jobs import ray_cluster
+    from tips_ray.data.index_pipeline import scan_on_ray
+
+    ray_cluster.require_cluster()
+    ray_cluster.connect()
+    return scan_on_ray
+
+
+def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
+    """The index with its bad images, which is written over the one at `uri`."""
+    from jobs import ray_cluster
+    from tips_ray.data.index import write_index
+    from tips_ray.data.index_pipeline import with_bad_images
+
+    printed = 0
+
+    def tell(rows: int) -> None:
+        nonlocal printed
+        if rows * LINES // index.rows > printed:
+            printed = rows * LINES // index.rows
+            print(f"decoded {rows:,} of {index.rows:,} rows", flush=True)
+
+    ray_cluster.connect()
+    index = with_bad_images(index, uri, config.data, tell)
+    write_index(index, uri)
+    return index
 
 
 def _lines(index: "Index", config: "RunConfig") -> list[str]:

@@ -34,7 +34,7 @@ def caption_store(config: "RunConfig") -> tuple["CaptionStore", "CaptionerConfig
         ValueError: there is no captioner in the config, or no such model.
     """
     from tips_ray import storage
-    from tips_ray.captioning.model_folder import description, fingerprint, model_folder
+    from tips_ray.captioning.model_folder import fingerprint, model_folder
     from tips_ray.captioning.store import CaptionStore
     from tips_ray.config import CaptionerConfig
 
@@ -44,7 +44,6 @@ def caption_store(config: "RunConfig") -> tuple["CaptionStore", "CaptionerConfig
     folder = model_folder(captioner)
     uri = config.captions.store or storage.join(config.storage, "captions")
     store = CaptionStore(uri, fingerprint(captioner, folder))
-    store.describe(description(captioner, folder))
     if Path(captioner.model).is_dir():  # relative to where the user stands, which a Ray worker does not know
         captioner = CaptionerConfig.model_validate({**captioner.model_dump(), "model": str(folder.resolve())})
     return store, captioner
@@ -100,11 +99,13 @@ class Made:
 
 def caption_all(inputs: "CaptionInputs", due: "pa.Table") -> Made:
     """Make the captions of `due`, with a line now and then."""
+    from tips_ray.captioning.model_folder import description, model_folder
     from tips_ray.data.caption_pipeline import caption_stream
 
     made, printed, started = Made(), 0, time.monotonic()
     if not due.num_rows:
         return made
+    inputs.access.store.describe(description(inputs.captioner, model_folder(inputs.captioner)))
     stream = caption_stream(inputs, due)
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # the terminal; its log files keep all

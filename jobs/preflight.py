@@ -182,4 +182,10 @@ def _index(config: RunConfig) -> Index:
 
 
 def _described(index: Index) -> str:
+    rows = index.read(0) if index.rows else []
+    if rows and all(row["error"] for row in rows):
+        raise ValueError(
+            f"data.sources: all {len(rows)} rows of the first chunk are bad, the first since {rows[0]['error']}; "
+            "tips-ray index shows what was found"
+        )
     return f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"

@@ -118,6 +118,7 @@ def connect(logical_cpus: float = 0) -> None:
     if address() is None:  # "local", since Ray would otherwise look for one that someone else started here
         options |= {"address": "local", "num_cpus": max(int(logical_cpus), cores()), "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(options["num_cpus"]))
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:

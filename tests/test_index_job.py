@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from writers import write_folder
 
 from jobs.cli import main
@@ -29,3 +30,16 @@ def test_the_index_counts_rows_that_are_bad_already(tmp_path, capsys):
     told = _told(tmp_path, capsys)
     assert "2 bad rows: there is no such image file" in told and "row 0 x.jpg" in told
     assert "2 of 3 rows are bad; a run stops above data.max_bad_fraction (0.01)" in told
+
+
+@pytest.mark.ray
+def test_decoding_every_image_finds_the_bad_ones_ahead_and_keeps_them_in_the_index(tmp_path, capsys, cluster):
+    write_folder(
+        tmp_path / "photos", ["a.jpg", "b.jpg", "c.jpg"], ["image,text", "a.jpg,1", "b.jpg,2", "c.jpg,3", "x.jpg,4"]
+    )
+    whole = (tmp_path / "photos" / "b.jpg").read_bytes()
+    (tmp_path / "photos" / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    told = _told(tmp_path, capsys, "--decode")
+    assert "decoded 4 of 4 rows" in told and "row 1 b.jpg" in told and "row 3 x.jpg" in told
+    again = _told(tmp_path, capsys)
+    assert "2 of 4 rows are bad" in again and "row 1 b.jpg" in again

@@ -1,17 +1,26 @@
 """Captioning through real Ray Data with a tiny PaliGemma: each chunk once, in training order, beside a run."""
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
+import ray._private.state
+import yaml
 from captioning.tiny import write_paligemma
 from toy_run import tiny_run, write_scenes
 
 from jobs.live_captions import caption_all, caption_store, captions_of
 from jobs.pretrain import pretrain
 from tips_ray.captioning.captioner import Captioner
+from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import RunConfig
 from tips_ray.data.caption_pipeline import CaptionInputs, Pace, due_chunks
 from tips_ray.data.captions import Waiting, place_of, read_captions
@@ -29,11 +38,11 @@ def model(tmp_path_factory) -> Path:
     return write_paligemma(tmp_path_factory.mktemp("paligemma"))
 
 
-def _run(root: Path, model: Path, **values) -> RunConfig:
+def _run(root: Path, model: Path, rows: int = ROWS, **values) -> RunConfig:
     """A tiny run with a captioner; row 6 is no image."""
     data = root / "data"
     if not data.exists():
-        write_scenes(data, ROWS, {6: {"image": b"no image"}})
+        write_scenes(data, rows, {6: {"image": b"no image"}})
     captioner = {"model": str(model), "dtype": "fp32", "max_new_tokens": 12, "batch_images": 4}
     captions = {"source": "live", "captioner": captioner, "lead_windows": 1}
     return tiny_run(root, str(data), **{"captions": captions, "data__max_bad_fraction": 0.5, **values})
@@ -116,7 +125,7 @@ def test_a_live_run_trains_on_captions_that_it_makes_and_the_same_run_from_the_s
     uri = pretrain(live)
     assert due_chunks(*_needed(live)).num_rows == 0
     rejects = {line["reason"].partition(":")[0] for line in RunFolder(uri).read_rejects()}
-    assert rejects <= {"no caption"}  # of row 6, which is no image
+    assert rejects <= {"not an image"}  # of row 6
     stored = _run(tmp_path, model, name="stored", **keys, captions__source="store")
     losses = [[line["loss/total"] for line in RunFolder(run).read_metrics()] for run in (uri, pretrain(stored))]
     assert len(losses[0]) == 8 and losses[0] == losses[1]
@@ -143,3 +152,83 @@ def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cl
             assert time.monotonic() < deadline
             time.sleep(0.2)
     assert "captioning stopped" in why and "cannot be loaded" in why
+
+
+def _pids(actor: str) -> set[int]:
+    """Of the living actors of a class."""
+    actors = ray._private.state.actors().values()
+    return {found["Pid"] for found in actors if found["State"] == "ALIVE" and actor in found["ActorClassName"]}
+
+
+def _until(is_so: Callable[[], object], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+def _objects(store: CaptionStore) -> dict[Path, int]:
+    """Chunks of a local store and when each was written."""
+    return {path: path.stat().st_mtime_ns for path in Path(store.folder).rglob("*.parquet")}
+
+
+@pytest.mark.slow
+def test_a_captioner_that_is_killed_leaves_no_chunk_out_and_makes_none_twice(tmp_path, model, cluster):
+    config = _run(tmp_path, model, rows=400)
+    index, inputs = _inputs(config)
+    store = inputs.access.store
+    made = threading.Thread(target=caption_all, args=(inputs, due_chunks(index, config, store)))
+    made.start()
+    for chunks in (5, 30):
+        _until(lambda wanted=chunks: len(_objects(store)) >= wanted and _pids("CaptionActor"))
+        before = _objects(store)
+        os.kill(_pids("CaptionActor").pop(), signal.SIGKILL)
+    made.join(240)
+    after = _objects(store)
+    assert due_chunks(index, config, store).num_rows == 0 and len(after) == 100
+    assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.slow
+def test_a_captioning_job_that_is_killed_goes_on_where_it_stopped(tmp_path, model):
+    config = _run(tmp_path, model, rows=200)
+    index, inputs = _inputs(config)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "jobs.cli", "caption", str(tmp_path / "run.yaml")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _until(lambda: len(_objects(inputs.access.store)) >= 5)
+    job.kill()
+    job.wait()
+    time.sleep(2)  # its actors end by themselves
+    before = _objects(inputs.access.store)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    after = _objects(inputs.access.store)
+    assert 5 <= len(before) < 50 and f"{len(before)} have their captions" in again.stdout
+    assert due_chunks(index, config, inputs.access.store).num_rows == 0
+    assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.slow
+def test_training_begins_with_the_first_captions_and_captioning_outlives_its_restart(tmp_path, model, cluster):
+    keys = {"resources__workers": 1, "schedule__total_steps": 150, "checkpoint_every_steps": 10}
+    config = _run(tmp_path, model, rows=1200, name="live", **keys)
+    index, inputs = _inputs(config)
+    folder, store, seen = RunFolder(f"{config.storage}/live"), inputs.access.store, {}
+
+    def follow() -> None:
+        _until(lambda: folder.read_metrics())
+        seen["at step 1"] = len(_objects(store))
+        _until(lambda: folder.read_metrics()[-1]["step"] > 12)
+        seen["before"] = _pids("CaptionActor")
+        os.kill(_pids("RayTrainWorker").pop(), signal.SIGKILL)
+        _until(lambda: any(event["kind"] == "resume" for event in folder.read_events()))
+        seen["after"] = _pids("CaptionActor")
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    pretrain(config)
+    follower.join(240)
+    assert seen["at step 1"] < 0.2 * len(index.chunks.rows)
+    assert seen["before"] == seen["after"] and len(seen["after"]) == 1
+    assert folder.read_metrics()[-1]["step"] == 150 and due_chunks(*_needed(config)).num_rows == 0

@@ -2,6 +2,10 @@ import itertools
 import json
 import os
 import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +15,7 @@ from writers import jpeg, pair, write_folder, write_pairs, write_parquet, write_
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
+from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import webdataset
 from tips_ray.storage import StorageError
 
@@ -167,7 +172,11 @@ def test_parquet_of_hugging_face_holds_structs_and_lists(tmp_path):
     rows, _, columns = _read(tmp_path)
     assert _captions(rows) == [("one", ["two"]), ("", []), ("", [])]
     assert [row["image"] for row in rows] == [jpeg(0), b"", b""]
-    assert [row["error"] for row in rows] == ["", "the image has no bytes", "the image has no bytes"]
+    assert [row["error"] for row in rows] == [
+        "",
+        f"there is no such image: {tmp_path}/b.jpg",
+        "the image has no bytes and no path",
+    ]
     assert columns.key == ""
     assert [row["key"] for row in _read(tmp_path, chunk_rows=2)[0]] == [f"{tmp_path}/x.parquet#{n}" for n in range(3)]
 
@@ -210,13 +219,67 @@ def test_without_a_web_caption_the_columns_there_are_listed(tmp_path):
         _read(tmp_path)
 
 
-def test_a_column_of_urls_is_no_image(tmp_path):
-    write_parquet(tmp_path / "x.parquet", {"image": ["https://host/x.jpg"], "caption": ["y"]})
-    with pytest.raises(
-        ValueError, match=r"no column holds images as bytes; there are image \(string\).*not downloaded"
-    ):
+@pytest.fixture
+def web_server(tmp_path) -> Iterator[str]:
+    """URL of a server of the folder `web` of the test, which answers 503 to the first request for each file."""
+    asked = set()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.path in asked:
+                super().do_GET()
+            else:
+                asked.add(self.path)
+                self.send_error(503)
+
+        def log_message(self, format, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "web"))) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _linked(root: Path, places: list[str], name: str = "image_path") -> list[SourceRow]:
+    write_parquet(root / "tables" / "x.parquet", {name: places, "caption": ["y"] * len(places)})
+    return _read(root / "tables")[0]
+
+
+def test_images_that_a_table_names_are_read_from_its_folder_from_elsewhere_and_from_s3(tmp_path, s3):
+    write_folder(tmp_path / "tables", ["photos/a.jpg", "b.jpg"], ["image,caption"])
+    (tmp_path / "tables" / "captions.csv").unlink()
+    uri = f"{s3.make_bucket('linked')}/deep/a.jpg"
+    storage.upload(tmp_path / "tables" / "b.jpg", uri)
+    rows = _linked(tmp_path, ["photos/a.jpg", str(tmp_path / "tables" / "b.jpg"), uri, "c.jpg", ""])
+    assert [row["image"] for row in rows] == [jpeg(0), jpeg(1), jpeg(1), b"", b""]
+    assert [row["error"].partition(":")[0] for row in rows] == [
+        *["", "", "", "there is no such image"],
+        "the image has no bytes and no path",
+    ]
+
+
+def test_urls_are_downloaded_and_tried_again_where_that_may_help(tmp_path, web_server):
+    write_folder(tmp_path / "web", ["a.jpg"], ["x"])
+    gone, nobody = f"{web_server}/none.jpg", "http://127.0.0.1:9/x.jpg"
+    rows = _linked(tmp_path, [f"{web_server}/a.jpg", gone, nobody], "url")
+    assert rows[0]["image"] == jpeg(0) and rows[1]["error"] == f"{gone}: no download (status 404)"
+    assert rows[2]["error"] == f"{nobody}: no download (NewConnectionError)"
+
+
+def test_the_path_of_a_hugging_face_struct_stands_in_for_bytes_that_are_not_there(tmp_path):
+    write_folder(tmp_path, ["a.jpg"], ["x"])
+    cells = [{"bytes": None, "path": "a.jpg"}, {"bytes": jpeg(1), "path": "gone.jpg"}]
+    write_parquet(tmp_path / "x.parquet", {"image": cells, "caption": ["x", "y"]})
+    (tmp_path / "captions.csv").unlink()
+    assert [row["image"] for row in _read(tmp_path)[0]] == [jpeg(0), jpeg(1)]
+
+
+def test_a_column_of_numbers_is_no_image(tmp_path):
+    write_parquet(tmp_path / "x.parquet", {"image": [1], "caption": ["y"]})
+    with pytest.raises(ValueError, match=r"no column holds images as bytes.*there are image \(int64\)"):
         _read(tmp_path)
-    with pytest.raises(ValueError, match="a column of type string; it must hold bytes"):
+    with pytest.raises(ValueError, match="a column of type int64; it must hold bytes"):
         _read(tmp_path, columns=ColumnsConfig(image="image"))
 
 

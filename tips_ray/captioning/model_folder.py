@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 from tips_ray import storage
@@ -53,9 +54,16 @@ def content_sha256(folder: Path) -> str:
     """Of the names and contents of a model's files."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith(".")):
-        with open(path, "rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        found = path.stat()
+        digest.update(f"{path.name}\0{_file_sha256(path, found.st_size, found.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _file_sha256(path: Path, size: int, modified_ns: int) -> str:
+    """Of one file, read once per process and state: weights have gigabytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_storage(uri: str) -> Path:

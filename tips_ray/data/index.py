@@ -30,7 +30,7 @@ _SHARDS = pa.schema(
     [("source", pa.int16()), ("path", pa.string()), ("rows", pa.int64()), ("first_sample", pa.int64())]
     + [("bytes", pa.int64()), ("etag", pa.string())]
 )
-_REJECTS = pa.schema([("path", pa.string()), ("row", pa.int64()), ("key", pa.string()), ("reason", pa.string())])
+REJECTS = pa.schema([("path", pa.string()), ("row", pa.int64()), ("key", pa.string()), ("reason", pa.string())])
 
 Mapper = Callable[[Callable[[tuple[Shard, Columns]], Scan], list[tuple[Shard, Columns]]], Iterable[Scan]]
 """Applies a function to every shard and gives the results in order: threads here, Ray tasks in a job."""
@@ -104,19 +104,20 @@ class Index:
         return sources.read_chunk(shard, self.chunk(number), columns)
 
 
-def index_of(data: DataConfig, folder: str) -> Index:
+def index_of(data: DataConfig, folder: str, mapper: Mapper | None = None) -> Index:
     """The index of `data`: read where one is, else built and written.
 
     Args:
         data: sources and chunk size.
         folder: URI below which indexes are kept by fingerprint, unless `data.index` says where.
+        mapper: see `build_index`.
 
     Raises:
         ValueError: the data cannot be read, or differ from the index at `data.index`.
     """
     uri = data.index or storage.join(folder, fingerprint(data))
     if not storage.exists(storage.join(uri, "index.json")):
-        write_index(index := build_index(data), uri)
+        write_index(index := build_index(data, mapper), uri)
         return index
     index = read_index(uri)
     check_unchanged(index, data)
@@ -154,7 +155,7 @@ def build_index(data: DataConfig, mapper: Mapper | None = None) -> Index:
     ]
     chunks = _chunk_table(scans, shards["first_sample"].to_numpy())
     mark = _fingerprint(data, listed)
-    return Index(mark, data.chunk_rows, described, shards, chunks, pa.Table.from_pylist(rejects, _REJECTS))
+    return Index(mark, data.chunk_rows, described, shards, chunks, pa.Table.from_pylist(rejects, REJECTS))
 
 
 def fingerprint(data: DataConfig) -> str:

@@ -72,8 +72,10 @@ def training_rows(
     draws_BVS = crop_draws(columns["sample_key"][:, None], _GLOBAL + np.arange(1 + settings.views.local_crops))
     rejects = []
     for place, row in enumerate(rows):
-        reject = row["error"] or captions[place].reject
-        reject = reject or _image_reject(row["image"], draws_BVS[place].tolist(), settings, columns, place)
+        reject = row["error"] or _image_reject(row["image"], draws_BVS[place].tolist(), settings, columns, place)
+        if not reject and captions[place].reject:  # the image's own fault is told first: no captioner can mend it
+            reject = captions[place].reject
+            columns["global_crops"][place] = columns["local_crops"][place] = 0
         if not reject:
             columns["web_ids"][place] = captions[place].web_ids_T
             columns["synthetic_ids"][place] = captions[place].synthetic_ids_AT

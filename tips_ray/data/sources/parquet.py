@@ -1,4 +1,4 @@
-"""Parquet files with encoded images in a column: bytes, or the struct {bytes, path} of Hugging Face."""
+"""Parquet files with images in a column: bytes, Hugging Face's struct {bytes, path}, or paths, s3:// keys, URLs."""
 
 import logging
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources.columns import IMAGE, Columns, captions, check, common_name, resolve
+from tips_ray.data.sources.linked import NAMES, Fetched, fetch_all
 from tips_ray.data.sources.shard import Chunk, Content, Scan, Shard, source_rows
 from tips_ray.storage import StorageError
 
 SUFFIXES = (".parquet", ".pq")
 LARGE_GROUP_BYTES = 64 * 2**20
-_NO_DOWNLOADS = "paths and URLs are not downloaded: write the images into the files (img2dataset writes tars from URLs)"
 log = logging.getLogger(__name__)
 
 
 def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
-    """Resolved columns; only columns that hold bytes come into question for the image."""
+    """Resolved columns; for the image one that holds bytes goes before one that names files."""
     metadata = _metadata(shard)
     _warn_of_large_groups(shard, metadata)
     schema = metadata.schema.to_arrow_schema()
@@ -64,21 +64,30 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     if len(rows) != chunk.rows:
         raise StorageError(f"{shard.path}: the file is not the one that was indexed; run tips-ray index again")
     places = [f"{shard.path}#{chunk.row + number}" for number in range(chunk.rows)]
-    return source_rows(chunk, [_content(row, place, columns, fault) for row, place in zip(rows, places, strict=True)])
+    images = [Fetched(b"", fault)] * chunk.rows if fault else _images([row.get(columns.image) for row in rows], shard)
+    parts = zip(rows, places, images, strict=True)
+    return source_rows(chunk, [_content(row, place, columns, image) for row, place, image in parts])
 
 
 class _DamagedError(ValueError):
     """Bytes arrived, and are no Parquet."""
 
 
-def _content(row: dict[str, Any], place: str, columns: Columns, fault: str) -> Content:
-    image = row.get(columns.image)
-    if isinstance(image, dict):
-        image = image.get("bytes")
+def _images(cells: list[Any], shard: Shard) -> list[Fetched]:
+    """Bytes of every cell; those that only name a file are fetched together."""
+    images = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
+    paths = [cell.get("path") if isinstance(cell, dict) else cell for cell in cells]
+    held = [image if isinstance(image, bytes) else b"" for image in images]
+    named = [str(path or "") for path, image in zip(paths, held, strict=True) if not image]
+    fetched = iter(fetch_all(named, shard.path) if named else ())
+    return [Fetched(image) if image else next(fetched) for image in held]
+
+
+def _content(row: dict[str, Any], place: str, columns: Columns, image: Fetched) -> Content:
     texts = captions(row.get(columns.web_caption), map(row.get, columns.synthetic_captions))
     key = row.get(columns.key)
-    fault = fault or ("" if image else "the image has no bytes")
-    return Content(place if key is None else str(key), image or b"", texts, fault)
+    fault = image.fault or ("" if image.image else "the image has no bytes")
+    return Content(place if key is None else str(key), image.image, texts, fault)
 
 
 def _read_rows(shard: Shard, chunk: Chunk, columns: Columns) -> list[dict[str, Any]]:
@@ -148,28 +157,32 @@ def _one_line(error: Exception) -> str:
 
 
 def _image_column(schema: pa.Schema, shard: Shard) -> str:
-    """The column of bytes with a common name, or the only column of bytes.
+    """The column of bytes with a common name, or the only column of bytes, or one of texts that names files.
 
     Raises:
-        ValueError: no column holds bytes, or several do and none has a common name.
+        ValueError: there is none, or several hold bytes and none of them has a common name.
     """
     holding_bytes = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
     found = common_name(IMAGE, holding_bytes) or (holding_bytes[0] if len(holding_bytes) == 1 else "")
     if not found and holding_bytes:
         raise ValueError(f"{shard.path}: several columns hold bytes ({', '.join(holding_bytes)}); name columns.image")
+    found = found or common_name((*IMAGE, *NAMES), [name for name in schema.names if _holds_text(schema, name)])
     if not found:
         there = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise ValueError(f"{shard.path}: no column holds images as bytes; there are {there}; {_NO_DOWNLOADS}")
+        raise ValueError(
+            f"{shard.path}: no column holds images as bytes, and none with a common name holds paths or URLs; there "
+            f"are {there}; name one of them as columns.image of this source"
+        )
     return found
 
 
 def _checked(columns: Columns, schema: pa.Schema, shard: Shard) -> Columns:
     check(columns, schema.names, shard.path)
     found = schema.field(columns.image).type
-    if not _holds_bytes(found):
+    if not _holds_bytes(found) and not _holds_text(schema, columns.image):
         raise ValueError(
-            f"{shard.path}: columns.image is {columns.image!r}, a column of type {found}; it must hold bytes or a "
-            f"struct with bytes; {_NO_DOWNLOADS}"
+            f"{shard.path}: columns.image is {columns.image!r}, a column of type {found}; it must hold bytes, a "
+            "struct {bytes, path}, or texts that name files (paths, s3:// keys, URLs)"
         )
     return columns
 
@@ -178,3 +191,8 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_text(schema: pa.Schema, name: str) -> bool:
+    kind = schema.field(name).type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)

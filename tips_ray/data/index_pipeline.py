@@ -1,0 +1,76 @@
+"""Ray: an index made by a cluster, and every image of it decoded once to know the bad ones ahead."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from tips_ray.config import DataConfig
+from tips_ray.data.decode import BadImage, decode
+from tips_ray.data.index import REJECTS, Index, opened_index
+from tips_ray.data.sources import Columns, Scan, Shard
+
+CHUNKS_PER_TASK = 16
+MOST_BLOCKS = 2000
+Job = tuple[Shard, Columns]
+
+
+def scan_on_ray(function: Callable[[Job], Scan], jobs: list[Job]) -> Iterable[Scan]:
+    """A `Mapper` of `build_index`: a Ray task per shard, results in order."""
+    task: Any = ray.remote(function)
+    for waiting in [task.remote(job) for job in jobs]:
+        yield ray.get(waiting)
+
+
+def with_bad_images(index: Index, uri: str, data: DataConfig, tell: Callable[[int], None]) -> Index:
+    """The index with every row that does not decode among its rejects.
+
+    Args:
+        index: the one at `uri`, where tasks read it.
+        tell: called now and then with the number of rows looked at.
+    """
+    chunks = len(index.chunks.rows)
+    blocks = min(max(chunks // CHUNKS_PER_TASK, 1), MOST_BLOCKS)
+    look: Any = partial(_look, index_uri=uri, data=data)
+    found = ray.data.range(chunks, override_num_blocks=blocks).map_batches(look, batch_size=CHUNKS_PER_TASK)
+    found.context.enable_progress_bars = False
+    rows, rejects = 0, index.rejects.to_pylist()
+    known = {(row["path"], row["row"]) for row in rejects}
+    for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+        looked: Any = batch
+        for part in looked.to_pylist():
+            rows += part["rows"]
+            rejects += [row for row in part["rejects"] if (row["path"], row["row"]) not in known]
+        tell(rows)
+    shards = {row["path"]: number for number, row in enumerate(index.shards.to_pylist())}
+    rejects.sort(key=lambda row: (shards[row["path"]], row["row"]))
+    return replace(index, rejects=pa.Table.from_pylist(rejects, REJECTS))
+
+
+def _look(batch: dict[str, np.ndarray], index_uri: str, data: DataConfig) -> pa.Table:
+    index = opened_index(index_uri)
+    found = [list(_bad_rows(index, chunk, data)) for chunk in batch["id"].tolist()]
+    rows = index.chunks.rows[batch["id"]].astype(np.int64)
+    kind = pa.list_(pa.struct(list(REJECTS)))
+    return pa.table({"rows": pa.array(rows), "rejects": pa.array(found, kind)})
+
+
+def _bad_rows(index: Index, chunk: int, data: DataConfig) -> Iterator[dict[str, Any]]:
+    shard, _ = index.shard(int(index.chunks.shard[chunk]))
+    for number, row in enumerate(index.read(chunk), start=int(index.chunks.row[chunk])):
+        reason = row["error"] or _fault(row["image"], data)
+        if reason:
+            yield {"path": shard.path, "row": number, "key": row["key"], "reason": reason}
+
+
+def _fault(image: bytes, data: DataConfig) -> str:
+    try:
+        decode(image, data.max_image_bytes, data.max_image_pixels)
+    except BadImage as error:
+        return str(error)
+    return ""
