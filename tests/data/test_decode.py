@@ -80,3 +80,15 @@ def test_a_reason_can_be_counted_and_its_detail_read():
         decode(b"GIF9", *LIMITS)
     assert caught.value.reason == "not an image" and "GIF9" in caught.value.detail
     assert str(caught.value) == f"not an image: {caught.value.detail}"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_whole_jpeg_files_have_the_pixels_that_pillow_gives(mode, reduction):
+    noise = np.random.default_rng(0).integers(0, 256, (53, 37, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(buffer, "JPEG", quality=90)
+    with Image.open(buffer) as file:
+        file.draft(None, (file.width // reduction, file.height // reduction))
+        expected = np.asarray(file.convert("RGB"))
+    np.testing.assert_array_equal(open_image(buffer.getvalue(), 10**6, 10**6).pixels(reduction), expected)

@@ -5,7 +5,8 @@ counts, transparency becomes white, 16 bits become 8, CMYK becomes RGB, EXIF ori
 are not. TIFF and other formats are refused: they are rare on the web, and every decoder is a door. Damage that still
 decodes to pixels goes unseen: neither JPEG nor Pillow's reading of PNG has a checksum over them.
 
-Pillow decodes everything. torchvision's JPEG decoder gives the same pixels in 80 % of the time, but is deprecated.
+Pillow reads every header and decodes everything but whole JPEG files, of which simplejpeg (libjpeg-turbo, as in Pillow)
+makes the same pixels in half of the time.
 """
 
 import io
@@ -14,6 +15,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -56,6 +58,7 @@ class BadImage(ValueError):
 class OpenedImage:
     """An image whose header is read and accepted and whose pixels are not decoded yet."""
 
+    content: bytes
     file: ImageFile.ImageFile
     height: int
     width: int
@@ -72,6 +75,9 @@ class OpenedImage:
         Raises:
             BadImage: truncated or corrupt.
         """
+        pixels = self._of_whole_jpeg(reduction)
+        if pixels is not None:
+            return pixels
         try:
             if reduction > 1:
                 self.file.draft(None, (self.file.width // reduction, self.file.height // reduction))
@@ -79,6 +85,18 @@ class OpenedImage:
         except _DAMAGED as error:
             raise _damage(error) from error
         return np.asarray(image.transpose(_TURNS[self.orientation]) if self.orientation in _TURNS else image)
+
+    def _of_whole_jpeg(self, reduction: int) -> np.ndarray | None:
+        """None where it is anything else, such as CMYK, turned or damaged: Pillow sees what can be made of it."""
+        if not isinstance(self.file, JpegImageFile) or self.file.mode not in ("RGB", "L") or self.orientation != 1:
+            return None
+        height, width = (-(-side // reduction) for side in (self.file.height, self.file.width))
+        try:
+            pixels = simplejpeg.decode_jpeg(self.content, min_height=height, min_width=width)
+        except ValueError:
+            return None
+        pixels.setflags(write=False)
+        return pixels
 
 
 def decode(image: bytes, max_bytes: int, max_pixels: int, smallest_side_px: int | None = None) -> np.ndarray:
@@ -112,7 +130,7 @@ def open_image(image: bytes, max_bytes: int, max_pixels: int) -> OpenedImage:
         raise BadImage("corrupt", f"{width}x{height} pixels")
     if orientation >= 5:  # these four exchange the sides
         width, height = height, width
-    return OpenedImage(file, height, width, orientation)
+    return OpenedImage(image, file, height, width, orientation)
 
 
 def reduction_for(zoom_out: float) -> int:

@@ -1,0 +1,138 @@
+"""The training stream through Ray: processor time per image beside the bare stages, and its start at 2M windows.
+
+    python -m benchmarks.stream [--source DATA] [--images 1600] [--workers 2] [--rounds 3] [--windows 2000000]
+
+Both sides read the same rows in the same order and make the same views (224 px, ten local crops of 98 px, masks, token
+ids), on one thread each. Of the stream the processor time of all of Ray's processes counts, those that take the batches
+included; a first short stream has started them. Rounds alternate, the least of each counts.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from benchmarks.processes import cpu_seconds, resident_bytes
+from tests.toy_run import tiny_run, write_scenes
+from tips_ray.data.index import ChunkTable, Index, build_index, index_of, run_order, write_index
+from tips_ray.data.pipeline import InOrder, StreamInputs, training_stream
+from tips_ray.data.views import row_settings, training_rows
+from tips_ray.models.tokenizer import load_tokenizer, train_tokenizer
+
+BATCH, PASS, WARM_STEPS = 64, 16, 4
+VIEWS = {"global_px": 224, "local_px": 98, "local_crops": 10}
+KEYS = {"views": VIEWS, "image.image_size_px": 224, "data.chunk_rows": 64, "data.window_chunks": 4}
+KEYS |= {"global_batch_images": BATCH, "micro_batch_images": PASS, "captions.missing": "other"}
+
+
+def main() -> None:
+    """Print figures and ratios."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--source", help="data of any format; default: rendered scenes")
+    for name, default in (("images", 1600), ("workers", 2), ("rounds", 3), ("windows", 2_000_000)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    ray.init(num_cpus=4, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        source = options.source or write_scenes(root / "scenes", 400)
+        _cpu(_inputs(root, str(Path(source).resolve()), options.images // BATCH), options.workers, options.rounds)
+        _start(root, options.windows)
+
+
+def _inputs(root: Path, source: str, steps: int) -> StreamInputs:
+    keys = {key.replace(".", "__"): value for key, value in KEYS.items()}
+    config = tiny_run(root, source, schedule__total_steps=steps, **keys)
+    index = index_of(config.data, str(root / "index"))
+    return StreamInputs(config, str(root / "index" / index.fingerprint), _tokenizer(root))
+
+
+def _tokenizer(root: Path) -> str:
+    path = root / "tokenizer.json"
+    path.write_bytes(train_tokenizer(["a red sphere on the grey ground"], 60).source)
+    return str(path)
+
+
+def _cpu(inputs: StreamInputs, workers: int, rounds: int) -> None:
+    steps = inputs.config.schedule.total_steps
+    _consumed(inputs, steps - WARM_STEPS, workers)
+    bare = [_bare(inputs) for _ in range(rounds)]
+    stream = [_consumed(inputs, 0, workers) for _ in range(rounds)]
+    images = steps * BATCH
+    rate, cpu = images / min(seconds for seconds, _ in stream), min(cpu for _, cpu in stream)
+    print(f"bare stages  {1e3 * min(bare) / images:.2f} CPU ms/image, one process")
+    print(f"stream       {1e3 * cpu / images:.2f} CPU ms/image into {workers} workers, {rate:.0f}/s")
+    print(f"ratio        {cpu / min(bare):.2f}", flush=True)
+
+
+def _bare(inputs: StreamInputs) -> float:
+    """Processor seconds of reading and views, a step's rows at a time."""
+    config = inputs.config
+    index, tokenizer = index_of(config.data, inputs.index_uri.rpartition("/")[0]), load_tokenizer(inputs.tokenizer_path)
+    order, settings = run_order(index, config.data, config.seed, BATCH), row_settings(config, 1)
+    started, chunks = time.process_time(), {}
+    for window in order.windows(0, config.schedule.total_steps * BATCH):
+        rows = order.window_rows(window).between(0, config.schedule.total_steps * BATCH)
+        chunks = {chunk: index.read(chunk) for chunk in np.unique(rows.chunk_N).tolist()}
+        parts = zip(*(column.tolist() for column in rows), strict=True)
+        found = [dict(zip(rows._fields, part, strict=True)) for part in parts]
+        for first in range(0, len(found), PASS):
+            training_rows([_row(row, chunks) for row in found[first : first + PASS]], settings, tokenizer)
+    return time.process_time() - started
+
+
+def _row(row: dict[str, int], chunks: dict[int, list[Any]]) -> dict[str, Any]:
+    names = {"position": row["position_N"], "step": row["step_N"], "sample_key": row["sample_key_N"]}
+    return {**chunks[row["chunk_N"]][row["row_N"]], **names}
+
+
+@ray.remote(num_cpus=0)
+class _Consumer:
+    """A training worker that does nothing with its batches."""
+
+    def take(self, split: Any) -> int:
+        batches = split.iter_batches(batch_size=PASS, batch_format="numpy", prefetch_batches=2)
+        return sum(len(batch["position"]) for batch in batches)
+
+
+def _consumed(inputs: StreamInputs, start_step: int, workers: int) -> tuple[float, float]:
+    """Wall and processor seconds until all workers have taken their shares."""
+    consumers = [_Consumer.remote() for _ in range(workers)]  # pyright: ignore[reportAttributeAccessIssue]
+    started, before = time.perf_counter(), cpu_seconds(os.getpid())
+    splits = InOrder().configure({"train": training_stream(inputs, start_step)}, workers, None, None)
+    taken = ray.get([one.take.remote(split["train"]) for one, split in zip(consumers, splits, strict=True)])
+    found = time.perf_counter() - started, cpu_seconds(os.getpid()) - before
+    assert sum(taken) == (inputs.config.schedule.total_steps - start_step) * BATCH
+    return found
+
+
+def _start(root: Path, windows: int) -> None:
+    """Until the first batch of a run over very many windows of one chunk, and what the process that plans it holds."""
+    source = write_scenes(root / "one", 8)
+    keys = {"data__chunk_rows": 8, "data__window_chunks": 1, "schedule__total_steps": windows}
+    config = tiny_run(root, source, **keys)
+    index = _repeated(build_index(config.data), windows)
+    write_index(index, uri := str(root / "many"))
+    stream = training_stream(StreamInputs(config, uri, _tokenizer(root)), 0)
+    started = time.perf_counter()
+    split = InOrder().configure({"train": stream}, 1, None, None)[0]["train"]
+    next(iter(split.iter_batches(batch_size=8, batch_format="numpy")))
+    seconds = time.perf_counter() - started
+    held = resident_bytes(os.getpid(), "SplitCoordinator")
+    print(f"{windows:,} windows: first batch after {seconds:.1f} s; their planner holds {held / 1e9:.2f} GB")
+
+
+def _repeated(index: Index, chunks: int) -> Index:
+    """An index whose chunks are all the one of `index`."""
+    columns = {name: np.repeat(column, chunks) for name, column in index.chunks._asdict().items()}
+    columns["first_sample"] = np.arange(chunks) * 8
+    return Index(index.fingerprint, 8, index.sources, index.shards, ChunkTable(**columns), index.rejects)
+
+
+if __name__ == "__main__":
+    main()
