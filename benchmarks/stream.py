@@ -91,7 +91,6 @@ def _row(row: dict[str, int], chunks: dict[int, list[Any]]) -> dict[str, Any]:
     return {**chunks[row["chunk_N"]][row["row_N"]], **names}
 
 
-@ray.remote(num_cpus=0)
 class _Consumer:
     """A training worker that does nothing with its batches."""
 
@@ -102,7 +101,8 @@ class _Consumer:
 
 def _consumed(inputs: StreamInputs, start_step: int, workers: int) -> tuple[float, float]:
     """Wall and processor seconds until all workers have taken their shares."""
-    consumers = [_Consumer.remote() for _ in range(workers)]  # pyright: ignore[reportAttributeAccessIssue]
+    actor: Any = ray.remote(num_cpus=0)(_Consumer)
+    consumers = [actor.remote() for _ in range(workers)]
     started, before = time.perf_counter(), cpu_seconds(os.getpid())
     splits = InOrder().configure({"train": training_stream(inputs, start_step)}, workers, None, None)
     taken = ray.get([one.take.remote(split["train"]) for one, split in zip(consumers, splits, strict=True)])
