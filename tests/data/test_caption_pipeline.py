@@ -210,31 +210,6 @@ def test_a_captioning_job_that_is_killed_goes_on_where_it_stopped(tmp_path, mode
     assert {path: after[path] for path in before} == before
 
 
-@pytest.mark.slow
-def test_training_begins_with_the_first_captions_and_captioning_outlives_its_restart(tmp_path, model, cluster):
-    keys = {"resources__workers": 1, "schedule__total_steps": 150, "checkpoint_every_steps": 10}
-    config = _run(tmp_path, model, rows=1200, name="live", **keys)
-    index, inputs = _inputs(config)
-    folder, store, seen = RunFolder(f"{config.storage}/live"), inputs.access.store, {}
-
-    def follow() -> None:
-        _until(lambda: folder.read_metrics())
-        seen["at step 1"] = len(_objects(store))
-        _until(lambda: folder.read_metrics()[-1]["step"] > 12)
-        seen["before"] = _pids("CaptionActor")
-        os.kill(_pids("RayTrainWorker").pop(), signal.SIGKILL)
-        _until(lambda: any(event["kind"] == "resume" for event in folder.read_events()))
-        seen["after"] = _pids("CaptionActor")
-
-    follower = threading.Thread(target=follow)
-    follower.start()
-    pretrain(config)
-    follower.join(240)
-    assert seen["at step 1"] < 0.2 * len(index.chunks.rows)
-    assert seen["before"] == seen["after"] and len(seen["after"]) == 1
-    assert folder.read_metrics()[-1]["step"] == 150 and due_chunks(*_needed(config)).num_rows == 0
-
-
 @pytest.fixture
 def two_nodes(tmp_path_factory) -> Iterator[Cluster]:
     """A head without CPUs and two nodes, one of which may go."""
