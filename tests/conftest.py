@@ -51,6 +51,6 @@ def cluster() -> Iterator[None]:
     """Ray on this machine, for the tests of one file."""
     import ray
 
-    ray.init(num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ import ray
 import ray._private.state
 import yaml
 from captioning.tiny import write_paligemma
-from ray.cluster_utils import Cluster
 from toy_run import tiny_run, write_scenes
 
 from jobs.live_captions import caption_all, caption_store, captions_of
@@ -208,37 +207,3 @@ def test_a_captioning_job_that_is_killed_goes_on_where_it_stopped(tmp_path, mode
     assert 5 <= len(before) < 50 and f"{len(before)} have their captions" in again.stdout
     assert due_chunks(index, config, inputs.access.store).num_rows == 0
     assert {path: after[path] for path in before} == before
-
-
-@pytest.fixture
-def two_nodes(tmp_path_factory) -> Iterator[Cluster]:
-    """A head without CPUs and two nodes, one of which may go."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200 << 20})
-    for number in (2, 3):
-        cluster.add_node(num_cpus=3, object_store_memory=200 << 20, node_ip_address=f"127.0.0.{number}")
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-@pytest.mark.slow
-def test_captioning_goes_on_without_a_node_that_is_killed(tmp_path, model, two_nodes):
-    config = _run(tmp_path, model, rows=400)
-    index, inputs = _inputs(config)
-    store, made = inputs.access.store, []
-    thread = threading.Thread(target=lambda: made.append(caption_all(inputs, due_chunks(index, config, store))))
-    thread.start()
-    _until(lambda: len(_objects(store)) >= 5 and _pids("CaptionActor"))
-    before = _objects(store)
-    (pid,) = _pids("CaptionActor")
-    os.kill(_parent(pid), signal.SIGKILL)
-    thread.join(300)
-    after = _objects(store)
-    assert made and due_chunks(index, config, store).num_rows == 0 and len(after) == 100
-    assert {path: after[path] for path in before} == before
-
-
-def _parent(pid: int) -> int:
-    """Of a worker process: its node's raylet."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
