@@ -133,7 +133,8 @@ def _beside(inputs: "CaptionInputs", due: "pa.Table") -> None:
         made = caption_all(inputs, due)
         _tell_balance(made, time.monotonic() - started, ray.get(pace.waited_seconds.remote()), inputs.config)
     except Exception as error:  # whatever it is, training must not wait for captions that never come
-        ray.get(pace.end.remote(why_stopped(error)))
+        if ray.is_initialized():  # after Ctrl-C it may be gone, and a call would join another cluster of this machine
+            ray.get(pace.end.remote(why_stopped(error)))
 
 
 def why_stopped(error: Exception) -> str:
