@@ -36,7 +36,7 @@ def places(server, tmp_path_factory) -> Iterator[dict[str, str]]:
     write_layouts(root, photos())
     bucket = server.make_bucket("runs")
     upload_layouts(root, bucket)
-    ray.init(num_cpus=3, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=3, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     yield {"local": str(root), "s3": bucket}
     ray.shutdown()
 
