@@ -29,7 +29,7 @@ class Fetched(NamedTuple):
 def fetch_all(places: Sequence[str], table: str) -> list[Fetched]:
     """Images at `places`: a URL, an s3:// key, an absolute path, or a path from the folder of `table`.
 
-    What is not there is a fault of its row; a URL that does not answer is one too, since the web forgets.
+    An empty place gives no bytes. What is not there is a fault of its row; a URL that does not answer is one too, since the web forgets.
 
     Raises:
         StorageError: the object store fails after three tries.
@@ -40,7 +40,7 @@ def fetch_all(places: Sequence[str], table: str) -> list[Fetched]:
 
 def _fetch(place: str, folder: str) -> Fetched:
     if not place:
-        return Fetched(b"", "the image has no bytes and no path")
+        return Fetched(b"")
     if place.startswith(("http://", "https://")):
         return _downloaded(place)
     uri = place if "://" in place or os.path.isabs(place) else storage.join(folder, place)
