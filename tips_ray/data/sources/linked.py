@@ -29,7 +29,8 @@ class Fetched(NamedTuple):
 def fetch_all(places: Sequence[str], table: str) -> list[Fetched]:
     """Images at `places`: a URL, an s3:// key, an absolute path, or a path from the folder of `table`.
 
-    An empty place gives no bytes. What is not there is a fault of its row; a URL that does not answer is one too, since the web forgets.
+    An empty place gives no bytes. What is not there is a fault of its row; a URL that does not answer is one too, since
+    the web forgets.
 
     Raises:
         StorageError: the object store fails after three tries.
