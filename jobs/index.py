@@ -11,13 +11,16 @@ the tars once.
 import argparse
 import logging
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.columns import SourceRow
-    from tips_ray.data.index import Index, Mapper
+    from tips_ray.data.index import Index
+    from tips_ray.data.index_pipeline import Job
+    from tips_ray.data.sources import Scan
 
 SHOWN_REJECTS = 5
 LINES = 10
@@ -50,19 +53,20 @@ def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(RunConfig, arguments.config, arguments.overrides)
     folder = storage.join(config.storage, "index")
-    index = index_of(config.data, folder, _cluster_mapper() if ray_cluster.address() else None)
+    index = index_of(config.data, folder, _on_cluster if ray_cluster.address() else None)
     if arguments.decode:
         index = _decoded(index, index_uri(config.data, index, folder), config)
     print("\n".join(_lines(index, config)))
 
 
-def _cluster_mapper() -> "Mapper":
+def _on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> "Iterable[Scan]":
+    """A `Mapper` that joins the cluster only where there is something to look through."""
     from jobs import ray_cluster
     from tips_ray.data.index_pipeline import scan_on_ray
 
     ray_cluster.require_cluster()
     ray_cluster.connect()
-    return scan_on_ray
+    return scan_on_ray(function, shards)
 
 
 def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
@@ -79,6 +83,7 @@ def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
             printed = rows * LINES // index.rows
             print(f"decoded {rows:,} of {index.rows:,} rows", flush=True)
 
+    ray_cluster.require_cluster()
     ray_cluster.connect()
     index = with_bad_images(index, uri, config.data, tell)
     write_index(index, uri)

@@ -34,6 +34,7 @@ from tips_ray.models.tokenizer import Tokenizer
 SOURCE_BLOCKS = 20
 """Blocks of window numbers: many tiny read tasks are slow to start."""
 STEP_SECONDS = 0.01
+"""Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
 READERS = 16
 """Chunks of a window that are read at a time."""
 _ROW = pa.schema(
