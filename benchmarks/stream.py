@@ -4,7 +4,8 @@
 
 Both sides read the same rows in the same order and make the same views (224 px, ten local crops of 98 px, masks, token
 ids), on one thread each. Of the stream the processor time of all of Ray's processes counts, those that take the batches
-included; a first short stream has started them. Rounds alternate, the least of each counts.
+included; a first short stream has started them. Rounds alternate, the least of each counts. The bare side calls the
+stream's own stage functions, one after the other.
 """
 
 import argparse
@@ -19,10 +20,11 @@ import ray
 
 from benchmarks.processes import cpu_seconds, resident_bytes
 from tests.toy_run import tiny_run, write_scenes
-from tips_ray.data.index import ChunkTable, Index, build_index, index_of, run_order, write_index
+from tips_ray import storage
+from tips_ray.data import pipeline
+from tips_ray.data.index import ChunkTable, Index, build_index, index_of, opened_index, run_order, write_index
 from tips_ray.data.pipeline import InOrder, StreamInputs, training_stream
-from tips_ray.data.views import row_settings, training_rows
-from tips_ray.models.tokenizer import load_tokenizer, train_tokenizer
+from tips_ray.models.tokenizer import train_tokenizer
 
 BATCH, PASS, WARM_STEPS = 64, 16, 4
 VIEWS = {"global_px": 224, "local_px": 98, "local_crops": 10}
@@ -37,11 +39,11 @@ def main() -> None:
     for name, default in (("images", 1600), ("workers", 2), ("rounds", 3), ("windows", 2_000_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    ray.init(num_cpus=4, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         source = options.source or write_scenes(root / "scenes", 400)
-        _cpu(_inputs(root, str(Path(source).resolve()), options.images // BATCH), options.workers, options.rounds)
+        _cpu(_inputs(root, storage.resolved(source), options.images // BATCH), options.workers, options.rounds)
         _start(root, options.windows)
 
 
@@ -61,8 +63,8 @@ def _tokenizer(root: Path) -> str:
 def _cpu(inputs: StreamInputs, workers: int, rounds: int) -> None:
     steps = inputs.config.schedule.total_steps
     _consumed(inputs, steps - WARM_STEPS, workers)
-    bare = [_bare(inputs) for _ in range(rounds)]
-    stream = [_consumed(inputs, 0, workers) for _ in range(rounds)]
+    found = [(_bare(inputs), _consumed(inputs, 0, workers)) for _ in range(rounds)]
+    bare, stream = zip(*found, strict=True)
     images = steps * BATCH
     rate, cpu = images / min(seconds for seconds, _ in stream), min(cpu for _, cpu in stream)
     print(f"bare stages  {1e3 * min(bare) / images:.2f} CPU ms/image, one process")
@@ -71,24 +73,14 @@ def _cpu(inputs: StreamInputs, workers: int, rounds: int) -> None:
 
 
 def _bare(inputs: StreamInputs) -> float:
-    """Processor seconds of reading and views, a step's rows at a time."""
-    config = inputs.config
-    index, tokenizer = index_of(config.data, inputs.index_uri.rpartition("/")[0]), load_tokenizer(inputs.tokenizer_path)
-    order, settings = run_order(index, config.data, config.seed, BATCH), row_settings(config, 1)
-    started, chunks = time.process_time(), {}
-    for window in order.windows(0, config.schedule.total_steps * BATCH):
-        rows = order.window_rows(window).between(0, config.schedule.total_steps * BATCH)
-        chunks = {chunk: index.read(chunk) for chunk in np.unique(rows.chunk_N).tolist()}
-        parts = zip(*(column.tolist() for column in rows), strict=True)
-        found = [dict(zip(rows._fields, part, strict=True)) for part in parts]
-        for first in range(0, len(found), PASS):
-            training_rows([_row(row, chunks) for row in found[first : first + PASS]], settings, tokenizer)
+    """Processor seconds of the stages in this process."""
+    config, stop = inputs.config, inputs.config.schedule.total_steps * BATCH
+    order = run_order(opened_index(inputs.index_uri), config.data, config.seed, BATCH)
+    started = time.process_time()
+    for window in order.windows(0, stop):
+        for table in pipeline._read_windows({"window": np.array([window])}, inputs, 0, stop):
+            pipeline._views(table, inputs)
     return time.process_time() - started
-
-
-def _row(row: dict[str, int], chunks: dict[int, list[Any]]) -> dict[str, Any]:
-    names = {"position": row["position_N"], "step": row["step_N"], "sample_key": row["sample_key_N"]}
-    return {**chunks[row["chunk_N"]][row["row_N"]], **names}
 
 
 class _Consumer:
