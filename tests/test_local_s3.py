@@ -22,17 +22,9 @@ pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with local_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture
-def bucket(server, monkeypatch):
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return server.make_bucket("photos")
+def bucket(s3):
+    return s3.make_bucket("photos")
 
 
 def _is_running(pid: int) -> bool:
@@ -96,22 +88,22 @@ def test_of_two_conditional_puts_the_second_is_refused(bucket):
     assert client.get_object(Bucket="photos", Key="lock")["Body"].read() == b"first"
 
 
-def test_a_wrong_secret_is_refused(server, bucket):
-    thief = LocalS3(server.endpoint_url, "wrong", server.pid).client()
+def test_a_wrong_secret_is_refused(s3_server, bucket):
+    thief = LocalS3(s3_server.endpoint_url, "wrong", s3_server.pid).client()
     with pytest.raises(botocore.exceptions.ClientError) as error:
         thief.list_objects_v2(Bucket="photos")
     assert _status_code(error) == 403
 
 
-def test_making_a_bucket_twice_keeps_its_objects(server, bucket):
+def test_making_a_bucket_twice_keeps_its_objects(s3_server, bucket):
     _write_with_boto3("kept", b"1")
-    assert server.make_bucket("photos") == bucket == "s3://photos"
+    assert s3_server.make_bucket("photos") == bucket == "s3://photos"
     assert _boto3_client().head_object(Bucket="photos", Key="kept")["ContentLength"] == 1
 
 
-def test_the_secret_is_shown_neither_by_the_object_nor_by_the_process_list(server):
-    command_line = Path(f"/proc/{server.pid}/cmdline").read_text()
-    assert server.secret not in command_line and server.secret not in repr(server)
+def test_the_secret_is_shown_neither_by_the_object_nor_by_the_process_list(s3_server):
+    command_line = Path(f"/proc/{s3_server.pid}/cmdline").read_text()
+    assert s3_server.secret not in command_line and s3_server.secret not in repr(s3_server)
 
 
 def test_objects_are_there_after_a_restart_and_the_process_is_gone_after_the_context(tmp_path):
@@ -150,8 +142,8 @@ with local_s3(Path({str(tmp_path)!r})) as server:
     assert not _is_running(pid)
 
 
-def test_a_server_that_cannot_start_says_why(server, tmp_path):
-    port = int(server.endpoint_url.rpartition(":")[2])
+def test_a_server_that_cannot_start_says_why(s3_server, tmp_path):
+    port = int(s3_server.endpoint_url.rpartition(":")[2])
     with pytest.raises(RuntimeError, match=r"(?s)ended with code 1; its log ends:.*Address already in use"):
         with local_s3(tmp_path, port):
             pass

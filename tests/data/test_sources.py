@@ -2,38 +2,19 @@ import itertools
 import json
 import os
 import tarfile
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
+from source_reader import captions_in, read_all
 from writers import jpeg, pair, write_folder, write_pairs, write_parquet, write_tar
 
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
-from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import webdataset
 from tips_ray.storage import StorageError
 
 FLICKR = Path(__file__).parents[3] / "shared" / "data" / "flickr-sample"
-
-
-def _read(uri, chunk_rows=64, **options):
-    """All rows of a source, its scans' rejects, and its columns."""
-    source = SourceConfig(uri=str(uri), **options)
-    shards = sources.shards(source)
-    columns = sources.columns_of(shards[0], source.columns)
-    scans = [(shard, sources.scan(shard, columns, chunk_rows)) for shard in shards]
-    rows = [row for shard, scan in scans for chunk in scan.chunks for row in sources.read_chunk(shard, chunk, columns)]
-    return rows, [reject for _, scan in scans for reject in scan.rejects], columns
-
-
-def _captions(rows) -> list[tuple[str, list[str]]]:
-    return [(row["web_caption"], row["synthetic_captions"]) for row in rows]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -43,10 +24,10 @@ def test_a_tar_gives_its_rows_whatever_its_dialect(tmp_path, format):
         long_key, 1, "web 1", synthetic_caption=["a", "b"]
     )
     write_tar(tmp_path / "x.tar", [*members, *pair("größe", 2, "web 2")], format)
-    rows, rejects, _ = _read(tmp_path, chunk_rows=2)
+    rows, rejects, _ = read_all(tmp_path, chunk_rows=2)
     assert [row["key"] for row in rows] == ["0", long_key, "größe"]
     assert [row["image"] for row in rows] == [jpeg(0), jpeg(1), jpeg(2)]
-    assert _captions(rows) == [("web 0", ["made 0"]), ("web 1", ["a", "b"]), ("web 2", [])]
+    assert captions_in(rows) == [("web 0", ["made 0"]), ("web 1", ["a", "b"]), ("web 2", [])]
     assert rejects == [] and not any(row["error"] for row in rows)
 
 
@@ -78,7 +59,7 @@ def test_scanning_a_local_tar_reads_headers_and_no_payloads(tmp_path, monkeypatc
 
 def test_image_members_of_several_kinds_mix(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.PNG", b"png"), ("a.txt", b"one"), ("b.webp", b"webp"), ("b.txt", b"two")])
-    rows, _, _ = _read(tmp_path)
+    rows, _, _ = read_all(tmp_path)
     assert [row["image"] for row in rows] == [b"png", b"webp"]
 
 
@@ -93,7 +74,7 @@ def test_bad_members_are_rows_with_a_reason(tmp_path):
         *pair("e", 1, "fine"),
     ]
     write_tar(tmp_path / "x.tar", members)
-    rows, rejects, _ = _read(tmp_path)
+    rows, rejects, _ = read_all(tmp_path)
     assert [row["key"] for row in rows] == ["a", "b", "c", "d", "e"]
     words = ["no image", "no bytes", "cannot be read: 'utf-8'", "jpg is there twice", ""]
     assert all(word in row["error"] for word, row in zip(words, rows, strict=True)) and rows[4]["error"] == ""
@@ -103,9 +84,9 @@ def test_bad_members_are_rows_with_a_reason(tmp_path):
 
 def test_a_broken_json_is_a_bad_row_only_where_it_is_needed(tmp_path):
     write_tar(tmp_path / "x.tar", [*pair("a", 0, "a", re_caption="made"), *pair("b", 1, "b"), ("b.json", b"{")])
-    assert [bool(row["error"]) for row in _read(tmp_path)[0]] == [False, True]
+    assert [bool(row["error"]) for row in read_all(tmp_path)[0]] == [False, True]
     only_text = ColumnsConfig(web_caption="txt", synthetic_captions=())
-    assert not any(row["error"] for row in _read(tmp_path, columns=only_text)[0])
+    assert not any(row["error"] for row in read_all(tmp_path, columns=only_text)[0])
 
 
 def test_a_cut_tar_gives_the_rows_before_the_cut(tmp_path):
@@ -113,7 +94,7 @@ def test_a_cut_tar_gives_the_rows_before_the_cut(tmp_path):
     content = (tmp_path / "whole.tar").read_bytes()
     end = content.rindex(b"b.jpg") + 512
     (tmp_path / "cut.tar").write_bytes(content[: end + 1000])
-    rows, rejects, _ = _read(tmp_path / "cut.tar")
+    rows, rejects, _ = read_all(tmp_path / "cut.tar")
     assert [row["error"] for row in rows] == ["", "the tar ends inside the member jpg"] and rows[1]["image"] == b""
     assert [reject.row for reject in rejects] == [1]
 
@@ -123,7 +104,7 @@ def test_a_damaged_header_ends_the_shard_and_is_listed(tmp_path):
     content = bytearray((tmp_path / "x.tar").read_bytes())
     content[content.index(b"00002.jpg")] = ord("9")
     (tmp_path / "x.tar").write_bytes(content)
-    rows, rejects, _ = _read(tmp_path)
+    rows, rejects, _ = read_all(tmp_path)
     assert [row["key"] for row in rows] == ["00000", "00001"]
     assert (
         len(rejects) == 1 and rejects[0].key == "" and "damaged; the rest of the shard is not used" in rejects[0].reason
@@ -133,14 +114,19 @@ def test_a_damaged_header_ends_the_shard_and_is_listed(tmp_path):
 def test_a_tar_without_order_is_refused(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("a.txt", b"a"), ("b.txt", b"b")])
     with pytest.raises(ValueError, match="members of a are not next to each other; .*--sort=name"):
-        _read(tmp_path)
+        read_all(tmp_path)
 
 
 def test_two_tars_in_one_file_are_read_as_one(tmp_path):
     write_pairs(tmp_path / "one.tar", rows=2)
     write_pairs(tmp_path / "two.tar", rows=2, first=2)
     (tmp_path / "both.tar").write_bytes((tmp_path / "one.tar").read_bytes() + (tmp_path / "two.tar").read_bytes())
-    assert [row["key"] for row in _read(tmp_path / "both.tar", chunk_rows=3)[0]] == ["00000", "00001", "00002", "00003"]
+    assert [row["key"] for row in read_all(tmp_path / "both.tar", chunk_rows=3)[0]] == [
+        "00000",
+        "00001",
+        "00002",
+        "00003",
+    ]
 
 
 def test_a_tar_that_changed_since_it_was_indexed_is_refused(tmp_path):
@@ -153,218 +139,57 @@ def test_a_tar_that_changed_since_it_was_indexed_is_refused(tmp_path):
         sources.read_chunk(shard, chunk, columns)
 
 
-def test_parquet_gives_rows_by_row_group(tmp_path):
-    table = {"image": [jpeg(n) for n in range(12)], "caption": [f" web {n} " for n in range(12)]}
-    table |= {"synthetic_caption": [f"made {n}" for n in range(12)], "uid": [f"u{n}" for n in range(12)]}
-    write_parquet(tmp_path / "x.parquet", table, row_group_size=5)
-    (shard,) = sources.shards(SourceConfig(uri=str(tmp_path)))
-    chunks = sources.scan(shard, sources.columns_of(shard, ColumnsConfig()), chunk_rows=3).chunks
-    assert [chunk[:4] for chunk in chunks] == [(0, 3, 0, 0), (3, 2, 0, 3), (5, 3, 1, 0), (8, 2, 1, 3), (10, 2, 2, 0)]
-    rows, _, _ = _read(tmp_path, chunk_rows=3)
-    assert [row["key"] for row in rows] == [f"u{n}" for n in range(12)]
-    assert [row["image"] for row in rows] == [jpeg(n) for n in range(12)]
-    assert _captions(rows) == [(f"web {n}", [f"made {n}"]) for n in range(12)]
-
-
-def test_parquet_of_hugging_face_holds_structs_and_lists(tmp_path):
-    images = [{"bytes": jpeg(0), "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, None]
-    write_parquet(tmp_path / "x.parquet", {"image": images, "caption": [["one", "two", ""], [], None]})
-    rows, _, columns = _read(tmp_path)
-    assert _captions(rows) == [("one", ["two"]), ("", []), ("", [])]
-    assert [row["image"] for row in rows] == [jpeg(0), b"", b""]
-    assert [row["error"] for row in rows] == [
-        "",
-        f"there is no such image: {tmp_path}/b.jpg",
-        "the image has no bytes",
-    ]
-    assert columns.key == ""
-    assert [row["key"] for row in _read(tmp_path, chunk_rows=2)[0]] == [f"{tmp_path}/x.parquet#{n}" for n in range(3)]
-
-
-def test_named_columns_go_before_common_ones(tmp_path):
-    table = {
-        "image": [b"no"],
-        "photo": [b"yes"],
-        "caption": ["no"],
-        "words": ["yes"],
-        "a": ["1"],
-        "b": [["2", "3"]],
-        "n": [7],
-    }
-    write_parquet(tmp_path / "x.parquet", table)
-    named = ColumnsConfig(image="photo", web_caption="words", synthetic_captions=("a", "b"), key="n")
-    (row,), _, _ = _read(tmp_path, columns=named)
-    assert (row["image"], row["key"]) == (b"yes", "7") and _captions([row]) == [("yes", ["1", "2", "3"])]
-
-
-@pytest.mark.parametrize("field", ["image", "web_caption", "key"])
-def test_a_named_column_that_is_absent_is_an_error_that_lists_the_others(tmp_path, field):
-    write_parquet(tmp_path / "x.parquet", {"image": [b"x"], "caption": ["y"]})
-    with pytest.raises(ValueError, match=f"x.parquet: columns.{field} is 'none', .*there are caption, image"):
-        _read(tmp_path, columns=ColumnsConfig.model_validate({field: "none"}))
-
-
-def test_a_later_shard_without_a_column_is_named(tmp_path):
-    write_parquet(tmp_path / "0.parquet", {"image": [b"x"], "caption": ["y"]})
-    write_parquet(tmp_path / "1.parquet", {"image": [b"x"], "text": ["y"]})
-    with pytest.raises(ValueError, match="1.parquet: columns.web_caption is 'caption', .*there are image, text"):
-        _read(tmp_path)
-
-
 def test_without_a_web_caption_the_columns_there_are_listed(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.jpg", b"a"), ("a.json", json.dumps({"label": 3}).encode())])
     with pytest.raises(
         ValueError, match="name for columns.web_caption .*there are __key__, jpg, json, label; name one"
     ):
-        _read(tmp_path)
-
-
-@pytest.fixture
-def web_server(tmp_path) -> Iterator[str]:
-    """URL of a server of the folder `web` of the test, which answers 503 to the first request for each file."""
-    asked = set()
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            if self.path in asked:
-                super().do_GET()
-            else:
-                asked.add(self.path)
-                self.send_error(503)
-
-        def log_message(self, format, *args):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "web"))) as server:
-        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def _linked(root: Path, places: list[str], name: str = "image_path") -> list[SourceRow]:
-    write_parquet(root / "tables" / "x.parquet", {name: places, "caption": ["y"] * len(places)})
-    return _read(root / "tables")[0]
-
-
-def test_images_that_a_table_names_are_read_from_its_folder_from_elsewhere_and_from_s3(tmp_path, s3):
-    write_folder(tmp_path / "tables", ["photos/a.jpg", "b.jpg"], ["image,caption"])
-    (tmp_path / "tables" / "captions.csv").unlink()
-    uri = f"{s3.make_bucket('linked')}/deep/a.jpg"
-    storage.upload(tmp_path / "tables" / "b.jpg", uri)
-    rows = _linked(tmp_path, ["photos/a.jpg", str(tmp_path / "tables" / "b.jpg"), uri, "c.jpg", ""])
-    assert [row["image"] for row in rows] == [jpeg(0), jpeg(1), jpeg(1), b"", b""]
-    assert [row["error"].partition(":")[0] for row in rows] == [
-        *["", "", "", "there is no such image"],
-        "the image has no bytes",
-    ]
-
-
-def test_urls_are_downloaded_and_tried_again_where_that_may_help(tmp_path, web_server):
-    write_folder(tmp_path / "web", ["a.jpg"], ["x"])
-    gone, nobody = f"{web_server}/none.jpg", "http://127.0.0.1:9/x.jpg"
-    rows = _linked(tmp_path, [f"{web_server}/a.jpg", gone, nobody], "url")
-    assert rows[0]["image"] == jpeg(0) and rows[1]["error"] == f"{gone}: no download (status 404)"
-    assert rows[2]["error"] == f"{nobody}: no download (NewConnectionError)"
-
-
-def test_the_path_of_a_hugging_face_struct_stands_in_for_bytes_that_are_not_there(tmp_path):
-    write_folder(tmp_path, ["a.jpg"], ["x"])
-    cells = [{"bytes": None, "path": "a.jpg"}, {"bytes": jpeg(1), "path": "gone.jpg"}]
-    write_parquet(tmp_path / "x.parquet", {"image": cells, "caption": ["x", "y"]})
-    (tmp_path / "captions.csv").unlink()
-    assert [row["image"] for row in _read(tmp_path)[0]] == [jpeg(0), jpeg(1)]
-
-
-def test_a_column_of_numbers_is_no_image(tmp_path):
-    write_parquet(tmp_path / "x.parquet", {"image": [1], "caption": ["y"]})
-    with pytest.raises(ValueError, match=r"no column holds images as bytes.*there are image \(int64\)"):
-        _read(tmp_path)
-    with pytest.raises(ValueError, match="a column of type int64; it must hold bytes"):
-        _read(tmp_path, columns=ColumnsConfig(image="image"))
-
-
-def test_the_only_column_of_bytes_is_the_image_and_of_several_one_is_asked_for(tmp_path):
-    write_parquet(tmp_path / "one" / "x.parquet", {"photo": [jpeg(1)], "Caption": ["y"]})
-    assert [(row["image"], row["web_caption"]) for row in _read(tmp_path / "one")[0]] == [(jpeg(1), "y")]
-    write_parquet(tmp_path / "two" / "x.parquet", {"photo": [b"x"], "thumbnail": [b"x"], "caption": ["y"]})
-    with pytest.raises(ValueError, match=r"several columns hold bytes \(photo, thumbnail\); name columns.image"):
-        _read(tmp_path / "two")
-
-
-def test_what_is_no_parquet_file_is_named(tmp_path):
-    (tmp_path / "x.parquet").write_bytes(b"not at all")
-    with pytest.raises(StorageError, match="x.parquet: this is no Parquet file"):
-        _read(tmp_path)
-
-
-def test_a_damaged_row_group_is_bad_rows(tmp_path):
-    table = {"image": [os.urandom(5000) for _ in range(4)], "caption": ["x"] * 4}
-    write_parquet(tmp_path / "x.parquet", table, row_group_size=2)
-    content = bytearray((tmp_path / "x.parquet").read_bytes())
-    content[4:30] = b"\xff" * 26  # the header of the first page
-    (tmp_path / "x.parquet").write_bytes(content)
-    rows, _, _ = _read(tmp_path)
-    assert ["damaged" in row["error"] for row in rows] == [True, True, False, False]
-    assert rows[3]["image"] == table["image"][3]
-
-
-def test_large_row_groups_are_warned_of_once(tmp_path, monkeypatch, caplog):
-    write_parquet(tmp_path / "x.parquet", {"image": [bytes(900)] * 9, "caption": ["x"] * 9}, row_group_size=9)
-    _read(tmp_path)
-    assert caplog.text == ""
-    monkeypatch.setattr(sources.parquet, "LARGE_GROUP_BYTES", 1000)
-    _read(tmp_path)
-    assert caplog.text.count("row groups of 9 rows") == 1
-
-
-def test_large_binary_columns_are_images_too(tmp_path):
-    write_parquet(tmp_path / "x.parquet", {"bytes": pa.array([b"x"], pa.large_binary()), "TEXT": ["y"]})
-    assert _read(tmp_path)[0][0]["image"] == b"x"
+        read_all(tmp_path)
 
 
 def test_the_first_caption_of_a_photo_is_the_web_one_and_the_next_are_synthetic(tmp_path):
     lines = ["image,caption", "b.jpg,first of b", 'a.jpg,"first, of a"', "b.jpg,second of b", "b.jpg,third of b"]
     write_folder(tmp_path, ["images/a.jpg", "images/b.jpg"], lines)
-    rows, rejects, _ = _read(tmp_path)
+    rows, rejects, _ = read_all(tmp_path)
     assert [row["key"] for row in rows] == ["b.jpg", "a.jpg"] and [row["image"] for row in rows] == [jpeg(1), jpeg(0)]
-    assert _captions(rows) == [("first of b", ["second of b", "third of b"]), ("first, of a", [])] and rejects == []
+    assert captions_in(rows) == [("first of b", ["second of b", "third of b"]), ("first, of a", [])] and rejects == []
 
 
-def test_a_table_may_have_columns_for_both_kinds_of_captions(tmp_path):
+def test_a_table_may_have_columns_for_both_kinds_ofcaptions_in(tmp_path):
     write_folder(
         tmp_path, ["a.jpg"], ["file_name\ttext\trecaption", "a.jpg\tweb\tmade", "a.jpg\tmore\t"], "metadata.tsv"
     )
-    assert _captions(_read(tmp_path)[0]) == [("web", ["made"])]
+    assert captions_in(read_all(tmp_path)[0]) == [("web", ["made"])]
 
 
 @pytest.mark.parametrize("delimiter", [";", "|", "\t"])
 def test_a_table_may_part_its_columns_otherwise_and_pad_their_names(tmp_path, delimiter):
     lines = [f"Image_Name{delimiter} Comment_Number{delimiter} Caption", f"a.jpg{delimiter} 0{delimiter} one, and more"]
     write_folder(tmp_path, ["a.jpg"], lines)
-    rows, rejects, _ = _read(tmp_path)
-    assert _captions(rows) == [("one, and more", [])] and rows[0]["image"] == jpeg(0) and rejects == []
+    rows, rejects, _ = read_all(tmp_path)
+    assert captions_in(rows) == [("one, and more", [])] and rows[0]["image"] == jpeg(0) and rejects == []
 
 
 def test_a_table_may_name_photos_by_whole_paths_or_without_their_suffix(tmp_path):
     write_folder(tmp_path, ["x/a.jpg", "b.jpg"], ["id,text", f"{tmp_path}/x/a.jpg,A", "b,B"])
-    rows, rejects, _ = _read(tmp_path)
+    rows, rejects, _ = read_all(tmp_path)
     assert [(row["image"], row["web_caption"]) for row in rows] == [(jpeg(0), "A"), (jpeg(1), "B")] and rejects == []
 
 
 def test_a_table_without_a_header_is_refused(tmp_path):
     write_folder(tmp_path, ["a.jpg"], ["a.jpg,one", "a.jpg,two"])
     with pytest.raises(ValueError, match="first line must name the columns, and it is a.jpg, one; put a line `image,"):
-        _read(tmp_path)
+        read_all(tmp_path)
 
 
 def test_photos_without_a_caption_and_captions_without_a_photo_are_rows(tmp_path):
     write_folder(
         tmp_path, ["b.jpg", "a.jpg", "one/c.jpg", "two/c.jpg"], ["image,caption", "gone.jpg,x", "b.jpg,", "c.jpg,y"]
     )
-    rows, rejects, _ = _read(tmp_path)
+    rows, rejects, _ = read_all(tmp_path)
     assert [row["key"] for row in rows] == ["gone.jpg", "b.jpg", "c.jpg", "a.jpg", "one/c.jpg", "two/c.jpg"]
     assert [row["error"] for row in rows[:3]] == ["there is no such image file", "", "2 images have this name"]
-    assert _captions(rows[1:4:2]) == [("", []), ("", [])] and rows[3]["image"] == jpeg(1)
+    assert captions_in(rows[1:4:2]) == [("", []), ("", [])] and rows[3]["image"] == jpeg(1)
     assert [(reject.row, reject.key) for reject in rejects] == [(0, "gone.jpg"), (2, "c.jpg")]
 
 
@@ -372,8 +197,8 @@ def test_a_folder_with_two_tables_asks_for_one(tmp_path):
     write_folder(tmp_path, ["a.jpg"], ["image,caption", "a.jpg,x"])
     write_folder(tmp_path, [], ["image,caption", "a.jpg,y"], "other.csv")
     with pytest.raises(ValueError, match="needs one CSV or TSV .*there is captions.csv, other.csv"):
-        _read(tmp_path)
-    assert _captions(_read(tmp_path / "other.csv")[0]) == [("y", [])]
+        read_all(tmp_path)
+    assert captions_in(read_all(tmp_path / "other.csv")[0]) == [("y", [])]
 
 
 def test_a_photo_that_is_gone_is_a_bad_row_and_a_folder_that_changed_is_refused(tmp_path):
@@ -392,19 +217,19 @@ def test_a_photo_that_is_gone_is_a_bad_row_and_a_folder_that_changed_is_refused(
 def test_files_of_no_known_format_are_refused(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=words):
-        _read(tmp_path)
+        read_all(tmp_path)
 
 
 def test_photos_without_a_table_ask_for_one(tmp_path):
     write_folder(tmp_path, ["a.jpg"], [""], "notes.txt")
     with pytest.raises(ValueError, match="there are 1 images and no table of their captions; put a CSV beside them"):
-        _read(tmp_path)
+        read_all(tmp_path)
 
 
 def test_tars_win_over_the_tables_that_img2dataset_leaves_beside_them(tmp_path):
     write_pairs(tmp_path / "0.tar", rows=2)
     write_parquet(tmp_path / "0.parquet", {"url": ["x"]})
-    assert len(_read(tmp_path)[0]) == 2
+    assert len(read_all(tmp_path)[0]) == 2
 
 
 def test_all_formats_are_the_same_on_an_object_store(tmp_path, monkeypatch, s3):
@@ -418,13 +243,13 @@ def test_all_formats_are_the_same_on_an_object_store(tmp_path, monkeypatch, s3):
     for name in ("tars", "tables", "photos"):
         for file in (tmp_path / name).iterdir():
             storage.upload(file, f"{bucket}/{name}/{file.name}")
-        here, there = (_read(f"{root}/{name}", chunk_rows=2)[0] for root in (tmp_path, bucket))
+        here, there = (read_all(f"{root}/{name}", chunk_rows=2)[0] for root in (tmp_path, bucket))
         assert [{**row, "key": ""} for row in here] == [{**row, "key": ""} for row in there] and len(here) > 1
 
 
 @pytest.mark.skipif(not FLICKR.exists(), reason="the photos of ../shared/data/flickr-sample are not here")
 def test_the_flickr_sample_has_five_captions_a_photo():
-    rows, rejects, _ = _read(FLICKR)
+    rows, rejects, _ = read_all(FLICKR)
     assert len(rows) == 400 and rejects == []
     assert all(row["image"][:3] == b"\xff\xd8\xff" and not row["error"] for row in rows)
     assert all(row["web_caption"] and len(row["synthetic_captions"]) == 4 for row in rows)
