@@ -64,7 +64,9 @@ def _downloaded(url: str) -> Fetched:
 
 @lru_cache(maxsize=1)
 def _pool() -> urllib3.PoolManager:
-    """Tries three times where another try may help; follows redirects."""
-    retries = urllib3.Retry(3, backoff_factor=0.5, status_forcelist=BUSY, raise_on_status=False)
+    """Tries again up to three times where that may help, after pauses of its own; follows redirects."""
+    retries = urllib3.Retry(
+        3, backoff_factor=0.5, status_forcelist=BUSY, raise_on_status=False, respect_retry_after_header=False
+    )
     headers = {"User-Agent": "tips_ray"}
     return urllib3.PoolManager(READERS, headers, maxsize=READERS, retries=retries, timeout=DOWNLOAD_SECONDS)
