@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tips_ray.data.sources import Scan
 
 SHOWN_REJECTS = 5
-LINES = 10
-"""Lines of a whole decoding."""
 MISSING = {
     "invalid": "they are bad rows; captions.missing=other uses the other caption for both, =empty an empty text",
     "empty": "an empty text stands for it (captions.missing)",
@@ -72,15 +70,14 @@ def _on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> "Iter
 def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
     """The index with its bad images, which is written over the one at `uri`."""
     from jobs import ray_cluster
+    from jobs.progress import tenths
     from tips_ray.data.index import write_index
     from tips_ray.data.index_pipeline import with_bad_images
 
-    printed = 0
+    is_due = tenths(index.rows)
 
     def tell(rows: int) -> None:
-        nonlocal printed
-        if rows * LINES // index.rows > printed:
-            printed = rows * LINES // index.rows
+        if is_due(rows):
             print(f"decoded {rows:,} of {index.rows:,} rows", flush=True)
 
     ray_cluster.require_cluster()

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from tips_ray.data.index import Index
     from tips_ray.data.pipeline import CaptionAccess
 
-LINES = 10
-"""Lines of a whole captioning in a log."""
 END_SECONDS = 60
 TOLD_SHARE = 0.1
 """Of the time in which captions were made: a shorter wait of training is not worth a line."""
@@ -99,21 +97,21 @@ class Made:
 
 def caption_all(inputs: "CaptionInputs", due: "pa.Table") -> Made:
     """Make the captions of `due`, with a line now and then."""
+    from jobs.progress import tenths
     from tips_ray.captioning.model_folder import description, model_folder
     from tips_ray.data.caption_pipeline import caption_stream
 
-    made, printed, started = Made(), 0, time.monotonic()
+    made, started = Made(), time.monotonic()
     if not due.num_rows:
         return made
     inputs.access.store.describe(description(inputs.captioner, model_folder(inputs.captioner)))
-    stream = caption_stream(inputs, due)
+    stream, is_due = caption_stream(inputs, due), tenths(due.num_rows)
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # the terminal; its log files keep all
             handler.setLevel(logging.ERROR)
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
         made.add(cast("dict[str, Any]", batch))
-        if made.chunks * LINES // due.num_rows > printed:
-            printed = made.chunks * LINES // due.num_rows
+        if is_due(made.chunks):
             rate = made.images / (time.monotonic() - started)
             print(
                 f"captions   {made.images:,} images, {made.chunks} of {due.num_rows} chunks, {rate:.0f}/s", flush=True

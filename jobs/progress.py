@@ -12,8 +12,24 @@ from tips_ray.train.run_folder import RunFolder
 
 POLL_SECONDS = 2.0
 LINES = 10
-"""Lines of a whole run in a log."""
+"""Lines of a whole run, or of other long work, in a log."""
 Show = Callable[[dict[str, Any]], None]
+
+
+def tenths(total: int, told: int = 0) -> Callable[[int], bool]:
+    """A function that says of a count whether it reached another tenth of `total` since the last time it did.
+
+    Args:
+        told: tenths that need no line; -1 gives the first count one.
+    """
+
+    def is_due(count: int) -> bool:
+        nonlocal told
+        part, before = count * LINES // total, told
+        told = max(told, part)
+        return part > before
+
+    return is_due
 
 
 @contextmanager
@@ -64,15 +80,12 @@ def _bar(total_steps: int) -> Iterator[Show]:
 
 @contextmanager
 def _lines(total_steps: int) -> Iterator[Show]:
-    printed = -1
+    is_due = tenths(total_steps, told=-1)
     print("starting workers", flush=True)
 
     def show(line: dict[str, Any]) -> None:
-        nonlocal printed
-        part = line["step"] * LINES // total_steps
-        if part > printed:
+        if is_due(line["step"]):
             print(f"step {line['step']}/{total_steps}  {_losses(line)}", flush=True)
-            printed = part
 
     yield show
 
