@@ -1,5 +1,6 @@
 """Parquet files: images as bytes, in structs, or named by path, key or URL."""
 
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +13,7 @@ from source_reader import captions_in, read_all
 from writers import jpeg, write_folder, write_parquet
 
 from tips_ray import storage
-from tips_ray.config import ColumnsConfig
+from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
 from tips_ray.storage import StorageError
