@@ -119,10 +119,11 @@ def _fit(stream: "StreamInputs", folder: "RunFolder", tracking: "Tracking", fing
     from jobs.progress import shown_progress
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder
+    from tips_ray.train.sink import RunInputs
     from tips_ray.train.worker import RestOfRun, WorkerInputs, run_worker
 
     config = stream.config
-    inputs = WorkerInputs(stream, folder.uri, fingerprints, tracking.handle())
+    inputs = WorkerInputs(stream, RunInputs(config, folder.uri, fingerprints, tracking.handle()))
     ray_cluster.connect(ray_cluster.cpus_needed(config))
     ray.data.DataContext.get_current().enable_progress_bars = False
     trainer = TorchTrainer(

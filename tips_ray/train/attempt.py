@@ -1,0 +1,77 @@
+"""One attempt of a run, from a checkpoint to the end: one rank's view, without Ray."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+
+from tips_ray.batch import Batch
+from tips_ray.config import RunConfig
+from tips_ray.data.collate import batch_from
+from tips_ray.distributed import world_size
+from tips_ray.models.networks import Student, Teacher
+from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint
+from tips_ray.train.loop import train
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard
+from tips_ray.train.sink import Report, RunInputs, RunSink
+from tips_ray.train.state import TrainState, new_state
+
+OpenStream = Callable[[], tuple[int, Iterator[dict[str, Any]]]]
+"""Gives the step at which this rank's stream begins, 0 or that of a checkpoint, and its micro-batches as columns."""
+
+
+def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, report: Report) -> None:
+    """Train from where the stream begins to the end; every rank calls this.
+
+    Args:
+        run: config and places.
+        device: of this rank.
+        open_stream: called once the networks stand.
+        report: told of checkpoints.
+    """
+    config = run.config
+    torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
+    state = new_state(config, device=device, prepare=partial(_prepared, config))
+    first_step, stream = open_stream()
+    if first_step:
+        load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
+    sink = RunSink(run, state.step, device, report)
+    try:
+        train(state, _steps(state, config, device, stream, sink), config, sink)
+    except Exception as error:
+        sink.note_failure(state.step, error)
+        raise
+    sink.close()
+
+
+def _prepared(config: RunConfig, student: Student, teacher: Teacher) -> None:
+    resources = config.resources
+    apply_recomputation(student, resources.recompute)
+    if resources.compile:
+        compile_blocks(student)
+        compile_blocks(teacher)
+    device = next(student.parameters()).device
+    mesh = init_device_mesh(device.type, (world_size(),))
+    shard(student, teacher, mesh, torch.bfloat16 if resources.dtype == "bf16" else torch.float32)
+
+
+def _steps(
+    state: TrainState, config: RunConfig, device: torch.device, stream: Iterator[dict[str, Any]], sink: RunSink
+) -> Iterator[Sequence[Batch]]:
+    """This worker's micro-batches, step by step.
+
+    Raises:
+        RuntimeError: the stream stands at another step than the state: dataset and checkpoint disagree.
+    """
+    passes = config.global_batch_images // world_size() // config.images_per_pass
+    micro_batches: list[Batch] = []
+    for columns in stream:
+        if (columns["step"] != state.step).any():
+            raise RuntimeError(f"the data stream brought step {columns['step'][0]}, the state is at {state.step}")
+        sink.note_rows(columns)
+        micro_batches.append(batch_from(columns).to(device))
+        if len(micro_batches) == passes:
+            yield micro_batches
+            micro_batches = []
