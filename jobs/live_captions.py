@@ -129,7 +129,7 @@ def _beside(inputs: "CaptionInputs", due: "pa.Table") -> None:
     started = time.monotonic()
     try:
         made = caption_all(inputs, due)
-        _tell_balance(made, time.monotonic() - started, ray.get(pace.waited_seconds.remote()), inputs.config)
+        _tell_balance(made, time.monotonic() - started, ray.get(pace.waits.remote()), inputs.config)
     except Exception as error:  # whatever it is, training must not wait for captions that never come
         if ray.is_initialized():  # after Ctrl-C it may be gone, and a call would join another cluster of this machine
             ray.get(pace.end.remote(why_stopped(error)))
@@ -143,9 +143,12 @@ def why_stopped(error: Exception) -> str:
     return f"captioning stopped: {reason[0].strip()[:MOST_CHARACTERS]}"
 
 
-def _tell_balance(made: Made, seconds: float, waited_seconds: float, config: "RunConfig") -> None:
-    """Actors that would have kept up with training, had it not waited."""
-    if waited_seconds < TOLD_SHARE * seconds or not made.busy_seconds:
+def _tell_balance(made: Made, seconds: float, waits: tuple[float, float], config: "RunConfig") -> None:
+    """Actors that would have kept up with training, where it waited and captioning did not."""
+    from tips_ray.data.caption_pipeline import READERS
+
+    waited_seconds, held_seconds = waits[0], waits[1] / READERS
+    if waited_seconds < TOLD_SHARE * seconds or held_seconds > TOLD_SHARE * seconds or not made.busy_seconds:
         return
     per_actor = made.images / made.busy_seconds
     wanted = made.images / max(seconds - waited_seconds, seconds / 10)

@@ -27,9 +27,15 @@ def cpus_needed(config: "RunConfig") -> float:
 
 
 def captioning_cpus(config: "RunConfig") -> float:
-    """Of the captioner actors and the task that reads for them, where captions are made beside training."""
+    """What captions that are made beside training add: their actors, the tasks that read for them, and data_cpus again.
+
+    Ray divides what no stream has asked for evenly between the two: training gets its data_cpus when twice as many are
+    left.
+    """
     resources = config.resources
-    return resources.captioners * resources.cpus_per_captioner + 1 if config.captions.source == "live" else 0
+    if config.captions.source != "live":
+        return 0
+    return resources.captioners * resources.cpus_per_captioner + 1 + resources.data_cpus
 
 
 def gpus_needed(config: "RunConfig") -> float:
@@ -136,6 +142,7 @@ def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> 
     if config.captions.source == "live":
         captioners = f" + captioners ({resources.captioners}) x"
         cpus += f"{captioners} cpus_per_captioner ({resources.cpus_per_captioner:g}) + 1 to read for them"
+        cpus += " + data_cpus once more for their stream"
         gpus += f"{captioners} gpus_per_captioner ({resources.gpus_per_captioner:g})"
     needs = [("CPU", cpus, cpus_needed(config), ""), ("GPU", gpus, gpus_needed(config), " (0 trains on CPUs)")]
     faults = [

@@ -184,3 +184,29 @@ def test_a_captioner_that_is_killed_leaves_no_chunk_out_and_makes_none_twice(tmp
     after = _objects(store)
     assert due_chunks(index, config, store).num_rows == 0 and len(after) == 100
     assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.slow
+def test_training_begins_with_the_first_captions_and_captioning_outlives_its_restart(tmp_path, model, cluster):
+    keys = {"resources__workers": 1, "schedule__total_steps": 60, "checkpoint_every_steps": 4}
+    config = _run(tmp_path, model, rows=800, name="live", **keys)
+    index, inputs = _inputs(config)
+    folder, store, seen = RunFolder(f"{config.storage}/live"), inputs.access.store, {}
+
+    def follow() -> None:
+        _until(folder.read_metrics)
+        seen["at step 1"] = len(_objects(store))
+        _until(lambda: folder.read_metrics()[-1]["step"] > 8)
+        seen["before"] = _pids("CaptionActor")
+        os.kill(_pids("RayTrainWorker").pop(), signal.SIGKILL)
+        _until(lambda: any(event["kind"] == "resume" for event in folder.read_events()))
+        seen["after"], seen["chunks"] = _pids("CaptionActor"), len(_objects(store))
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    pretrain(config)
+    follower.join(240)
+    assert seen["at step 1"] < 0.2 * len(index.chunks.rows)
+    assert seen["before"] == seen["after"] and len(seen["after"]) == 1
+    assert seen["chunks"] < len(_objects(store))  # it was not done by then
+    assert folder.read_metrics()[-1]["step"] == 60 and due_chunks(*_needed(config)).num_rows == 0

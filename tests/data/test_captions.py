@@ -91,7 +91,7 @@ def test_captions_are_waited_for_and_not_longer_than_is_allowed(index, store, mo
     monkeypatch.setattr(captions, "POLL_SECONDS", (0.01, 0.02))
     looks = []
 
-    def look() -> str:
+    def look(seconds: float) -> str:
         looks.append(time.monotonic())
         if len(looks) == 3:
             _write(index, store, 1)
@@ -104,4 +104,4 @@ def test_captions_are_waited_for_and_not_longer_than_is_allowed(index, store, mo
 
 def test_captions_that_will_never_come_are_not_waited_for(index, store):
     with pytest.raises(ValueError, match="captions of 1 chunks will not come: the captioner broke"):
-        read_captions(index, [3], store, Waiting(3600, lambda: "the captioner broke"))
+        read_captions(index, [3], store, Waiting(3600, lambda seconds: "the captioner broke"))

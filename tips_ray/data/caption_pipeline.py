@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,6 +35,8 @@ CHUNKS_PER_TASK = 2
 SOURCE_BLOCKS = 20
 READERS = 2
 """Read tasks at a time."""
+READ_CPUS = 1
+"""Of all of them."""
 DECODERS = 4
 _READ = pa.schema([("chunk", pa.int64()), ("images", pa.list_(pa.binary())), ("errors", pa.list_(pa.string()))])
 
@@ -55,19 +58,20 @@ def new_pace(lead_windows: int) -> ActorHandle:
 
 
 class Pace:
-    """How far training has asked for rows, and how far captioning may therefore go."""
+    """How far training is, and how far captioning and the reading of rows may therefore go."""
 
     def __init__(self, lead_windows: int) -> None:
         self.lead_windows, self._wanted, self._moved = lead_windows, 0, asyncio.Event()
-        self._failure, self._is_over, self._waited_seconds = "", False, 0.0
+        self._failure, self._is_over = "", False
+        self._waited_seconds, self._held_seconds = 0.0, 0.0
 
     async def want(self, window: int) -> None:
-        """Training reads this window."""
+        """The next steps of training end in this window."""
         self._wanted = max(self._wanted, window)
         self._move()
 
     async def admit(self, window: int) -> bool:
-        """Return once captions of a window are due; False: none are wanted any more."""
+        """Return once a window is due; False: none is any more."""
         while window > self._wanted + self.lead_windows and not self._is_over:
             await self._moved.wait()
         return not self._is_over
@@ -77,16 +81,25 @@ class Pace:
         self._is_over, self._failure = True, failure
         self._move()
 
-    async def failure(self) -> str:
-        """Why captions will not come; empty while they may."""
+    async def failure(self, wait_seconds: float = 0.0) -> str:
+        """Why captions will not come, as soon as that is known; empty after so many seconds without such news."""
+        deadline = time.monotonic() + wait_seconds
+        while not self._failure and (left := deadline - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), left)
         return self._failure
 
     async def add_waited(self, seconds: float) -> None:
-        """A read task of training waited for captions."""
+        """Training waited for rows."""
         self._waited_seconds += seconds
 
-    async def waited_seconds(self) -> float:
-        return self._waited_seconds
+    async def add_held(self, seconds: float) -> None:
+        """A task that reads for captioning waited until its window was due."""
+        self._held_seconds += seconds
+
+    async def waits(self) -> tuple[float, float]:
+        """Seconds that training waited for rows, and that all read tasks of captioning waited for training."""
+        return self._waited_seconds, self._held_seconds
 
     def _move(self) -> None:
         self._moved.set()
@@ -114,7 +127,13 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
     stream = (
         ray.data.from_arrow([due.slice(first, rows) for first in range(0, due.num_rows, rows)])
         .repartition(target_num_rows_per_block=CHUNKS_PER_TASK)
-        .map_batches(read, batch_size=CHUNKS_PER_TASK, batch_format="numpy", compute=TaskPoolStrategy(READERS))
+        .map_batches(
+            read,
+            batch_size=CHUNKS_PER_TASK,
+            batch_format="numpy",
+            compute=TaskPoolStrategy(READERS),
+            num_cpus=READ_CPUS / READERS,
+        )
         .map_batches(
             CaptionActor,
             fn_constructor_kwargs={"inputs": inputs},
@@ -137,19 +156,27 @@ def _limits(inputs: CaptionInputs) -> ExecutionResources | None:
     resources = inputs.config.resources
     cpus, gpus = resources.cpus_per_captioner, resources.gpus_per_captioner
     return ExecutionResources.for_limits(
-        cpu=resources.captioners * cpus + READERS, gpu=resources.captioners * gpus or None
+        cpu=resources.captioners * cpus + READ_CPUS, gpu=resources.captioners * gpus or None
     )
 
 
 def _read(batch: dict[str, np.ndarray], inputs: CaptionInputs) -> Iterator[pa.Table]:
     """Encoded images of the chunks that are due, once they are."""
-    pace, index = inputs.access.pace, opened_index(inputs.index_uri)
-    if pace and not ray.get(pace.admit.remote(int(batch["window"].max()))):
+    index = opened_index(inputs.index_uri)
+    if inputs.access.pace and not _is_due(int(batch["window"].max()), inputs.access.pace):
         return
     for chunk in batch["chunk"].tolist():
         rows = index.read(chunk)
         columns = [[chunk], [[row["image"] for row in rows]], [[row["error"] for row in rows]]]
         yield pa.table(columns, schema=_READ)
+
+
+def _is_due(window: int, pace: ActorHandle) -> bool:
+    """True once training is near enough, False when it is over."""
+    started = time.monotonic()
+    is_due = bool(ray.get(pace.admit.remote(window)))
+    pace.add_held.remote(time.monotonic() - started)
+    return is_due
 
 
 class CaptionActor:

@@ -19,14 +19,19 @@ TELL_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
+def _sleep(seconds: float) -> str:
+    time.sleep(seconds)
+    return ""
+
+
 @dataclass(frozen=True)
 class Waiting:
     """What a reader does about captions that are not there yet."""
 
     seconds: float = 0.0
     """0: they should be there by now."""
-    why_never: Callable[[], str] = str
-    """Asked at every look: why they will not come; empty (as `str` is) while they may."""
+    pause: Callable[[float], str] = _sleep
+    """Between two looks: returns after so many seconds with nothing, or as soon as it is known why none will come."""
 
 
 def captioned_shard(index: Index, number: int) -> CaptionedShard:
@@ -69,11 +74,14 @@ def read_captions(
         if len(found) == len(chunks):
             return found
         waited = time.monotonic() - started
-        _require_hope(len(chunks) - len(found), len(chunks), waited, store, waiting)
+        missing = len(chunks) - len(found)
+        _require_hope(missing, len(chunks), waited, store, waiting)
         if waited > told:
-            log.info("%d of %d chunks wait for captions since %.0f s", len(left), len(chunks), waited)
+            log.info("%d of %d chunks wait for captions since %.0f s", missing, len(chunks), waited)
             told += TELL_SECONDS
-        time.sleep(pause)
+        never = waiting.pause(pause)
+        if never:
+            raise ValueError(f"captions of {missing} chunks will not come: {never}")
         pause = min(2 * pause, POLL_SECONDS[1])
 
 
@@ -100,9 +108,6 @@ def _joined(row: SourceRow, texts: list[str], error: str, is_same_image: bool) -
 
 
 def _require_hope(missing: int, asked: int, waited: float, store: CaptionStore, waiting: Waiting) -> None:
-    never = waiting.why_never()
-    if never:
-        raise ValueError(f"captions of {missing} chunks will not come: {never}")
     if waited >= waiting.seconds:
         after = f" after {waited:.0f} s" if waiting.seconds else ""
         raise ValueError(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
-from ray.data import Dataset, ExecutionOptions
+from ray.data import Dataset, ExecutionOptions, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig as TrainDataConfig
 
@@ -35,6 +35,8 @@ SOURCE_BLOCKS = 20
 """Blocks of window numbers: many tiny read tasks are slow to start."""
 STEP_SECONDS = 0.01
 """Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
+WINDOWS_AT_ONCE = 2
+"""Windows that are read at a time, per CPU of the data stream."""
 READERS = 16
 """Chunks of a window that are read at a time."""
 _ROW = pa.schema(
@@ -76,12 +78,41 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     views: Any = partial(_views, inputs=inputs)
     return (
         ray.data.range(len(windows), override_num_blocks=min(max(len(windows), 1), SOURCE_BLOCKS))
-        .repartition(target_num_rows_per_block=1)
         .map_batches(shifted, batch_size=1)
-        .map_batches(read, batch_size=1, batch_format="numpy")
-        .repartition(target_num_rows_per_block=rows, strict=True)
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(
+            read,
+            batch_size=1,
+            batch_format="numpy",
+            compute=TaskPoolStrategy(WINDOWS_AT_ONCE * config.resources.data_cpus),
+            num_cpus=0,  # it mostly waits, and a CPU held by it would be missing for views: with one CPU, for ever
+        )
         .map_batches(views, batch_size=rows, batch_format="pyarrow")
+        .repartition(target_num_rows_per_block=rows, strict=True)  # Ray joins the two: views get full batches
     )
+
+
+def tell_pace(inputs: StreamInputs, step: int) -> None:
+    """Training is at `step`: it and the next are due, with the batches that wait ready, and the lead of captioning.
+
+    Not less: a worker's iterator hands out no batch before those that it keeps ready are there.
+    """
+    if inputs.captions and inputs.captions.pace:
+        config = inputs.config
+        ready = config.resources.workers * config.data_prefetch_batches * config.images_per_pass
+        stop = (step + 2) * config.global_batch_images + ready
+        inputs.captions.pace.want.remote(_order(inputs).window_of(stop - 1))
+
+
+def followed(inputs: StreamInputs, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The stream of one worker, which tells captioning beside training where it is and how long it has waited."""
+    pace, asked = inputs.captions.pace if inputs.captions else None, time.monotonic()
+    for columns in stream:
+        if pace:
+            pace.add_waited.remote(time.monotonic() - asked)
+            tell_pace(inputs, int(columns["step"][0]))
+        yield columns
+        asked = time.monotonic()
 
 
 class Breath(ExecutionCallback):
@@ -117,9 +148,7 @@ def _read_windows(batch: dict[str, np.ndarray], inputs: StreamInputs, start: int
     index, order = opened_index(inputs.index_uri), _order(inputs)
     for window in batch["window"].tolist():
         rows = order.window_rows(window).between(start, stop)
-        if inputs.captions and inputs.captions.pace:
-            ray.get(inputs.captions.pace.want.remote(window))
-        chunks = _captioned(inputs, index, _read_chunks(index, np.unique(rows.chunk_N).tolist()))
+        chunks = _captioned_chunks(inputs, index, window, np.unique(rows.chunk_N).tolist())
         for first in range(0, len(rows.position_N), inputs.config.images_per_pass):
             part = OrderedRows(*(column[first : first + inputs.config.images_per_pass] for column in rows))
             yield _table(part, chunks)
@@ -131,20 +160,30 @@ def _read_chunks(index: Index, numbers: list[int]) -> dict[int, list[SourceRow]]
 
 
 def waiting_for(access: CaptionAccess, config: RunConfig) -> Waiting:
-    """How long to wait for captions: not at all where nobody makes them."""
+    """How long to wait for captions: not at all where nobody makes them.
+
+    The pause is a call of an actor, not a sleep: a task that waits for an answer lends its CPU to others meanwhile.
+    Captions of the windows to come would else hold the CPUs that views of the first one need.
+    """
     pace = access.pace
-    return Waiting(config.captions.wait_seconds, lambda: str(ray.get(pace.failure.remote()))) if pace else Waiting()
+    return (
+        Waiting(config.captions.wait_seconds, lambda seconds: str(ray.get(pace.failure.remote(seconds))))
+        if pace
+        else Waiting()
+    )
 
 
-def _captioned(inputs: StreamInputs, index: Index, chunks: dict[int, list[SourceRow]]) -> dict[int, list[SourceRow]]:
-    """The rows with captions of the store; what is not made yet is waited for."""
-    access, started = inputs.captions, time.monotonic()
+def _captioned_chunks(
+    inputs: StreamInputs, index: Index, window: int, numbers: list[int]
+) -> dict[int, list[SourceRow]]:
+    """Chunks with captions of the store, which are waited for before any bytes are read, once training is near."""
+    access = inputs.captions
     if access is None:
-        return chunks
-    captions = read_captions(index, list(chunks), access.store, waiting_for(access, inputs.config))
+        return _read_chunks(index, numbers)
     if access.pace:
-        access.pace.add_waited.remote(time.monotonic() - started)
-    return {number: with_captions(rows, captions[number]) for number, rows in chunks.items()}
+        ray.get(access.pace.admit.remote(window))
+    captions = read_captions(index, numbers, access.store, waiting_for(access, inputs.config))
+    return {number: with_captions(rows, captions[number]) for number, rows in _read_chunks(index, numbers).items()}
 
 
 def _table(rows: OrderedRows, chunks: dict[int, list[SourceRow]]) -> pa.Table:

@@ -12,8 +12,7 @@ import ray.train
 import ray.train.torch
 from ray.train import Checkpoint
 
-from tips_ray.config import RunConfig
-from tips_ray.data.pipeline import StreamInputs, training_stream
+from tips_ray.data.pipeline import StreamInputs, followed, tell_pace, training_stream
 from tips_ray.distributed import rank
 from tips_ray.train.attempt import run_attempt
 from tips_ray.train.checkpoint import newest_checkpoint
@@ -51,7 +50,9 @@ class RestOfRun:
         found = newest_checkpoint(self.inputs.run.checkpoints_uri)
         if found:
             self._require_same_data(found.manifest)
-        return training_stream(self.inputs.stream, found.step if found else 0)
+        step = found.step if found else 0
+        tell_pace(self.inputs.stream, step)
+        return training_stream(self.inputs.stream, step)
 
     def _stops(self) -> list[str]:
         events = RunFolder(self.inputs.run.uri).read_events()
@@ -69,11 +70,12 @@ class RestOfRun:
 def run_worker(job: dict[str, Any]) -> None:
     """Train from the step at which the stream begins to the end; every rank runs this."""
     inputs: WorkerInputs = job["inputs"]
-    run_attempt(inputs.run, ray.train.torch.get_device(), partial(_opened_stream, inputs.run.config), _report)
+    run_attempt(inputs.run, ray.train.torch.get_device(), partial(_opened_stream, inputs.stream), _report)
 
 
-def _opened_stream(config: RunConfig) -> tuple[int, Iterator[dict[str, Any]]]:
+def _opened_stream(inputs: StreamInputs) -> tuple[int, Iterator[dict[str, Any]]]:
     """The step at which this worker's stream begins, and its micro-batches as columns."""
+    config = inputs.config
     shard_of_data: Any = ray.train.get_dataset_shard("train")
     stream = iter(
         shard_of_data.iter_batches(
@@ -83,7 +85,8 @@ def _opened_stream(config: RunConfig) -> tuple[int, Iterator[dict[str, Any]]]:
     first = next(stream, None)
     if first is None:  # lost after the last checkpoint and before the end
         return config.schedule.total_steps, stream
-    return int(first["step"][0]), chain([first], stream)
+    rest = followed(inputs, stream) if rank() == 0 else stream
+    return int(first["step"][0]), chain([first], rest)
 
 
 def _report(checkpoint_uri: str, metrics: dict[str, float]) -> None:
