@@ -9,6 +9,7 @@ from pydantic import model_validator as _model_validator
 from tips_ray.config.variants import VARIANTS, image_sizes, text_sizes
 
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -134,6 +135,11 @@ class OptimizerConfig(Schema):
     """(D) Decoupled decay of the matrices."""
     max_grad_norm: PositiveFloat = 1.0
     """(D) Global gradient norm is clipped to this."""
+    layer_decay: PositiveShare = 1.0
+    """(D) Block i of d blocks, counted from 0, learns at layer_decay^(d - i) of the rate, in the image and the text
+    encoder each; embeddings, tokens and positions at layer_decay^(d + 1); final norms, heads, temperature at 1."""
+    patch_embed_lr_factor: PositiveFloat = 1.0
+    """(D) Further factor of the patch embedding's rate; DINOv2 takes 0.2."""
 
 
 class ScheduleConfig(Schema):

@@ -13,6 +13,7 @@ from tips_ray.config import ObjectiveConfig, TrainConfig
 from tips_ray.distributed import sum_over_ranks
 from tips_ray.models.networks import Embeddings, StudentOutputs
 from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
+from tips_ray.train.optim import set_rates
 from tips_ray.train.schedules import learning_rate, prototypes_frozen, teacher_temperature
 from tips_ray.train.state import TrainState, update_teacher
 
@@ -107,8 +108,7 @@ def _update_student(state: TrainState, config: TrainConfig) -> Tensor:
     if prototypes_frozen(state.step, total_steps, config.objective):
         for head in (state.student.heads.distillation, state.student.heads.masked_image):
             head.prototypes.grad = None
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, config.schedule)
+    set_rates(state.optimizer, learning_rate(state.step, config.schedule), config.optimizer.weight_decay)
     grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.max_grad_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
