@@ -29,6 +29,7 @@ from tips_ray.train.step import train_step
 
 pytestmark = pytest.mark.filterwarnings("error")
 LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}
+ADAFACTOR = {"optimizer__name": "adafactor"}
 FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: no optimizer state of the prototypes in that time
 
 
@@ -71,7 +72,7 @@ def _assert_equal(state: TrainState, other: TrainState) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 2, 5])
-@pytest.mark.parametrize("values", [FROZEN, FROZEN | LAYERED], ids=["plain", "layered"])
+@pytest.mark.parametrize("values", [FROZEN, LAYERED, FROZEN | ADAFACTOR], ids=["plain", "layered", "adafactor"])
 def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps, values):
     state = _trained(_new(**values), steps, **values)
     state.bad_rows = 7
@@ -80,7 +81,7 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps, valu
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("values", [{}, LAYERED], ids=["plain", "layered"])
+@pytest.mark.parametrize("values", [{}, LAYERED, ADAFACTOR], ids=["plain", "layered", "adafactor"])
 def test_two_ranks_write_what_one_reads_and_the_other_way_round(tmp_path, values):
     both = run_on_ranks(2, _trained_and_saved, str(tmp_path), values)
     load_checkpoint(alone := _new(**values), checkpoint_at(str(tmp_path), 2))

@@ -127,10 +127,12 @@ class ObjectiveConfig(Schema):
 
 
 class OptimizerConfig(Schema):
-    """AdamW; decay spares biases, norms, tokens, positions, LayerScale and the temperature."""
+    """Decay spares biases, norms, tokens, positions, LayerScale and the temperature."""
 
+    name: Literal["adamw", "adafactor"] = "adamw"
+    """(D) Adafactor keeps one number per row and column of a matrix instead of two per weight."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """(D) AdamW's averages."""
+    """(D) AdamW's averages; Adafactor has its own."""
     weight_decay: NonNegativeFloat = 0.04
     """(D) Decoupled decay of the matrices."""
     max_grad_norm: PositiveFloat = 1.0

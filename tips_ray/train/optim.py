@@ -7,15 +7,17 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from tips_ray.config import OptimizerConfig
+from tips_ray.train.adafactor import Adafactor
 
 _TOKENS = ("cls_token", "register_tokens", "mask_token", "pos_embed")
 _EMBEDDING = re.compile(rf"(image|text)\.(patch_embed|token_embedding|{'|'.join(_TOKENS)})\b")
 _BLOCK = re.compile(r"(image|text)\.blocks\.(\d+)\.")
 
 
-def adamw(student: nn.Module, config: OptimizerConfig) -> AdamW:
-    """Fused AdamW; learning rate and decay are set by the schedule before every update."""
-    return AdamW(parameter_groups(student, config), lr=0.0, betas=config.betas, fused=True)
+def new_optimizer(student: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Fused AdamW or our Adafactor; learning rate and decay are set by the schedule before every update."""
+    groups = parameter_groups(student, config)
+    return Adafactor(groups) if config.name == "adafactor" else AdamW(groups, lr=0.0, betas=config.betas, fused=True)
 
 
 def parameter_groups(student: nn.Module, config: OptimizerConfig) -> list[dict]:

@@ -12,7 +12,7 @@ from tips_ray.models.networks import Heads, Student, Teacher
 from tips_ray.models.text import TextEncoder
 from tips_ray.models.vision import ImageEncoder
 from tips_ray.objective import Centers
-from tips_ray.train.optim import adamw
+from tips_ray.train.optim import new_optimizer
 
 
 @dataclass
@@ -59,7 +59,7 @@ def new_state(
     if prepare:
         prepare(student, teacher)
     centers = Centers(config.head.num_prototypes).to(device)
-    return TrainState(student, teacher, centers, adamw(student, config.optimizer))
+    return TrainState(student, teacher, centers, new_optimizer(student, config.optimizer))
 
 
 def _copied_teacher(student: Student) -> Teacher:
