@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
@@ -14,7 +13,7 @@ from tips_ray.distributed import world_size
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint
 from tips_ray.train.loop import train
-from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.sink import Report, RunInputs, RunSink
 from tips_ray.train.state import TrainState, new_state
 
@@ -53,7 +52,7 @@ def _prepared(config: RunConfig, student: Student, teacher: Teacher) -> None:
         compile_blocks(student)
         compile_blocks(teacher)
     device = next(student.parameters()).device
-    mesh = init_device_mesh(device.type, (world_size(),))
+    mesh = worker_mesh(device.type, resources.replicas)
     shard(student, teacher, mesh, torch.bfloat16 if resources.dtype == "bf16" else torch.float32)
 
 
