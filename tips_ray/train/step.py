@@ -14,18 +14,19 @@ from tips_ray.distributed import sum_over_ranks
 from tips_ray.models.networks import Embeddings, StudentOutputs
 from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
 from tips_ray.train.optim import set_rates
-from tips_ray.train.schedules import learning_rate, prototypes_frozen, teacher_temperature
+from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, prototypes_frozen, teacher_temperature
 from tips_ray.train.state import TrainState, update_teacher
 
 
 def train_step(state: TrainState, micro_batches: Sequence[Batch], config: TrainConfig) -> dict[str, Tensor]:
     """Advance `state` by one update; returns device scalars whose mean over ranks is the global batch's value."""
+    config = config_at(state.step, config)
     schedule, objective = config.schedule, config.objective
     terms, sums = accumulate_gradients(state, micro_batches, objective, schedule.total_steps)
     with record_function("optimizer"):
         grad_norm = _update_student(state, config)
     with record_function("ema"):
-        update_teacher(state.teacher, state.student, objective.ema_momentum)
+        update_teacher(state.teacher, state.student, ema_momentum(state.step, schedule.total_steps, objective))
         state.centers.move(sums, objective.center_momentum)
     state.step += 1
     return {**{f"loss/{name}": term for name, term in terms.items()}, "grad_norm": grad_norm}
