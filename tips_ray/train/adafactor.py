@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from tips_ray.distributed import sum_over_ranks, world_size
+from tips_ray.distributed import local_part, sum_over_ranks, world_size
 
 _DECAY_POWER, _EPSILON, _MOST_RMS = 0.8, 1e-16, 1.0
 
@@ -65,7 +65,9 @@ class _Part(NamedTuple):
     @classmethod
     def of(cls, parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> Self:
         rates = group["lr"], group["weight_decay"]
-        return cls(_local(parameter), _local(parameter.grad), state, *rates, parameter.shape, _copies(parameter))
+        return cls(
+            local_part(parameter), local_part(parameter.grad), state, *rates, parameter.shape, _copies(parameter)
+        )
 
 
 def _preconditioned(parts: Sequence[_Part]) -> list[Tensor]:
@@ -74,7 +76,7 @@ def _preconditioned(parts: Sequence[_Part]) -> list[Tensor]:
     for part, square in zip(parts, squares, strict=True):
         part.state["step"] += 1
         name, moment = ("rows_R", square.flatten(1).mean(1)) if _is_factored(part.shape) else ("moment", square)
-        average = _local(part.state[name])
+        average = local_part(part.state[name])
         average.lerp_(moment, _news(part))
         if _is_factored(part.shape):
             sums += [square.flatten(1).sum(0) / part.copies, average.sum()[None] / part.copies]
@@ -85,13 +87,13 @@ def _preconditioned(parts: Sequence[_Part]) -> list[Tensor]:
 def _factored(part: _Part, column_sums_C: Tensor, row_sum_1: Tensor) -> Tensor:
     rows, columns_C = part.shape[0], part.state["columns_C"]
     columns_C.lerp_(column_sums_C / rows, _news(part))
-    relative_R = _local(part.state["rows_R"]) / (row_sum_1 / rows)
+    relative_R = local_part(part.state["rows_R"]) / (row_sum_1 / rows)
     scaled_RC = part.gradient.flatten(1) * relative_R.rsqrt()[:, None] * columns_C.rsqrt()
     return scaled_RC.view_as(part.gradient)
 
 
 def _plain(part: _Part) -> Tensor:
-    return part.gradient * _local(part.state["moment"]).rsqrt()
+    return part.gradient * local_part(part.state["moment"]).rsqrt()
 
 
 def _scales(parts: Sequence[_Part], updates: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -117,11 +119,11 @@ def _first_state(parameter: nn.Parameter) -> dict[str, Tensor]:
     if not _is_factored(parameter.shape):
         return {"step": step, "moment": torch.zeros_like(parameter)}
     rows, columns = parameter.shape[0], prod(parameter.shape[1:])
-    rows_R = _local(parameter).new_zeros(len(_local(parameter)))
+    rows_R = local_part(parameter).new_zeros(len(local_part(parameter)))
     if isinstance(parameter, DTensor):
         mesh, placements = parameter.device_mesh, parameter.placements
         rows_R = DTensor.from_local(rows_R, mesh, placements, run_check=False, shape=torch.Size([rows]), stride=(1,))
-    return {"step": step, "rows_R": rows_R, "columns_C": _local(parameter).new_zeros(columns)}
+    return {"step": step, "rows_R": rows_R, "columns_C": local_part(parameter).new_zeros(columns)}
 
 
 def _is_factored(shape: torch.Size) -> bool:
@@ -134,7 +136,3 @@ def _copies(parameter: nn.Parameter) -> int:
         return world_size()
     mesh = parameter.device_mesh
     return prod(mesh.size(axis) for axis, placement in enumerate(parameter.placements) if placement.is_replicate())
-
-
-def _local(value: Any) -> Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value

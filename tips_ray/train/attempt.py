@@ -32,7 +32,7 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
     """
     config = run.config
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
-    state = new_state(config, device=device, prepare=partial(_prepared, config))
+    state = new_state(config, device=device, prepare=partial(_prepared, config, device))
     first_step, stream = open_stream()
     if first_step:
         load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
@@ -45,13 +45,12 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
     sink.close()
 
 
-def _prepared(config: RunConfig, student: Student, teacher: Teacher) -> None:
+def _prepared(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
     resources = config.resources
     apply_recomputation(student, resources.recompute)
     if resources.compile:
         compile_blocks(student)
         compile_blocks(teacher)
-    device = next(student.parameters()).device
     mesh = worker_mesh(device.type, resources.replicas)
     shard(student, teacher, mesh, torch.bfloat16 if resources.dtype == "bf16" else torch.float32)
 
