@@ -9,7 +9,6 @@ import pytest
 import torch
 from ranks import run_on_ranks
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from toy import toy_batch, toy_config
 
@@ -23,7 +22,7 @@ from tips_ray.train.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from tips_ray.train.parallelize import shard
+from tips_ray.train.parallelize import shard, worker_mesh
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
 
@@ -34,8 +33,10 @@ FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: no optimizer sta
 
 
 def _new(**values) -> TrainState:
+    """On several ranks sharded; four of them hold two copies."""
+
     def prepare(student, teacher):
-        shard(student, teacher, init_device_mesh("cpu", (world_size(),)))
+        shard(student, teacher, worker_mesh("cpu", replicas=2 if world_size() == 4 else 1))
 
     return new_state(toy_config(**values), prepare=prepare if world_size() > 1 else None)
 
@@ -89,6 +90,15 @@ def test_two_ranks_write_what_one_reads_and_the_other_way_round(tmp_path, values
     save_checkpoint(alone, str(tmp_path / "alone"), {})
     for found in run_on_ranks(2, _loaded, str(tmp_path / "alone"), values):
         torch.testing.assert_close(found, both[0], rtol=0, atol=0)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("values", [{}, ADAFACTOR], ids=["plain", "adafactor"])
+def test_four_ranks_with_two_copies_write_what_one_and_two_read(tmp_path, values):
+    four = run_on_ranks(4, _trained_and_saved, str(tmp_path), values)
+    load_checkpoint(alone := _new(**values), checkpoint_at(str(tmp_path), 2))
+    for found in (_whole(alone), *run_on_ranks(2, _loaded, str(tmp_path), values)):
+        torch.testing.assert_close(found, four[0], rtol=0, atol=0)
 
 
 def _trained_and_saved(folder: str, values: dict[str, Any]) -> dict[str, Tensor]:

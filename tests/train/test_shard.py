@@ -4,25 +4,30 @@ from typing import Any
 
 import pytest
 import torch
+from operator_calls import OperatorCalls
 from ranks import run_on_ranks
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from toy import rows, toy_batch, toy_config
 
 from tips_ray.distributed import rank, world_size
-from tips_ray.train.parallelize import shard, worker_mesh
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.state import TrainState, new_state
-from tips_ray.train.step import train_step
+from tips_ray.train.step import accumulate_gradients, train_step
 
 IMAGES, STEPS = 8, 3
 RUN = {"image__drop_path_rate": 0.2, "objective__prototype_freeze": 0.1, "optimizer__max_grad_norm": 0.5}
 ADAFACTOR = {"optimizer__name": "adafactor"}
 
 
-def _new(replicas: int, **values: Any) -> TrainState:
-    """A float64 state, sharded where there are several ranks."""
+def _new(replicas: int, compiled: bool = False, **values: Any) -> TrainState:
+    """A float64 state, sharded where there are several ranks; there it may be recomputed and compiled as well."""
 
     def prepare(student, teacher):
+        if compiled:
+            apply_recomputation(student, "selective")
+            compile_blocks(student, backend="aot_eager")
+            compile_blocks(teacher, backend="aot_eager")
         shard(student, teacher, worker_mesh("cpu", replicas), torch.float64)
 
     torch.set_default_dtype(torch.float64)
@@ -32,9 +37,9 @@ def _new(replicas: int, **values: Any) -> TrainState:
         torch.set_default_dtype(torch.float32)
 
 
-def _trained(micro_batches: int = 1, replicas: int = 1, **values: Any) -> dict[str, Tensor]:
+def _trained(micro_batches: int = 1, replicas: int = 1, compiled: bool = False, **values: Any) -> dict[str, Tensor]:
     """Student, teacher and centres after some steps, whole, and the gradient norm of each step."""
-    state, config = _new(replicas, **values), toy_config(**RUN, **values)
+    state, config = _new(replicas, compiled, **values), toy_config(**RUN, **values)
     size, norms = IMAGES // world_size() // micro_batches, []
     for step in range(STEPS):
         batch, first = toy_batch(IMAGES, seed=step, invalid=(3,)), rank() * size * micro_batches
@@ -69,6 +74,39 @@ def test_sharded_training_equals_one_process(ranks, micro_batches, replicas, val
     assert (expected["grad_norm"] > RUN["optimizer__max_grad_norm"]).all()  # every step is clipped
     for outcome in _over_ranks(ranks, micro_batches, replicas, **values):
         torch.testing.assert_close(outcome, expected, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.heavy
+def test_sharded_recomputed_and_compiled_training_equals_plain_training():
+    expected = _trained()
+    for outcome in _over_ranks(2, 2, 1, True):
+        torch.testing.assert_close(outcome, expected, atol=1e-8, rtol=1e-8)
+
+
+def _gradients(replicas: int, accumulate_unsharded: bool) -> tuple[dict[str, Tensor], int]:
+    """Of four micro-batches, whole, and how many collectives have reduced and cut something."""
+    state, config = _new(replicas), toy_config(**RUN)
+    batch, size = toy_batch(IMAGES * 2), IMAGES * 2 // world_size() // 4
+    first = rank() * size * 4
+    micro = [rows(batch, first + i * size, first + (i + 1) * size) for i in range(4)]
+    with OperatorCalls() as calls:
+        accumulate_gradients(state, micro, config.objective, config.schedule.total_steps, accumulate_unsharded)
+    reduced = sum(count for name, count in calls.counts.items() if "reduce_scatter" in str(name))
+    named = state.student.named_parameters()
+    return {n: p.grad.full_tensor() for n, p in named if isinstance(p.grad, DTensor)}, reduced
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 2)])
+def test_gradients_averaged_once_are_those_averaged_after_every_micro_batch(ranks, replicas):
+    each = run_on_ranks(ranks, _gradients, replicas, False)
+    once = run_on_ranks(ranks, _gradients, replicas, True)
+    names = {name for name, _ in new_state(toy_config()).student.named_parameters()}
+    for (expected, calls), (gradients, fewer) in zip(each, once, strict=True):
+        assert set(gradients) == names
+        torch.testing.assert_close(gradients, expected, atol=1e-10, rtol=1e-10)
+        # Two blocks, two of texts, two heads, the root; and two in the contrastive loss.
+        assert (calls, fewer) == (4 * 7 + 2, 7 + 2)
 
 
 def _held(replicas: int) -> dict[str, tuple[int, int, int]]:

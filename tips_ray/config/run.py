@@ -132,6 +132,10 @@ class ResourcesConfig(Schema):
     gpus_per_captioner: NonNegativeFloat = 0
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute type; weights are kept and gradients reduced in fp32."""
+    accumulate_unsharded: bool = False
+    """Average gradients over workers once, after the last micro-batch of a step, instead of after each.
+
+    Less traffic, for a whole gradient in every worker's memory."""
     compile: bool = False
     """torch.compile of every transformer block."""
     recompute: Literal["none", "selective", "full"] = "none"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.profiler import record_function
 
@@ -18,11 +19,13 @@ from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, pro
 from tips_ray.train.state import TrainState, update_teacher
 
 
-def train_step(state: TrainState, micro_batches: Sequence[Batch], config: TrainConfig) -> dict[str, Tensor]:
+def train_step(
+    state: TrainState, micro_batches: Sequence[Batch], config: TrainConfig, accumulate_unsharded: bool = False
+) -> dict[str, Tensor]:
     """Advance `state` by one update; returns device scalars whose mean over ranks is the global batch's value."""
     config = config_at(state.step, config)
     schedule, objective = config.schedule, config.objective
-    terms, sums = accumulate_gradients(state, micro_batches, objective, schedule.total_steps)
+    terms, sums = accumulate_gradients(state, micro_batches, objective, schedule.total_steps, accumulate_unsharded)
     with record_function("optimizer"):
         grad_norm = _update_student(state, config)
     with record_function("ema"):
@@ -33,13 +36,20 @@ def train_step(state: TrainState, micro_batches: Sequence[Batch], config: TrainC
 
 
 def accumulate_gradients(
-    state: TrainState, micro_batches: Sequence[Batch], objective: ObjectiveConfig, total_steps: int
+    state: TrainState,
+    micro_batches: Sequence[Batch],
+    objective: ObjectiveConfig,
+    total_steps: int,
+    accumulate_unsharded: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Add the gradients of the global batch to the student's; centres and weights do not move.
 
     Every pass sees the same randomness because all of it is keyed by sample. With K > 1 a first pass without gradient
     embeds all micro-batches; the contrastive loss over them gives each embedding's gradient, which a second pass
     carries into the encoders one micro-batch at a time.
+
+    Sharded gradients are averaged over ranks after every micro-batch, or once after the last if `accumulate_unsharded`:
+    less traffic, for a whole gradient in the memory of every rank.
 
     Returns:
         The named losses with their `total`, and the score sums of all ranks that move the centres.
@@ -60,6 +70,7 @@ def accumulate_gradients(
             _add(terms, {name: part.detach() for name, part in parts.items()})
             _add(sums, center_sums(scores, batch, objective))
         with record_function("backward"):
+            _average_gradients(state, not accumulate_unsharded or batch is micro_batches[-1])
             surrogate.backward()
     return {**terms, "total": weighted_total(terms, objective)}, _over_ranks(sums)
 
@@ -95,6 +106,12 @@ def _contrastive(
 def _student_pass(state: TrainState, batch: Batch) -> StudentOutputs:
     with record_function("student"):
         return state.student(batch)
+
+
+def _average_gradients(state: TrainState, now: bool) -> None:
+    """Whether the next backward ends with the average over ranks; an unsharded student has none."""
+    if isinstance(state.student, FSDPModule):
+        state.student.set_requires_gradient_sync(now)
 
 
 @torch.no_grad()
