@@ -64,6 +64,7 @@ class _Part(NamedTuple):
 
     @classmethod
     def of(cls, parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> Self:
+        assert parameter.grad is not None
         rates = group["lr"], group["weight_decay"]
         return cls(
             local_part(parameter), local_part(parameter.grad), state, *rates, parameter.shape, _copies(parameter)
