@@ -16,7 +16,7 @@ from tips_ray.batch import Batch
 from tips_ray.config import TrainConfig
 from tips_ray.models.networks import Student, Teacher, drawn_captions
 from tips_ray.objective import Centers
-from tips_ray.train.optim import parameter_groups
+from tips_ray.train.optim import parameter_groups, set_rates
 from tips_ray.train.schedules import learning_rate, prototypes_frozen, teacher_temperature
 from tips_ray.train.state import TrainState
 
@@ -38,7 +38,7 @@ def plain_state(state: TrainState, config: TrainConfig) -> TrainState:
     if any(unknown.values()):
         raise ValueError(f"the plain step knows TIPS alone; off its course: {[key for key in unknown if unknown[key]]}")
     student, teacher = copy.deepcopy(state.student), copy.deepcopy(state.teacher)
-    groups = parameter_groups(student, config.optimizer.weight_decay)
+    groups = parameter_groups(student, config.optimizer)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.optimizer.betas, foreach=False, fused=False)
     return TrainState(student, teacher, copy.deepcopy(state.centers), optimizer)
 
@@ -157,8 +157,7 @@ def _update(state: TrainState, config: TrainConfig) -> Tensor:
         state.student.heads.distillation.prototypes.grad = None
         state.student.heads.masked_image.prototypes.grad = None
     grad_norm = _clip(state.student, config.optimizer.max_grad_norm)
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, config.schedule)
+    set_rates(state.optimizer, learning_rate(state.step, config.schedule), config.optimizer.weight_decay)
     state.optimizer.step()
     state.optimizer.zero_grad()
     return grad_norm

@@ -80,7 +80,7 @@ def pretrain(config: "RunConfig") -> str:
         return folder.uri
     uri = index_uri(config.data, index, storage.join(config.storage, "index"))
     with captions_of(config, index, uri) as captions:
-        tokenizer = claim(config, index, folder, captions)
+        tokenizer = claim(config, index, folder, captions, found.step if found else 0)
         _tracked_fit(StreamInputs(config, uri, tokenizer, captions), index, folder, found.step if found else None)
     return folder.uri
 

@@ -10,9 +10,9 @@ from jobs import ray_cluster
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
 
-STUDENT_BYTES = 16
+STUDENT_BYTES = {"adamw": 16, "adafactor": 8}
 """Per parameter, all fp32: weight, gradient and AdamW's two averages. The teacher has its weight only."""
-TEACHER_BYTES = 4
+TEACHER_BYTES = GRADIENT_BYTES = 4
 
 
 def parameters(config: "RunConfig") -> tuple[int, int]:
@@ -34,8 +34,10 @@ def parameters(config: "RunConfig") -> tuple[int, int]:
 def model_sizes(config: "RunConfig") -> str:
     """What FSDP leaves on each worker beside activations and the one block that is gathered."""
     student, teacher = parameters(config)
-    workers = config.resources.workers
-    per_worker = (STUDENT_BYTES * student + TEACHER_BYTES * teacher) / workers
+    workers, shards = config.resources.workers, config.resources.workers // config.resources.replicas
+    per_worker = (STUDENT_BYTES[config.optimizer.name] * student + TEACHER_BYTES * teacher) / shards
+    if config.resources.accumulate_unsharded:
+        per_worker += GRADIENT_BYTES * student
     return (
         f"student {_millions(student)}, teacher {_millions(teacher)} parameters; {_bytes(per_worker)} of weights, "
         f"gradients and optimizer on each of {workers} workers"

@@ -15,8 +15,10 @@ SAMPLE_CHUNKS = 256
 """Chunks whose captions a tokenizer is trained on."""
 
 
-def claim(config: "RunConfig", index: "Index", folder: "RunFolder", captions: "CaptionAccess | None") -> str:
-    """Make the run folder the run's own; returns where its tokenizer is.
+def claim(
+    config: "RunConfig", index: "Index", folder: "RunFolder", captions: "CaptionAccess | None", step: int = 0
+) -> str:
+    """Make the run folder the run's own, which goes on at `step`; returns where its tokenizer is.
 
     The vocabulary is trained first: that may fail, and the run's name then stays free.
 
@@ -30,7 +32,7 @@ def claim(config: "RunConfig", index: "Index", folder: "RunFolder", captions: "C
     content = None
     if not config.captions.tokenizer and not storage.exists(uri):
         content = train_tokenizer(_texts(config, index, captions), config.text.vocab_size).source
-    folder.claim(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    folder.claim(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), step)
     if content:
         storage.write_bytes(uri, content)
     return uri

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def rank() -> int:
@@ -16,6 +17,11 @@ def rank() -> int:
 def world_size() -> int:
     """Processes in the group, 1 without one."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, in the same storage; the whole where nothing is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_batch(local_BD: Tensor) -> Tensor:

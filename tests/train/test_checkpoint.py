@@ -3,12 +3,12 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ranks import run_on_ranks
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from toy import toy_batch, toy_config
 
@@ -22,17 +22,21 @@ from tips_ray.train.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from tips_ray.train.parallelize import shard
+from tips_ray.train.parallelize import shard, worker_mesh
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
 
 pytestmark = pytest.mark.filterwarnings("error")
+LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}
+ADAFACTOR = {"optimizer__name": "adafactor"}
 FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: no optimizer state of the prototypes in that time
 
 
 def _new(**values) -> TrainState:
+    """On several ranks sharded; four of them hold two copies."""
+
     def prepare(student, teacher):
-        shard(student, teacher, init_device_mesh("cpu", (world_size(),)))
+        shard(student, teacher, worker_mesh("cpu", replicas=2 if world_size() == 4 else 1))
 
     return new_state(toy_config(**values), prepare=prepare if world_size() > 1 else None)
 
@@ -49,6 +53,9 @@ def _whole(state: TrainState) -> dict[str, Tensor]:
     found = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
     for name, parameter in state.student.named_parameters():
         found |= {f"optimizer.{name}.{key}": value for key, value in state.optimizer.state[parameter].items()}
+        group = next(group for group in state.optimizer.param_groups if any(parameter is p for p in group["params"]))
+        rates = ("lr", "lr_factor", "weight_decay", "decay_factor")
+        found |= {f"optimizer.{name}.{rate}": torch.tensor(group[rate]) for rate in rates}
     return {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in found.items()}
 
 
@@ -66,30 +73,41 @@ def _assert_equal(state: TrainState, other: TrainState) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 2, 5])
-def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps):
-    state = _trained(_new(**FROZEN), steps, **FROZEN)
+@pytest.mark.parametrize("values", [FROZEN, LAYERED, FROZEN | ADAFACTOR], ids=["plain", "layered", "adafactor"])
+def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps, values):
+    state = _trained(_new(**values), steps, **values)
     state.bad_rows = 7
-    load_checkpoint(restored := _new(**FROZEN), save_checkpoint(state, str(tmp_path), {}))
-    _assert_equal(_trained(restored, 4, **FROZEN), _trained(state, 4, **FROZEN))
+    load_checkpoint(restored := _new(**values), save_checkpoint(state, str(tmp_path), {}))
+    _assert_equal(_trained(restored, 4, **values), _trained(state, 4, **values))
 
 
 @pytest.mark.heavy
-def test_two_ranks_write_what_one_reads_and_the_other_way_round(tmp_path):
-    both = run_on_ranks(2, _trained_and_saved, str(tmp_path))
-    load_checkpoint(alone := _new(), checkpoint_at(str(tmp_path), 2))
+@pytest.mark.parametrize("values", [{}, LAYERED, ADAFACTOR], ids=["plain", "layered", "adafactor"])
+def test_two_ranks_write_what_one_reads_and_the_other_way_round(tmp_path, values):
+    both = run_on_ranks(2, _trained_and_saved, str(tmp_path), values)
+    load_checkpoint(alone := _new(**values), checkpoint_at(str(tmp_path), 2))
     torch.testing.assert_close(_whole(alone), both[0], rtol=0, atol=0)
     save_checkpoint(alone, str(tmp_path / "alone"), {})
-    for found in run_on_ranks(2, _loaded, str(tmp_path / "alone")):
+    for found in run_on_ranks(2, _loaded, str(tmp_path / "alone"), values):
         torch.testing.assert_close(found, both[0], rtol=0, atol=0)
 
 
-def _trained_and_saved(folder: str) -> dict[str, Tensor]:
-    save_checkpoint(state := _trained(_new(), 2), folder, {})
+@pytest.mark.heavy
+@pytest.mark.parametrize("values", [{}, ADAFACTOR], ids=["plain", "adafactor"])
+def test_four_ranks_with_two_copies_write_what_one_and_two_read(tmp_path, values):
+    four = run_on_ranks(4, _trained_and_saved, str(tmp_path), values)
+    load_checkpoint(alone := _new(**values), checkpoint_at(str(tmp_path), 2))
+    for found in (_whole(alone), *run_on_ranks(2, _loaded, str(tmp_path), values)):
+        torch.testing.assert_close(found, four[0], rtol=0, atol=0)
+
+
+def _trained_and_saved(folder: str, values: dict[str, Any]) -> dict[str, Tensor]:
+    save_checkpoint(state := _trained(_new(**values), 2, **values), folder, {})
     return _whole(state)
 
 
-def _loaded(folder: str) -> dict[str, Tensor]:
-    load_checkpoint(state := _new(), checkpoint_at(folder, 2))
+def _loaded(folder: str, values: dict[str, Any]) -> dict[str, Tensor]:
+    load_checkpoint(state := _new(**values), checkpoint_at(folder, 2))
     return _whole(state)
 
 

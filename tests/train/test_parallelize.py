@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
+from operator_calls import OperatorCalls
 from torch._dynamo.utils import counters
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy import toy_batch, toy_config
 
 from tips_ray.config import TrainConfig
@@ -14,18 +14,6 @@ from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients
 
 aten = torch.ops.aten
-
-
-class _Calls(TorchDispatchMode):
-    """How often each operator runs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.counts[func] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def _state(config: TrainConfig, mode) -> TrainState:
@@ -48,7 +36,7 @@ def _outcome(config: TrainConfig, mode, compiled: bool = False) -> list:
 
 def _calls(mode) -> Counter:
     state, batch = _state(config := toy_config(), mode), toy_batch(4)
-    with _Calls() as calls:
+    with OperatorCalls() as calls:
         accumulate_gradients(state, [batch], config.objective, config.schedule.total_steps)
     return calls.counts
 

@@ -62,6 +62,43 @@ def test_another_number_of_workers_is_allowed_and_noted(uri):
     assert storage.read_text(f"{uri}/config.yaml") == other
 
 
+CHANGED = CONFIG.replace("0.001", "0.001, changes: [{from_step: 5, beta: 1}, {from_step: 9, beta: 2}]")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CHANGED.replace("beta: 2", "beta: 3"),
+        CHANGED.replace("from_step: 9", "from_step: 7"),
+        CHANGED.replace(", {from_step: 9, beta: 2}", ""),
+        CHANGED.replace("beta: 2}", "beta: 2}, {from_step: 11, beta: 2}"),
+    ],
+)
+def test_changes_of_the_schedule_from_the_step_it_resumes_at_are_allowed_and_noted(uri, other):
+    RunFolder(uri).claim(CHANGED)
+    assert RunFolder(uri).claim(other, step=7) == "resumed"
+    (event,) = RunFolder(uri).read_events()
+    assert event["kind"] == "config" and all(key.startswith("schedule.changes.") for key in event["changes"])
+    assert storage.read_text(f"{uri}/config.yaml") == other
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CHANGED.replace("beta: 1", "beta: 2"),
+        CHANGED.replace("from_step: 9", "from_step: 6"),
+        CHANGED.replace("{from_step: 5, beta: 1}, ", ""),
+        CHANGED.replace("from_step: 5", "from_step: 8"),
+        CONFIG,
+    ],
+)
+def test_a_change_of_the_past_is_refused(uri, other):
+    RunFolder(uri).claim(CHANGED)
+    with pytest.raises(ValueError, match=r"another config.*\n  schedule.changes"):
+        RunFolder(uri).claim(other, step=7)
+    assert storage.read_text(f"{uri}/config.yaml") == CHANGED
+
+
 def test_an_empty_folder_reads_as_nothing(uri):
     folder = RunFolder(uri)
     folder.flush()

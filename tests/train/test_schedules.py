@@ -1,7 +1,9 @@
 import pytest
+from pydantic import ValidationError
+from toy import toy_config
 
 from tips_ray.config import ObjectiveConfig, ScheduleConfig
-from tips_ray.train.schedules import learning_rate, prototypes_frozen, teacher_temperature
+from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, prototypes_frozen, teacher_temperature
 
 
 def test_learning_rate_by_hand():
@@ -27,3 +29,52 @@ def test_teacher_temperature_by_hand():
 def test_prototypes_rest_for_one_percent_of_the_steps():
     config = ObjectiveConfig()
     assert [prototypes_frozen(step, 200, config) for step in range(4)] == [True, True, False, False]
+
+
+def test_constant_rate_with_a_linear_cooldown_by_hand():
+    """20 steps, 2 of warm-up, the last 4 fall by a quarter of 2.0 - 0.4 each; the last update has the final rate."""
+    config = ScheduleConfig(total_steps=20, peak_lr=2.0, warmup=0.1, shape="constant", cooldown=0.2, final_lr_ratio=0.2)
+    rates = [learning_rate(step, config) for step in (0, 1, 2, 15, 16, 17, 18, 19, 30)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 1.6, 1.2, 0.8, 0.4, 0.4])
+
+
+def test_warmup_and_cooldown_cannot_overlap():
+    with pytest.raises(ValidationError, match=r"warmup \(0.3\) and cooldown \(0.8\)"):
+        ScheduleConfig(shape="constant", warmup=0.3, cooldown=0.8)
+    ScheduleConfig(shape="constant", warmup=0.2, cooldown=0.8)
+
+
+def test_momentum_of_the_teacher_by_hand():
+    """101 steps: the start at step 0, halfway at 50, a quarter of the way at a third (1 + cos 60 deg = 3/2)."""
+    config = ObjectiveConfig(ema_momentum=0.9, ema_momentum_final=1.0)
+    assert [ema_momentum(step, 101, config) for step in (0, 50, 100, 200)] == pytest.approx([0.9, 0.95, 1.0, 1.0])
+    assert ema_momentum(30, 91, config) == pytest.approx(0.925)
+    assert ema_momentum(30, 91, ObjectiveConfig(ema_momentum=0.9)) == 0.9
+
+
+def test_changes_hold_from_their_step_on_and_later_ones_go_before():
+    changes = [
+        {"from_step": 3, "peak_lr": 0.5, "beta": 1.0},
+        {"from_step": 6, "beta": 0.5, "weight_decay": 0.0, "max_grad_norm": 2.0, "ema_momentum": 0.9},
+    ]
+    config = toy_config(schedule__changes=changes)
+    assert config_at(2, config) == config
+    third, last = config_at(3, config), config_at(6, config)
+    assert (third.schedule.peak_lr, third.objective.beta, third.objective.alpha) == (0.5, 1.0, 1.0)
+    assert third.optimizer == config.optimizer
+    assert (last.schedule.peak_lr, last.objective.beta, last.objective.ema_momentum) == (0.5, 0.5, 0.9)
+    assert (last.optimizer.weight_decay, last.optimizer.max_grad_norm) == (0.0, 2.0)
+    assert learning_rate(3, third.schedule) == pytest.approx(500 * learning_rate(3, config.schedule))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"schedule__changes": [{"from_step": 3}, {"from_step": 3}]}, r"from_step must rise.*\[3, 3\]"),
+        ({"schedule__changes": [{"from_step": 3, "beta": 1}], "objective__beta": 0}, r"objective.beta \(0\)"),
+        ({"schedule__changes": [{"from_step": 3, "warmup": 0.1}]}, "warmup"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        toy_config(**values)

@@ -1,55 +1,141 @@
 """FSDP2 over gloo ranks gives the training of one process."""
 
+from typing import Any
+
 import pytest
 import torch
+from operator_calls import OperatorCalls
 from ranks import run_on_ranks
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from toy import rows, toy_batch, toy_config
 
 from tips_ray.distributed import rank, world_size
-from tips_ray.train.parallelize import shard
-from tips_ray.train.state import new_state
-from tips_ray.train.step import train_step
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
+from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.step import accumulate_gradients, train_step
 
 IMAGES, STEPS = 8, 3
+RUN = {"image__drop_path_rate": 0.2, "objective__prototype_freeze": 0.1, "optimizer__max_grad_norm": 0.5}
+ADAFACTOR = {"optimizer__name": "adafactor"}
 
 
-def _trained(micro_batches: int) -> dict[str, Tensor]:
-    """Student, teacher and centres after some steps, whole, and the share of the parameters that this rank held."""
+def _new(replicas: int, compiled: bool = False, **values: Any) -> TrainState:
+    """A float64 state, sharded where there are several ranks; there it may be recomputed and compiled as well."""
+
+    def prepare(student, teacher):
+        if compiled:
+            apply_recomputation(student, "selective")
+            compile_blocks(student, backend="aot_eager")
+            compile_blocks(teacher, backend="aot_eager")
+        shard(student, teacher, worker_mesh("cpu", replicas), torch.float64)
+
     torch.set_default_dtype(torch.float64)
     try:
-        config = toy_config(image__drop_path_rate=0.2, objective__prototype_freeze=0.1)
-        sharded = world_size() > 1
-        mesh = init_device_mesh("cpu", (world_size(),)) if sharded else None
-        state = new_state(config, prepare=(lambda s, t: shard(s, t, mesh, torch.float64)) if mesh else None)
-        size = IMAGES // world_size() // micro_batches
-        for step in range(STEPS):
-            batch, first = toy_batch(IMAGES, seed=step, invalid=(3,)), rank() * size * micro_batches
-            micro = [rows(batch, first + i * size, first + (i + 1) * size) for i in range(micro_batches)]
-            train_step(state, micro, config)
+        return new_state(toy_config(**RUN, **values), prepare=prepare if world_size() > 1 else None)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def _trained(micro_batches: int = 1, replicas: int = 1, compiled: bool = False, **values: Any) -> dict[str, Tensor]:
+    """Student, teacher and centres after some steps, whole, and the gradient norm of each step."""
+    state, config = _new(replicas, compiled, **values), toy_config(**RUN, **values)
+    size, norms = IMAGES // world_size() // micro_batches, []
+    for step in range(STEPS):
+        batch, first = toy_batch(IMAGES, seed=step, invalid=(3,)), rank() * size * micro_batches
+        micro = [rows(batch, first + i * size, first + (i + 1) * size) for i in range(micro_batches)]
+        norms.append(train_step(state, micro, config)["grad_norm"])
+    whole = {
+        key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in _tensors(state).items()
+    }
+    return {**whole, "grad_norm": torch.stack(norms)}
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
     networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
-    tensors = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
-    held = sum(value.to_local().numel() for value in tensors.values() if isinstance(value, DTensor))
-    whole = {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in tensors.items()}
-    return {**whole, "held": torch.tensor(held)}
+    return {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+
+
+def _over_ranks(ranks: int, *arguments: Any, **values: Any) -> list[dict[str, Tensor]]:
+    return run_on_ranks(ranks, _trained_with, arguments, values)
+
+
+def _trained_with(arguments: tuple, values: dict[str, Any]) -> dict[str, Tensor]:
+    return _trained(*arguments, **values)
 
 
 @pytest.mark.heavy
-def test_sharded_training_equals_one_process_with_and_without_micro_batches():
-    expected = _trained(1)
-    expected.pop("held")
-    total = sum(value.numel() for key, value in expected.items() if not key.startswith("centers"))
-    for ranks, micro_batches in ((2, 1), (2, 2)):
-        outcomes = run_on_ranks(ranks, _trained, micro_batches)
-        assert sum(outcome.pop("held").item() for outcome in outcomes) == total
-        for outcome in outcomes:
-            torch.testing.assert_close(outcome, expected, atol=1e-8, rtol=1e-8)
+@pytest.mark.parametrize(
+    ("ranks", "micro_batches", "replicas", "values"),
+    [(2, 1, 1, {}), (2, 2, 1, {}), (4, 1, 2, {}), (2, 1, 1, ADAFACTOR), (4, 1, 2, ADAFACTOR)],
+)
+def test_sharded_training_equals_one_process(ranks, micro_batches, replicas, values):
+    expected = _trained(**values)
+    assert (expected["grad_norm"] > RUN["optimizer__max_grad_norm"]).all()  # every step is clipped
+    for outcome in _over_ranks(ranks, micro_batches, replicas, **values):
+        torch.testing.assert_close(outcome, expected, atol=1e-8, rtol=1e-8)
 
 
-def test_each_of_two_ranks_holds_about_half_of_every_network():
-    held = [outcome["held"].item() for outcome in run_on_ranks(2, _trained, 1)]
-    assert abs(held[0] - held[1]) < 0.1 * sum(held)
+@pytest.mark.heavy
+def test_sharded_recomputed_and_compiled_training_equals_plain_training():
+    expected = _trained()
+    for outcome in _over_ranks(2, 2, 1, True):
+        torch.testing.assert_close(outcome, expected, atol=1e-8, rtol=1e-8)
+
+
+def _gradients(replicas: int, accumulate_unsharded: bool) -> tuple[dict[str, Tensor], int]:
+    """Of four micro-batches, whole, and how many collectives have reduced and cut something."""
+    state, config = _new(replicas), toy_config(**RUN)
+    batch, size = toy_batch(IMAGES * 2), IMAGES * 2 // world_size() // 4
+    first = rank() * size * 4
+    micro = [rows(batch, first + i * size, first + (i + 1) * size) for i in range(4)]
+    with OperatorCalls() as calls:
+        accumulate_gradients(state, micro, config.objective, config.schedule.total_steps, accumulate_unsharded)
+    reduced = sum(count for name, count in calls.counts.items() if "reduce_scatter" in str(name))
+    named = state.student.named_parameters()
+    return {n: p.grad.full_tensor() for n, p in named if isinstance(p.grad, DTensor)}, reduced
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 2)])
+def test_gradients_averaged_once_are_those_averaged_after_every_micro_batch(ranks, replicas):
+    each = run_on_ranks(ranks, _gradients, replicas, False)
+    once = run_on_ranks(ranks, _gradients, replicas, True)
+    names = {name for name, _ in new_state(toy_config()).student.named_parameters()}
+    for (expected, calls), (gradients, fewer) in zip(each, once, strict=True):
+        assert set(gradients) == names
+        torch.testing.assert_close(gradients, expected, atol=1e-10, rtol=1e-10)
+        # Two blocks, two of texts, two heads, the root; and two in the contrastive loss.
+        assert (calls, fewer) == (4 * 7 + 2, 7 + 2)
+
+
+def _held(replicas: int) -> dict[str, tuple[int, int, int]]:
+    """Rows that this rank holds of each parameter, rows and size of the whole one."""
+    state = _new(replicas)
+    named = [*state.student.named_parameters(prefix="student"), *state.teacher.named_parameters(prefix="teacher")]
+    assert all(isinstance(parameter, DTensor) for _, parameter in named)
+    return {name: (len(p.to_local()), len(p), p.to_local().numel()) for name, p in named if isinstance(p, DTensor)}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 2)])
+def test_each_rank_of_a_pair_holds_half_of_the_rows_of_every_parameter(ranks, replicas):
+    held = run_on_ranks(ranks, _held, replicas)
+    parts = {name.rpartition(".")[0].split(".")[0] + "." + name.split(".")[1] for name in held[0]}
+    assert parts == {"student." + p for p in ("image", "text", "heads", "log_temperature")} | {
+        "teacher." + p for p in ("image", "heads")
+    }
+    for name, (_, whole, _) in held[0].items():
+        half = -(-whole // 2)  # rounded up on the first of the two
+        assert [rank_held[name][0] for rank_held in held] == [half, whole - half] * replicas, name
+    sizes = [sum(numel for _, _, numel in rank_held.values()) for rank_held in held]
+    assert abs(sizes[0] - sizes[1]) < 0.1 * sum(sizes[:2])
+
+
+def _mesh_of_three() -> None:
+    worker_mesh("cpu", 2)
+
+
+def test_replicas_must_divide_the_workers():
+    with pytest.raises(RuntimeError, match=r"resources.replicas \(2\) must divide the number of workers \(3\)"):
+        run_on_ranks(3, _mesh_of_three)

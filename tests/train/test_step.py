@@ -170,6 +170,25 @@ def test_prototypes_rest_while_frozen_and_move_afterwards():
     assert torch.equal(history[0], history[1]) and not torch.equal(history[1], history[2])
 
 
+def test_a_step_sees_the_values_of_its_change_and_no_step_before_does():
+    direct = {"peak_lr": 0.5, "beta": 1.0, "ema_momentum": 0.5, "max_grad_norm": 0.1, "weight_decay": 0.5}
+    whole = toy_config(
+        schedule__peak_lr=0.5,
+        objective__beta=1.0,
+        objective__ema_momentum=0.5,
+        optimizer__max_grad_norm=0.1,
+        optimizer__weight_decay=0.5,
+    )
+    plain, changed = toy_config(), toy_config(schedule__changes=[{"from_step": 1, **direct}])
+    states = [_state(toy_config()), _state(toy_config())]
+    for configs in ((plain, changed), (whole, changed)):
+        for state, config in zip(states, configs, strict=True):
+            train_step(state, [toy_batch(4)], config)
+        for name in ("student", "teacher"):
+            first, second = (getattr(state, name).state_dict() for state in states)
+            torch.testing.assert_close(second, first, atol=0, rtol=0)
+
+
 def test_sixty_steps_on_one_batch_learn_which_caption_belongs_to_which_image():
     config = toy_config(schedule__total_steps=60, schedule__peak_lr=3e-3, objective__alpha=0.1, objective__beta=0.1)
     state, batch = new_state(config), toy_batch(8).to("cpu", torch.float32)

@@ -115,6 +115,10 @@ class ResourcesConfig(Schema):
     """Workers and what each holds."""
 
     workers: PositiveInt = 1
+    replicas: PositiveInt = 1
+    """Copies of the weights (HSDP): each is cut over workers / replicas of them, instead of one over all.
+
+    Gathering then stays inside a copy, and only gradients travel between copies. It must divide `workers`."""
     gpus_per_worker: NonNegativeFloat = 0
     cpus_per_worker: NonNegativeFloat = 1
     max_failures: NonNegativeInt = 2
@@ -128,10 +132,20 @@ class ResourcesConfig(Schema):
     gpus_per_captioner: NonNegativeFloat = 0
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute type; weights are kept and gradients reduced in fp32."""
+    accumulate_unsharded: bool = False
+    """Average gradients over workers once, after the last micro-batch of a step, instead of after each.
+
+    Less traffic, for a whole gradient in every worker's memory."""
     compile: bool = False
     """torch.compile of every transformer block."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations that are computed again instead of kept."""
+
+    @model_validator(mode="after")
+    def _replicas_divide(self) -> Self:
+        if self.workers % self.replicas:
+            raise ValueError(f"replicas ({self.replicas}) must divide workers ({self.workers})")
+        return self
 
 
 class TrackingConfig(Schema):

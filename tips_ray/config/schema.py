@@ -1,6 +1,7 @@
 """Pydantic models of a run. A field marked (D) is not published for TIPS: its value is our decision, not theirs."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -9,6 +10,7 @@ from pydantic import model_validator as _model_validator
 from tips_ray.config.variants import VARIANTS, image_sizes, text_sizes
 
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -99,7 +101,9 @@ class ObjectiveConfig(Schema):
     center_momentum: Share = 0.9
     """(D) Share of the old centre that a step keeps."""
     ema_momentum: Share = 0.994
-    """(D) Share of the old teacher that a step keeps; constant."""
+    """(D) Share of the old teacher that a step keeps."""
+    ema_momentum_final: Share | None = None
+    """(D) What it becomes by the last step, on a half cosine; None: it is constant. DINOv2 ends at 1."""
     prototype_freeze: Share = 0.01
     """(D) Share of all steps during which the prototypes do not move."""
     contrastive_view: Literal["clean", "masked"] = "clean"
@@ -126,14 +130,38 @@ class ObjectiveConfig(Schema):
 
 
 class OptimizerConfig(Schema):
-    """AdamW; decay spares biases, norms, tokens, positions, LayerScale and the temperature."""
+    """Decay spares biases, norms, tokens, positions, LayerScale and the temperature."""
 
+    name: Literal["adamw", "adafactor"] = "adamw"
+    """(D) Adafactor keeps one number per row and column of a matrix instead of two per weight."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """(D) AdamW's averages."""
+    """(D) AdamW's averages; Adafactor has its own."""
     weight_decay: NonNegativeFloat = 0.04
     """(D) Decoupled decay of the matrices."""
     max_grad_norm: PositiveFloat = 1.0
     """(D) Global gradient norm is clipped to this."""
+    layer_decay: PositiveShare = 1.0
+    """(D) Block i of d blocks, counted from 0, learns at layer_decay^(d - i) of the rate, in the image and the text
+    encoder each; embeddings, tokens and positions at layer_decay^(d + 1); final norms, heads, temperature at 1."""
+    patch_embed_lr_factor: PositiveFloat = 1.0
+    """(D) Further factor of the patch embedding's rate; DINOv2 takes 0.2."""
+
+
+class ScheduleChange(Schema):
+    """Values that hold from a step on, in place of the config's; None leaves what held before.
+
+    A resumed run may bring further changes, from the step it resumes at on; those of the past stay what they were.
+    """
+
+    from_step: NonNegativeInt
+    """Optimizer steps completed before the first update that sees the values."""
+    peak_lr: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+    max_grad_norm: PositiveFloat | None = None
+    alpha: PositiveFloat | None = None
+    beta: PositiveFloat | None = None
+    ema_momentum: Share | None = None
+    ema_momentum_final: Share | None = None
 
 
 class ScheduleConfig(Schema):
@@ -146,11 +174,36 @@ class ScheduleConfig(Schema):
     warmup: ShareBelowOne = 0.05
     """(D) Share of all steps over which the learning rate rises linearly."""
     final_lr_ratio: Share = 0.0
-    """(D) Learning rate at the last step over `peak_lr`; cosine in between."""
+    """(D) Learning rate at the last step over `peak_lr`."""
+    shape: Literal["cosine", "constant"] = "cosine"
+    """(D) Between warm-up and last step: half a cosine, or the peak up to a linear cooldown."""
+    cooldown: PositiveShare = 0.2
+    """(D) Share of all steps, the last ones, over which `constant` falls to its end."""
+    changes: tuple[ScheduleChange, ...] = ()
+    """Values that hold from some step on."""
 
     @property
     def warmup_steps(self) -> int:
         return round(self.warmup * self.total_steps)
+
+    @property
+    def cooldown_steps(self) -> int:
+        return max(round(self.cooldown * self.total_steps), 1)
+
+    @_model_validator(mode="after")
+    def _phases_fit(self):
+        if self.shape == "constant" and self.warmup_steps + self.cooldown_steps > self.total_steps:
+            raise ValueError(
+                f"warmup ({self.warmup}) and cooldown ({self.cooldown}) are shares of all steps and together at most 1"
+            )
+        return self
+
+    @_model_validator(mode="after")
+    def _changes_are_in_order(self):
+        steps = [change.from_step for change in self.changes]
+        if any(later <= earlier for earlier, later in pairwise(steps)):
+            raise ValueError(f"changes: from_step must rise from one change to the next, not {steps}")
+        return self
 
 
 class TrainConfig(Schema):
@@ -174,6 +227,16 @@ class TrainConfig(Schema):
             return tree  # None, or a mistake that validation names
         image = {**image_sizes(variant), **(tree.get("image") or {})}
         return {**tree, "image": image, "text": {**text_sizes(variant), **(tree.get("text") or {})}}
+
+    @_model_validator(mode="after")
+    def _no_change_wakes_a_loss(self):
+        for name in ("alpha", "beta"):
+            changed = any(getattr(change, name) is not None for change in self.schedule.changes)
+            if changed and not getattr(self.objective, name):
+                raise ValueError(
+                    f"schedule.changes: {name} cannot change, since objective.{name} (0) leaves out its pass"
+                )
+        return self
 
     @_model_validator(mode="after")
     def _widths_meet(self):

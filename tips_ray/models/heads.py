@@ -29,6 +29,8 @@ class PrototypeHead(nn.Module):
 
     def reset_parameters(self) -> None:
         self.apply(initialize)
+
+    def reset_own_parameters(self) -> None:
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, features_RD: Tensor) -> Tensor:

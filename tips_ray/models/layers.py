@@ -6,6 +6,7 @@ matrix, only attention works group by group. The numbers are those of separate p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from timm.layers.layer_scale import LayerScale
@@ -24,6 +25,13 @@ class Group:
     length: int
     key_mask_BT: Tensor | None = None
     """True where a token may be attended to; None: everywhere."""
+
+
+@runtime_checkable
+class HasOwnParameters(Protocol):
+    """A module with parameters beside those of its children."""
+
+    def reset_own_parameters(self) -> None: ...
 
 
 class Attention(nn.Module):
@@ -101,13 +109,24 @@ def drop_path_factors(key_S: Tensor, lengths_S: Tensor, rate: float, depth: int)
 
 
 def initialize(module: nn.Module) -> None:
-    """(D) Xavier uniform as in Flax's ViT, zero biases, norms and gains at their start.
+    """Draw what the module itself holds, and nothing of its children; our own modules have `reset_own_parameters`.
 
-    It follows the width, where a fixed 0.02 leaves narrow models with almost no signal.
+    (D) Xavier uniform as in Flax's ViT, zero biases, norms and gains at their start: it follows the width, where a
+    fixed 0.02 leaves narrow models with almost no signal. Patches start as Flax's do (LeCun normal) on pixels moved to
+    [-1, 1], by weight and bias alone: from [0, 1] as it is, brightness would make all tokens nearly equal. Token rows
+    have unit length once multiplied by sqrt(D).
     """
     if isinstance(module, (nn.LayerNorm, LayerScale)):
         module.reset_parameters()
-    if isinstance(module, nn.Linear):
+    elif isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=2 * module.weight[0].numel() ** -0.5)
+        if module.bias is not None:
+            module.bias.data.copy_(-module.weight.data.sum(dim=(1, 2, 3)) / 2)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+    elif isinstance(module, HasOwnParameters):
+        module.reset_own_parameters()

@@ -4,6 +4,7 @@ D width, K prototypes.
 The student is one module with one `forward`, so that FSDP gathers each of its blocks once for all crops of a step.
 """
 
+import math
 from typing import NamedTuple, Self
 
 import torch
@@ -62,7 +63,11 @@ class Student(nn.Module):
         super().__init__()
         self.image, self.text, self.heads, self.config = image, text, heads, config
         # One element and not none: FSDP shards no 0-dimensional parameter.
-        self.log_temperature = nn.Parameter(torch.tensor([config.initial_temperature]).log())
+        self.log_temperature = nn.Parameter(torch.empty(1))
+        self.reset_own_parameters()
+
+    def reset_own_parameters(self) -> None:
+        nn.init.constant_(self.log_temperature, math.log(self.config.initial_temperature))
 
     def forward(self, batch: Batch) -> StudentOutputs:
         """All passes that the objective asks for, packed into one."""

@@ -39,9 +39,7 @@ class TextEncoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """(D) Matrices as in the image encoder; token rows have unit length once multiplied by sqrt(D)."""
         self.apply(initialize)
-        nn.init.normal_(self.token_embedding.weight, std=self.config.width**-0.5)
 
     def forward(self, token_ids_BT: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """Text embeddings [B, D], not normalised; a text without valid tokens gives zeros.

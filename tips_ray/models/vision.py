@@ -63,13 +63,10 @@ class ImageEncoder(nn.Module):
         return Block(config.width, config.num_heads, ffn, norm_eps=1e-6, layer_scale=config.layer_scale_init)
 
     def reset_parameters(self) -> None:
-        """(D) Patches start as Flax's ViT does (LeCun normal) on pixels moved to [-1, 1], by weight and bias alone:
-        from [0, 1] as it is, brightness would make all tokens nearly equal. Both CLS tokens start small and apart."""
         self.apply(initialize)
-        projection = self.patch_embed.proj
-        nn.init.normal_(projection.weight, std=2 * (3 * self.config.patch_size_px**2) ** -0.5)
-        with torch.no_grad():
-            projection.bias.copy_(-projection.weight.sum(dim=(1, 2, 3)) / 2)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def reset_own_parameters(self) -> None:
+        """(D) Both CLS tokens start small and apart."""
         for parameter in (self.cls_token, self.register_tokens, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.zeros_(self.mask_token)

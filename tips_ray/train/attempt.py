@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
 
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
@@ -14,7 +13,7 @@ from tips_ray.distributed import world_size
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint
 from tips_ray.train.loop import train
-from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.sink import Report, RunInputs, RunSink
 from tips_ray.train.state import TrainState, new_state
 
@@ -33,7 +32,7 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
     """
     config = run.config
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
-    state = new_state(config, device=device, prepare=partial(_prepared, config))
+    state = new_state(config, device=device, prepare=partial(_prepared, config, device))
     first_step, stream = open_stream()
     if first_step:
         load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
@@ -46,14 +45,13 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
     sink.close()
 
 
-def _prepared(config: RunConfig, student: Student, teacher: Teacher) -> None:
+def _prepared(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
     resources = config.resources
     apply_recomputation(student, resources.recompute)
     if resources.compile:
         compile_blocks(student)
         compile_blocks(teacher)
-    device = next(student.parameters()).device
-    mesh = init_device_mesh(device.type, (world_size(),))
+    mesh = worker_mesh(device.type, resources.replicas)
     shard(student, teacher, mesh, torch.bfloat16 if resources.dtype == "bf16" else torch.float32)
 
 

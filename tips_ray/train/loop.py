@@ -48,7 +48,7 @@ def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig
     total_steps = config.schedule.total_steps
     while state.step < total_steps:
         micro_batches = pace.wait_for(steps)
-        metrics = train_step(state, micro_batches, config)
+        metrics = train_step(state, micro_batches, config, config.resources.accumulate_unsharded)
         bad_rows.count(micro_batches)
         should_save = state.step == total_steps or state.step % config.checkpoint_every_steps == 0
         if should_save or state.step == 1 or state.step % config.log_every_steps == 0:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from tips_ray.distributed import world_size
 from tips_ray.models.layers import Block, Group
 from tips_ray.models.networks import Student, Teacher
 
@@ -63,13 +64,28 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
         block.compile(backend=backend, dynamic=False)
 
 
+def worker_mesh(device_type: str, replicas: int = 1) -> DeviceMesh:
+    """All workers: those that share one copy of the weights along the last axis, copies along the one before it.
+
+    Neighbouring ranks share a copy, so that a copy of the size of a machine is gathered inside the machine.
+
+    Raises:
+        ValueError: the copies cannot be of equal size.
+    """
+    if world_size() % replicas:
+        raise ValueError(f"resources.replicas ({replicas}) must divide the number of workers ({world_size()})")
+    sizes, names = (replicas, world_size() // replicas), ("replica", "shard")
+    used = slice(None) if replicas > 1 else slice(1, None)
+    return init_device_mesh(device_type, sizes[used], mesh_dim_names=names[used])
+
+
 def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
     """FSDP2: parameters, gradients and optimizer state cut over `mesh`, block by block, heads, then the roots.
 
     Args:
         student: gathered for computing in `dtype`; gradients are averaged over ranks in fp32 or better.
         teacher: the same without gradients.
-        mesh: one axis, all ranks.
+        mesh: all ranks; of two axes (HSDP), the first holds copies and the second cuts.
         dtype: compute type; the shards stay fp32.
     """
     reduce_dtype = torch.promote_types(dtype, torch.float32)

@@ -40,8 +40,10 @@ class RunFolder:
         self._events = _Log(storage.join(self.uri, "events"), "attempt-{attempt:04d}")
         self._rejects = _Log(storage.join(self.uri, "rejects"), f"rank-{rank:05d}-attempt-{{attempt:04d}}")
 
-    def claim(self, config_text: str) -> Literal["new", "resumed"]:
+    def claim(self, config_text: str, step: int = 0) -> Literal["new", "resumed"]:
         """Store `config_text` as the run's config, or compare it with the one that is there.
+
+        `schedule.changes` from `step` on, where the run goes on, may differ as well: nothing was computed with them.
 
         Raises:
             ValueError: the run has another config in a key that is not in `MAY_DIFFER`; all of them are listed.
@@ -49,8 +51,10 @@ class RunFolder:
         config_uri = storage.join(self.uri, "config.yaml")
         if storage.create_text(config_uri, config_text):
             return "new"
-        changes = _changes(yaml.safe_load(storage.read_text(config_uri)), yaml.safe_load(config_text))
-        refused = [f"  {key}: {change}" for key, change in changes.items() if not _may_differ(key)]
+        there, given = yaml.safe_load(storage.read_text(config_uri)), yaml.safe_load(config_text)
+        changes = _changes(there, given)
+        used = _changes(_used(there, step), _used(given, step))
+        refused = [f"  {key}: {change}" for key, change in used.items() if not _may_differ(key)]
         if refused:
             raise ValueError("\n".join([f"{self.uri} holds a run with another config (there -> given):", *refused]))
         if changes:
@@ -218,6 +222,13 @@ def _now() -> str:
 
 def _may_differ(key: str) -> bool:
     return any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)
+
+
+def _used(config: dict[str, Any], step: int) -> dict[str, Any]:
+    """`config` without the schedule's changes from `step` on, which no update before it has seen."""
+    schedule = config.get("schedule") or {}
+    past = [change for change in schedule.get("changes") or () if change["from_step"] < step]
+    return {**config, "schedule": {**schedule, "changes": past}}
 
 
 def _changes(old: Any, new: Any) -> dict[str, str]:

@@ -1,21 +1,27 @@
 """Pure functions of the step, so that nothing has to be restored."""
 
 import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from tips_ray.config import ObjectiveConfig, ScheduleConfig
+from tips_ray.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+
+PartT = TypeVar("PartT", ObjectiveConfig, OptimizerConfig, ScheduleConfig)
 
 
 def learning_rate(step: int, config: ScheduleConfig) -> float:
-    """Rate of the update that leads from `step` to `step + 1`: linear warm-up, then a half cosine.
+    """Rate of the update that leads from `step` to `step + 1`: linear warm-up, then the schedule's shape.
 
-    The first update has peak/warmup_steps, update number warmup_steps has the peak, the last has the final rate.
+    The first update has peak/warmup_steps, update number warmup_steps has the peak, the last has the final rate. The
+    first update of a cooldown lies one of its steps below the peak.
     """
     if step < config.warmup_steps:
         return config.peak_lr * (step + 1) / config.warmup_steps
-    remaining = max(config.total_steps - 1 - config.warmup_steps, 1)
-    progress = min((step - config.warmup_steps) / remaining, 1.0)
-    ratio = config.final_lr_ratio
-    return config.peak_lr * (ratio + (1 - ratio) * (1 + math.cos(math.pi * progress)) / 2)
+    if config.shape == "cosine":
+        left = _half_cosine((step - config.warmup_steps) / max(config.total_steps - 1 - config.warmup_steps, 1))
+    else:
+        left = min(max((config.total_steps - 1 - step) / config.cooldown_steps, 0.0), 1.0)
+    return config.peak_lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * left)
 
 
 def teacher_temperature(step: int, total_steps: int, config: ObjectiveConfig) -> float:
@@ -26,6 +32,31 @@ def teacher_temperature(step: int, total_steps: int, config: ObjectiveConfig) ->
     return start + (config.teacher_temperature - start) * progress
 
 
+def ema_momentum(step: int, total_steps: int, config: ObjectiveConfig) -> float:
+    """Share of the old teacher that the update from `step` keeps: the first value at step 0, the final at the last."""
+    if config.ema_momentum_final is None:
+        return config.ema_momentum
+    left = _half_cosine(step / max(total_steps - 1, 1))
+    return config.ema_momentum_final + (config.ema_momentum - config.ema_momentum_final) * left
+
+
 def prototypes_frozen(step: int, total_steps: int, config: ObjectiveConfig) -> bool:
     """True while the prototypes do not move."""
     return step < config.prototype_freeze * total_steps
+
+
+def config_at(step: int, config: TrainConfig) -> TrainConfig:
+    """`config` as the update from `step` sees it, with `schedule.changes` up to this step made."""
+    changes = [change for change in config.schedule.changes if change.from_step <= step]
+    values = {key: value for change in changes for key, value in change if value is not None}
+    parts = {name: _replaced(getattr(config, name), values) for name in ("objective", "optimizer", "schedule")}
+    return config.model_copy(update=parts) if changes else config
+
+
+def _replaced(part: PartT, values: Mapping[str, Any]) -> PartT:
+    return part.model_copy(update={key: values[key] for key in values.keys() & type(part).model_fields})
+
+
+def _half_cosine(progress: float) -> float:
+    """From 1 at 0 to 0 at 1 and beyond."""
+    return (1 + math.cos(math.pi * min(progress, 1.0))) / 2

@@ -1,18 +1,19 @@
 """What a run is between two steps, and how it starts."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from tips_ray.config import TrainConfig
+from tips_ray.distributed import local_part
 from tips_ray.models.networks import Heads, Student, Teacher
 from tips_ray.models.text import TextEncoder
 from tips_ray.models.vision import ImageEncoder
 from tips_ray.objective import Centers
-from tips_ray.train.optim import adamw
+from tips_ray.train.initialization import copy_shards, draw, give_storage, require_values
+from tips_ray.train.optim import new_optimizer
 
 
 @dataclass
@@ -35,13 +36,14 @@ def new_state(
     device: torch.device | str = "cpu",
     prepare: Callable[[Student, Teacher], None] | None = None,
 ) -> TrainState:
-    """Random student from `config.seed`, its teacher, zero centres.
+    """Random student from `config.seed`, its teacher, zero centres. All ranks call this and get parts of one state.
 
     Args:
         config: sizes, objective, optimizer.
         teacher: the trained one of `objective.teacher: frozen`.
-        device: where networks and centres live.
-        prepare: changes both networks in place before the optimizer takes their parameters: `parallelize`.
+        device: where networks and centres live; on `meta` nothing gets a value.
+        prepare: changes both networks in place before they have storage, on the meta device: `parallelize`. A given
+            teacher has its values already.
 
     Raises:
         ValueError: `objective.teacher` is `frozen` and no teacher was given, or one was given without need.
@@ -49,22 +51,38 @@ def new_state(
     if (teacher is not None) != (config.objective.teacher == "frozen"):
         given = "none was given" if teacher is None else "one was given"
         raise ValueError(f"objective.teacher ({config.objective.teacher}): only 'frozen' takes a teacher, and {given}")
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        image, text = ImageEncoder(config.image), TextEncoder(config.text)
-        heads = Heads(config.image.width, config.head)
-    student = Student(image, text, heads, config.objective).to(device)
-    teacher = (teacher or _copied_teacher(student)).to(device)
+    with torch.device("meta"):
+        student = _student(config)
+    copied = _like(student) if teacher is None else None
+    teacher = teacher.to(device) if teacher else copied
+    assert teacher
     teacher.config = config.objective  # a given one was trained under another
     if prepare:
         prepare(student, teacher)
+    if torch.device(device).type != "meta":
+        _give_values(student, copied, config.seed, device)
+        require_values(student, teacher)
     centers = Centers(config.head.num_prototypes).to(device)
-    return TrainState(student, teacher, centers, adamw(student, config.optimizer))
+    return TrainState(student, teacher, centers, new_optimizer(student, config.optimizer))
 
 
-def _copied_teacher(student: Student) -> Teacher:
+def _student(config: TrainConfig) -> Student:
+    image, text = ImageEncoder(config.image), TextEncoder(config.text)
+    return Student(image, text, Heads(config.image.width, config.head), config.objective)
+
+
+def _like(student: Student) -> Teacher:
+    """The teacher that averages `student`."""
     image = copy.deepcopy(student.image) if student.config.teacher == "ema" else None
     return Teacher(image, copy.deepcopy(student.heads), student.config)
+
+
+def _give_values(student: Student, copied: Teacher | None, seed: int, device: torch.device | str) -> None:
+    give_storage(student, device)
+    draw(student, seed)
+    if copied:
+        give_storage(copied, device)
+        copy_shards(copied, student)
 
 
 @torch.no_grad()
@@ -75,10 +93,5 @@ def update_teacher(teacher: Teacher, student: Student, momentum: float) -> None:
     sources = dict(student.named_parameters())
     names, targets = zip(*teacher.named_parameters(), strict=True)
     torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        _shards(targets), _shards(sources[name] for name in names), 1 - momentum
+        [local_part(target) for target in targets], [local_part(sources[name]) for name in names], 1 - momentum
     )
-
-
-def _shards(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """This rank's part of each parameter; the whole of it where nothing is sharded."""
-    return [getattr(parameter, "_local_tensor", parameter) for parameter in parameters]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.profiler import record_function
 
@@ -13,31 +14,42 @@ from tips_ray.config import ObjectiveConfig, TrainConfig
 from tips_ray.distributed import sum_over_ranks
 from tips_ray.models.networks import Embeddings, StudentOutputs
 from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
-from tips_ray.train.schedules import learning_rate, prototypes_frozen, teacher_temperature
+from tips_ray.train.optim import set_rates
+from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, prototypes_frozen, teacher_temperature
 from tips_ray.train.state import TrainState, update_teacher
 
 
-def train_step(state: TrainState, micro_batches: Sequence[Batch], config: TrainConfig) -> dict[str, Tensor]:
+def train_step(
+    state: TrainState, micro_batches: Sequence[Batch], config: TrainConfig, accumulate_unsharded: bool = False
+) -> dict[str, Tensor]:
     """Advance `state` by one update; returns device scalars whose mean over ranks is the global batch's value."""
+    config = config_at(state.step, config)
     schedule, objective = config.schedule, config.objective
-    terms, sums = accumulate_gradients(state, micro_batches, objective, schedule.total_steps)
+    terms, sums = accumulate_gradients(state, micro_batches, objective, schedule.total_steps, accumulate_unsharded)
     with record_function("optimizer"):
         grad_norm = _update_student(state, config)
     with record_function("ema"):
-        update_teacher(state.teacher, state.student, objective.ema_momentum)
+        update_teacher(state.teacher, state.student, ema_momentum(state.step, schedule.total_steps, objective))
         state.centers.move(sums, objective.center_momentum)
     state.step += 1
     return {**{f"loss/{name}": term for name, term in terms.items()}, "grad_norm": grad_norm}
 
 
 def accumulate_gradients(
-    state: TrainState, micro_batches: Sequence[Batch], objective: ObjectiveConfig, total_steps: int
+    state: TrainState,
+    micro_batches: Sequence[Batch],
+    objective: ObjectiveConfig,
+    total_steps: int,
+    accumulate_unsharded: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Add the gradients of the global batch to the student's; centres and weights do not move.
 
     Every pass sees the same randomness because all of it is keyed by sample. With K > 1 a first pass without gradient
     embeds all micro-batches; the contrastive loss over them gives each embedding's gradient, which a second pass
     carries into the encoders one micro-batch at a time.
+
+    Sharded gradients are averaged over ranks after every micro-batch, or once after the last if `accumulate_unsharded`:
+    less traffic, for a whole gradient in the memory of every rank.
 
     Returns:
         The named losses with their `total`, and the score sums of all ranks that move the centres.
@@ -58,6 +70,7 @@ def accumulate_gradients(
             _add(terms, {name: part.detach() for name, part in parts.items()})
             _add(sums, center_sums(scores, batch, objective))
         with record_function("backward"):
+            _average_gradients(state, not accumulate_unsharded or batch is micro_batches[-1])
             surrogate.backward()
     return {**terms, "total": weighted_total(terms, objective)}, _over_ranks(sums)
 
@@ -95,6 +108,12 @@ def _student_pass(state: TrainState, batch: Batch) -> StudentOutputs:
         return state.student(batch)
 
 
+def _average_gradients(state: TrainState, now: bool) -> None:
+    """Whether the next backward ends with the average over ranks; an unsharded student has none."""
+    if isinstance(state.student, FSDPModule):
+        state.student.set_requires_gradient_sync(now)
+
+
 @torch.no_grad()
 def _embedded(state: TrainState, batch: Batch) -> tuple[Embeddings, Tensor]:
     with record_function("embed"):
@@ -107,8 +126,7 @@ def _update_student(state: TrainState, config: TrainConfig) -> Tensor:
     if prototypes_frozen(state.step, total_steps, config.objective):
         for head in (state.student.heads.distillation, state.student.heads.masked_image):
             head.prototypes.grad = None
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, config.schedule)
+    set_rates(state.optimizer, learning_rate(state.step, config.schedule), config.optimizer.weight_decay)
     grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.max_grad_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
