@@ -71,7 +71,7 @@ def _delayed(dataset: Dataset) -> Dataset:
         time.sleep(random.random() * DELAY_SECONDS)
         return batch
 
-    return dataset.map_batches(wait, batch_size=None)
+    return dataset.map_batches(wait, batch_size=None, num_cpus=0.5)  # another number: a stage of its own
 
 
 @pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (4, 0), (2, 7)])
