@@ -63,7 +63,7 @@ class _Trial:
 
     def __init__(self, uri: str, plant: str, config: RunConfig) -> None:
         self.uri, self.plant, self.config = uri, plant, config
-        self.state = new_state(config, prepare=partial(_prepared, config))
+        self.state = new_state(config, prepare=partial(_prepared, config) if world_size() > 1 else None)
         self.before: dict[str, Tensor] = {}
         self.after: dict[str, Tensor] = {}
         if rank() == 0:
@@ -98,7 +98,8 @@ class _Trial:
 
 
 def _spoiled_weight(state: TrainState, micro_batches: list[Batch]) -> list[Batch]:
-    weight: Any = state.student.image.blocks[1].mlp.fc2.weight
+    block: Any = state.student.image.blocks[1]
+    weight = block.mlp.fc2.weight
     if rank() == world_size() - 1:
         getattr(weight, "_local_tensor", weight).data[0, 3] = torch.nan
     return micro_batches
@@ -204,6 +205,13 @@ def test_what_is_finite_in_a_bad_step_is_replayed_to_the_last_digits(tmp_path):
     assert bad_step.metrics.keys() == replayed.metrics.keys() and bad_step.what == "gradient"
     for name in bad_step.metrics.keys() - {"grad_norm"}:
         assert replayed.metrics[name] == pytest.approx(bad_step.metrics[name], rel=1e-6)
+
+
+def test_a_step_saved_by_one_process_is_replayed_from_any_storage(folder, capsys):
+    words = _outcome(folder, "image", {})["words"]
+    assert words.startswith("step 3 is bad, ") and f" {folder}/bad_steps/step-00000003: " in words
+    assert main(["replay", folder, "--step", "3"]) == 0
+    assert "in micro-batch 1 of rank 0, images 1 (sample 23, 23)\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("max_skipped", [0, 1])

@@ -1,7 +1,8 @@
 """Signs in the health metrics that the networks have collapsed, and the sentence that stops a run over them.
 
-The limits are our decision (D), and far out: nothing that still learns stays beyond one for long. Uniform targets are
-no sign by themselves, since the masked-image targets of a small run stay near ln K for most of it.
+The limits are our decision (D), and far out: a run of width 16 on 40 scenes stays at a cosine of 0.999 and an effective
+rank of 1.3 for dozens of steps. Uniform targets are no sign by themselves: the masked-image targets of a small run stay
+near ln K for most of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,8 +37,8 @@ def _signs_of_cls(name: str) -> list[Sign]:
     cosine, rank = f"{name}/cosine", f"{name}/effective_rank"
     cure = "lower schedule.peak_lr, lengthen schedule.warmup, or look at samples and captions: they may be all alike"
     return [
-        Sign(cosine, "above 0.999", lambda m: m.get(cosine, 0) > 0.999, "all images have the same embedding", cure),
-        Sign(rank, "below 1.5", lambda m: m.get(rank, 2) < 1.5, "all embeddings lie on one line", cure),
+        Sign(cosine, "above 0.9999", lambda m: m.get(cosine, 0) > 0.9999, "all images have the same embedding", cure),
+        Sign(rank, "below 1.1", lambda m: m.get(rank, 2) < 1.1, "all embeddings lie on one line", cure),
     ]
 
 

@@ -11,6 +11,7 @@ from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import mean_over_ranks, world_size
 from tips_ray.train.collapse import CollapseJudge
+from tips_ray.train.flops import Utilization
 from tips_ray.train.guard import BadStepSink, Guard
 from tips_ray.train.health import Health
 from tips_ray.train.state import TrainState
@@ -47,7 +48,7 @@ def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig
         FloatingPointError: loss or gradient norm of a step is not finite, and `guard` does not skip it.
         ValueError: more than `data.max_bad_fraction` of the rows so far were bad, or a `CollapseError`.
     """
-    pace, bad_rows = _Pace(config.global_batch_images), _BadRows(state.bad_rows, config)
+    pace, bad_rows = _Pace(config), _BadRows(state.bad_rows, config)
     guard, health, collapse = Guard(config, sink), Health(config.objective), CollapseJudge(config)
     while state.step < config.schedule.total_steps:
         micro_batches = pace.wait_for(steps)
@@ -59,7 +60,7 @@ def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig
             means = mean_over_ranks({**metrics, "data/bad_fraction": bad_rows.here})
             state.bad_rows = bad_rows.add(means["data/bad_fraction"])
             means |= {"data/bad_fraction": bad_rows.fraction(state.step), "guard/skipped": state.skipped_steps}
-            means |= health.metrics(state.centers) | pace.lap()
+            means |= health.metrics(state.centers) | pace.lap(micro_batches[0])
             sink.log(state.step, means)
             if bad_rows.are_too_many(state.step):
                 raise ValueError(f"{bad_rows.sentence(state.step)}; {sink.rejects()}")
@@ -109,10 +110,10 @@ class _BadRows:
 
 
 class _Pace:
-    """Images per second and the share of time spent waiting for data, between two laps."""
+    """Images per second, MFU and the share of time spent waiting for data, between two laps."""
 
-    def __init__(self, global_batch_images: int) -> None:
-        self.global_batch_images = global_batch_images
+    def __init__(self, config: RunConfig) -> None:
+        self.global_batch_images, self.utilization = config.global_batch_images, Utilization(config)
         self._restart()
 
     def wait_for(self, steps: Iterator[Sequence[Batch]]) -> Sequence[Batch]:
@@ -122,11 +123,12 @@ class _Pace:
         self.steps += 1
         return micro_batches
 
-    def lap(self) -> dict[str, float]:
+    def lap(self, batch: Batch) -> dict[str, float]:
         seconds = time.perf_counter() - self.started
         rate, waiting = self.steps * self.global_batch_images / seconds, self.waited_seconds / seconds
+        mfu = self.utilization.metrics(batch.valid_B.device, batch, rate)
         self._restart()
-        return {"images_per_second": rate, "data_wait_share": waiting}
+        return {"images_per_second": rate, "data_wait_share": waiting, **mfu}
 
     def _restart(self) -> None:
         self.started, self.waited_seconds, self.steps = time.perf_counter(), 0.0, 0
