@@ -1,52 +1,15 @@
 """What a training step costs: operations, time of its parts, memory, and the rates to hold them against."""
 
-import copy
 import time
 from collections.abc import Callable, Iterable
 from itertools import accumulate, chain
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from tips_ray.batch import Batch
-from tips_ray.config import TrainConfig
-from tips_ray.models.networks import Heads, Student, Teacher
-from tips_ray.models.text import TextEncoder
-from tips_ray.models.vision import ImageEncoder
-from tips_ray.objective import Centers
 from tips_ray.train.state import TrainState
-from tips_ray.train.step import accumulate_gradients
 
 PARTS: tuple[str, ...] = ("embed", "student", "teacher", "losses", "backward", "optimizer", "ema")
-_BF16_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}
-
-
-def step_flops(config: TrainConfig, batch: Batch) -> int:
-    """Floating-point operations (two per multiply-add) of the matrix products of one step, forward and backward.
-
-    Counted on shapes alone, over one micro-batch and without recomputation, so that every way of doing the step has
-    the same number. Shapes take the unfused attention; a fused one's backward would count its scores a second time.
-    """
-    with torch.device("meta"):
-        image, heads = ImageEncoder(config.image), Heads(config.image.width, config.head)
-        student = Student(image, TextEncoder(config.text), heads, config.objective)
-        teacher = Teacher(copy.deepcopy(image), copy.deepcopy(heads), config.objective)
-        centers = Centers(config.head.num_prototypes)
-    state = TrainState(student, teacher, centers, torch.optim.SGD(student.parameters()))
-    with FlopCounterMode(display=False) as counter:
-        accumulate_gradients(state, [batch.to("meta")], config.objective, config.schedule.total_steps)
-    return counter.get_total_flops()
-
-
-def datasheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of dense bf16 products by the datasheet of the SXM board; None where we know none."""
-    if device.type != "cuda" or dtype != torch.bfloat16:
-        return None
-    name = torch.cuda.get_device_name(device)
-    if "NVL" in name or ("PCIe" in name and "A100" not in name):  # slower boards of the same name
-        return None
-    return next((tflops * 1e12 for chip, tflops in _BF16_TFLOPS.items() if chip in name), None)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

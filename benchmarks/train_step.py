@@ -14,11 +14,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.measure import datasheet_flops, matmul_flops, part_shares, peak_bytes, seconds, step_flops
+from benchmarks.measure import matmul_flops, part_shares, peak_bytes, seconds
 from benchmarks.plain_step import plain_state, plain_step
 from tips_ray.batch import Batch, masked_index
 from tips_ray.config import TrainConfig
 from tips_ray.config.variants import VARIANTS
+from tips_ray.train.flops import datasheet_flops, step_flops
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step

@@ -18,6 +18,7 @@ COMMANDS = {
     "caption": "PaliGemma captions for the images of a run, each once, ahead of it",
     "captions": "what is in a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",
+    "replay": "a bad step of a run again on one process, with its first bad tensor",
     "doctor": "what is missing on this machine, with the cure",
     "report": "the run folder as one HTML page",
     "export": "released npz files or a transformers folder -> transformers or timm folder",

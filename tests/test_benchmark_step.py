@@ -8,9 +8,10 @@ import torch
 from ranks import run_on_ranks
 from toy import toy_batch, toy_config
 
-from benchmarks.measure import datasheet_flops, kernel_seconds, peak_bytes, step_flops
+from benchmarks.measure import kernel_seconds, peak_bytes
 from benchmarks.plain_step import plain_state, plain_step
 from benchmarks.train_step import main, random_batch, split, train_config
+from tips_ray.train.flops import datasheet_flops, step_flops
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
 

@@ -1,6 +1,8 @@
 """The only collectives of the library. Without a process group every function is that of one rank. N = B x ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -8,15 +10,27 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+_is_alone = ContextVar("_is_alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is one rank by itself: for what each may compute without the others."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
+
 
 def rank() -> int:
     """This process's place in the group, 0 without one."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _is_alone.get() else 0
 
 
 def world_size() -> int:
     """Processes in the group, 1 without one."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _is_alone.get() else 1
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -22,12 +22,17 @@ class ListSink:
     def __init__(self) -> None:
         self.fractions: dict[int, float] = {}
         self.saved: dict[int, int] = {}
+        self.metrics: dict[int, dict[str, float]] = {}
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.fractions[step] = metrics["data/bad_fraction"]
+        self.metrics[step] = metrics
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
         self.saved[state.step] = state.bad_rows
+
+    def save_bad_step(self, state, micro_batches, facts) -> str:
+        raise AssertionError("no step of this file is bad")
 
     def rejects(self) -> str:
         return "commonest reasons: none"

@@ -25,7 +25,7 @@ from tips_ray.train.state import new_state
 
 pytestmark = pytest.mark.ray
 STEPS = 12
-SPEED = ("images_per_second", "data_wait_share", "time")
+SPEED = ("images_per_second", "data_wait_share", "time", "health/memory_peak_gib")
 
 
 @pytest.fixture(scope="module")

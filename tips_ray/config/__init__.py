@@ -23,6 +23,7 @@ from tips_ray.config.schema import (
     TextEncoderConfig,
     TrainConfig,
 )
+from tips_ray.config.watch import GuardConfig, HealthConfig
 
 __all__ = [
     "CaptionerConfig",
@@ -30,6 +31,8 @@ __all__ = [
     "ColumnsConfig",
     "DataConfig",
     "Faults",
+    "GuardConfig",
+    "HealthConfig",
     "ResourcesConfig",
     "RunConfig",
     "SourceConfig",

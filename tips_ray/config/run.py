@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tips_ray.config.captions import CaptionerConfig
 from tips_ray.config.schema import Schema, Share, TrainConfig
+from tips_ray.config.watch import GuardConfig, HealthConfig
 
 Scale = Annotated[
     tuple[PositiveFloat, PositiveFloat], Field(description="smallest and largest share of the image's area")
@@ -168,6 +169,8 @@ class RunConfig(TrainConfig):
     captions: CaptionsConfig = CaptionsConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+    guard: GuardConfig = GuardConfig()
+    health: HealthConfig = HealthConfig()
     global_batch_images: PositiveInt
     """Images per optimizer step over all workers; fixed, whatever the number of workers."""
     micro_batch_images: PositiveInt | None = None

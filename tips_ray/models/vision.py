@@ -3,6 +3,7 @@
 Our own ViT class: timm's has no mask token, adds positions bicubically and takes one crop size per pass.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -79,7 +80,8 @@ class ImageEncoder(nn.Module):
             patch_mask_BL: boolean, True = masked.
 
         Raises:
-            ValueError: shape, dtype or range of either tensor is off. NaN passes: judging it is the training guard's.
+            ValueError: shape, dtype or range of either tensor is off. NaN and infinity pass: judging
+                them is the training guard's, on all ranks alike.
         """
         return self.forward_views([View(images_BCHW, patch_mask_BL)])[0]
 
@@ -195,7 +197,7 @@ def _check_images(images_BCHW: Tensor, patch_size_px: int) -> tuple[int, int]:
         raise ValueError(f"images_BCHW {shape}: height and width must be multiples of the patch size ({patch_size_px})")
     if images_BCHW.device.type == "cpu" and images_BCHW.numel():
         low, high = (value.item() for value in images_BCHW.aminmax())
-        if low < -0.5 or high > 1.5:
+        if -math.inf < low < -0.5 or 1.5 < high < math.inf:
             raise ValueError(
                 f"images_BCHW spans [{low:.3g}, {high:.3g}]; values must lie in [0, 1] without mean/std normalisation "
                 "(0.5 beyond is tolerated for the overshoot of a bicubic resize)"

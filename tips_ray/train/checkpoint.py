@@ -64,7 +64,8 @@ def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: dict[
             save_state_dict(_state_dict(state), checkpoint_id=folder, no_dist=not dist.is_initialized())
         own = {path.name: _published(path, storage.join(uri, path.name)) for path in sorted(Path(folder).iterdir())}
     files = {name: entry for part in gather_objects(own) for name, entry in part.items()}
-    manifest = {"version": VERSION, "step": state.step, "bad_rows": state.bad_rows, **fingerprints, "files": files}
+    counts = {"step": state.step, "bad_rows": state.bad_rows, "skipped_steps": state.skipped_steps}
+    manifest = {"version": VERSION, **counts, **fingerprints, "files": files}
     if rank() == 0:
         storage.write_text(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1))
     gather_objects(None)  # nobody goes on before the checkpoint exists
@@ -84,6 +85,7 @@ def load_checkpoint(state: TrainState, checkpoint: CheckpointInfo) -> None:
         set_model_state_dict(getattr(state, name), tree[name])
     set_optimizer_state_dict(state.student, state.optimizer, optim_state_dict=tree["optimizer"], options=_OPTIONS)
     state.step, state.bad_rows = checkpoint.step, checkpoint.manifest["bad_rows"]
+    state.skipped_steps = checkpoint.manifest.get("skipped_steps", 0)  # absent: written before there was a guard
 
 
 def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from typing import Protocol
 
 import torch
@@ -11,14 +10,17 @@ from torch import Tensor
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import mean_over_ranks, world_size
+from tips_ray.train.collapse import CollapseJudge
+from tips_ray.train.flops import Utilization
+from tips_ray.train.guard import BadStepSink, Guard
+from tips_ray.train.health import Health
 from tips_ray.train.state import TrainState
-from tips_ray.train.step import train_step
 
 FEW_ROWS = 1_000
 """A share of fewer rows says little about a long run."""
 
 
-class Sink(Protocol):
+class Sink(BadStepSink, Protocol):
     """Where results go: Ray Train, MLflow and the run folder in a job, a list in a test."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
@@ -33,6 +35,9 @@ class Sink(Protocol):
 def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig, sink: Sink) -> None:
     """Advance `state` in place to `config.schedule.total_steps`.
 
+    All judgements are from means over ranks, so that all ranks raise at the same step and none is left waiting in a
+    collective.
+
     Args:
         state: where to start from; its step says how far it is.
         steps: this rank's micro-batches of each step that is left, on the state's device.
@@ -40,28 +45,34 @@ def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig
         sink: every rank calls it equally often.
 
     Raises:
-        FloatingPointError: a logged metric is not finite. Judged, like the next, from means over ranks, so that all
-            ranks raise at the same step and none is left waiting in a collective.
-        ValueError: more than `data.max_bad_fraction` of the rows so far were bad.
+        FloatingPointError: loss or gradient norm of a step is not finite, and `guard` does not skip it.
+        ValueError: more than `data.max_bad_fraction` of the rows so far were bad, or a `CollapseError`.
     """
-    pace, bad_rows = _Pace(config.global_batch_images), _BadRows(state.bad_rows, config)
-    total_steps = config.schedule.total_steps
-    while state.step < total_steps:
+    pace, bad_rows = _Pace(config), _BadRows(state.bad_rows, config)
+    guard, health, collapse = Guard(config, sink), Health(config.objective), CollapseJudge(config)
+    while state.step < config.schedule.total_steps:
         micro_batches = pace.wait_for(steps)
-        metrics = train_step(state, micro_batches, config, config.resources.accumulate_unsharded)
+        is_logged, is_saved = _due(state.step + 1, config)
+        health.expect(is_logged)
+        metrics = guard.step(state, micro_batches, health)
         bad_rows.count(micro_batches)
-        should_save = state.step == total_steps or state.step % config.checkpoint_every_steps == 0
-        if should_save or state.step == 1 or state.step % config.log_every_steps == 0:
-            means = mean_over_ranks({**metrics, "data/bad_fraction": bad_rows.here})  # the only wait for the device
+        if is_logged:
+            means = mean_over_ranks({**metrics, "data/bad_fraction": bad_rows.here})
             state.bad_rows = bad_rows.add(means["data/bad_fraction"])
-            means |= {"data/bad_fraction": bad_rows.fraction(state.step), **pace.lap()}
+            means |= {"data/bad_fraction": bad_rows.fraction(state.step), "guard/skipped": state.skipped_steps}
+            means |= health.metrics(state.centers) | pace.lap(micro_batches[0])
             sink.log(state.step, means)
-            if not all(map(isfinite, means.values())):
-                raise FloatingPointError(f"non-finite metric at step {state.step}: {means}")
             if bad_rows.are_too_many(state.step):
                 raise ValueError(f"{bad_rows.sentence(state.step)}; {sink.rejects()}")
-            if should_save:
+            collapse.judge(state.step, means)
+            if is_saved:
                 sink.save(state, means)
+
+
+def _due(step: int, config: RunConfig) -> tuple[bool, bool]:
+    """Whether `step` is logged, and saved; what is saved is logged too."""
+    is_saved = step == config.schedule.total_steps or step % config.checkpoint_every_steps == 0
+    return is_saved or step == 1 or step % config.log_every_steps == 0, is_saved
 
 
 class _BadRows:
@@ -99,10 +110,10 @@ class _BadRows:
 
 
 class _Pace:
-    """Images per second and the share of time spent waiting for data, between two laps."""
+    """Images per second, MFU and the share of time spent waiting for data, between two laps."""
 
-    def __init__(self, global_batch_images: int) -> None:
-        self.global_batch_images = global_batch_images
+    def __init__(self, config: RunConfig) -> None:
+        self.global_batch_images, self.utilization = config.global_batch_images, Utilization(config)
         self._restart()
 
     def wait_for(self, steps: Iterator[Sequence[Batch]]) -> Sequence[Batch]:
@@ -112,11 +123,12 @@ class _Pace:
         self.steps += 1
         return micro_batches
 
-    def lap(self) -> dict[str, float]:
+    def lap(self, batch: Batch) -> dict[str, float]:
         seconds = time.perf_counter() - self.started
         rate, waiting = self.steps * self.global_batch_images / seconds, self.waited_seconds / seconds
+        mfu = self.utilization.metrics(batch.valid_B.device, batch, rate)
         self._restart()
-        return {"images_per_second": rate, "data_wait_share": waiting}
+        return {"images_per_second": rate, "data_wait_share": waiting, **mfu}
 
     def _restart(self) -> None:
         self.started, self.waited_seconds, self.steps = time.perf_counter(), 0.0, 0

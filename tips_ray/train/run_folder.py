@@ -17,6 +17,8 @@ from tips_ray import storage
 MAY_DIFFER = {
     "resources",
     "tracking",
+    "guard",
+    "health",
     "log_every_steps",
     "checkpoint_every_steps",
     "keep_last",

@@ -1,16 +1,18 @@
 """Where a run's results go: run folder, MLflow and checkpoints, without Ray."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tips_ray import storage
+from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.tracking import TrackingHandle
+from tips_ray.train.bad_step import save_bad_step
 from tips_ray.train.checkpoint import drop_old_checkpoints, save_checkpoint
 from tips_ray.train.machine import machine, versions
 from tips_ray.train.run_folder import RunFolder
@@ -44,6 +46,7 @@ class RunSink:
         self.folder.drop_after(step)
         self.tracking = run.tracking if rank() == 0 else None
         self._samples: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []  # of the step that is being done
         on, of = machine(device), versions()
         self._event("resume" if step else "start", step, workers=world_size(), machine=on, versions=of)
 
@@ -69,11 +72,22 @@ class RunSink:
         self._event("checkpoint", state.step, uri=saved.uri, seconds=seconds)
         self.report(saved.uri, {"step": state.step, **metrics})
 
+    def save_bad_step(self, state: TrainState, micro_batches: Sequence[Batch], facts: dict[str, Any]) -> str:
+        """State, batches and sample ids for `tips-ray replay`; an event."""
+        uri = save_bad_step(self.run.uri, state, micro_batches, self._rows, facts, self.run.fingerprints)
+        told = {name: value for name, value in facts.items() if name not in ("step", "metrics")}
+        self._event("bad_step", facts["step"], **told, uri=uri)
+        return uri
+
     def note_rows(self, columns: dict[str, Any]) -> None:
         """Lines in the rejects table for the invalid rows of a micro-batch; its samples wait for the next log."""
         if self.run.config.data.log_samples:
             places = {"positions": columns["position"].tolist(), "sample_ids": columns["sample_id"].tolist()}
             self._samples.append({"step": int(columns["step"][0]), "rank": rank(), **places})
+        if self._rows and self._rows[0]["step"] != columns["step"][0]:
+            self._rows = []
+        called = {name: columns[name].tolist() for name in ("sample_id", "key")}
+        self._rows.append({"step": int(columns["step"][0]), **called})
         bad = (~columns["valid"]).nonzero()[0]
         names = {"step": "step", "sample_id": "sample_id", "key": "key", "reason": "reject"}
         values = [columns[column][bad].tolist() for column in names.values()]  # plain ones, whatever Ray made of text

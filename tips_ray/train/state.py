@@ -28,6 +28,8 @@ class TrainState:
     """Optimizer steps completed."""
     bad_rows: int = 0
     """Invalid rows in these steps over all ranks, as of the last logged one; every checkpoint is a logged step."""
+    skipped_steps: int = 0
+    """Those of these steps that the guard left out."""
 
 
 def new_state(

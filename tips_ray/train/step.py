@@ -1,6 +1,7 @@
 """One optimizer step over K micro-batches, with the gradients of one big batch. B images per micro-batch."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -11,28 +12,62 @@ from torch.profiler import record_function
 
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, TrainConfig
-from tips_ray.distributed import sum_over_ranks
+from tips_ray.distributed import mean_over_ranks, sum_over_ranks
 from tips_ray.models.networks import Embeddings, StudentOutputs
 from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
+from tips_ray.train.health import Health
 from tips_ray.train.optim import set_rates
 from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, prototypes_frozen, teacher_temperature
 from tips_ray.train.state import TrainState, update_teacher
 
 
+class BadStepError(FloatingPointError):
+    """Loss or gradient norm of the global batch is not finite. All ranks raise; the state is as before the step."""
+
+    def __init__(self, metrics: dict[str, Tensor], means: dict[str, float]) -> None:
+        super().__init__(", ".join(name for name, mean in means.items() if not isfinite(mean)) + " not finite")
+        self.metrics = metrics
+        """This rank's, as `train_step` would have returned them."""
+        self.means = means
+        """Their means over ranks."""
+
+
 def train_step(
-    state: TrainState, micro_batches: Sequence[Batch], config: TrainConfig, accumulate_unsharded: bool = False
+    state: TrainState,
+    micro_batches: Sequence[Batch],
+    config: TrainConfig,
+    accumulate_unsharded: bool = False,
+    health: Health | None = None,
 ) -> dict[str, Tensor]:
-    """Advance `state` by one update; returns device scalars whose mean over ranks is the global batch's value."""
+    """Advance `state` by one update; returns device scalars whose mean over ranks is the global batch's value.
+
+    Loss and gradient norm are judged before the update: every step waits once for the device.
+
+    Args:
+        state: changed in place.
+        micro_batches: this rank's share of the global batch.
+        config: of the run.
+        accumulate_unsharded: see `accumulate_gradients`.
+        health: looks at the step's outputs.
+
+    Raises:
+        BadStepError: one of the two is not finite.
+    """
     config = config_at(state.step, config)
     schedule, objective = config.schedule, config.objective
-    terms, sums = accumulate_gradients(state, micro_batches, objective, schedule.total_steps, accumulate_unsharded)
+    terms, sums = accumulate_gradients(
+        state, micro_batches, objective, schedule.total_steps, accumulate_unsharded, health
+    )
     with record_function("optimizer"):
-        grad_norm = _update_student(state, config)
+        grad_norm = clip_gradients(state, config)
+        metrics = {**{f"loss/{name}": term for name, term in terms.items()}, "grad_norm": grad_norm}
+        _require_finite(state, metrics)
+        _update_student(state, config)
     with record_function("ema"):
         update_teacher(state.teacher, state.student, ema_momentum(state.step, schedule.total_steps, objective))
         state.centers.move(sums, objective.center_momentum)
     state.step += 1
-    return {**{f"loss/{name}": term for name, term in terms.items()}, "grad_norm": grad_norm}
+    return metrics
 
 
 def accumulate_gradients(
@@ -41,12 +76,13 @@ def accumulate_gradients(
     objective: ObjectiveConfig,
     total_steps: int,
     accumulate_unsharded: bool = False,
+    health: Health | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Add the gradients of the global batch to the student's; centres and weights do not move.
 
     Every pass sees the same randomness because all of it is keyed by sample. With K > 1 a first pass without gradient
     embeds all micro-batches; the contrastive loss over them gives each embedding's gradient, which a second pass
-    carries into the encoders one micro-batch at a time.
+    carries into the encoders one micro-batch at a time. `health` sees the outputs.
 
     Sharded gradients are averaged over ranks after every micro-batch, or once after the last if `accumulate_unsharded`:
     less traffic, for a whole gradient in the memory of every rank.
@@ -59,6 +95,8 @@ def accumulate_gradients(
     only = _student_pass(state, micro_batches[0]) if len(micro_batches) == 1 else None
     embedded = [only[:2]] if only else [_embedded(state, batch) for batch in micro_batches]
     terms, pullbacks = _contrastive(embedded, [batch.valid_B for batch in micro_batches], objective)
+    if health:
+        health.see_embeddings(embedded, [batch.valid_B for batch in micro_batches])
     sums: dict[str, Tensor] = {}
     for batch, pullback in zip(micro_batches, pullbacks, strict=True):
         outputs = only or _student_pass(state, batch)
@@ -69,6 +107,8 @@ def accumulate_gradients(
             surrogate = pullback.surrogate(outputs) + weighted_total(parts, objective)
             _add(terms, {name: part.detach() for name, part in parts.items()})
             _add(sums, center_sums(scores, batch, objective))
+            if health:
+                health.see_targets(scores, state.centers, batch, temperature)
         with record_function("backward"):
             _average_gradients(state, not accumulate_unsharded or batch is micro_batches[-1])
             surrogate.backward()
@@ -120,17 +160,28 @@ def _embedded(state: TrainState, batch: Batch) -> tuple[Embeddings, Tensor]:
         return state.student.embed(batch)
 
 
-def _update_student(state: TrainState, config: TrainConfig) -> Tensor:
-    """Clip, update, forget the gradients; returns their norm before clipping."""
-    total_steps = config.schedule.total_steps
-    if prototypes_frozen(state.step, total_steps, config.objective):
+def clip_gradients(state: TrainState, config: TrainConfig) -> Tensor:
+    """Drop those of frozen prototypes, clip the others; returns their norm over all ranks before clipping."""
+    if prototypes_frozen(state.step, config.schedule.total_steps, config.objective):
         for head in (state.student.heads.distillation, state.student.heads.masked_image):
             head.prototypes.grad = None
-    set_rates(state.optimizer, learning_rate(state.step, config.schedule), config.optimizer.weight_decay)
     grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.max_grad_norm)
+    return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+
+
+def _require_finite(state: TrainState, metrics: dict[str, Tensor]) -> None:
+    """A sum is not finite where a part of it is not, so that two numbers tell of all."""
+    judged = mean_over_ranks({name: metrics[name] for name in ("loss/total", "grad_norm")})
+    if not all(map(isfinite, judged.values())):
+        state.optimizer.zero_grad(set_to_none=True)
+        raise BadStepError(metrics, mean_over_ranks(metrics))
+
+
+def _update_student(state: TrainState, config: TrainConfig) -> None:
+    """Update and forget the gradients."""
+    set_rates(state.optimizer, learning_rate(state.step, config.schedule), config.optimizer.weight_decay)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
 
 
 def _leaf(value: Tensor) -> Tensor:

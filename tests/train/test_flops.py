@@ -1,0 +1,37 @@
+"""MFU: the same operations on any number of ranks, over the datasheet's peak."""
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from toy import TOY, toy_batch, toy_config
+
+from tips_ray.config import RunConfig, override
+from tips_ray.train.flops import Utilization, step_flops
+
+CUDA = torch.device("cuda")
+
+
+def _config(**values) -> RunConfig:
+    run = {"name": "toy", "data": {"sources": [{"uri": "x"}]}, "global_batch_images": 8}
+    return override(RunConfig, {**TOY, **run}, {key.replace("__", "."): value for key, value in values.items()})
+
+
+def _flops() -> int:
+    return step_flops(toy_config(), toy_batch(4).to("cpu", torch.float32))
+
+
+@pytest.mark.heavy
+def test_a_rank_counts_without_the_others():
+    assert run_on_ranks(2, _flops) == [_flops()] * 2
+
+
+def test_mfu_is_the_models_operations_per_second_over_the_peak(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    batch = toy_batch(4).to("cpu", torch.float32)
+    found = Utilization(_config(resources__dtype="bf16")).metrics(CUDA, batch, images_per_second=1e6)
+    assert found == {"mfu": pytest.approx(_flops() / 4 * 1e6 / 989e12)}
+
+
+def test_without_a_known_peak_there_is_no_mfu():
+    batch = toy_batch(4).to("cpu", torch.float32)
+    assert Utilization(_config(resources__dtype="bf16")).metrics(torch.device("cpu"), batch, 1.0) == {}

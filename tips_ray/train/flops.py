@@ -1,0 +1,71 @@
+"""Operations of a training step, and the share of a device's peak that they make."""
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tips_ray.batch import Batch
+from tips_ray.config import RunConfig, TrainConfig
+from tips_ray.distributed import alone, world_size
+from tips_ray.models.networks import Heads, Student, Teacher
+from tips_ray.models.text import TextEncoder
+from tips_ray.models.vision import ImageEncoder
+from tips_ray.objective import Centers
+from tips_ray.train.state import TrainState
+from tips_ray.train.step import accumulate_gradients
+
+_BF16_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}
+
+
+def step_flops(config: TrainConfig, batch: Batch) -> int:
+    """Floating-point operations (two per multiply-add) of the matrix products of one step, forward and backward.
+
+    Counted on shapes alone, over one micro-batch, whose images are the only negatives, and without recomputation, so
+    that every way of doing the step has the same number. Shapes take the unfused attention; a fused one's backward
+    would count its scores a second time.
+    """
+    with torch.device("meta"):
+        image, heads = ImageEncoder(config.image), Heads(config.image.width, config.head)
+        student = Student(image, TextEncoder(config.text), heads, config.objective)
+        encoder = None if config.objective.teacher == "ema_heads" else copy.deepcopy(image)
+        teacher = Teacher(encoder, copy.deepcopy(heads), config.objective)
+        centers = Centers(config.head.num_prototypes)
+    state = TrainState(student, teacher, centers, torch.optim.SGD(student.parameters()))
+    with alone(), FlopCounterMode(display=False) as counter:
+        accumulate_gradients(state, [batch.to("meta")], config.objective, config.schedule.total_steps)
+    return counter.get_total_flops()
+
+
+def datasheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak FLOP/s of dense bf16 products by the datasheet of the SXM board; None where we know none."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    if "NVL" in name or ("PCIe" in name and "A100" not in name):  # slower boards of the same name
+        return None
+    return next((tflops * 1e12 for chip, tflops in _BF16_TFLOPS.items() if chip in name), None)
+
+
+class Utilization:
+    """MFU: operations of the model, without recomputation, over what all devices could do by their datasheet."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._per_image: float | None = None
+
+    def metrics(self, device: torch.device, batch: Batch, images_per_second: float) -> dict[str, float]:
+        """`mfu`, where the peak of `device` is known and the teacher's size is the student's.
+
+        Args:
+            device: one like it is on each rank.
+            batch: any micro-batch; operations are counted once.
+            images_per_second: of all ranks together.
+        """
+        dtype = torch.bfloat16 if self.config.resources.dtype == "bf16" else torch.float32
+        peak = datasheet_flops(device, dtype)
+        if peak is None or self.config.objective.teacher == "frozen":
+            return {}
+        if self._per_image is None:
+            self._per_image = step_flops(self.config, batch) / len(batch)
+        return {"mfu": self._per_image * images_per_second / (peak * world_size())}

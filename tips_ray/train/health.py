@@ -1,0 +1,183 @@
+"""Whether training is healthy, told from outputs that a step has anyway.
+
+B images on this rank, N global batch, R rows, D width, K prototypes. Everything is a sum over samples, so that
+micro-batches and ranks add up: a logged step has one collective more, and no second forward.
+"""
+
+import resource
+import sys
+from collections.abc import Sequence
+from math import log
+
+import torch
+from torch import Tensor
+
+from tips_ray.batch import Batch
+from tips_ray.config import ObjectiveConfig
+from tips_ray.distributed import gather_batch, rank, sum_over_ranks, world_size
+from tips_ray.models.networks import Embeddings, TeacherScores, scored_patches
+from tips_ray.objective import Centers
+
+ROWS_AT_ONCE = 1024
+"""Rows of prototype scores whose probabilities are held at a time."""
+CAPTIONS = {"web": (0, 2), "synthetic": (1, 3)}
+"""Places in `Embeddings` of a CLS token and its caption."""
+
+
+def target_entropy(teacher_RK: Tensor, center_K: Tensor, teacher_temperature: float) -> Tensor:
+    """Entropy of softmax((t - c) / tau_t), [R], in nats: 0 where one prototype has all, ln K where all are alike."""
+    parts = [(part_RK.float() - center_K) / teacher_temperature for part_RK in teacher_RK.split(ROWS_AT_ONCE)]
+    return torch.cat([torch.special.entr(part_RK.softmax(dim=-1)).sum(dim=-1) for part_RK in parts])
+
+
+def winners(teacher_RK: Tensor, center_K: Tensor) -> Tensor:
+    """The prototype that has most of each row's target, [R]."""
+    return torch.cat([(part_RK - center_K).argmax(dim=-1) for part_RK in teacher_RK.split(ROWS_AT_ONCE)])
+
+
+def effective_rank(gram_DD: Tensor) -> float:
+    """exp of the entropy of X's normalised singular values, given X^T X: 1 on a line, D if all directions are alike.
+
+    Source: RankMe, arXiv:2210.02885, without its epsilon.
+    """
+    singular_D = torch.linalg.eigvalsh(gram_DD.double()).clamp(min=0).sqrt()
+    share_D = singular_D / singular_D.sum().clamp(min=torch.finfo(torch.double).tiny)
+    return torch.special.entr(share_D).sum().exp().item()
+
+
+def mean_cosine(sum_D: Tensor, count: float) -> float:
+    """Mean cosine over the pairs of `count` unit vectors with this sum; 0 for fewer than two."""
+    return ((sum_D.double().square().sum() - count) / max(count * (count - 1), 1)).item()
+
+
+def contrastive_hits(image_BD: Tensor, text_BD: Tensor, valid_B: Tensor) -> Tensor:
+    """Valid images whose nearest valid text of the global batch is their own, and texts likewise, [2]; a collective."""
+    image_ND, text_ND, valid_N = gather_batch(image_BD), gather_batch(text_BD), gather_batch(valid_B.float()) > 0
+    own_B = rank() * len(valid_B) + torch.arange(len(valid_B), device=valid_B.device)
+    nearest = [
+        (query_BD.float() @ key_ND.float().T).masked_fill(~valid_N, -torch.inf).argmax(dim=1)
+        for query_BD, key_ND in ((image_BD, text_ND), (text_BD, image_ND))
+    ]
+    return torch.stack([((near_B == own_B) & valid_B).sum() for near_B in nearest])
+
+
+def prototype_usage(wins_K: Tensor) -> float:
+    """Share of the prototypes that have won a row."""
+    return (wins_K > 0).double().mean().item()
+
+
+class Health:
+    """What is summed up until the next logged step: `expect` comes before each step, `metrics` after a logged one.
+
+    The distillation head's prototypes are counted over all steps in between, since one batch may have fewer images than
+    there are prototypes; all else is the logged step's.
+    """
+
+    def __init__(self, objective: ObjectiveConfig) -> None:
+        self.objective = objective
+        self.sums: dict[str, Tensor] = {}
+        self.expect(is_logged=False)
+
+    def expect(self, is_logged: bool) -> None:
+        """The next step is logged, or not."""
+        self.is_logged = is_logged
+
+    def forget(self) -> None:
+        """What was seen belongs to a step that was not done."""
+        self.sums = {}
+
+    @torch.no_grad()
+    def see_embeddings(self, embedded: Sequence[tuple[Embeddings, Tensor]], valid: Sequence[Tensor]) -> None:
+        """Embeddings of all micro-batches, each with the log temperature, and which of their images are valid."""
+        if not self.is_logged:
+            return
+        embeddings = [torch.cat(parts) for parts in zip(*(found for found, _ in embedded), strict=True)]
+        valid_B = torch.cat(list(valid))
+        self._add("valid", valid_B.sum())
+        self._add("temperature", embedded[0][1].exp().sum() / world_size())
+        for name, (image, text) in CAPTIONS.items():
+            cls_BD = embeddings[image].double().masked_fill(~valid_B[:, None], 0)
+            self._add(f"cls_{name}/sum", cls_BD.sum(dim=0))
+            self._add(f"cls_{name}/gram", cls_BD.T @ cls_BD)
+            self._add(f"contrastive_{name}/hits", contrastive_hits(embeddings[image], embeddings[text], valid_B))
+
+    @torch.no_grad()
+    def see_targets(self, scores: TeacherScores, centers: Centers, batch: Batch, teacher_temperature: float) -> None:
+        """The teacher's scores of one micro-batch, with the centres of its step."""
+        if scores.cls_BK is not None:
+            self._add_targets("distillation", scores.cls_BK, batch.valid_B, centers.distillation_K, teacher_temperature)
+        if scores.patch_MK is not None and self.is_logged:
+            image_M = scored_patches(batch, self.objective) // batch.patch_mask_BL.shape[1]
+            counted_M = batch.valid_B[image_M]
+            self._add_targets("masked_image", scores.patch_MK, counted_M, centers.masked_image_K, teacher_temperature)
+
+    def _add_targets(
+        self, head: str, teacher_RK: Tensor, counted_R: Tensor, center_K: Tensor, teacher_temperature: float
+    ) -> None:
+        counted_R = counted_R.double()
+        wins_K = torch.zeros_like(center_K, dtype=torch.double)
+        self._add(f"{head}/wins", wins_K.scatter_add_(0, winners(teacher_RK, center_K), counted_R))
+        if self.is_logged:
+            entropy_R = target_entropy(teacher_RK, center_K, teacher_temperature)
+            self._add(f"{head}/entropy", torch.stack([(entropy_R * counted_R).sum(), counted_R.sum()]))
+
+    def _add(self, name: str, value: Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
+
+    def metrics(self, centers: Centers) -> dict[str, float]:
+        """Of the step just done, none if it was skipped; every rank calls this, and the sums begin anew."""
+        if "valid" not in self.sums:
+            return {}
+        self._add("memory_peak_bytes", _in_own_place(memory_peak_bytes(self.sums["valid"].device), self.sums["valid"]))
+        sums, self.sums = _over_ranks(self.sums), {}
+        found = {"temperature": sums["temperature"].item()}
+        found["memory_peak_gib"] = sums["memory_peak_bytes"].max().item() / 2**30
+        for name in CAPTIONS:
+            found |= _of_embeddings(name, sums, sums["valid"].item())
+        for head in ("distillation", "masked_image"):
+            if f"{head}/entropy" in sums:
+                found |= _of_targets(head, sums, getattr(centers, f"{head}_K"))
+        return {f"health/{name}": value for name, value in found.items()}
+
+
+def _of_embeddings(name: str, sums: dict[str, Tensor], valid: float) -> dict[str, float]:
+    to_text, to_image = (sums[f"contrastive_{name}/hits"] / max(valid, 1)).tolist()
+    return {
+        f"cls_{name}/cosine": mean_cosine(sums[f"cls_{name}/sum"], valid),
+        f"cls_{name}/effective_rank": effective_rank(sums[f"cls_{name}/gram"]),
+        f"contrastive_{name}/image_to_text": to_text,
+        f"contrastive_{name}/text_to_image": to_image,
+    }
+
+
+def _of_targets(head: str, sums: dict[str, Tensor], center_K: Tensor) -> dict[str, float]:
+    total, rows = sums[f"{head}/entropy"].tolist()
+    entropy = total / max(rows, 1)
+    return {
+        f"{head}/target_entropy": entropy,
+        f"{head}/target_entropy_share": entropy / log(max(len(center_K), 2)),
+        f"{head}/prototype_usage": prototype_usage(sums[f"{head}/wins"]),
+        f"{head}/center_norm": center_K.norm().item(),
+    }
+
+
+def _over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All sums in one collective."""
+    total = sum_over_ranks(torch.cat([value.flatten() for value in sums.values()]))
+    parts = total.split([value.numel() for value in sums.values()])
+    return {name: part.view(sums[name].shape) for name, part in zip(sums, parts, strict=True)}
+
+
+def _in_own_place(number: float, like: Tensor) -> Tensor:
+    """Zeros but for this rank's entry, so that a sum over ranks lists all of them."""
+    return torch.zeros(world_size(), dtype=torch.double, device=like.device).index_fill_(
+        0, torch.tensor(rank(), device=like.device), number
+    )
+
+
+def memory_peak_bytes(device: torch.device) -> int:
+    """Most memory so far: allocated by torch on a CUDA device, resident of this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,102 @@
+"""A bad step done again on one process: the gradients of the global batch, with a look at every tensor on the way."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+
+import torch
+import torch.distributed as dist
+import yaml
+from torch.distributed.device_mesh import init_device_mesh
+
+from tips_ray import storage
+from tips_ray.config import RunConfig, TrainConfig
+from tips_ray.models.networks import Student, Teacher
+from tips_ray.train.bad_step import BadStep, Rows
+from tips_ray.train.checkpoint import load_checkpoint
+from tips_ray.train.first_bad import FirstBad, Watch
+from tips_ray.train.parallelize import shard
+from tips_ray.train.schedules import config_at
+from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.step import accumulate_gradients, clip_gradients
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a step gave on one process."""
+
+    metrics: dict[str, float]
+    """Of the global batch."""
+    first: FirstBad | None
+    rank: int | None
+    """That held the micro-batch of `first`, of which `micro_batch` there says which one it was; None: all did."""
+    micro_batch: int | None
+    rows: Rows
+    """`sample_id` and `key` of the images that `first` names, if the run wrote them down."""
+
+    def is_reproduced(self, bad_step: BadStep) -> bool:
+        """Loss and gradient norm are finite here where they were finite there."""
+        names = ("loss/total", "grad_norm")
+        return all(isfinite(self.metrics[name]) == isfinite(bad_step.metrics[name]) for name in names)
+
+
+def replay(bad_step: BadStep, run_uri: str, device: torch.device) -> Replay:
+    """Do `bad_step` again without an update.
+
+    All ranks' micro-batches become this process's: K micro-batches on W ranks and K x W on one have equal gradients.
+    Recomputation and compilation are left out, which change no number but for rounding.
+
+    Args:
+        bad_step: one of the run's.
+        run_uri: run folder, which holds the config.
+        device: its memory holds all networks and the global batch.
+    """
+    config = RunConfig.model_validate(yaml.safe_load(storage.read_text(storage.join(run_uri, "config.yaml"))))
+    read = [bad_step.read_batches(rank) for rank in range(bad_step.workers)]
+    batches = [batch.to(device, batch.global_crops_BCHW.dtype) for of_rank, _ in read for batch in of_rank]
+    rows = [part for _, of_rank in read for part in of_rank]
+    with _group_of_one(device):
+        state = new_state(config, device=device, prepare=partial(_prepared, config, device))
+        load_checkpoint(state, bad_step.checkpoint())
+        watch = Watch(state.student, state.teacher, batches)
+        metrics = _watched_step(state, watch, config)
+    return _told(metrics, watch.first, len(batches) // bad_step.workers, rows)
+
+
+def _watched_step(state: TrainState, watch: Watch, config: TrainConfig) -> dict[str, float]:
+    watch.look_at_inputs()
+    config = config_at(state.step, config)
+    terms, _ = accumulate_gradients(state, watch.batches, config.objective, config.schedule.total_steps)
+    watch.look_at_losses(terms)
+    watch.look_at_gradients()
+    metrics = {f"loss/{name}": term for name, term in terms.items()} | {"grad_norm": clip_gradients(state, config)}
+    return {name: value.item() for name, value in metrics.items()}
+
+
+def _told(metrics: dict[str, float], first: FirstBad | None, per_rank: int, rows: list[Rows]) -> Replay:
+    if first is None or first.micro_batch is None:
+        return Replay(metrics, first, None, None, {})
+    images = first.images or ()
+    called = rows[first.micro_batch] if rows else {}
+    named = {name: [called[name][image] for image in images] for name in ("sample_id", "key") if name in called}
+    return Replay(metrics, first, *divmod(first.micro_batch, per_rank), named)
+
+
+def _prepared(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
+    dtype = torch.bfloat16 if config.resources.dtype == "bf16" else torch.float32
+    shard(student, teacher, init_device_mesh(device.type, (1,)), dtype)
+
+
+@contextmanager
+def _group_of_one(device: torch.device) -> Iterator[None]:
+    """FSDP computes in bf16 as in training, and needs a process group for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
