@@ -20,6 +20,7 @@ from tips_ray.config.schema import (
     PrototypeHeadConfig,
     ScheduleConfig,
     Schema,
+    StartConfig,
     TextEncoderConfig,
     TrainConfig,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "PrototypeHeadConfig",
     "ScheduleConfig",
     "Schema",
+    "StartConfig",
     "TextEncoderConfig",
     "TrainConfig",
     "load_config",
