@@ -2,7 +2,7 @@
 
 import math
 
-from tips_ray.config import ObjectiveConfig, ScheduleConfig
+from tips_ray.config import ObjectiveConfig, ScheduleConfig, StartConfig
 
 
 def learning_rate(step: int, config: ScheduleConfig) -> float:
@@ -29,3 +29,8 @@ def teacher_temperature(step: int, total_steps: int, config: ObjectiveConfig) ->
 def prototypes_frozen(step: int, total_steps: int, config: ObjectiveConfig) -> bool:
     """True while the prototypes do not move."""
     return step < config.prototype_freeze * total_steps
+
+
+def encoders_frozen(step: int, config: StartConfig | None) -> bool:
+    """True while the prototype heads alone move."""
+    return config is not None and step < config.warmup_heads_steps

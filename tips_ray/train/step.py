@@ -13,7 +13,7 @@ from tips_ray.config import ObjectiveConfig, TrainConfig
 from tips_ray.distributed import sum_over_ranks
 from tips_ray.models.networks import Embeddings, StudentOutputs
 from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
-from tips_ray.train.schedules import learning_rate, prototypes_frozen, teacher_temperature
+from tips_ray.train.schedules import encoders_frozen, learning_rate, prototypes_frozen, teacher_temperature
 from tips_ray.train.state import TrainState, update_teacher
 
 
@@ -103,16 +103,24 @@ def _embedded(state: TrainState, batch: Batch) -> tuple[Embeddings, Tensor]:
 
 def _update_student(state: TrainState, config: TrainConfig) -> Tensor:
     """Clip, update, forget the gradients; returns their norm before clipping."""
-    total_steps = config.schedule.total_steps
-    if prototypes_frozen(state.step, total_steps, config.objective):
-        for head in (state.student.heads.distillation, state.student.heads.masked_image):
-            head.prototypes.grad = None
+    _forget_frozen_gradients(state, config)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config.schedule)
     grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.max_grad_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+
+
+def _forget_frozen_gradients(state: TrainState, config: TrainConfig) -> None:
+    """What has no gradient has no part in the norm, no decay and no averages."""
+    frozen = []
+    if prototypes_frozen(state.step, config.schedule.total_steps, config.objective):
+        frozen += [head.prototypes for head in (state.student.heads.distillation, state.student.heads.masked_image)]
+    if encoders_frozen(state.step, config.start):
+        frozen += [weight for name, weight in state.student.named_parameters() if not name.startswith("heads.")]
+    for weight in frozen:
+        weight.grad = None
 
 
 def _leaf(value: Tensor) -> Tensor:
