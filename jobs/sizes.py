@@ -27,7 +27,7 @@ def parameters(config: "RunConfig") -> tuple[int, int]:
     from tips_ray.train.state import new_state
 
     with torch.device("meta"):
-        state = new_state(config, unloaded_teacher(config, "meta"), "meta")
+        state = new_state(config, unloaded_teacher(config), "meta")
     counts = [sum(weight.numel() for weight in network.parameters()) for network in (state.student, state.teacher)]
     return counts[0], counts[1]
 

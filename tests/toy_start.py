@@ -43,8 +43,7 @@ def begun(config: TrainConfig) -> TrainState:
     def prepare(student, teacher):
         shard(student, teacher, init_device_mesh("cpu", (world_size(),)), torch.get_default_dtype())
 
-    teacher = unloaded_teacher(config, "cpu")
-    state = new_state(config, teacher, prepare=prepare if world_size() > 1 else None)
+    state = new_state(config, unloaded_teacher(config), prepare=prepare if world_size() > 1 else None)
     begin(state, config)
     return state
 

@@ -74,7 +74,7 @@ def test_a_checkpoint_holds_the_teacher_whose_run_may_have_lost_its_own(tmp_path
     train_step(state, [toy_batch(4).to("cpu", torch.float32)], config)
     saved = save_checkpoint(state, str(tmp_path / "checkpoints"), {})
     (tmp_path / "teacher" / "checkpoints" / "step-00000001" / "__0_0.distcp").unlink()
-    load_checkpoint(restored := new_state(config, unloaded_teacher(config, "cpu")), saved)
+    load_checkpoint(restored := new_state(config, unloaded_teacher(config)), saved)
     torch.testing.assert_close(numbers(restored), numbers(state), rtol=0, atol=0)
 
 
@@ -121,4 +121,4 @@ def test_two_ranks_share_a_teacher_that_rests_and_train_as_one(tmp_path):
 
 def test_without_a_teacher_to_load_nothing_is_built_and_nothing_told():
     config = toy_config()
-    assert unloaded_teacher(config, "cpu") is None and begin(new_state(config), config) == {}
+    assert unloaded_teacher(config) is None and begin(new_state(config), config) == {}

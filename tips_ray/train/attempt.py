@@ -34,7 +34,7 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
     """
     config = run.config
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
-    state = new_state(config, unloaded_teacher(config, device), device, partial(_prepared, config))
+    state = new_state(config, unloaded_teacher(config), device, partial(_prepared, config))
     first_step, stream = open_stream()
     begun_from = None
     if first_step:

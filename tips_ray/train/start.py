@@ -50,16 +50,15 @@ def begin(state: TrainState, config: TrainConfig) -> dict[str, dict[str, Any]]:
     return found
 
 
-def unloaded_teacher(config: TrainConfig, device: torch.device | str) -> Teacher | None:
-    """The network of `objective.frozen_teacher`, with its own sizes and without weights; None where none is named."""
+def unloaded_teacher(config: TrainConfig) -> Teacher | None:
+    """The network of `objective.frozen_teacher` with its own sizes, on the meta device; None where none is named."""
     if config.objective.frozen_teacher is None:
         return None
     sizes = teacher_origin(config).sizes
     with torch.device("meta"):
         image = ImageEncoder(ImageEncoderConfig(**sizes["image"]))
         heads = Heads(image.config.width, PrototypeHeadConfig(**sizes["head"]))
-        teacher = Teacher(image, heads, config.objective)
-    return teacher.to_empty(device=device)
+        return Teacher(image, heads, config.objective)
 
 
 def _verified(origin: Origin) -> Origin:

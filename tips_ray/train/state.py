@@ -39,7 +39,7 @@ def new_state(
 
     Args:
         config: sizes, objective, optimizer.
-        teacher: the trained one of `objective.teacher: frozen`.
+        teacher: the trained one of `objective.teacher: frozen`; one on the meta device gets storage and no values.
         device: where networks and centres live.
         prepare: changes both networks in place before the optimizer takes their parameters: `parallelize`.
 
@@ -54,10 +54,14 @@ def new_state(
         image, text = ImageEncoder(config.image), TextEncoder(config.text)
         heads = Heads(config.image.width, config.head)
     student = Student(image, text, heads, config.objective).to(device)
-    teacher = (teacher or _copied_teacher(student)).to(device)
+    is_unloaded = teacher is not None and any(weight.is_meta for weight in teacher.parameters())
+    teacher = teacher or _copied_teacher(student)
+    teacher = teacher if is_unloaded else teacher.to(device)
     teacher.config = config.objective  # a given one was trained under another
     if prepare:
         prepare(student, teacher)
+    if is_unloaded:
+        teacher.to_empty(device=device)  # once sharded: no rank ever holds the whole of it
     centers = Centers(config.head.num_prototypes).to(device)
     return TrainState(student, teacher, centers, adamw(student, config.optimizer))
 
