@@ -20,6 +20,7 @@ from tips_ray.data.vocabulary import tokenizer_at
 from tips_ray.models.tokenizer import Tokenizer
 from tips_ray.tracking import require_answer, tracking_uri, without_credentials
 from tips_ray.train.checkpoint import list_checkpoints
+from tips_ray.train.origin import require_its_vocabulary, start_origin, teacher_origin
 from tips_ray.train.run_folder import MAY_DIFFER, RunFolder
 
 
@@ -58,6 +59,7 @@ def preflight(config: RunConfig) -> Preflight:
     checks: dict[str, Callable[[], str]] = {
         "data": data,
         "run": lambda: run_is_new_or_the_same(config) if is_writable else "unknown",
+        "start": lambda: weights_fit(config),
         "tokenizer": lambda: tokenizer_fits(config),
         "captions": lambda: captions_come(config),
         "resources": lambda: ray_cluster.resources_suffice(config),
@@ -67,7 +69,8 @@ def preflight(config: RunConfig) -> Preflight:
         "stream": lambda: sizes.stream_sizes(config),
     }
     for name, check in checks.items():
-        result.findings += findings(name, check)
+        known = result.faults  # what two checks stumble over is told once
+        result.findings += [finding for finding in findings(name, check) if finding.text not in known]
     if result.index is not None:
         rows = result.index.sources[0].rows
         result.findings += findings("schedule", lambda: sizes.schedule_sizes(config, rows))
@@ -115,6 +118,21 @@ def config_fingerprint(config: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key not in MAY_DIFFER}
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def weights_fit(config: RunConfig) -> str:
+    """What a new run begins with is there and has the sizes of the config; a frozen teacher must stay to be read."""
+    teacher = teacher_origin(config).described() if config.objective.frozen_teacher else None
+    of_teacher = f"; the frozen teacher of {teacher}" if teacher else ""
+    if config.start is None:
+        return f"random weights{of_teacher}"
+    if list_checkpoints(storage.join(config.storage, config.name, "checkpoints")):
+        return f"start.uri is not read: the run has a checkpoint{of_teacher}"
+    origin = start_origin(config)
+    require_its_vocabulary(origin, config)
+    grid = origin.grid if "image" in origin.sizes else config.image.grid
+    resampled = f", positions {grid} x {grid} -> {config.image.grid} x {config.image.grid}"
+    return f"{origin.described()}{resampled if grid != config.image.grid else ''}{of_teacher}"
 
 
 def tokenizer_fits(config: RunConfig) -> str:

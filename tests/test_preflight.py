@@ -3,13 +3,16 @@
 import pytest
 import torch
 import yaml
+from toy import toy_config
 from toy_run import tiny_run, write_scenes
+from toy_start import trained_run
 
 from jobs.findings import Doubt, findings
 from jobs.preflight import config_fingerprint, preflight
 from jobs.sizes import model_sizes, parameters, row_bytes, schedule_sizes
 from tips_ray.config import Faults
 from tips_ray.data.views import row_settings, training_rows
+from tips_ray.models import train_tokenizer
 from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.state import new_state
 
@@ -95,3 +98,46 @@ def test_a_finding_is_one_line_whatever_is_raised():
     assert findings("x", lambda: fail(Doubt("a\n  b"))) == [("x", "warn", "a b")]
     assert findings("x", lambda: fail(Faults(["a", "b"]))) == [("x", "fail", "a"), ("x", "fail", "b")]
     assert findings("x", lambda: fail(KeyError("k"))) == [("x", "fail", "KeyError: 'k'")]
+
+
+def _text_of(config, check: str) -> str:
+    return next(finding.text for finding in preflight(config).findings if finding.check == check)
+
+
+def test_what_a_run_begins_with_is_checked_ahead(tmp_path):
+    trained_run(str(tmp_path / "first"), 1)
+    train_tokenizer(["a red cube"], 40).save(tmp_path / "first")
+    sizes = toy_config(image__image_size_px=112).model_dump(mode="json", include={"image", "text", "head"})
+    tokenizer, data = str(tmp_path / "first" / "tokenizer.json"), write_scenes(tmp_path / "scenes", 8)
+
+    def second(**values):
+        start = {"start": {"uri": str(tmp_path / "first")}, "captions__tokenizer": tokenizer}
+        return tiny_run(tmp_path / "runs", data, **{**sizes, **start, **values})
+
+    assert _text_of(second(), "start") == f"{tmp_path}/first at step 1, positions 4 x 4 -> 8 x 8"
+    assert preflight(second(head__hidden=8)).faults == [
+        f"start.uri ({tmp_path}/first) has other sizes: head.hidden (8) must be 32, as it is there"
+    ]
+    assert "captions.tokenizer (None)" in preflight(second(captions__tokenizer=None)).faults[0]
+    assert _text_of(second(start=None), "start") == "random weights"
+
+
+def test_a_run_that_resumes_needs_nothing_of_what_it_began_with(config, tmp_path):
+    gone = tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), start__uri=str(tmp_path / "gone"))
+    assert len(preflight(gone).faults) == 1
+    trained_run(f"{gone.storage}/tiny", 1)
+    assert _text_of(gone, "start") == "start.uri is not read: the run has a checkpoint"
+
+
+def test_a_teacher_that_is_not_there_is_one_fault_and_one_that_is_counts(config, tmp_path):
+    trained_run(str(tmp_path / "teacher"), 1, image__width=48, text__width=48)
+
+    def distilled(teacher: str):
+        frozen = {"objective__teacher": "frozen", "objective__frozen_teacher": str(tmp_path / teacher)}
+        return tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), **frozen)
+
+    checked = preflight(distilled("teacher"))
+    assert checked.faults == [] and _text_of(distilled("teacher"), "start").endswith("/teacher at step 1")
+    assert parameters(distilled("teacher"))[1] > parameters(config)[1]
+    (fault,) = preflight(distilled("nowhere")).faults
+    assert fault.startswith(f"objective.frozen_teacher ({tmp_path}/nowhere): there is neither")

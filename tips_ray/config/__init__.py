@@ -20,6 +20,7 @@ from tips_ray.config.schema import (
     PrototypeHeadConfig,
     ScheduleConfig,
     Schema,
+    StartConfig,
     TextEncoderConfig,
     TrainConfig,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "PrototypeHeadConfig",
     "ScheduleConfig",
     "Schema",
+    "StartConfig",
     "TextEncoderConfig",
     "TrainConfig",
     "load_config",

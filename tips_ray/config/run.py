@@ -191,6 +191,12 @@ class RunConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
+    def _teacher_is_somewhere(self) -> Self:
+        if self.objective.teacher == "frozen" and self.objective.frozen_teacher is None:
+            raise ValueError("objective.teacher (frozen) needs objective.frozen_teacher: name the run that trained it")
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         workers, total = self.resources.workers, self.global_batch_images
         micro = self.micro_batch_images or max(total // workers, 1)

@@ -111,6 +111,9 @@ class ObjectiveConfig(Schema):
     teacher: Literal["ema", "ema_heads", "frozen"] = "ema"
     """`ema` (TIPS); `ema_heads` (TIPSv2): only heads are averaged and the clean student pass, without gradient, is the
     teacher's encoder; `frozen` (TIPSv2 distillation): a trained larger teacher with its heads, and no masking."""
+    frozen_teacher: str | None = None
+    """Run folder (local or s3://) or one checkpoint of it, whose averaged encoder and heads are the `frozen` teacher.
+    Its width and depth are its own; `head.num_prototypes` and `image.patch_size_px` must be this run's."""
     visible_weight: NonNegativeFloat = 0.0
     """iBOT++ (TIPSv2) at 1.0: weight of the mean over visible patches beside the mean over masked ones."""
 
@@ -122,6 +125,8 @@ class ObjectiveConfig(Schema):
             raise ValueError(
                 f"contrastive_view (masked) and teacher ({self.teacher}): this teacher needs the clean pass"
             )
+        if self.frozen_teacher is not None and self.teacher != "frozen":
+            raise ValueError(f"frozen_teacher ({self.frozen_teacher}) needs teacher=frozen, not {self.teacher}")
         if self.teacher == "frozen" and self.visible_weight:
             raise ValueError(
                 f"visible_weight ({self.visible_weight}) must be 0 with teacher (frozen): nothing is masked"
@@ -206,6 +211,17 @@ class ScheduleConfig(Schema):
         return self
 
 
+class StartConfig(Schema):
+    """Weights that a new run begins with; a run that resumes has its own checkpoint and reads none of this."""
+
+    uri: str
+    """A run folder (local or s3://; its newest checkpoint that verifies) or one checkpoint of it: student, teacher,
+    heads, centres and temperature, without optimizer and step. Or released encoders without heads: a transformers
+    folder, or an npz, a folder with them, or a pattern such as `weights/tips_v2_b14_{vision,text}.npz`."""
+    warmup_heads_steps: NonNegativeInt = 0
+    """(D) First steps in which the prototype heads alone move, so that random ones do not spoil trained encoders."""
+
+
 class TrainConfig(Schema):
     """Everything that one optimizer step depends on."""
 
@@ -217,6 +233,8 @@ class TrainConfig(Schema):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    start: StartConfig | None = None
+    """None: random weights."""
     seed: NonNegativeInt = 0
 
     @_model_validator(mode="before")
@@ -243,6 +261,20 @@ class TrainConfig(Schema):
         if self.image.width != self.text.width:
             raise ValueError(
                 f"text.width ({self.text.width}) must equal image.width ({self.image.width}): there is no projection"
+            )
+        return self
+
+    @_model_validator(mode="after")
+    def _warmup_of_heads_fits(self):
+        steps = self.start.warmup_heads_steps if self.start else 0
+        if steps >= self.schedule.total_steps:
+            raise ValueError(
+                f"start.warmup_heads_steps ({steps}) must be below schedule.total_steps ({self.schedule.total_steps})"
+            )
+        if steps and not self.objective.alpha and not self.objective.beta:
+            raise ValueError(
+                f"start.warmup_heads_steps ({steps}) must be 0 with objective.alpha (0) and objective.beta (0): "
+                "no head is trained"
             )
         return self
 

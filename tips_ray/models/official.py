@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -83,7 +83,46 @@ def official_temperature(path: Path | str) -> float | None:
     return None if temperature is None else temperature.item()
 
 
+def official_sizes(file: BinaryIO, name: str) -> tuple[Literal["image", "text"], dict[str, Any]]:
+    """Which encoder an npz holds, and the fields of its config that can be told from its arrays.
+
+    Args:
+        file: open npz; only the headers of its arrays are read.
+        name: what errors call it.
+
+    Raises:
+        ValueError: not an npz, no released encoder, or not one that `load_official_image` would take.
+    """
+    tensors = _headers(file, name)
+    kind = "text" if "token_embedding.weight" in tensors else "image"
+    sizes = _text_sizes(tensors, name) if kind == "text" else _image_sizes(tensors, name)
+    num_heads = num_heads_of(sizes["width"])
+    return kind, {**sizes, **({"num_heads": num_heads} if num_heads else {})}
+
+
+def _headers(file: BinaryIO, name: str) -> dict[str, Tensor]:
+    """Arrays of an npz as tensors without content."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            shapes = {entry.removesuffix(".npy"): _header(archive, entry) for entry in archive.namelist()}
+    except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{name} is not an npz file: {error}") from error
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def _header(archive: zipfile.ZipFile, entry: str) -> tuple[int, ...]:
+    with archive.open(entry) as array:
+        is_first = np.lib.format.read_magic(array) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        return read(array)[0]
+
+
 def _image_config(tensors: Mapping[str, Tensor], file: str, num_heads: int | None) -> ImageEncoderConfig:
+    sizes = _image_sizes(tensors, file)
+    return ImageEncoderConfig(**sizes, num_heads=num_heads or _published_heads(sizes["width"], file), gelu="erf")
+
+
+def _image_sizes(tensors: Mapping[str, Tensor], file: str) -> dict[str, Any]:
     """Sizes of an image encoder from the shapes of its tensors, under their released names."""
     width, _, patch, _ = _shape(tensors, "patch_embed.proj.weight", "(D, 3, patch, patch)", file)
     positions = _shape(tensors, "pos_embed", "(1, 1 + N, D)", file)
@@ -93,22 +132,25 @@ def _image_config(tensors: Mapping[str, Tensor], file: str, num_heads: int | Non
     sizes = {"width": width, "depth": _depth(tensors, "blocks"), "patch_size_px": patch, "image_size_px": grid * patch}
     if "blocks.0.mlp.w12.weight" in tensors:
         hidden = _shape(tensors, "blocks.0.mlp.w12.weight", "(2 hidden, D)", file)[0] // 2
-        sizes |= {"ffn": "swiglu", "ffn_hidden": hidden}
-    else:
-        sizes["ffn_hidden"] = _shape(tensors, "blocks.0.mlp.fc1.weight", "(hidden, D)", file)[0]
-    return ImageEncoderConfig(**sizes, num_heads=num_heads or _published_heads(width, file), gelu="erf")
+        return {**sizes, "ffn": "swiglu", "ffn_hidden": hidden}
+    hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", "(hidden, D)", file)[0]
+    return {**sizes, "ffn": "mlp", "ffn_hidden": hidden}
 
 
 def _text_config(tensors: Mapping[str, Tensor], file: str, num_heads: int | None) -> TextEncoderConfig:
+    sizes = _text_sizes(tensors, file)
+    return TextEncoderConfig(**sizes, num_heads=num_heads or _published_heads(sizes["width"], file))
+
+
+def _text_sizes(tensors: Mapping[str, Tensor], file: str) -> dict[str, Any]:
     """Sizes of a text encoder from the shapes of its tensors, under their released names."""
     vocab_size, width = _shape(tensors, "token_embedding.weight", "(vocabulary, D)", file)
-    return TextEncoderConfig(
-        width=width,
-        depth=_depth(tensors, r"transformer\.resblocks"),
-        num_heads=num_heads or _published_heads(width, file),
-        ffn_hidden=_shape(tensors, "transformer.resblocks.0.mlp.c_fc.weight", "(hidden, D)", file)[0],
-        vocab_size=vocab_size,
-    )
+    return {
+        "width": width,
+        "depth": _depth(tensors, r"transformer\.resblocks"),
+        "ffn_hidden": _shape(tensors, "transformer.resblocks.0.mlp.c_fc.weight", "(hidden, D)", file)[0],
+        "vocab_size": vocab_size,
+    }
 
 
 def released_image_name(ffn: str) -> Callable[[str], str]:

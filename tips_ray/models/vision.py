@@ -124,10 +124,7 @@ class ImageEncoder(nn.Module):
         web_1D, positions_LD = self.pos_embed[0].split([1, self.pos_embed.shape[1] - 1])
         if rows == columns == self.config.grid:
             return web_1D, positions_LD
-        square_1DHW = positions_LD.T.unflatten(1, (self.config.grid, self.config.grid))[None]
-        square_1DHW = square_1DHW if square_1DHW.dtype == torch.float64 else square_1DHW.float()
-        resized = F.interpolate(square_1DHW, (rows, columns), mode="bilinear", align_corners=False, antialias=True)
-        return web_1D, resized[0].flatten(1).T
+        return web_1D, resized_positions(positions_LD, rows, columns)
 
     def _checked_grid(self, images_BCHW: Tensor, mask_BL: Tensor | None) -> tuple[int, int]:
         rows, columns = _check_images(images_BCHW, self.config.patch_size_px)
@@ -138,6 +135,18 @@ class ImageEncoder(nn.Module):
                 f"images_BCHW {tuple(images_BCHW.shape)} have {rows}x{columns} patches"
             )
         return rows, columns
+
+
+def resized_positions(positions_LD: Tensor, rows: int, columns: int) -> Tensor:
+    """Positions of a square grid of L patches for another grid, [rows * columns, D], fp32 or better.
+
+    Source: the released inference code of google-deepmind/tips.
+    """
+    grid = math.isqrt(len(positions_LD))
+    square_1DHW = positions_LD.T.unflatten(1, (grid, grid))[None]
+    square_1DHW = square_1DHW if square_1DHW.dtype == torch.float64 else square_1DHW.float()
+    resized_1DHW = F.interpolate(square_1DHW, (rows, columns), mode="bilinear", align_corners=False, antialias=True)
+    return resized_1DHW[0].flatten(1).T
 
 
 def image_encoder(variant: str, **sizes) -> ImageEncoder:

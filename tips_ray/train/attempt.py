@@ -15,6 +15,7 @@ from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.sink import Report, RunInputs, RunSink
+from tips_ray.train.start import begin, unloaded_teacher
 from tips_ray.train.state import TrainState, new_state
 
 OpenStream = Callable[[], tuple[int, Iterator[dict[str, Any]]]]
@@ -32,11 +33,14 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
     """
     config = run.config
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
-    state = new_state(config, device=device, prepare=partial(_prepared, config, device))
+    state = new_state(config, unloaded_teacher(config), device, partial(_prepared, config, device))
     first_step, stream = open_stream()
+    begun_from = None
     if first_step:
         load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
-    sink = RunSink(run, state.step, device, report)
+    else:
+        begun_from = begin(state, config)
+    sink = RunSink(run, state.step, device, report, begun_from)
     try:
         train(state, _steps(state, config, device, stream, sink), config, sink)
     except Exception as error:

@@ -79,13 +79,22 @@ def load_checkpoint(state: TrainState, checkpoint: CheckpointInfo) -> None:
         ValueError: a file is missing or differs from the manifest; every rank raises.
     """
     tree = _state_dict(state)
-    with _fetched(checkpoint) as folder, _one_process_is_fine():
-        load_state_dict(tree, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    fill_from_checkpoint(tree, checkpoint)
     for name in ("student", "teacher", "centers"):
         set_model_state_dict(getattr(state, name), tree[name])
     set_optimizer_state_dict(state.student, state.optimizer, optim_state_dict=tree["optimizer"], options=_OPTIONS)
     state.step, state.bad_rows = checkpoint.step, checkpoint.manifest["bad_rows"]
     state.skipped_steps = checkpoint.manifest.get("skipped_steps", 0)  # absent: written before there was a guard
+
+
+def fill_from_checkpoint(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
+    """Fill the tensors of `tree`, a part of what a checkpoint holds, in place; all ranks call it, each for its shards.
+
+    Raises:
+        ValueError: as for `load_checkpoint`.
+    """
+    with _fetched(checkpoint) as folder, _one_process_is_fine():
+        load_state_dict(tree, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:

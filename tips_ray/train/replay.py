@@ -20,6 +20,7 @@ from tips_ray.train.checkpoint import load_checkpoint
 from tips_ray.train.first_bad import FirstBad, Watch
 from tips_ray.train.parallelize import shard
 from tips_ray.train.schedules import config_at
+from tips_ray.train.start import unloaded_teacher
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, clip_gradients
 
@@ -59,7 +60,7 @@ def replay(bad_step: BadStep, run_uri: str, device: torch.device) -> Replay:
     batches = [batch.to(device, batch.global_crops_BCHW.dtype) for of_rank, _ in read for batch in of_rank]
     rows = [part for _, of_rank in read for part in of_rank]
     with _group_of_one(device):
-        state = new_state(config, device=device, prepare=partial(_prepared, config, device))
+        state = new_state(config, unloaded_teacher(config), device, partial(_prepared, config, device))
         load_checkpoint(state, bad_step.checkpoint())
         watch = Watch(state.student, state.teacher, batches)
         metrics = _watched_step(state, watch, config)

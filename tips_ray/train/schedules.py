@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from tips_ray.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from tips_ray.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig, StartConfig, TrainConfig
 
 PartT = TypeVar("PartT", ObjectiveConfig, OptimizerConfig, ScheduleConfig)
 
@@ -43,6 +43,11 @@ def ema_momentum(step: int, total_steps: int, config: ObjectiveConfig) -> float:
 def prototypes_frozen(step: int, total_steps: int, config: ObjectiveConfig) -> bool:
     """True while the prototypes do not move."""
     return step < config.prototype_freeze * total_steps
+
+
+def encoders_frozen(step: int, config: StartConfig | None) -> bool:
+    """True while the prototype heads alone move."""
+    return config is not None and step < config.warmup_heads_steps
 
 
 def config_at(step: int, config: TrainConfig) -> TrainConfig:

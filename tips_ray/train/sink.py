@@ -40,7 +40,15 @@ class RunInputs:
 class RunSink:
     """The loop's sink: metrics and events from rank 0, checkpoints and rejects from all."""
 
-    def __init__(self, run: RunInputs, step: int, device: torch.device, report: Report) -> None:
+    def __init__(
+        self,
+        run: RunInputs,
+        step: int,
+        device: torch.device,
+        report: Report,
+        begun_from: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """`begun_from`: the weights that a new run was given, as `tips_ray.train.start.begin` tells it."""
         self.run, self.report = run, report
         self.folder = RunFolder(run.uri, rank())
         self.folder.drop_after(step)
@@ -48,7 +56,8 @@ class RunSink:
         self._samples: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []  # of the step that is being done
         on, of = machine(device), versions()
-        self._event("resume" if step else "start", step, workers=world_size(), machine=on, versions=of)
+        weights = {"from": begun_from} if begun_from else {}
+        self._event("resume" if step else "start", step, workers=world_size(), machine=on, versions=of, **weights)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """A line in the run folder, a point in MLflow."""

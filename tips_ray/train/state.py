@@ -42,10 +42,11 @@ def new_state(
 
     Args:
         config: sizes, objective, optimizer.
-        teacher: the trained one of `objective.teacher: frozen`.
+        teacher: the trained one of `objective.teacher: frozen`; one on the meta device gets storage, full of NaN, and
+            is filled by whoever loads it.
         device: where networks and centres live; on `meta` nothing gets a value.
         prepare: changes both networks in place before they have storage, on the meta device: `parallelize`. A given
-            teacher has its values already.
+            teacher may have its values already.
 
     Raises:
         ValueError: `objective.teacher` is `frozen` and no teacher was given, or one was given without need.
@@ -56,14 +57,17 @@ def new_state(
     with torch.device("meta"):
         student = _student(config)
     copied = _like(student) if teacher is None else None
-    teacher = teacher.to(device) if teacher else copied
+    is_unloaded = teacher is not None and any(weight.is_meta for weight in teacher.parameters())
+    teacher = copied or (teacher if is_unloaded or teacher is None else teacher.to(device))
     assert teacher
     teacher.config = config.objective  # a given one was trained under another
     if prepare:
         prepare(student, teacher)
     if torch.device(device).type != "meta":
         _give_values(student, copied, config.seed, device)
-        require_values(student, teacher)
+        if is_unloaded:
+            give_storage(teacher, device)
+        require_values(*([student] if is_unloaded else [student, teacher]))
     centers = Centers(config.head.num_prototypes).to(device)
     return TrainState(student, teacher, centers, new_optimizer(student, config.optimizer))
 

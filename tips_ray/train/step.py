@@ -17,7 +17,14 @@ from tips_ray.models.networks import Embeddings, StudentOutputs
 from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
 from tips_ray.train.health import Health
 from tips_ray.train.optim import set_rates
-from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, prototypes_frozen, teacher_temperature
+from tips_ray.train.schedules import (
+    config_at,
+    ema_momentum,
+    encoders_frozen,
+    learning_rate,
+    prototypes_frozen,
+    teacher_temperature,
+)
 from tips_ray.train.state import TrainState, update_teacher
 
 
@@ -161,10 +168,8 @@ def _embedded(state: TrainState, batch: Batch) -> tuple[Embeddings, Tensor]:
 
 
 def clip_gradients(state: TrainState, config: TrainConfig) -> Tensor:
-    """Drop those of frozen prototypes, clip the others; returns their norm over all ranks before clipping."""
-    if prototypes_frozen(state.step, config.schedule.total_steps, config.objective):
-        for head in (state.student.heads.distillation, state.student.heads.masked_image):
-            head.prototypes.grad = None
+    """Drop those of what is frozen, clip the others; returns their norm over all ranks before clipping."""
+    _forget_frozen_gradients(state, config)
     grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.max_grad_norm)
     return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
 
@@ -182,6 +187,17 @@ def _update_student(state: TrainState, config: TrainConfig) -> None:
     set_rates(state.optimizer, learning_rate(state.step, config.schedule), config.optimizer.weight_decay)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
+
+
+def _forget_frozen_gradients(state: TrainState, config: TrainConfig) -> None:
+    """What has no gradient has no part in the norm, no decay and no averages."""
+    frozen = []
+    if prototypes_frozen(state.step, config.schedule.total_steps, config.objective):
+        frozen += [head.prototypes for head in (state.student.heads.distillation, state.student.heads.masked_image)]
+    if encoders_frozen(state.step, config.start):
+        frozen += [weight for name, weight in state.student.named_parameters() if not name.startswith("heads.")]
+    for weight in frozen:
+        weight.grad = None
 
 
 def _leaf(value: Tensor) -> Tensor:
