@@ -2,17 +2,15 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import run_on_ranks
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
-from toy import toy_batch, toy_config
+from toy_state import assert_equal, numbers_of, toy_state, trained
 
-from tips_ray.distributed import world_size
 from tips_ray.train.checkpoint import (
     CheckpointInfo,
     checkpoint_at,
@@ -20,77 +18,49 @@ from tips_ray.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     newest_checkpoint,
-    save_checkpoint,
 )
-from tips_ray.train.parallelize import shard
-from tips_ray.train.state import TrainState, new_state
-from tips_ray.train.step import train_step
+from tips_ray.train.saving import save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("error")
 FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: no optimizer state of the prototypes in that time
 
 
-def _new(**values) -> TrainState:
-    def prepare(student, teacher):
-        shard(student, teacher, init_device_mesh("cpu", (world_size(),)))
-
-    return new_state(toy_config(**values), prepare=prepare if world_size() > 1 else None)
-
-
-def _trained(state: TrainState, steps: int, **values) -> TrainState:
-    for _ in range(steps):
-        train_step(state, [toy_batch(4, seed=state.step).to("cpu", torch.float32)], toy_config(**values))
-    return state
-
-
-def _whole(state: TrainState) -> dict[str, Tensor]:
-    """Every number of a state, optimizer included."""
-    networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
-    found = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
-    for name, parameter in state.student.named_parameters():
-        found |= {f"optimizer.{name}.{key}": value for key, value in state.optimizer.state[parameter].items()}
-    return {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in found.items()}
-
-
-def _saved(folder: Path, *steps: int) -> list[CheckpointInfo]:
+def _saved(folder: str | Path, *steps: int) -> list[CheckpointInfo]:
     """Checkpoints of an untrained state that claims to be at these steps."""
-    state, found = _new(), []
+    state, found = toy_state(), []
     for state.step in steps:
         found.append(save_checkpoint(state, str(folder), {"data_fingerprint": "abc"}))
     return found
 
 
-def _assert_equal(state: TrainState, other: TrainState) -> None:
-    torch.testing.assert_close(_whole(state), _whole(other), rtol=0, atol=0)
-    assert (state.step, state.bad_rows) == (other.step, other.bad_rows)
-
-
 @pytest.mark.parametrize("steps", [0, 2, 5])
 def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps):
-    state = _trained(_new(**FROZEN), steps, **FROZEN)
+    state = trained(toy_state(**FROZEN), steps, **FROZEN)
     state.bad_rows = 7
-    load_checkpoint(restored := _new(**FROZEN), save_checkpoint(state, str(tmp_path), {}))
-    _assert_equal(_trained(restored, 4, **FROZEN), _trained(state, 4, **FROZEN))
+    load_checkpoint(restored := toy_state(**FROZEN), save_checkpoint(state, str(tmp_path), {}))
+    assert_equal(trained(restored, 4, **FROZEN), trained(state, 4, **FROZEN))
 
 
 @pytest.mark.heavy
-def test_two_ranks_write_what_one_reads_and_the_other_way_round(tmp_path):
-    both = run_on_ranks(2, _trained_and_saved, str(tmp_path))
-    load_checkpoint(alone := _new(), checkpoint_at(str(tmp_path), 2))
-    torch.testing.assert_close(_whole(alone), both[0], rtol=0, atol=0)
-    save_checkpoint(alone, str(tmp_path / "alone"), {})
-    for found in run_on_ranks(2, _loaded, str(tmp_path / "alone")):
+def test_two_ranks_write_what_one_reads_and_the_other_way_round(folder):
+    both = run_on_ranks(2, _trained_and_saved, folder, dict(os.environ))
+    load_checkpoint(alone := toy_state(), checkpoint_at(folder, 2))
+    torch.testing.assert_close(numbers_of(alone), both[0], rtol=0, atol=0)
+    save_checkpoint(alone, f"{folder}/alone", {})
+    for found in run_on_ranks(2, _loaded, f"{folder}/alone", dict(os.environ)):
         torch.testing.assert_close(found, both[0], rtol=0, atol=0)
 
 
-def _trained_and_saved(folder: str) -> dict[str, Tensor]:
-    save_checkpoint(state := _trained(_new(), 2), folder, {})
-    return _whole(state)
+def _trained_and_saved(folder: str, environment: dict[str, str]) -> dict[str, Tensor]:
+    os.environ.update(environment)
+    save_checkpoint(state := trained(toy_state(), 2), folder, {})
+    return numbers_of(state)
 
 
-def _loaded(folder: str) -> dict[str, Tensor]:
-    load_checkpoint(state := _new(), checkpoint_at(folder, 2))
-    return _whole(state)
+def _loaded(folder: str, environment: dict[str, str]) -> dict[str, Tensor]:
+    os.environ.update(environment)
+    load_checkpoint(state := toy_state(), checkpoint_at(folder, 2))
+    return numbers_of(state)
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
@@ -152,7 +122,7 @@ def test_a_checkpoint_damaged_after_it_was_found_is_not_loaded(tmp_path, damage)
     (found,) = _saved(tmp_path, 1)
     damage(Path(found.uri))
     with pytest.raises(ValueError, match=r"step-00000001 cannot be loaded: .*__0_0\.distcp"):
-        load_checkpoint(_new(), found)
+        load_checkpoint(toy_state(), found)
 
 
 def test_another_version_of_the_format_is_refused_and_nothing_older_taken_in_its_place(tmp_path):
@@ -176,6 +146,15 @@ def test_the_newest_stay_and_what_broken_saves_left_goes(tmp_path):
     _no_manifest(Path(infos[2].uri))
     drop_old_checkpoints(str(tmp_path), 4, keep_last=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000004"]
+
+
+def test_checkpoints_of_every_so_many_steps_stay_for_ever_beside_the_newest(folder):
+    _saved(folder, *range(1, 8))
+    drop_old_checkpoints(folder, 7, keep_last=2, keep_every_steps=3)
+    assert [found.step for found in list_checkpoints(folder)] == [3, 6, 7]
+    _saved(folder, 8)
+    drop_old_checkpoints(folder, 8, keep_last=1, keep_every_steps=3)
+    assert [found.step for found in list_checkpoints(folder)] == [3, 6, 8]
 
 
 def test_a_damaged_checkpoint_ahead_does_not_push_out_the_good_one(tmp_path):
