@@ -141,8 +141,9 @@ POINTS: dict[str, Callable[[str, str], bool]] = {
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_and_no_half_one(tmp_path, point):
-    folder = tmp_path / "checkpoints"
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_and_no_half_one(tmp_path, monkeypatch, point):
+    folder, temporary = tmp_path / "checkpoints", tmp_path / "temporary"
+    temporary.mkdir()
     process = multiprocessing.get_context("forkserver").Process(target=_stuck, args=(folder, point, tmp_path))
     process.start()
     while not (tmp_path / "here").exists():
@@ -156,13 +157,16 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_and_no_half_one
     expected = torch.load(tmp_path / f"{found.step}.pt")
     torch.testing.assert_close(numbers_of(restored), expected, rtol=0, atol=0)
     restored.step = 3
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     save_checkpoint(restored, str(folder), {})
     drop_old_checkpoints(str(folder), 3, keep_last=1)
     assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+    assert not list(temporary.iterdir())
 
 
 def _stuck(folder: Path, point: str, notes: Path) -> None:
     """Save step 1; begin with step 2 and stop for ever at that point of it."""
+    tempfile.tempdir = str(notes / "temporary")
     save_checkpoint(state := trained(toy_state(), 1), str(folder), {})
     torch.save(numbers_of(state), notes / "1.pt")
     torch.save(numbers_of(trained(state, 1)), notes / "2.pt")
@@ -236,7 +240,7 @@ def _fill(small: str, full: str) -> None:
     if full == "destination":
         folder = small
     else:
-        folder, tempfile.tempdir = tempfile.mkdtemp(), small
+        folder, tempfile.tempdir = f"{small}-beside", small
     save_checkpoint(state := trained(toy_state(), 1), folder, {})
     Path(small, ".other").write_bytes(bytes(shutil.disk_usage(small).free - 100_000))
     try:

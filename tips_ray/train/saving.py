@@ -1,5 +1,6 @@
 """TrainState -> a checkpoint, written by a thread while training goes on: the files, then the manifest."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -132,7 +133,7 @@ class CheckpointWriter:
 
     def _write_files(self, tree: dict[str, Any], uri: str) -> dict[str, Any]:
         """All ranks' files as the manifest describes them, by way of a local folder of each."""
-        local = self._on_all_ranks(_new_folder)[rank()]
+        local = self._on_all_ranks(lambda: _new_folder(self.checkpoints_uri))[rank()]
         try:
             self._write_shards(tree, local)
             parts = self._on_all_ranks(lambda: self._published(local, uri))
@@ -210,9 +211,13 @@ def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: Mappi
     return saved[0]
 
 
-def _new_folder() -> Path:
+def _new_folder(checkpoints_uri: str) -> Path:
+    """Of this rank; what it left on this machine when it was killed in a save of the same run goes."""
     place = tempfile.gettempdir()
-    return Path(storage.attempt(place, lambda: tempfile.mkdtemp(prefix="tips_ray-", dir=place)))
+    prefix = f"tips_ray-{hashlib.sha256(checkpoints_uri.encode()).hexdigest()[:16]}-rank-{rank()}-"
+    for leftover in Path(place).glob(f"{prefix}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    return Path(storage.attempt(place, lambda: tempfile.mkdtemp(prefix=prefix, dir=place)))
 
 
 def _raise_first(faults: Iterable[BaseException | None]) -> None:
