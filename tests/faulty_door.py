@@ -49,21 +49,20 @@ class FaultyDoor:
         with contextlib.suppress(OSError):
             while content := source.recv(65536):
                 self.passes.wait()
+                line = content.partition(b"\r\n")[0] if is_request else b""
+                if line.endswith(b"HTTP/1.1"):  # and not a body that goes on
+                    self.requests.append(line)
                 if self.is_shut:
                     source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                     break
-                if is_request and self._refuses(content):
+                if line.endswith(b"HTTP/1.1") and self._refuses(line):
                     source.sendall(BUSY)
                     break
                 target.sendall(content)
             for end in (source, target):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def _refuses(self, content: bytes) -> bool:
-        line = content.partition(b"\r\n")[0]
-        if not line.endswith(b"HTTP/1.1"):
-            return False  # goes on with a body
-        self.requests.append(line)
+    def _refuses(self, line: bytes) -> bool:
         found = next((words for words in self.refused if words in line), None)
         if found is not None:
             self.refused.remove(found)
