@@ -96,8 +96,14 @@ def test_a_store_that_does_not_answer_for_a_while_loses_nothing_of_a_run(s3, tmp
 
 def test_a_store_that_stays_away_ends_a_run_with_one_sentence(door, s3, tmp_path):
     uri = f"{s3.make_bucket('outages')}/{tmp_path.name}"
+
+    def go_away() -> None:
+        while not newest_checkpoint(f"{uri}/checkpoints"):
+            pass
+        door.is_shut = True
+
     with pytest.raises(StorageError, match="cannot be reached; check AWS_ENDPOINT_URL"):
-        _run(uri, _config(checkpoint_patience_seconds=0.2), {7: lambda: setattr(door, "is_shut", True)})
+        _run(uri, _config(checkpoint_patience_seconds=0.2), {7: go_away})
     door.is_shut = False
     found = newest_checkpoint(f"{uri}/checkpoints")
     assert found and found.step == 4

@@ -52,7 +52,7 @@ class CheckpointWriter:
         fingerprints: Mapping[str, str],
         device: torch.device | str = "cpu",
         patience_seconds: float = 0,
-        after_commit: Callable[[int], None] = lambda step: None,
+        after_commit: Callable[[int], object] = lambda step: None,
     ) -> None:
         """
         Args:
