@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty_door import FaultyDoor, faulty_door
 from xdist.scheduler import LoadScopeScheduling
 
 from jobs.local_s3 import LocalS3, local_s3
+from tips_ray.storage import errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +38,15 @@ def s3(s3_server, monkeypatch) -> LocalS3:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture
+def door(s3, monkeypatch) -> Iterator[FaultyDoor]:
+    """In front of the server, with s3:// meaning it; a failed call is tried again at once."""
+    with faulty_door(s3.endpoint_url) as door:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", door.endpoint_url)
+        monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.05))
+        yield door
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -143,6 +143,40 @@ def test_files_are_copied_up_and_down(folder, tmp_path, monkeypatch):
     assert (tmp_path / "to").read_bytes() == content
 
 
+def test_a_part_that_fails_is_sent_again_by_itself(door, s3, tmp_path):
+    content = os.urandom(17 * 2**20)  # three parts
+    (tmp_path / "from").write_bytes(content)
+    door.refused += [b"partNumber=2", b"partNumber=3"]
+    storage.upload(tmp_path / "from", uri := f"{s3.make_bucket('folders')}/parts")
+    assert not door.refused and sum(line.startswith(b"POST") for line in door.requests) == 2, "one beginning, one end"
+    assert storage.read_bytes(uri) == content
+
+
+def test_what_may_pass_is_tried_until_it_does(monkeypatch):
+    monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.01))
+    outcomes = [StorageError("away", may_pass=True), StorageError("away", may_pass=True), None]
+
+    def action() -> str:
+        if error := outcomes.pop(0):
+            raise error
+        return "done"
+
+    assert storage.keep_trying(action, seconds=60) == "done"
+
+
+@pytest.mark.parametrize(("may_pass", "seconds"), [(False, 60), (True, 0)])
+def test_what_will_not_pass_is_not_tried_again_nor_beyond_its_time(may_pass, seconds):
+    tries = []
+
+    def action() -> None:
+        tries.append(1)
+        raise StorageError("away", may_pass)
+
+    with pytest.raises(StorageError, match="away"):
+        storage.keep_trying(action, seconds)
+    assert len(tries) == 1
+
+
 def test_arrow_reads_the_same_file(folder):
     storage.write_bytes(f"{folder}/x", b"content")
     filesystem, path = storage.filesystem(f"{folder}/x")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -62,13 +63,25 @@ def mean_over_ranks(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     return dict(zip(metrics, means, strict=True))
 
 
-def gather_objects(local: Any) -> list[Any]:
-    """Small picklable values of all ranks in rank order."""
+def gather_objects(local: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Small picklable values of all ranks in rank order; `group` is a `background_group`, None the one of training."""
     if world_size() == 1:
         return [local]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, local)
+    dist.all_gather_object(gathered, local, group=group)
     return gathered
+
+
+def background_group() -> dist.ProcessGroup | None:
+    """All ranks once more, on CPUs: one thread's collectives, which never meet those of training. All ranks call this.
+
+    A lost rank ends its collectives at once; a slow one has a day.
+    """
+    if not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 class _Gather(torch.autograd.Function):

@@ -19,13 +19,13 @@ from jobs.failure import RunFailedError
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
-from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
 from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.state import new_state
 
 pytestmark = pytest.mark.ray
 STEPS = 12
-SPEED = ("images_per_second", "data_wait_share", "time", "health/memory_peak_gib")
+SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +89,20 @@ def _assert_every_step_held_its_batch(folder: RunFolder, config: RunConfig, work
 
 
 def _when(folder: RunFolder, step: int, action: Any) -> threading.Thread:
-    """Do something, from outside, as soon as a step of a run has been logged."""
+    """Do something, from outside, as soon as a step of a run has been logged and a checkpoint is there."""
 
     def wait() -> None:
-        while not any(line["step"] >= step for line in folder.read_metrics()):
+        while not any(line["step"] >= step for line in folder.read_metrics()) or not _is_saved(folder):
             time.sleep(0.02)
         action()
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     return thread
+
+
+def _is_saved(folder: RunFolder) -> bool:
+    return bool(list_checkpoints(f"{folder.uri}/checkpoints"))
 
 
 def _kill_a_worker() -> None:

@@ -12,7 +12,8 @@ from toy_model import toy_model
 from toy_start import begun, numbers, released, sizes_of, trained_run
 
 from tips_ray import storage
-from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.saving import save_checkpoint
 from tips_ray.train.start import begin
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step

@@ -179,6 +179,11 @@ class RunConfig(TrainConfig):
     checkpoint_every_steps: PositiveInt = 500
     keep_last: PositiveInt = 2
     """Newest checkpoints that stay."""
+    keep_every_steps: PositiveInt | None = None
+    """Checkpoints whose step is a multiple of it stay for ever, beside the newest; None: none do."""
+    checkpoint_patience_seconds: NonNegativeFloat = 600
+    """(D) Longest that writing a file of a checkpoint is tried again while the storage is away, before the run stops.
+    Training goes on meanwhile, until the next checkpoint is due."""
     data_prefetch_batches: NonNegativeInt = 2
     """Micro-batches that wait ready in front of each worker."""
 
@@ -194,6 +199,13 @@ class RunConfig(TrainConfig):
     def _teacher_is_somewhere(self) -> Self:
         if self.objective.teacher == "frozen" and self.objective.frozen_teacher is None:
             raise ValueError("objective.teacher (frozen) needs objective.frozen_teacher: name the run that trained it")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_steps_are_saved(self) -> Self:
+        kept, saved = self.keep_every_steps, self.checkpoint_every_steps
+        if kept and kept % saved:
+            raise ValueError(f"keep_every_steps ({kept}) must be a multiple of checkpoint_every_steps ({saved})")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from types import ModuleType
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 from tips_ray.storage import local, s3
-from tips_ray.storage.errors import NotFoundError, StorageError, attempt
+from tips_ray.storage.errors import NotFoundError, StorageError, attempt, failure, keep_trying
 from tips_ray.storage.files import StoredFile, is_local, join, resolved, without_braces
 
 __all__ = [
@@ -21,9 +21,11 @@ __all__ = [
     "delete_folder",
     "download",
     "exists",
+    "failure",
     "filesystem",
     "is_local",
     "join",
+    "keep_trying",
     "list_files",
     "list_folders",
     "list_names",

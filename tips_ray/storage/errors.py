@@ -37,11 +37,27 @@ def attempt(uri: str, action: Callable[[], Result]) -> Result:
         try:
             return action()
         except (OSError, BotoCoreError, ClientError) as error:
-            failure = _failure(uri, error)
-        if wait is None or not failure.may_pass:
-            raise failure
+            fault = failure(uri, error)
+        if wait is None or not fault.may_pass:
+            raise fault
         time.sleep(wait * random.uniform(1, 1.5))
     raise AssertionError("unreachable")
+
+
+def keep_trying(action: Callable[[], Result], seconds: float) -> Result:
+    """Result of an `action` on storage, repeated for as long as its failure may pass: for what can wait, and must be.
+
+    Raises:
+        StorageError: it still fails after `seconds`, or in a way that no further try cures.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except StorageError as error:
+            if not error.may_pass or time.monotonic() >= deadline:
+                raise
+        time.sleep(min(BACKOFF_SECONDS[-1], seconds))
 
 
 # Codes of S3 without case and underscores, since Arrow writes NO_SUCH_BUCKET for boto3's NoSuchBucket.
@@ -75,7 +91,8 @@ _NO_CREDENTIALS = (
 _PASSING = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET}
 
 
-def _failure(uri: str, error: Exception) -> StorageError:
+def failure(uri: str, error: BaseException) -> StorageError:
+    """What went wrong, as a sentence with its cure."""
     if isinstance(error, ClientError):
         details = error.response.get("Error", {})
         return _of_code(uri, str(details.get("Code", "")), str(details.get("Message", "")))
@@ -123,7 +140,7 @@ def _of_boto(uri: str, error: BotoCoreError) -> StorageError:
     return _unreachable(uri)
 
 
-def _of_system(uri: str, error: Exception) -> StorageError:
+def _of_system(uri: str, error: BaseException) -> StorageError:
     number = getattr(error, "errno", None)
     if isinstance(error, FileNotFoundError):
         return NotFoundError(f"{uri}: there is no such file or folder; check the path")

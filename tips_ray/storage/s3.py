@@ -1,6 +1,7 @@
 """Objects behind s3://. The store is AWS or what AWS_ENDPOINT_URL names; credentials come by boto3's usual chain.
 
-boto3 for all but Parquet, which Arrow reads. Neither retries by itself: `errors.attempt` does, for both alike.
+boto3 for all but Parquet, which Arrow reads. Neither retries by itself: `errors.attempt` does, for both alike. Only the
+parts of an upload are tried again one by one, by boto3: of ten thousand parts, one that fails must not cost the others.
 """
 
 import os
@@ -21,6 +22,7 @@ from tips_ray.storage.errors import StorageError, attempt
 from tips_ray.storage.files import StoredFile, as_regex
 
 CONNECT_SECONDS, READ_SECONDS = 4, 60
+TRIES_OF_A_PART = 4
 PIECE_BYTES, PIECES_AT_ONCE = 32 * 2**20, 8
 
 
@@ -80,7 +82,7 @@ def upload(path: str, uri: str) -> None:
     """Copy a local file to an object, in parts where it is large."""
     bucket, key = _split(uri)
     with open(path, "rb") as file:
-        _client().upload_fileobj(file, bucket, key)
+        _client(TRIES_OF_A_PART).upload_fileobj(file, bucket, key)
 
 
 def download(uri: str, path: str) -> None:
@@ -186,15 +188,15 @@ def _environment() -> tuple[tuple[str, str], ...]:
     return tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
 
 
-def _client() -> Any:
-    return _boto(_environment())
+def _client(tries: int = 1) -> Any:
+    return _boto(_environment(), tries)
 
 
-@lru_cache(maxsize=2)
-def _boto(environment: tuple[tuple[str, str], ...]) -> Any:
+@lru_cache(maxsize=4)
+def _boto(environment: tuple[tuple[str, str], ...], tries: int = 1) -> Any:
     from boto3.session import Session  # takes most of a second: not for those who read local files
 
-    retries = {"total_max_attempts": 1, "mode": "standard"}
+    retries = {"total_max_attempts": tries, "mode": "standard"}
     config = Config(
         connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=retries, max_pool_connections=64
     )

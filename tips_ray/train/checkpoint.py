@@ -1,6 +1,6 @@
-"""TrainState <-> a folder of torch.distributed.checkpoint files with a manifest written last.
+"""A checkpoint: torch.distributed.checkpoint files and a manifest; found, verified, loaded. `saving.py` writes it.
 
-A checkpoint without a manifest does not exist; one whose files do not match it is damaged and passed over.
+One without a manifest does not exist; one whose files do not match it is damaged and passed over.
 """
 
 import hashlib
@@ -26,13 +26,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
-from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from tips_ray import storage
-from tips_ray.distributed import gather_objects, rank
+from tips_ray.distributed import gather_objects
 from tips_ray.train.state import TrainState
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 PIECE_BYTES, FILES_AT_ONCE = 32 * 2**20, 8
 log = logging.getLogger(__name__)
@@ -47,44 +46,19 @@ class CheckpointInfo:
     manifest: dict[str, Any]
 
 
-def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: dict[str, str]) -> CheckpointInfo:
-    """Write `checkpoints_uri/step-XXXXXXXX`; every rank calls this and gets the result once all files are there.
-
-    Args:
-        state: sharded or not; each rank writes its own shards.
-        checkpoints_uri: folder or s3:// prefix that holds the run's checkpoints.
-        fingerprints: of config and data; kept in the manifest.
-    """
-    uri = _uri_of(checkpoints_uri, state.step)
-    if rank() == 0:
-        storage.delete(storage.join(uri, MANIFEST))  # of a damaged one of this step, which this one replaces
-    gather_objects(None)
-    with tempfile.TemporaryDirectory() as folder:
-        with _one_process_is_fine():
-            save_state_dict(_state_dict(state), checkpoint_id=folder, no_dist=not dist.is_initialized())
-        own = {path.name: _published(path, storage.join(uri, path.name)) for path in sorted(Path(folder).iterdir())}
-    files = {name: entry for part in gather_objects(own) for name, entry in part.items()}
-    counts = {"step": state.step, "bad_rows": state.bad_rows, "skipped_steps": state.skipped_steps}
-    manifest = {"version": VERSION, **counts, **fingerprints, "files": files}
-    if rank() == 0:
-        storage.write_text(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1))
-    gather_objects(None)  # nobody goes on before the checkpoint exists
-    return CheckpointInfo(uri, state.step, manifest)
-
-
 def load_checkpoint(state: TrainState, checkpoint: CheckpointInfo) -> None:
     """Fill `state` in place, on any number of ranks; all of them call this. Files are read once per machine.
 
     Raises:
         ValueError: a file is missing or differs from the manifest; every rank raises.
     """
-    tree = _state_dict(state)
+    tree = state_tree(state)
     fill_from_checkpoint(tree, checkpoint)
     for name in ("student", "teacher", "centers"):
         set_model_state_dict(getattr(state, name), tree[name])
     set_optimizer_state_dict(state.student, state.optimizer, optim_state_dict=tree["optimizer"], options=_OPTIONS)
     state.step, state.bad_rows = checkpoint.step, checkpoint.manifest["bad_rows"]
-    state.skipped_steps = checkpoint.manifest.get("skipped_steps", 0)  # absent: written before there was a guard
+    state.skipped_steps = checkpoint.manifest["skipped_steps"]
 
 
 def fill_from_checkpoint(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
@@ -93,7 +67,7 @@ def fill_from_checkpoint(tree: dict[str, Any], checkpoint: CheckpointInfo) -> No
     Raises:
         ValueError: as for `load_checkpoint`.
     """
-    with _fetched(checkpoint) as folder, _one_process_is_fine():
+    with _fetched(checkpoint) as folder, one_process_is_fine():
         load_state_dict(tree, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
@@ -117,8 +91,8 @@ def checkpoint_at(checkpoints_uri: str, step: int) -> CheckpointInfo:
     Raises:
         NotFoundError: there is none.
     """
-    uri = _uri_of(checkpoints_uri, step)
-    return CheckpointInfo(uri, step, json.loads(storage.read_text(storage.join(uri, MANIFEST))))
+    uri = uri_of(checkpoints_uri, step)
+    return CheckpointInfo(uri, step, json.loads(storage.read_text(manifest_of(uri))))
 
 
 def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
@@ -135,24 +109,36 @@ def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
     return found
 
 
-def drop_old_checkpoints(checkpoints_uri: str, step: int, keep_last: int) -> None:
-    """Delete all but the newest up to `step`, which was just saved, and what broken saves have left below it.
+def drop_old_checkpoints(checkpoints_uri: str, step: int, keep_last: int, keep_every_steps: int | None = None) -> None:
+    """Delete what is below `step`, which was just saved, but for the newest and those kept for ever.
 
-    A manifest goes first, so that a half-deleted checkpoint does not exist. One beyond `step` stays: it is damaged, or
-    this run would have started from it, and must not push out a good one.
+    Broken saves below it go too. One beyond `step` stays: it is damaged, or this run would have started from it, and
+    must not push out a good one.
+
+    Args:
+        checkpoints_uri: folder or s3:// prefix that holds the run's checkpoints.
+        step: of the newest one.
+        keep_last: newest up to `step` that stay.
+        keep_every_steps: those whose step is a multiple of it stay as well.
     """
-    newest = _uri_of(checkpoints_uri, step)
-    kept = [found.uri for found in list_checkpoints(checkpoints_uri) if found.step <= step][-keep_last:]
+    found = [checkpoint for checkpoint in list_checkpoints(checkpoints_uri) if checkpoint.step <= step]
+    for_ever = [checkpoint for checkpoint in found if keep_every_steps and checkpoint.step % keep_every_steps == 0]
+    kept = {checkpoint.uri for checkpoint in (*found[-keep_last:], *for_ever)}
     for uri in storage.list_folders(checkpoints_uri):
-        if uri < newest and uri not in kept:
-            storage.delete(storage.join(uri, MANIFEST))
-            storage.delete_folder(uri)
+        if uri < uri_of(checkpoints_uri, step) and uri not in kept:
+            remove_checkpoint(uri)
+
+
+def remove_checkpoint(uri: str) -> None:
+    """Delete a checkpoint or what there is of it; the manifest goes first, so that no half of one exists."""
+    storage.delete(manifest_of(uri))
+    storage.delete_folder(uri)
 
 
 _OPTIONS = StateDictOptions()
 
 
-def _state_dict(state: TrainState) -> dict[str, Any]:
+def state_tree(state: TrainState) -> dict[str, Any]:
     _fill_averages(state.optimizer)
     return {
         "student": get_model_state_dict(state.student),
@@ -175,21 +161,29 @@ def _fill_averages(optimizer: torch.optim.Optimizer) -> None:
 
 
 @contextmanager
-def _one_process_is_fine() -> Iterator[None]:
+def one_process_is_fine() -> Iterator[None]:
     """torch warns of a missing process group even where it is told that there is none."""
+    if dist.is_initialized():
+        yield
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield
 
 
-def _uri_of(checkpoints_uri: str, step: int) -> str:
+def uri_of(checkpoints_uri: str, step: int) -> str:
     return storage.join(checkpoints_uri, f"step-{step:08d}")
+
+
+def manifest_of(uri: str) -> str:
+    """Where the manifest of the checkpoint at `uri` is."""
+    return storage.join(uri, MANIFEST)
 
 
 def _manifest(uri: str) -> dict[str, Any] | None:
     """None where there is none, or where what stands there is no manifest."""
     try:
-        manifest = json.loads(storage.read_text(storage.join(uri, MANIFEST)))
+        manifest = json.loads(storage.read_text(manifest_of(uri)))
     except storage.NotFoundError:
         return None
     except ValueError as error:  # not UTF-8, or not JSON
@@ -201,11 +195,6 @@ def _manifest(uri: str) -> dict[str, Any] | None:
             "release of tips_ray that wrote it, or give the run another name"
         )
     return manifest
-
-
-def _published(path: Path, uri: str) -> dict[str, Any]:
-    storage.upload(path, uri)
-    return {"bytes": path.stat().st_size, "sha256": _digest_of(path)}
 
 
 @contextmanager
@@ -227,7 +216,7 @@ def _fetch(checkpoint: CheckpointInfo, folder: Path) -> str | None:
 
     def fetch(name: str, expected: dict[str, Any]) -> str | None:
         storage.download(storage.join(checkpoint.uri, name), folder / name)
-        found = _digest_of(folder / name)
+        found = digest_of(folder / name)
         return None if found == expected["sha256"] else f"the sha256 of {name} differs from the manifest's"
 
     try:
@@ -261,6 +250,6 @@ def _first_fault(check: Callable[[str, dict[str, Any]], str | None], checkpoint:
         return next(filter(None, pool.map(check, files, files.values())), None)
 
 
-def _digest_of(path: Path) -> str:
+def digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,10 @@
 """Where a run's results go: run folder, MLflow and checkpoints, without Ray."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +15,15 @@ from tips_ray.config import RunConfig
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.tracking import TrackingHandle
 from tips_ray.train.bad_step import save_bad_step
-from tips_ray.train.checkpoint import drop_old_checkpoints, save_checkpoint
+from tips_ray.train.checkpoint import drop_old_checkpoints
 from tips_ray.train.machine import machine, versions
 from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.saving import CheckpointWriter
 from tips_ray.train.state import TrainState
 
+log = logging.getLogger(__name__)
 Report = Callable[[str, dict[str, float]], None]
-"""Told of the URI of every checkpoint that is there, with the step's metrics; every rank calls it."""
+"""Told of the URI of every checkpoint once it is there on all ranks, with its step's metrics; every rank calls it."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +59,32 @@ class RunSink:
         self.tracking = run.tracking if rank() == 0 else None
         self._samples: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []  # of the step that is being done
+        self._writer = self._new_writer(device)
+        self._saved_metrics: dict[str, float] = {}
+        """Of the step whose checkpoint is in flight."""
+        self._stall: dict[str, float] = {}
         on, of = machine(device), versions()
         weights = {"from": begun_from} if begun_from else {}
         self._event("resume" if step else "start", step, workers=world_size(), machine=on, versions=of, **weights)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """A line in the run folder, a point in MLflow."""
+        """A line in the run folder, a point in MLflow; and word of a checkpoint that is there by now."""
         samples = gather_objects(self._samples) if self.run.config.data.log_samples else []
         self._samples = []
-        if rank() != 0:
-            return
-        self.folder.log_samples(line for lines in samples for line in lines)
-        self.folder.log_metrics(step, metrics)
-        self.folder.flush()
-        if self.tracking:
-            self.tracking.log(step, metrics)
+        if rank() == 0:
+            self.folder.log_samples(line for lines in samples for line in lines)
+            self._log_metrics(step, {**metrics, **self._stall})
+        self._stall = {}
+        self._note_committed()
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """A checkpoint, and word of it to whoever started the run."""
+        """Begin a checkpoint, once the one before it is there; training goes on when the state is copied."""
         started = time.perf_counter()
-        saved = save_checkpoint(state, self.run.checkpoints_uri, self.run.fingerprints)
-        if rank() == 0:
-            drop_old_checkpoints(self.run.checkpoints_uri, state.step, self.run.config.keep_last)
-        seconds = round(time.perf_counter() - started, 3)
-        self._event("checkpoint", state.step, uri=saved.uri, seconds=seconds)
-        self.report(saved.uri, {"step": state.step, **metrics})
+        self._note_committed(wait=True)
+        self._flush_at_last()  # what a run restored from this step will keep
+        self._writer.start(state)
+        self._stall = {"checkpoint_stall_ms": round(1000 * (time.perf_counter() - started), 3)}
+        self._saved_metrics = {"step": state.step, **metrics, **self._stall}
 
     def save_bad_step(self, state: TrainState, micro_batches: Sequence[Batch], facts: dict[str, Any]) -> str:
         """State, batches and sample ids for `tips-ray replay`; an event."""
@@ -103,14 +108,15 @@ class RunSink:
         rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
         if rows:
             self.folder.log_rejects(rows)
-            self.folder.flush()
+            self._flush()
 
     def rejects(self) -> str:
         """Read by rank 0 alone: every rank has written its bad rows before the last collective."""
         return gather_objects(self.folder.described_rejects() if rank() == 0 else None)[0]
 
     def note_failure(self, step: int, error: Exception) -> None:
-        """An event of this rank; final: all ranks raise it alike, and would again."""
+        """An event of this rank; final: all ranks raise it alike, and would again. A save in flight may end."""
+        self._writer.wait()
         is_final = isinstance(error, (ValueError, FloatingPointError))
         if rank() == 0 or not is_final:
             what = {"error": str(error), "type": type(error).__name__, "is_final": is_final}
@@ -118,12 +124,49 @@ class RunSink:
             self.folder.flush()
 
     def close(self) -> None:
-        """Everything that waits is written."""
-        self.folder.flush()
+        """The last checkpoint is there, and everything that waits is written."""
+        self._note_committed(wait=True)
+        self._writer.close()
+        self._flush_at_last()
         if self.tracking:
             self.tracking.flush()
+
+    def _new_writer(self, device: torch.device) -> CheckpointWriter:
+        run, config = self.run, self.run.config
+        last, every = config.keep_last, config.keep_every_steps
+        drop = partial(drop_old_checkpoints, run.checkpoints_uri, keep_last=last, keep_every_steps=every)
+        patience = config.checkpoint_patience_seconds
+        return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, after_commit=drop)
+
+    def _note_committed(self, wait: bool = False) -> None:
+        """Word of the checkpoint in flight to whoever started the run, if it is there on all ranks."""
+        committed = self._writer.committed(wait)
+        if committed is None:
+            return
+        saved, seconds = committed
+        stall_ms = self._saved_metrics["checkpoint_stall_ms"]
+        self._event("checkpoint", saved.step, uri=saved.uri, seconds=round(seconds, 3), stall_ms=stall_ms)
+        self.report(saved.uri, self._saved_metrics)
+
+    def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self.folder.log_metrics(step, metrics)
+        self._flush()
+        if self.tracking:
+            self.tracking.log(step, metrics)
 
     def _event(self, kind: str, step: int, **what: Any) -> None:
         if rank() == 0:
             self.folder.log_event(kind, step, **what)
+            self._flush()
+
+    def _flush_at_last(self) -> None:
+        storage.keep_trying(self.folder.flush, self.run.config.checkpoint_patience_seconds)
+
+    def _flush(self) -> None:
+        """Write what waits; while the storage is away it waits on, for the next time."""
+        try:
             self.folder.flush()
+        except storage.StorageError as error:
+            if not error.may_pass:
+                raise
+            log.warning("metrics and events wait: %s", error)

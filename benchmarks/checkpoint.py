@@ -1,0 +1,54 @@
+"""What training waits for at a checkpoint: a copy in host memory, against writing it on the spot.
+
+    python -m benchmarks.checkpoint --variant B
+
+One rank, AdamW with averages, a folder of this machine. The two take turns; medians count.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.train_step import train_config
+from tips_ray.config.variants import VARIANTS
+from tips_ray.train.saving import CheckpointWriter, save_checkpoint
+from tips_ray.train.state import new_state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", default="S", choices=("tiny", "small", *VARIANTS))
+    parser.add_argument("--saves", type=int, default=3, help="of each kind")
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}, variant {arguments.variant}, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as folder:
+        _compare(arguments.variant, arguments.saves, folder)
+
+
+def _compare(variant: str, saves: int, folder: str) -> None:
+    state = new_state(train_config(variant))
+    writer, now, background, total = CheckpointWriter(folder, {}), [], [], []
+    for _ in range(saves):
+        now.append(_milliseconds(lambda: save_checkpoint(state, folder, {})))
+        background.append(_milliseconds(lambda: writer.start(state)))
+        total.append(background[-1] + _milliseconds(lambda: writer.committed(wait=True)))
+    writer.close()
+    gigabytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e9
+    print(f"checkpoint {gigabytes:.2f} GB; stall of each save: {', '.join(f'{ms:.0f}' for ms in background)} ms")
+    print(f"on the spot {median(now):.0f} ms; in the background {median(background):.0f} ms of {median(total):.0f}")
+    print(f"ratio of the two stalls {median(background) / median(now):.3f}")
+
+
+def _milliseconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return 1000 * (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Saving in the background: what is in a checkpoint, when it exists, and what stands when a save fails."""
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from toy_state import assert_equal, numbers_of, toy_state, trained
+
+from tips_ray import storage
+from tips_ray.distributed import gather_objects, rank
+from tips_ray.train.checkpoint import checkpoint_at, drop_old_checkpoints, load_checkpoint, newest_checkpoint
+from tips_ray.train.saving import CheckpointWriter, save_checkpoint
+from tips_ray.train.state import TrainState
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture
+def gate(monkeypatch) -> Iterator[threading.Event]:
+    """Nothing is written to a local folder before it is set."""
+    gate = threading.Event()
+    delete, copy = storage.local.delete, storage.local.copy
+    monkeypatch.setattr(storage.local, "delete", lambda path: (gate.wait(), delete(path)))
+    monkeypatch.setattr(storage.local, "copy", lambda source, path: (gate.wait(), copy(source, path)))
+    yield gate
+    gate.set()
+
+
+def _spoilt(state: TrainState) -> TrainState:
+    with torch.no_grad():
+        for network in (state.student, state.teacher, state.centers):
+            for tensor in network.state_dict().values():
+                tensor.zero_()
+        for averages in state.optimizer.state.values():
+            for tensor in averages.values():
+                tensor.zero_()
+    state.step, state.bad_rows = -1, -1
+    return state
+
+
+def test_a_checkpoint_holds_the_state_at_its_step_whatever_becomes_of_it(tmp_path, gate):
+    writer = CheckpointWriter(str(tmp_path), {})
+    for steps in (2, 1):  # the second time in the memory of the first
+        gate.clear()
+        state, twin = trained(toy_state(), steps), trained(toy_state(), steps)
+        state.bad_rows = twin.bad_rows = 3
+        writer.start(state)
+        _spoilt(state)
+        assert writer.committed() is None
+        gate.set()
+        assert (found := writer.committed(wait=True)) is not None
+        load_checkpoint(restored := toy_state(), found[0])
+        assert_equal(restored, twin)
+    writer.close()
+
+
+def test_the_same_state_saved_twice_holds_its_newer_numbers(tmp_path):
+    writer, state = CheckpointWriter(str(tmp_path), {}), toy_state()
+    for _ in range(2):
+        writer.start(trained(state, 1))
+        assert (found := writer.committed(wait=True)) is not None
+        load_checkpoint(restored := toy_state(), found[0])
+        assert_equal(restored, state)
+    writer.close()
+
+
+def test_a_checkpoint_is_told_of_once(tmp_path):
+    writer, state = CheckpointWriter(str(tmp_path), {}), toy_state()
+    assert writer.committed(wait=True) is None
+    writer.start(state)
+    assert (found := writer.committed(wait=True)) and found[0] == checkpoint_at(str(tmp_path), 0)
+    assert writer.committed(wait=True) is None
+    writer.close()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("slow_rank", [0, 1])
+def test_a_checkpoint_is_told_of_when_the_last_rank_is_through_and_on_all_alike(tmp_path, slow_rank):
+    assert run_on_ranks(2, _with_a_slow_rank, str(tmp_path), slow_rank) == [(None, slow_rank == 0, 0)] * 2
+
+
+def _with_a_slow_rank(folder: str, slow_rank: int) -> tuple[Any, bool, int]:
+    """Rank 0 is slow to drop old ones, when all others are through; rank 1 to upload, so that there is no manifest."""
+    gate, upload = threading.Event(), storage.upload
+    if slow_rank == rank() == 1:
+        storage.upload = lambda path, uri: (gate.wait(), upload(path, uri))
+    writer = CheckpointWriter(folder, {}, after_commit=lambda step: gate.wait() if slow_rank == 0 else None)
+    writer.start(toy_state())
+    if rank() != slow_rank == 0:
+        writer.wait()
+    gather_objects(None)
+    early = writer.committed()
+    exists = storage.exists(f"{folder}/step-00000000/manifest.json")
+    gather_objects(None)
+    gate.set()
+    found = writer.committed(wait=True)
+    assert found is not None
+    return early, exists, found[0].step
+
+
+@pytest.mark.heavy
+def test_the_failure_of_one_rank_is_one_sentence_on_all_and_older_checkpoints_stand(tmp_path):
+    one, other = run_on_ranks(2, _with_a_failing_rank, str(tmp_path))
+    assert one == other and one.startswith("the checkpoint of step 5 was not saved, older ones stand: ")
+    assert one.endswith("__1_0.distcp: the cure is known")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000000"]
+    assert newest_checkpoint(str(tmp_path))
+
+
+def _with_a_failing_rank(folder: str) -> str:
+    writer, state = CheckpointWriter(folder, {}), toy_state()
+    writer.start(state)
+    writer.committed(wait=True)
+    if rank() == 1:
+        storage.upload = _refused
+    state.step = 5
+    writer.start(state)
+    with pytest.raises(storage.StorageError) as error:
+        writer.committed(wait=True)
+    return str(error.value)
+
+
+def _refused(path: Any, uri: str) -> None:
+    raise storage.StorageError(f"{uri}: the cure is known")
+
+
+POINTS: dict[str, Callable[[str, str], bool]] = {
+    "before the first file": lambda name, target: name == "delete",
+    "between two files": lambda name, target: name == "copy" and target.endswith("distcp"),
+    "before the manifest": lambda name, target: name == "write" and target.endswith("manifest.json"),
+    "after the manifest": lambda name, target: name == "delete_folder",
+}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_and_no_half_one(tmp_path, monkeypatch, point):
+    folder, temporary = tmp_path / "checkpoints", tmp_path / "temporary"
+    temporary.mkdir()
+    process = multiprocessing.get_context("forkserver").Process(target=_stuck, args=(folder, point, tmp_path))
+    process.start()
+    while not (tmp_path / "here").exists():
+        assert process.is_alive()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    found = newest_checkpoint(str(folder))
+    assert found and found.step == (2 if point == "after the manifest" else 1)
+    load_checkpoint(restored := toy_state(), found)
+    expected = torch.load(tmp_path / f"{found.step}.pt")
+    torch.testing.assert_close(numbers_of(restored), expected, rtol=0, atol=0)
+    restored.step = 3
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    save_checkpoint(restored, str(folder), {})
+    drop_old_checkpoints(str(folder), 3, keep_last=1)
+    assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+    assert not list(temporary.iterdir())
+
+
+def _stuck(folder: Path, point: str, notes: Path) -> None:
+    """Save step 1; begin with step 2 and stop for ever at that point of it."""
+    tempfile.tempdir = str(notes / "temporary")
+    save_checkpoint(state := trained(toy_state(), 1), str(folder), {})
+    torch.save(numbers_of(state), notes / "1.pt")
+    torch.save(numbers_of(trained(state, 1)), notes / "2.pt")
+    for name in ("delete", "copy", "write", "delete_folder"):
+        _stop_at(name, POINTS[point], notes / "here")
+    drop = lambda step: drop_old_checkpoints(str(folder), step, keep_last=1)  # noqa: E731
+    writer = CheckpointWriter(str(folder), {}, after_commit=drop)
+    writer.start(state)
+    writer.committed(wait=True)
+
+
+def _stop_at(name: str, is_point: Callable[[str, str], bool], here: Path) -> None:
+    go_on = getattr(storage.local, name)
+
+    def call(*arguments: str) -> Any:
+        if is_point(name, arguments[-1] if name == "copy" else arguments[0]):
+            here.touch()
+            time.sleep(3600)
+        return go_on(*arguments)
+
+    setattr(storage.local, name, call)
+
+
+def test_leftovers_that_cannot_be_deleted_do_not_fail_a_save(tmp_path, caplog):
+    def drop(step: int) -> None:
+        raise storage.StorageError("access is denied")
+
+    writer = CheckpointWriter(str(tmp_path), {}, after_commit=drop)
+    writer.start(toy_state())
+    assert writer.committed(wait=True)
+    assert "stay for now: access is denied" in caplog.text
+    writer.close()
+
+
+def _checkpoints(s3: Any, tmp_path: Path) -> str:
+    return f"{s3.make_bucket('saving')}/{tmp_path.name}"
+
+
+def test_a_store_that_is_away_for_a_while_costs_nothing(door, s3, tmp_path):
+    uri, state = _checkpoints(s3, tmp_path), trained(toy_state(), 1)
+    writer = CheckpointWriter(uri, {}, patience_seconds=60)
+    door.is_shut = True
+    writer.start(state)
+    twin = trained(toy_state(), 1)
+    trained(state, 1)  # goes on
+    while len(door.requests) < 8:  # more than any single call makes
+        assert writer.committed() is None
+    door.is_shut = False
+    assert writer.committed(wait=True)
+    writer.close()
+    load_checkpoint(restored := toy_state(), checkpoint_at(uri, 1))
+    assert_equal(restored, twin)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("full", ["destination", "temporary folder"])
+def test_a_full_disk_is_one_sentence_and_older_checkpoints_stand(tmp_path, full):
+    """On a real file system of 9 MB, in a process that sees it alone; a checkpoint of the toy has more than 100 kB."""
+    script = f"mount -t tmpfs -o size=9m tmpfs {tmp_path} && exec {sys.executable} {__file__} {tmp_path} '{full}'"
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    if not shutil.which("unshare") or subprocess.run([*command[:4], "true"], capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
+    sentence, newest, *folders = found.stdout.splitlines()
+    assert sentence.startswith("the checkpoint of step 2 was not saved, older ones stand: "), found.stderr
+    assert sentence.endswith("no space is left on the device; free some or write elsewhere")
+    assert newest == "1" and folders == ["step-00000001"]
+
+
+def _fill(small: str, full: str) -> None:
+    """Save until the small file system is full; print the sentence, the newest checkpoint, and what is there."""
+    if full == "destination":
+        folder = small
+    else:
+        folder, tempfile.tempdir = f"{small}-beside", small
+    save_checkpoint(state := trained(toy_state(), 1), folder, {})
+    Path(small, ".other").write_bytes(bytes(shutil.disk_usage(small).free - 100_000))
+    try:
+        save_checkpoint(trained(state, 1), folder, {})
+    except storage.StorageError as error:
+        print(error)
+    tempfile.tempdir = None
+    found = newest_checkpoint(folder)
+    print(found and found.step, *(path.name for path in Path(folder).glob("step*")), sep="\n")
+
+
+def test_a_store_that_stays_away_is_one_sentence_and_older_checkpoints_stand(door, s3, tmp_path):
+    uri, state = _checkpoints(s3, tmp_path), toy_state()
+    save_checkpoint(state, uri, {})
+    state.step, writer = 7, CheckpointWriter(uri, {}, patience_seconds=0.2)
+    door.is_shut = True
+    writer.start(state)
+    with pytest.raises(storage.StorageError, match="step 7 was not saved, older ones stand: .* cannot be reached"):
+        writer.committed(wait=True)
+    door.is_shut = False
+    found = newest_checkpoint(uri)
+    assert found and found.step == 0
+    writer.start(state)
+    assert writer.committed(wait=True)
+    writer.close()
+
+
+@pytest.mark.parametrize("line", [b"DELETE", b"__0_0.distcp", b".metadata", b"manifest.json"])
+def test_a_store_that_answers_503_is_asked_again(door, s3, tmp_path, line):
+    door.refused += [line] * 4
+    writer = CheckpointWriter(uri := _checkpoints(s3, tmp_path), {}, patience_seconds=60)
+    writer.start(toy_state())
+    assert writer.committed(wait=True) and not door.refused
+    assert newest_checkpoint(uri)
+    writer.close()
+
+
+def test_training_goes_on_while_a_store_is_slow(door, s3, tmp_path):
+    writer, state = CheckpointWriter(_checkpoints(s3, tmp_path), {}), toy_state()
+    door.passes.clear()
+    writer.start(state)
+    for _ in range(3):
+        trained(state, 1)
+        assert writer.committed() is None
+    door.passes.set()
+    assert (found := writer.committed(wait=True)) and found[0].step == 0
+    writer.close()
+
+
+if __name__ == "__main__":
+    _fill(*sys.argv[1:])
