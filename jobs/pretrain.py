@@ -15,7 +15,7 @@ import yaml
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.index import Index
-    from tips_ray.data.pipeline import StreamInputs
+    from tips_ray.data.stream import StreamInputs
     from tips_ray.tracking import Tracking
     from tips_ray.train.run_folder import RunFolder
 
@@ -65,7 +65,7 @@ def pretrain(config: "RunConfig") -> str:
     from jobs.vocabulary import claim
     from tips_ray import storage
     from tips_ray.data.index import index_uri
-    from tips_ray.data.pipeline import StreamInputs
+    from tips_ray.data.stream import StreamInputs
     from tips_ray.train.checkpoint import newest_checkpoint
     from tips_ray.train.run_folder import RunFolder
 

@@ -12,7 +12,8 @@ import ray.train
 import ray.train.torch
 from ray.train import Checkpoint
 
-from tips_ray.data.pipeline import StreamInputs, followed, tell_pace, training_stream
+from tips_ray.data.pipeline import followed, tell_pace, training_stream
+from tips_ray.data.stream import StreamInputs
 from tips_ray.distributed import rank
 from tips_ray.train.attempt import run_attempt
 from tips_ray.train.checkpoint import newest_checkpoint
