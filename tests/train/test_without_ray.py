@@ -1,6 +1,7 @@
 """Runs without Ray, as a user starts them: killed, interrupted, resumed, on one process and on two ranks."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from toy_run import tiny_run, write_scenes
 
 from jobs.cli import main
+from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
 from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
 from tips_ray.train.run_folder import RunFolder
@@ -104,6 +106,19 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(undisturbed, data, 
     folder = _finished(config, ranks)
     _assert_same(folder, undisturbed[ranks])
     assert [event["workers"] for event in folder.read_events() if event["kind"] == "resume"] == [ranks]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_on_ray_has_the_same_numbers_and_each_road_takes_up_the_other(cluster, undisturbed, data, tmp_path):
+    config = _config(tmp_path, data)
+    folder = RunFolder(pretrain(config))
+    _assert_same(folder, undisturbed[2])
+    for go_on in (lambda: _finished(config, 2), lambda: pretrain(config)):
+        shutil.rmtree(f"{folder.uri}/checkpoints/step-{STEPS:08d}")
+        go_on()
+        _assert_same(folder, undisturbed[2])
+    assert [event["step"] for event in folder.read_events() if event["kind"] == "resume"] == [STEPS - 4] * 2
 
 
 @pytest.mark.heavy

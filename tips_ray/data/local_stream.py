@@ -6,10 +6,13 @@ the views, so that a chunk is read once per rank and window, whatever their numb
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -52,6 +55,7 @@ def local_stream(
         prefetch_factor=max(ready, 1),
         pin_memory=pin_memory,
         multiprocessing_context=context,
+        worker_init_fn=_end_with_rank,
     )
     try:
         for columns in loader:
@@ -100,6 +104,18 @@ class _Views(Dataset):
 
     def __getitem__(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         return views(rows, self.inputs)
+
+
+def _end_with_rank(process: int) -> None:
+    """A data process outlives no rank, however that ended. The loader's own watch sees the fork server alone."""
+    rank = multiprocessing.parent_process()
+    assert rank is not None
+
+    def watch() -> None:
+        wait([rank.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="rank", daemon=True).start()
 
 
 def _array(column: Any) -> np.ndarray:

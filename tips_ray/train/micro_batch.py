@@ -1,6 +1,6 @@
 """`micro_batch_images: auto`: the most images per pass with which a step fits into a worker's memory.
 
-It is tried with whole steps on noise, each time in a process of its own, which leaves nothing behind. There a fake
+It is tried with a whole step on noise, each time in a process of its own, which leaves nothing behind. There a fake
 process group of all workers, whose collectives only allocate, makes weights, gradients and logits as large as on a
 worker, and no worker has to wait for one that ran out of memory. Losses and gradients do not depend on the outcome.
 """
@@ -25,12 +25,14 @@ from tips_ray.config import RunConfig, override
 from tips_ray.data.collate import batch_from
 from tips_ray.data.masking import patch_masks
 from tips_ray.train.attempt import prepared_state
+from tips_ray.train.health import Health
 from tips_ray.train.sink import RunInputs
-from tips_ray.train.step import train_step
+from tips_ray.train.state import TrainState
+from tips_ray.train.step import BadStepError, train_step
 
 RECORD = "micro_batch.json"
-STEPS = 2
-"""The first step makes the optimizer's averages, the second runs beside them."""
+RESOURCES = ("workers", "replicas", "dtype", "accumulate_unsharded", "compile", "recompute")
+"""Keys of `resources` that the memory of a step depends on."""
 HEADROOM = 0.1
 """(D) Share of a GPU's memory that a trial leaves free: for NCCL, pieces between allocations, checkpoints."""
 BLOCK_BYTES = 120 << 20
@@ -93,12 +95,12 @@ def largest_that_fits(config: RunConfig, fits: Callable[[int], bool]) -> int:
 
 
 def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
-    """Whether a worker's steps fit with `images` per pass; makes a process group, so there must be none yet."""
+    """Whether a worker's step fits with `images` per pass; makes a process group, so there must be none yet."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(1 - HEADROOM, device)
     dist.init_process_group("fake", store=HashStore(), rank=0, world_size=config.resources.workers)
     try:
-        _try_steps(config, images, device)
+        _try_step(config, images, device)
     except (torch.OutOfMemoryError, MemoryError):
         return False
     except RuntimeError as error:  # torch's allocator on CPUs has no error of its own
@@ -110,12 +112,25 @@ def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
     return True
 
 
-def _try_steps(config: RunConfig, images: int, device: torch.device) -> None:
-    state = prepared_state(config, device)
-    columns = noise(config, images)
-    passes = config.global_batch_images // config.resources.workers // images
-    for _ in range(STEPS):
-        train_step(state, [batch_from(columns).to(device) for _ in range(passes)], config)
+def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
+    state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
+    _make_averages(state)
+    passes = config.global_batch_images // resources.workers // images
+    micro_batches = [batch_from(columns).to(device) for _ in range(passes)]
+    health = Health(config.objective)
+    health.expect(True)
+    try:
+        train_step(state, micro_batches, config, resources.accumulate_unsharded, health)
+    except BadStepError:
+        pass  # what nobody sent is not always finite
+
+
+def _make_averages(state: TrainState) -> None:
+    """The optimizer's, which in a run are there from the second step on."""
+    for parameter in state.student.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
 
 
 def noise(config: RunConfig, images: int) -> Mapping[str, np.ndarray]:
@@ -145,8 +160,7 @@ def _fits_alone(config: RunConfig, images: int, device: torch.device) -> bool:
 
 
 def _conditions(run: RunInputs, device: torch.device) -> dict[str, Any]:
-    resources = run.config.resources
-    kept = {name: getattr(resources, name) for name in ("workers", "dtype", "compile", "recompute")}
+    kept = {name: getattr(run.config.resources, name) for name in RESOURCES}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, **kept, "config_fingerprint": run.fingerprints["config_fingerprint"]}
 
