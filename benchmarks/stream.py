@@ -23,7 +23,8 @@ from tests.toy_run import tiny_run, write_scenes
 from tips_ray import storage
 from tips_ray.data import pipeline
 from tips_ray.data.index import ChunkTable, Index, build_index, index_of, opened_index, run_order, write_index
-from tips_ray.data.pipeline import InOrder, StreamInputs, training_stream
+from tips_ray.data.pipeline import InOrder, training_stream
+from tips_ray.data.stream import StreamInputs
 from tips_ray.models.tokenizer import train_tokenizer
 
 BATCH, PASS, WARM_STEPS = 64, 16, 4

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     from tips_ray.config import RunConfig, load_config
     from tips_ray.data.caption_pipeline import CaptionInputs, due_chunks
     from tips_ray.data.index import index_of, index_uri
-    from tips_ray.data.pipeline import CaptionAccess
+    from tips_ray.data.stream import CaptionAccess
 
     config = load_config(RunConfig, arguments.config, arguments.overrides)
     store, captioner = caption_store(config)

@@ -25,22 +25,32 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def told_failures(folder: "RunFolder") -> Iterator[None]:
-    """Turn what Ray Train raises into `RunFailedError`, and its way of taking Ctrl-C into `RunInterrupted`."""
-    from ray.exceptions import RayError
-    from ray.train.v2.api.exceptions import TrainingFailedError
+def told_failures(folder: "RunFolder", kinds: tuple[type[Exception], ...] | None = None) -> Iterator[None]:
+    """Turn errors of `kinds` into `RunFailedError`, and Ctrl-C, also as Ray Train takes it, into `RunInterrupted`.
 
+    Args:
+        folder: of the run.
+        kinds: None: what Ray raises.
+    """
+    kinds = kinds or _kinds_of_ray()
     try:
         with _own_interrupts():
             yield
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted at step {_reached(folder)}; {_resumes(folder)}") from None
-    except (TrainingFailedError, RayError) as error:
+    except kinds as error:
         uri = _write_traceback(folder)
         raise RunFailedError(
-            f"training stopped at step {_reached(folder)}: {_described(error)}; "
+            f"training stopped at step {_reached(folder)}: {described(error)}; "
             f"once that is mended, {_resumes(folder)}; the traceback is in {uri}"
         ) from None
+
+
+def _kinds_of_ray() -> tuple[type[Exception], ...]:
+    from ray.exceptions import RayError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    return TrainingFailedError, RayError
 
 
 @contextmanager
@@ -62,7 +72,7 @@ def root_cause(error: BaseException) -> BaseException:
     failures = getattr(error, "worker_failures", None)
     if failures:
         causes = [root_cause(failures[rank]) for rank in sorted(failures)]
-        return next((cause for cause in causes if not _is_echo(cause)), causes[0])
+        return next((cause for cause in causes if not is_echo(cause)), causes[0])
     for name in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
         inner = getattr(error, name, None)
         if isinstance(inner, BaseException):
@@ -70,19 +80,23 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _is_echo(error: BaseException) -> bool:
+def is_echo(error: BaseException) -> bool:
+    """The error only says that another worker is gone."""
     return any(word in str(error) for word in ECHOES)
 
 
-def _described(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """Our own errors are sentences; of others the kind matters too."""
     cause = root_cause(error)
     kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
     if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
         return f"a worker process died, most often for want of memory ({text})"
+    if is_echo(cause):
+        return f"another worker was lost ({text})"
     if "OutOfMemory" in kind:
         return f"memory ran out ({text}); use a smaller micro_batch_images or more workers"
-    return text if isinstance(cause, (ValueError, FloatingPointError)) and text else f"{kind}: {text}"
+    is_sentence = isinstance(cause, (ValueError, FloatingPointError)) or kind == "StreamError"
+    return text if is_sentence and text else f"{kind}: {text}"
 
 
 def _reached(folder: "RunFolder") -> int:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tips_ray.config import CaptionerConfig, RunConfig
     from tips_ray.data.caption_pipeline import CaptionInputs
     from tips_ray.data.index import Index
-    from tips_ray.data.pipeline import CaptionAccess
+    from tips_ray.data.stream import CaptionAccess
 
 END_SECONDS = 60
 TOLD_SHARE = 0.1
@@ -50,7 +50,7 @@ def caption_store(config: "RunConfig") -> tuple["CaptionStore", "CaptionerConfig
 @contextmanager
 def captions_of(config: "RunConfig", index: "Index", index_uri: str) -> Iterator["CaptionAccess | None"]:
     """What the training stream needs for `captions.source`; with `live`, captioning goes on until the block ends."""
-    from tips_ray.data.pipeline import CaptionAccess
+    from tips_ray.data.stream import CaptionAccess
 
     if config.captions.source == "column":
         yield None

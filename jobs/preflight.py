@@ -47,8 +47,13 @@ class Preflight:
         return self.index
 
 
-def preflight(config: RunConfig) -> Preflight:
-    """Check all; needs no accelerator, starts no Ray."""
+def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None = None) -> Preflight:
+    """Check all; needs no accelerator, starts no Ray.
+
+    Args:
+        config: of the run.
+        instead: by their names, checks that take the place of those of a run on Ray.
+    """
     result = Preflight(findings("storage", lambda: storage_is_writable(config)))
     is_writable = not result.faults
 
@@ -68,7 +73,7 @@ def preflight(config: RunConfig) -> Preflight:
         "model": lambda: sizes.model_sizes(config),
         "stream": lambda: sizes.stream_sizes(config),
     }
-    for name, check in checks.items():
+    for name, check in {**checks, **(instead or {})}.items():
         known = result.faults  # what two checks stumble over is told once
         result.findings += [finding for finding in findings(name, check) if finding.text not in known]
     if result.index is not None:

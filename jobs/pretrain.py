@@ -2,11 +2,16 @@
 
   tips-ray pretrain RUN.yaml [KEY=VALUE ...]     e.g. schedule.total_steps=1000 resources.workers=4
   tips-ray pretrain RUN.yaml --dry-run           prints the resolved config and checks what can be known before
+  tips-ray pretrain RUN.yaml --without-ray       one process; below torchrun (-m jobs.cli pretrain ...) one per rank
 
-The same name again resumes the run from its newest checkpoint. Without a cluster (RAY_ADDRESS) Ray runs here.
+The same name again resumes the run from its newest checkpoint, with Ray or without. Without a cluster (RAY_ADDRESS) Ray
+runs here.
 """
 
 import argparse
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +20,14 @@ import yaml
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.index import Index
-    from tips_ray.data.pipeline import StreamInputs
-    from tips_ray.tracking import Tracking
+    from tips_ray.data.stream import StreamInputs
     from tips_ray.train.run_folder import RunFolder
+    from tips_ray.train.sink import RunInputs
 
 SHOWN = ("data", "run", "resources")
 """Checks whose findings every start shows; a dry run shows all."""
+Fit = Callable[["StreamInputs", "RunInputs"], None]
+"""Trains to the end: on Ray, or without it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="config of the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config, dotted")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop before Ray starts")
+    parser.add_argument("--without-ray", action="store_true", help="train in this process, or as a rank of torchrun")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -37,39 +45,55 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError: config, data, storage or resources are wrong.
         RunFailedError: training stopped.
     """
+    from jobs import without_ray
     from tips_ray.config import RunConfig, load_config
 
     config = load_config(RunConfig, arguments.config, arguments.overrides)
+    instead = {}
+    if arguments.without_ray:
+        config = without_ray.on_these_ranks(config)
+        instead = without_ray.checks(config)
+    elif without_ray.ranks() > 1:
+        raise ValueError("torchrun starts ranks that need no Ray: add --without-ray, or leave torchrun out")
     if arguments.dry_run:
-        _dry_run(config)
+        _dry_run(config, instead)
         return
-    uri = pretrain(config)
-    print(f"run folder: {uri}\nnext: tips-ray report {uri}")
+    uri = without_ray.pretrain(config) if arguments.without_ray else pretrain(config)
+    if uri:
+        print(f"run folder: {uri}\nnext: tips-ray report {uri}")
 
 
-def _dry_run(config: "RunConfig") -> None:
+def _dry_run(config: "RunConfig", instead: Mapping[str, Callable[[], str]]) -> None:
     from jobs.preflight import preflight
 
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", flush=True)
-    checked = preflight(config)
+    checked = preflight(config, instead)
     for check, level, text in checked.findings:
         if level != "fail":
             print(f"# {check:10} {'warning: ' if level == 'warn' else ''}{text}", flush=True)
     checked.require()
 
 
-def pretrain(config: "RunConfig") -> str:
-    """Run or resume `config`; returns the run folder's URI."""
+def pretrain(
+    config: "RunConfig", fit: Fit | None = None, instead: Mapping[str, Callable[[], str]] | None = None
+) -> str:
+    """Run or resume `config`; returns the run folder's URI.
+
+    Args:
+        config: of the run.
+        fit: None: on Ray.
+        instead: checks that take the place of Ray's, see `preflight`.
+    """
     from jobs.live_captions import captions_of
     from jobs.preflight import preflight
     from jobs.vocabulary import claim
     from tips_ray import storage
     from tips_ray.data.index import index_uri
-    from tips_ray.data.pipeline import StreamInputs
+    from tips_ray.data.stream import StreamInputs
     from tips_ray.train.checkpoint import newest_checkpoint
     from tips_ray.train.run_folder import RunFolder
 
-    checked = preflight(config)
+    checked = preflight(config, instead)
     index = checked.require()
     for check, level, text in checked.findings:
         if check in SHOWN or level == "warn":
@@ -81,14 +105,20 @@ def pretrain(config: "RunConfig") -> str:
     uri = index_uri(config.data, index, storage.join(config.storage, "index"))
     with captions_of(config, index, uri) as captions:
         tokenizer = claim(config, index, folder, captions, found.step if found else 0)
-        _tracked_fit(StreamInputs(config, uri, tokenizer, captions), index, folder, found.step if found else None)
+        stream = StreamInputs(config, uri, tokenizer, captions)
+        with _tracked(stream, index, folder, found.step if found else None) as inputs:
+            (fit or _fit)(stream, inputs)
     return folder.uri
 
 
-def _tracked_fit(stream: "StreamInputs", index: "Index", folder: "RunFolder", resumed_from_step: int | None) -> None:
-    """Train, and leave MLflow and the run folder with how it ended."""
+@contextmanager
+def _tracked(
+    stream: "StreamInputs", index: "Index", folder: "RunFolder", resumed_from_step: int | None
+) -> "Iterator[RunInputs]":
+    """What the ranks are told; leaves MLflow and the run folder with how the block ended."""
     from jobs.preflight import config_fingerprint
     from tips_ray.tracking import start_tracking
+    from tips_ray.train.sink import RunInputs
 
     config = stream.config
     tracking = start_tracking(config, folder.uri, resumed_from_step, index.fingerprint)
@@ -98,7 +128,7 @@ def _tracked_fit(stream: "StreamInputs", index: "Index", folder: "RunFolder", re
         fingerprints["captioner_fingerprint"] = stream.captions.store.fingerprint
     status = "FAILED"
     try:
-        _fit(stream, folder, tracking, fingerprints)
+        yield RunInputs(config, folder.uri, fingerprints, tracking.handle())
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -109,7 +139,8 @@ def _tracked_fit(stream: "StreamInputs", index: "Index", folder: "RunFolder", re
         tracking.finish(status)
 
 
-def _fit(stream: "StreamInputs", folder: "RunFolder", tracking: "Tracking", fingerprints: dict[str, str]) -> None:
+def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
+    """On Ray Train."""
     import ray.data
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -119,27 +150,42 @@ def _fit(stream: "StreamInputs", folder: "RunFolder", tracking: "Tracking", fing
     from jobs.progress import shown_progress
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder
-    from tips_ray.train.sink import RunInputs
+    from tips_ray.train.run_folder import RunFolder
     from tips_ray.train.worker import RestOfRun, WorkerInputs, run_worker
 
-    config = stream.config
-    inputs = WorkerInputs(stream, RunInputs(config, folder.uri, fingerprints, tracking.handle()))
-    ray_cluster.connect(ray_cluster.cpus_needed(config))
+    ray_cluster.connect(ray_cluster.cpus_needed(stream.config))
     ray.data.DataContext.get_current().enable_progress_bars = False
+    config, folder = _with_micro_batch(inputs), RunFolder(inputs.uri)
+    job = WorkerInputs(replace(stream, config=config), replace(inputs, config=config))
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config={"inputs": inputs},
+        train_loop_config={"inputs": job},
         scaling_config=_scaling(config),
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=storage.join(folder.uri, "ray"),
             failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
         ),
-        datasets={"train": RestOfRun(inputs)},
+        datasets={"train": RestOfRun(job)},
         dataset_config=InOrder(),
     )
     with told_failures(folder), shown_progress(folder, config.schedule.total_steps):
         trainer.fit()
+
+
+def _with_micro_batch(inputs: "RunInputs") -> "RunConfig":
+    """The config with a number for `micro_batch_images: auto`."""
+    from jobs.sizes import stream_sizes
+    from tips_ray.train.micro_batch import keep, settled
+    from tips_ray.train.worker import found_on_workers
+
+    if inputs.config.micro_batch_images != "auto":
+        return inputs.config
+    found = found_on_workers(inputs)
+    keep(inputs.uri, found)
+    config = settled(inputs, found)
+    print(f"micro-batch {config.images_per_pass} images; {stream_sizes(config)}", flush=True)
+    return config
 
 
 def _scaling(config: "RunConfig") -> Any:

@@ -59,7 +59,7 @@ def resources_suffice(config: "RunConfig") -> str:
     if address():
         _require_enough(config, cluster_resources(), f"the cluster at RAY_ADDRESS ({address()})")
         return f"{_needed(config)}; the cluster at {address()} has them"
-    have = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(_gpus_here())}
+    have = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(gpus_here())}
     _require_enough(config, have, f"this machine of {cores()} cores")
     shared = "" if cpus_needed(config) <= cores() else ", which share them"
     return f"{_needed(config)}; this machine has {cores()} cores{shared}"
@@ -160,7 +160,8 @@ def _needed(config: "RunConfig") -> str:
     return f"{resources.workers} workers and the data stream need {cpus_needed(config):g} CPUs{gpus}"
 
 
-def _gpus_here() -> int:
+def gpus_here() -> int:
+    """Of this machine."""
     import torch
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

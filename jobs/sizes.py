@@ -40,7 +40,7 @@ def model_sizes(config: "RunConfig") -> str:
     if config.resources.accumulate_unsharded:
         per_worker += GRADIENT_BYTES * student
     return (
-        f"student {_millions(student)}, teacher {_millions(teacher)} parameters; {_bytes(per_worker)} of weights, "
+        f"student {_millions(student)}, teacher {_millions(teacher)} parameters; {bytes_text(per_worker)} of weights, "
         f"gradients and optimizer on each of {workers} workers"
     )
 
@@ -55,14 +55,16 @@ def row_bytes(config: "RunConfig") -> int:
 
 def stream_sizes(config: "RunConfig") -> str:
     """Micro-batches that wait ready in the object store, with the one in use."""
+    if config.micro_batch_images == "auto":
+        return f"{bytes_text(row_bytes(config))} a row; micro_batch_images (auto) is found before the first step"
     workers, ahead = config.resources.workers, config.data_prefetch_batches
     ready = (1 + ahead) * workers * config.images_per_pass * row_bytes(config)
     if ray_cluster.address() is None and ready > ray_cluster.OBJECT_STORE_BYTES:
         raise ValueError(
-            f"data_prefetch_batches ({ahead}) keeps {_bytes(ready)} of crops ready, Ray's object store here has "
-            f"{_bytes(ray_cluster.OBJECT_STORE_BYTES)}: lower it, or set micro_batch_images"
+            f"data_prefetch_batches ({ahead}) keeps {bytes_text(ready)} of crops ready, Ray's object store here has "
+            f"{bytes_text(ray_cluster.OBJECT_STORE_BYTES)}: lower it, or set micro_batch_images"
         )
-    return f"{_bytes(row_bytes(config))} a row, {_bytes(ready)} ready in the object store for {workers} workers"
+    return f"{bytes_text(row_bytes(config))} a row, {bytes_text(ready)} ready in the object store for {workers} workers"
 
 
 def schedule_sizes(config: "RunConfig", rows: int) -> str:
@@ -77,7 +79,8 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f}M"
 
 
-def _bytes(count: float) -> str:
+def bytes_text(count: float) -> str:
+    """`323 kB`."""
     units = ("B", "kB", "MB", "GB", "TB")
     power = min((len(str(int(count))) - 1) // 3, len(units) - 1)
     return f"{count / 1000**power:.3g} {units[power]}"

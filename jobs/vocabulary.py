@@ -7,8 +7,9 @@ import yaml
 
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
+    from tips_ray.data.captions import Waiting
     from tips_ray.data.index import Index
-    from tips_ray.data.pipeline import CaptionAccess
+    from tips_ray.data.stream import CaptionAccess
     from tips_ray.train.run_folder import RunFolder
 
 SAMPLE_CHUNKS = 256
@@ -53,9 +54,18 @@ def _from_data(index: "Index") -> Iterator[list]:
 def _from_store(config: "RunConfig", index: "Index", captions: "CaptionAccess") -> Iterator[list]:
     from tips_ray.data.captions import read_captions, with_captions
     from tips_ray.data.index import run_order
-    from tips_ray.data.pipeline import waiting_for
 
     order = run_order(index, config.data, config.seed, config.global_batch_images)
     chunks = list(dict.fromkeys(order.window_rows(0).chunk_N.tolist()))
-    found = read_captions(index, chunks, captions.store, waiting_for(captions, config))
+    found = read_captions(index, chunks, captions.store, _waiting(config, captions))
     return (with_captions(index.read(chunk), found[chunk]) for chunk in chunks)
+
+
+def _waiting(config: "RunConfig", captions: "CaptionAccess") -> "Waiting":
+    from tips_ray.data.captions import Waiting
+
+    if captions.pace is None:
+        return Waiting()
+    from tips_ray.data.pipeline import waiting_for  # imports Ray, which makes these captions
+
+    return waiting_for(captions, config)

@@ -23,7 +23,7 @@ from tips_ray.data.caption_pipeline import CaptionInputs, Pace, due_chunks
 from tips_ray.data.captions import Waiting, place_of, read_captions
 from tips_ray.data.decode import decode
 from tips_ray.data.index import Index, index_of, index_uri
-from tips_ray.data.pipeline import CaptionAccess
+from tips_ray.data.stream import CaptionAccess
 from tips_ray.train.run_folder import RunFolder
 
 ROWS = 40

@@ -12,7 +12,8 @@ from toy_run import tiny_run, write_scenes
 
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import index_of, run_order
-from tips_ray.data.pipeline import InOrder, StreamInputs, training_stream
+from tips_ray.data.pipeline import InOrder, training_stream
+from tips_ray.data.stream import StreamInputs
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.models.tokenizer import load_tokenizer, train_tokenizer
 

@@ -142,8 +142,8 @@ def test_a_checkpoint_damaged_after_it_was_found_is_not_loaded(tmp_path, damage)
 def test_another_version_of_the_format_is_refused_and_nothing_older_taken_in_its_place(tmp_path):
     _, last = _saved(tmp_path, 1, 2)
     path = Path(last.uri, "manifest.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
-    with pytest.raises(ValueError, match="step-00000002 has format version 2, this program reads version 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 3}))
+    with pytest.raises(ValueError, match="step-00000002 has format version 3, this program reads version 2"):
         newest_checkpoint(str(tmp_path))
 
 

@@ -173,8 +173,9 @@ class RunConfig(TrainConfig):
     health: HealthConfig = HealthConfig()
     global_batch_images: PositiveInt
     """Images per optimizer step over all workers; fixed, whatever the number of workers."""
-    micro_batch_images: PositiveInt | None = None
-    """Images per worker and forward pass; None: the worker's whole share."""
+    micro_batch_images: PositiveInt | Literal["auto"] | None = None
+    """Images per worker and forward pass; None: the worker's whole share. `auto`: the largest divisor of it that fits
+    into the worker's memory, tried before the first step and kept in the run folder."""
     log_every_steps: PositiveInt = 10
     checkpoint_every_steps: PositiveInt = 500
     keep_last: PositiveInt = 2
@@ -211,7 +212,8 @@ class RunConfig(TrainConfig):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         workers, total = self.resources.workers, self.global_batch_images
-        micro = self.micro_batch_images or max(total // workers, 1)
+        given = self.micro_batch_images
+        micro = given if isinstance(given, int) else max(total // workers, 1) if given is None else 1
         if total % (workers * micro):
             raise ValueError(
                 f"global_batch_images ({total}) must be divisible by resources.workers ({workers}) x "
@@ -221,5 +223,6 @@ class RunConfig(TrainConfig):
 
     @property
     def images_per_pass(self) -> int:
-        """Images per worker and forward pass."""
+        """Images per worker and forward pass, once `auto` is found (`train.micro_batch`)."""
+        assert self.micro_batch_images != "auto"
         return self.micro_batch_images or self.global_batch_images // self.resources.workers

@@ -28,7 +28,7 @@ from tips_ray.config import CaptionerConfig, RunConfig
 from tips_ray.data.captions import missing_chunks, place_of
 from tips_ray.data.decode import BadImage, decode
 from tips_ray.data.index import Index, opened_index, run_order
-from tips_ray.data.pipeline import CaptionAccess
+from tips_ray.data.stream import CaptionAccess
 
 CHUNKS_PER_TASK = 2
 """Chunks that are read, and captioned, together: rows that end early leave room for those of the next chunk."""

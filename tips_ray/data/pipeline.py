@@ -7,29 +7,22 @@ the union of the workers' k-th batches is the k-th global batch, whatever W (mea
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.actor import ActorHandle
 from ray.data import Dataset, ExecutionOptions, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig as TrainDataConfig
 
-from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import RunConfig
-from tips_ray.data.captions import Waiting, read_captions, with_captions
-from tips_ray.data.columns import SourceRow
-from tips_ray.data.index import Index, opened_index, run_order
-from tips_ray.data.order import Order, OrderedRows
-from tips_ray.data.views import row_settings, training_rows
-from tips_ray.data.vocabulary import tokenizer_at
-from tips_ray.models.tokenizer import Tokenizer
+from tips_ray.data.captions import Waiting
+from tips_ray.data.index import opened_index
+from tips_ray.data.order import OrderedRows
+from tips_ray.data.stream import CaptionAccess, StreamInputs, order_of, ordered_rows, read_chunks, views
 
 SOURCE_BLOCKS = 20
 """Blocks of window numbers: many tiny read tasks are slow to start."""
@@ -37,8 +30,6 @@ STEP_SECONDS = 0.01
 """Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
 WINDOWS_AT_ONCE = 2
 """Windows that are read at a time, per CPU of the data stream."""
-READERS = 16
-"""Chunks of a window that are read at a time."""
 _ROW = pa.schema(
     [("position", pa.int64()), ("step", pa.int64()), ("sample_id", pa.int64()), ("sample_key", pa.int64())]
     + [("key", pa.string()), ("image", pa.binary()), ("web_caption", pa.string())]
@@ -46,36 +37,15 @@ _ROW = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class CaptionAccess:
-    """Where a stream finds synthetic captions that the data do not hold."""
-
-    store: CaptionStore
-    pace: ActorHandle | None = None
-    """Of captioning beside training (`data.caption_pipeline`); None: all captions are there."""
-
-
-@dataclass(frozen=True)
-class StreamInputs:
-    """What every task of a stream needs, small enough to travel with it."""
-
-    config: RunConfig
-    index_uri: str
-    tokenizer_path: str
-    captions: CaptionAccess | None = field(default=None, compare=False)
-    """None: the data hold them. Has no part in the order, which is kept by the rest."""
-
-
 def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     """Training rows of the steps [start_step, total_steps), in blocks of exactly `images_per_pass` rows."""
     config = inputs.config
     start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
-    order = _order(inputs)
-    windows = order.windows(start, stop)
+    windows = order_of(inputs).windows(start, stop)
     rows = config.images_per_pass
     shifted: Any = partial(_shifted, first=windows.start)
     read: Any = partial(_read_windows, inputs=inputs, start=start, stop=stop)
-    views: Any = partial(_views, inputs=inputs)
+    make_views: Any = partial(_views, inputs=inputs)
     return (
         ray.data.range(len(windows), override_num_blocks=min(max(len(windows), 1), SOURCE_BLOCKS))
         .map_batches(shifted, batch_size=1)
@@ -87,7 +57,7 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
             compute=TaskPoolStrategy(WINDOWS_AT_ONCE * config.resources.data_cpus),
             num_cpus=0,  # it mostly waits, and a CPU held by it would be missing for views: with one CPU, for ever
         )
-        .map_batches(views, batch_size=rows, batch_format="pyarrow")
+        .map_batches(make_views, batch_size=rows, batch_format="pyarrow")
         .repartition(target_num_rows_per_block=rows, strict=True)  # Ray joins the two: views get full batches
     )
 
@@ -101,7 +71,7 @@ def tell_pace(inputs: StreamInputs, step: int) -> None:
         config = inputs.config
         ready = config.resources.workers * config.data_prefetch_batches * config.images_per_pass
         stop = (step + 2) * config.global_batch_images + ready
-        inputs.captions.pace.want.remote(_order(inputs).window_of(stop - 1))
+        inputs.captions.pace.want.remote(order_of(inputs).window_of(stop - 1))
 
 
 def followed(inputs: StreamInputs, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -145,18 +115,18 @@ def _shifted(batch: dict[str, np.ndarray], first: int) -> dict[str, np.ndarray]:
 
 def _read_windows(batch: dict[str, np.ndarray], inputs: StreamInputs, start: int, stop: int) -> Iterator[pa.Table]:
     """Ordered rows at positions [start, stop) of each window, a part of a window at a time."""
-    index, order = opened_index(inputs.index_uri), _order(inputs)
+    index, order = opened_index(inputs.index_uri), order_of(inputs)
+    access, waiting = inputs.captions, Waiting()
+    if access:
+        waiting = waiting_for(access, inputs.config)
     for window in batch["window"].tolist():
         rows = order.window_rows(window).between(start, stop)
-        chunks = _captioned_chunks(inputs, index, window, np.unique(rows.chunk_N).tolist())
+        if access and access.pace:
+            ray.get(access.pace.admit.remote(window))
+        chunks = read_chunks(index, rows, access.store if access else None, waiting)
         for first in range(0, len(rows.position_N), inputs.config.images_per_pass):
             part = OrderedRows(*(column[first : first + inputs.config.images_per_pass] for column in rows))
-            yield _table(part, chunks)
-
-
-def _read_chunks(index: Index, numbers: list[int]) -> dict[int, list[SourceRow]]:
-    with ThreadPoolExecutor(READERS) as pool:
-        return dict(zip(numbers, pool.map(index.read, numbers), strict=True))
+            yield pa.Table.from_pylist(ordered_rows(part, chunks), schema=_ROW)
 
 
 def waiting_for(access: CaptionAccess, config: RunConfig) -> Waiting:
@@ -173,38 +143,5 @@ def waiting_for(access: CaptionAccess, config: RunConfig) -> Waiting:
     )
 
 
-def _captioned_chunks(
-    inputs: StreamInputs, index: Index, window: int, numbers: list[int]
-) -> dict[int, list[SourceRow]]:
-    """Chunks with captions of the store, which are waited for before any bytes are read, once training is near."""
-    access = inputs.captions
-    if access is None:
-        return _read_chunks(index, numbers)
-    if access.pace:
-        ray.get(access.pace.admit.remote(window))
-    captions = read_captions(index, numbers, access.store, waiting_for(access, inputs.config))
-    return {number: with_captions(rows, captions[number]) for number, rows in _read_chunks(index, numbers).items()}
-
-
-def _table(rows: OrderedRows, chunks: dict[int, list[SourceRow]]) -> pa.Table:
-    found = [chunks[chunk][row] for chunk, row in zip(rows.chunk_N.tolist(), rows.row_N.tolist(), strict=True)]
-    columns = {name: [row[name] for row in found] for name in SourceRow.__annotations__}
-    columns |= {"position": rows.position_N, "step": rows.step_N, "sample_key": rows.sample_key_N}
-    return pa.table([columns[name] for name in _ROW.names], schema=_ROW)
-
-
 def _views(table: pa.Table, inputs: StreamInputs) -> dict[str, np.ndarray]:
-    config = inputs.config
-    settings = row_settings(config, config.captions.per_image)
-    return training_rows(table.to_pylist(), settings, _tokenizer(inputs.tokenizer_path))
-
-
-@lru_cache(maxsize=2)
-def _order(inputs: StreamInputs) -> Order:
-    config = inputs.config
-    return run_order(opened_index(inputs.index_uri), config.data, config.seed, config.global_batch_images)
-
-
-@lru_cache(maxsize=2)
-def _tokenizer(path: str) -> Tokenizer:
-    return tokenizer_at(path)
+    return views(table.to_pylist(), inputs)

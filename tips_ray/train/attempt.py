@@ -11,7 +11,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
 from tips_ray.distributed import world_size
 from tips_ray.models.networks import Student, Teacher
-from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint
+from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint, newest_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.sink import Report, RunInputs, RunSink
@@ -20,6 +20,24 @@ from tips_ray.train.state import TrainState, new_state
 
 OpenStream = Callable[[], tuple[int, Iterator[dict[str, Any]]]]
 """Gives the step at which this rank's stream begins, 0 or that of a checkpoint, and its micro-batches as columns."""
+
+
+def resumed_step(run: RunInputs) -> int:
+    """The step of the newest checkpoint that verifies, 0 where there is none.
+
+    Raises:
+        ValueError: the data are not those that it was trained on.
+    """
+    found = newest_checkpoint(run.checkpoints_uri)
+    if found is None:
+        return 0
+    given, trained = run.fingerprints["data_fingerprint"], found.manifest["data_fingerprint"]
+    if given != trained:
+        raise ValueError(
+            f"the data of {run.uri} have changed since step {found.step} (fingerprint {trained[:12]} -> "
+            f"{given[:12]}): restore them, or give the run another name"
+        )
+    return found.step
 
 
 def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, report: Report) -> None:
@@ -33,7 +51,7 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
     """
     config = run.config
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
-    state = new_state(config, unloaded_teacher(config), device, partial(_prepared, config, device))
+    state = prepared_state(config, device)
     first_step, stream = open_stream()
     begun_from = None
     if first_step:
@@ -47,6 +65,11 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
         sink.note_failure(state.step, error)
         raise
     sink.close()
+
+
+def prepared_state(config: RunConfig, device: torch.device) -> TrainState:
+    """The state of step 0 as the process group's ranks share it, before weights are read that it begins with."""
+    return new_state(config, unloaded_teacher(config), device, partial(_prepared, config, device))
 
 
 def _prepared(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:

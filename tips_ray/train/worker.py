@@ -8,14 +8,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.train import Checkpoint
 
-from tips_ray.data.pipeline import StreamInputs, followed, tell_pace, training_stream
+from tips_ray.data.pipeline import followed, tell_pace, training_stream
+from tips_ray.data.stream import StreamInputs
 from tips_ray.distributed import rank
-from tips_ray.train.attempt import run_attempt
-from tips_ray.train.checkpoint import newest_checkpoint
+from tips_ray.train.attempt import resumed_step, run_attempt
+from tips_ray.train.micro_batch import Found, find
 from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.sink import RunInputs
 
@@ -47,10 +50,7 @@ class RestOfRun:
         stops = self._stops()[self._known_stops :]
         if stops:
             raise ValueError(stops[0])
-        found = newest_checkpoint(self.inputs.run.checkpoints_uri)
-        if found:
-            self._require_same_data(found.manifest)
-        step = found.step if found else 0
+        step = resumed_step(self.inputs.run)
         tell_pace(self.inputs.stream, step)
         return training_stream(self.inputs.stream, step)
 
@@ -58,13 +58,17 @@ class RestOfRun:
         events = RunFolder(self.inputs.run.uri).read_events()
         return [event["error"] for event in events if event["kind"] == "failure" and event["is_final"]]
 
-    def _require_same_data(self, manifest: dict[str, Any]) -> None:
-        given, trained = self.inputs.run.fingerprints["data_fingerprint"], manifest["data_fingerprint"]
-        if given != trained:
-            raise ValueError(
-                f"the data of {self.inputs.run.uri} have changed since step {manifest['step']} (fingerprint "
-                f"{trained[:12]} -> {given[:12]}): restore them, or give the run another name"
-            )
+
+def found_on_workers(run: RunInputs) -> list[Found]:
+    """What fits on each worker's device, tried on all at once."""
+    resources = run.config.resources
+    options = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, "max_calls": 1}
+    task: Any = ray.remote(**options)(_found_here)
+    return ray.get([task.remote(run) for _ in range(resources.workers)])
+
+
+def _found_here(run: RunInputs) -> Found:
+    return find(run, torch.device("cuda" if run.config.resources.gpus_per_worker else "cpu"))
 
 
 def run_worker(job: dict[str, Any]) -> None:

@@ -1,0 +1,131 @@
+"""micro_batch_images: auto, with memory that ends where a test says so, and with memory that really ends."""
+
+import json
+import resource
+from dataclasses import replace
+from multiprocessing import get_context
+
+import pytest
+import torch
+import torch.distributed as dist
+from toy_run import tiny_run
+
+from tips_ray.config import RunConfig
+from tips_ray.train import micro_batch
+from tips_ray.train.micro_batch import RECORD, find, keep, largest_that_fits, noise, settled, step_fits
+from tips_ray.train.sink import RunInputs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path) -> RunInputs:
+    """24 images on each of two workers."""
+    config = tiny_run(tmp_path, "unused", global_batch_images=48, micro_batch_images="auto")
+    return RunInputs(config, str(tmp_path / "tiny"), {"config_fingerprint": "abc"}, None)
+
+
+@pytest.mark.parametrize(("limit", "found"), [(100, 24), (24, 24), (23, 12), (11, 8), (5, 4), (1, 1)])
+def test_the_largest_divisor_below_the_limit_is_found(run, limit, found):
+    tried = []
+    assert largest_that_fits(run.config, lambda images: tried.append(images) or images <= limit) == found
+    assert tried[0] == 24 and len(tried) <= 4 and len(set(tried)) == len(tried)
+
+
+def test_a_worker_without_room_for_one_image_is_told_what_to_do(run):
+    with pytest.raises(ValueError, match=r"micro_batch_images \(auto\): .* one image .* resources.recompute=full"):
+        largest_that_fits(run.config, lambda images: False)
+
+
+def test_rows_of_a_pass_stay_below_the_largest_block_of_ray_data(run, monkeypatch):
+    monkeypatch.setattr(micro_batch, "BLOCK_BYTES", 9 * micro_batch._row_bytes(run.config))
+    assert largest_that_fits(run.config, lambda images: True) == 8
+
+
+def test_a_step_fits_unless_memory_runs_out_in_it(run, monkeypatch):
+    seen = []
+
+    def step(state, micro_batches, *others, own=micro_batch.train_step):
+        seen.append([len(batch) for batch in micro_batches])
+        if len(micro_batches[0]) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(state, micro_batches, *others)
+
+    monkeypatch.setattr(micro_batch, "train_step", step)
+    assert largest_that_fits(run.config, lambda images: step_fits(run.config, images, CPU)) == 6
+    assert seen[0] == [24] and [6] * 4 in seen and [8] * 3 in seen
+    assert not dist.is_initialized()
+
+
+def test_a_fault_that_is_no_lack_of_memory_is_raised(run, monkeypatch):
+    def step(*arguments):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(micro_batch, "train_step", step)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        step_fits(run.config, 24, CPU)
+    assert not dist.is_initialized()
+
+
+def test_a_trial_has_the_shards_and_averages_of_one_rank(run, monkeypatch):
+    seen = {}
+
+    def step(state, *others):
+        averages = state.optimizer.state[next(state.student.parameters())]
+        seen["averages"] = {name for name, value in averages.items() if value.ndim}
+        weight = state.student.image.blocks[0].mlp.fc1.weight
+        seen["share"] = weight.to_local().numel() / weight.numel()
+        seen["ranks"] = dist.get_world_size()
+
+    monkeypatch.setattr(micro_batch, "train_step", step)
+    assert step_fits(run.config, 24, CPU)
+    assert seen == {"share": 0.5, "ranks": 2, "averages": {"exp_avg", "exp_avg_sq"}}
+
+
+def test_what_was_found_is_kept_and_not_tried_again(run, monkeypatch):
+    tried = []
+    monkeypatch.setattr(micro_batch, "_fits_alone", lambda config, images, device: tried.append(images) or images <= 8)
+    found = [find(run, CPU), find(run, CPU)]  # of two workers
+    keep(run.uri, found)
+    assert settled(run, found).images_per_pass == 8 and len(json.loads(open(f"{run.uri}/{RECORD}").read())) == 1
+    tried.clear()
+    assert find(run, CPU) == found[0] and not tried
+
+
+def test_another_device_or_another_number_of_workers_is_tried_anew(run, monkeypatch):
+    limits = {"A": 24, "B": 6}
+    monkeypatch.setattr(micro_batch, "_conditions", lambda run, device: {"device": device, "of": run.fingerprints})
+    monkeypatch.setattr(micro_batch, "_fits_alone", lambda config, images, device: images <= limits[device])
+    found = [find(run, device) for device in ("A", "B")]  # pyright: ignore[reportArgumentType]
+    keep(run.uri, found)
+    assert [one.images for one in found] == [24, 6] and settled(run, found).images_per_pass == 6
+    limits["A"] = 12
+    assert find(run, "A").images == 24  # pyright: ignore[reportArgumentType]
+    other = replace(run, fingerprints={"config_fingerprint": "other"})
+    assert find(other, "A").images == 12  # pyright: ignore[reportArgumentType]
+
+
+def test_noise_is_as_large_as_the_rows_of_the_stream(run):
+    from jobs.sizes import row_bytes
+
+    numbers = 3 * 8  # position, step and sample id have no part in a step
+    assert sum(column.nbytes for column in noise(run.config, 5).values()) == 5 * (row_bytes(run.config) - numbers)
+
+
+def test_a_share_that_cannot_be_equal_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"global_batch_images \(9\) must be divisible by resources.workers \(2\)"):
+        tiny_run(tmp_path, "unused", global_batch_images=9, micro_batch_images="auto")
+
+
+@pytest.mark.heavy
+def test_memory_that_really_ends_is_noticed_on_a_cpu(tmp_path):
+    with get_context("spawn").Pool(1) as pool:
+        config = tiny_run(tmp_path, "unused", global_batch_images=400_000, resources__workers=1)
+        assert pool.apply(_fits_into_little, (config, 100_000)) is False
+        assert pool.apply(_fits_into_little, (tiny_run(tmp_path, "unused", resources__workers=1), 8)) is True
+
+
+def _fits_into_little(config: RunConfig, images: int) -> bool:
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 30), resource.RLIM_INFINITY))
+    return step_fits(config, images, CPU)

@@ -1,0 +1,184 @@
+"""Runs without Ray, as a user starts them: killed, interrupted, resumed, on one process and on two ranks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from toy_run import tiny_run, write_scenes
+
+from jobs.cli import main
+from jobs.pretrain import pretrain
+from tips_ray.config import RunConfig
+from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.state import new_state
+
+ROOT = Path(__file__).parents[2]
+STEPS = 24
+SPEED = ("images_per_second", "data_wait_share", "time")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", 40, {7: {"image": b"no image"}})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> dict[int, RunFolder]:
+    """By the number of ranks."""
+    return {ranks: _finished(_config(tmp_path_factory.mktemp("undisturbed"), data), ranks) for ranks in (1, 2)}
+
+
+def _config(storage: Path, data: str, **values: Any) -> RunConfig:
+    keys = {"schedule__total_steps": STEPS, "data__max_bad_fraction": 0.5, "data__log_samples": True}
+    return tiny_run(storage, data, **{**keys, **values})
+
+
+def _started(config: RunConfig, ranks: int) -> subprocess.Popen:
+    """`tips-ray pretrain --without-ray`, below torchrun for several ranks."""
+    path = Path(config.storage) / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    command = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "jobs.cli", "pretrain", str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "--without-ray"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _finished(config: RunConfig, ranks: int) -> RunFolder:
+    process = _started(config, ranks)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return RunFolder(f"{config.storage}/{config.name}")
+
+
+def _wait_for_step(config: RunConfig, step: int) -> None:
+    folder, ends = RunFolder(f"{config.storage}/{config.name}"), time.monotonic() + 300
+    while not any(line["step"] >= step for line in folder.read_metrics()):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def _rank(torchrun: int, rank: int) -> int:
+    """Process id of a rank below torchrun."""
+    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
+    (found,) = [int(pid) for pid in children if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0")]
+    return found
+
+
+def _numbers(folder: RunFolder) -> dict[str, torch.Tensor]:
+    """Parameters of student and teacher and the centres of the newest checkpoint."""
+    found = newest_checkpoint(f"{folder.uri}/checkpoints")
+    assert found and found.step == STEPS
+    load_checkpoint(state := new_state(_config(Path("unused"), "unused")), found)
+    networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
+    return {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+
+
+def _assert_same(folder: RunFolder, other: RunFolder) -> None:
+    torch.testing.assert_close(_numbers(folder), _numbers(other), rtol=0, atol=0)
+    metrics = [
+        [{name: value for name, value in line.items() if name not in SPEED} for line in one.read_metrics()]
+        for one in (folder, other)
+    ]
+    assert metrics[0] == metrics[1] and [line["step"] for line in metrics[0]] == list(range(1, STEPS + 1))
+    assert folder.read_samples() == other.read_samples() and folder.read_rejects() == other.read_rejects()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_run_resumes_and_ends_with_the_same_numbers(undisturbed, data, tmp_path, ranks):
+    config = _config(tmp_path, data)
+    process = _started(config, ranks)
+    _wait_for_step(config, 6)
+    os.kill(process.pid if ranks == 1 else _rank(process.pid, ranks - 1), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    folder = _finished(config, ranks)
+    _assert_same(folder, undisturbed[ranks])
+    assert [event["workers"] for event in folder.read_events() if event["kind"] == "resume"] == [ranks]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_on_ray_has_the_same_numbers_and_each_road_takes_up_the_other(cluster, undisturbed, data, tmp_path):
+    config = _config(tmp_path, data)
+    folder = RunFolder(pretrain(config))
+    _assert_same(folder, undisturbed[2])
+    for go_on in (lambda: _finished(config, 2), lambda: pretrain(config)):
+        shutil.rmtree(f"{folder.uri}/checkpoints/step-{STEPS:08d}")
+        go_on()
+        _assert_same(folder, undisturbed[2])
+    assert [event["step"] for event in folder.read_events() if event["kind"] == "resume"] == [STEPS - 4] * 2
+
+
+@pytest.mark.heavy
+def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(data, tmp_path):
+    config = _config(tmp_path, data, schedule__total_steps=100_000)
+    process = _started(config, 1)
+    _wait_for_step(config, 5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.count("\n") == 1 and "the same command resumes from step" in errors
+    assert [event["status"] for event in RunFolder(f"{tmp_path}/tiny").read_events() if event["kind"] == "end"] == [
+        "KILLED"
+    ]
+
+
+@pytest.mark.heavy
+def test_ranks_hear_that_a_run_is_complete(undisturbed, data):
+    config = _config(Path(undisturbed[2].uri).parent, data)
+    events = undisturbed[2].read_events()
+    assert _finished(config, 2).read_events() == events
+
+
+@pytest.mark.heavy
+def test_too_many_bad_rows_end_all_ranks_with_one_sentence(tmp_path):
+    bad = {number: {"image": b""} for number in range(0, 40, 2)}
+    config = _config(tmp_path, write_scenes(tmp_path / "scenes", 40, bad), data__max_bad_fraction=0.2)
+    process = _started(config, 2)
+    _, errors = process.communicate(timeout=300)
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert process.returncode != 0
+    assert len(told) == 1 and "rows up to step" in told[0] and "are bad" in told[0]
+
+
+def test_live_captions_are_refused_without_ray(data, tmp_path, capsys):
+    captions = {"source": "live", "captioner": {"model": "google/paligemma-3b-mix-224"}}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(_config(tmp_path, data, captions=captions).model_dump(mode="json")))
+    assert main(["pretrain", str(path), "--without-ray"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "captions.source (live) needs Ray: run tips-ray caption" in told
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(_config(tmp_path, data).model_dump(mode="json")))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main(["pretrain", str(path), "--without-ray"]) == 2
+    assert "global_batch_images (8) must be divisible by resources.workers (3)" in capsys.readouterr().err
+    assert main(["pretrain", str(path)]) == 2
+    assert "add --without-ray" in capsys.readouterr().err
+
+
+@pytest.mark.heavy
+def test_a_run_without_ray_imports_none_of_it(data, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(_config(tmp_path, data, schedule__total_steps=2).model_dump(mode="json")))
+    code = (
+        "import sys; from jobs.cli import main; "
+        f"assert main(['pretrain', {str(path)!r}, '--without-ray']) == 0; assert 'ray' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)

@@ -1,0 +1,130 @@
+"""The stream of one rank without Ray: the micro-batches that Ray Data would deal to it, made by data processes.
+
+m rows of a micro-batch, W ranks. Micro-batch k from the start of the stream belongs to rank k mod W, as in
+`data.pipeline`. The rank's own process reads window after window, one ahead; the processes of a torch DataLoader make
+the views, so that a chunk is read once per rank and window, whatever their number.
+"""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from multiprocessing.connection import wait
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tips_ray.data.index import opened_index
+from tips_ray.data.order import OrderedRows
+from tips_ray.data.stream import StreamInputs, order_of, ordered_rows, read_chunks, views
+
+
+class StreamError(RuntimeError):
+    """This rank's data did not come; the message says why. Other ranks know nothing of it."""
+
+
+def local_stream(
+    inputs: StreamInputs, start_step: int, rank: int, ranks: int, processes: int, pin_memory: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+    """This rank's micro-batches of the steps [start_step, total_steps) as columns of training rows.
+
+    Args:
+        inputs: config, index, tokenizer; captions of the data or of a store.
+        start_step: the first step to stream.
+        rank: of the reader.
+        ranks: W; W x m must divide the global batch.
+        processes: that make views for this rank.
+        pin_memory: copy them where a GPU fetches them from.
+
+    Raises:
+        StreamError: the data cannot be read, or a data process died.
+    """
+    ready = -(-inputs.config.data_prefetch_batches // processes)
+    context = multiprocessing.get_context("forkserver")  # a plain fork would copy locks that the rank's threads hold
+    context.set_forkserver_preload([__name__])
+    loader = DataLoader(
+        _Views(replace(inputs, captions=None)),
+        batch_size=None,
+        sampler=own_rows(inputs, start_step, rank, ranks),  # pyright: ignore[reportArgumentType]
+        num_workers=processes,
+        prefetch_factor=max(ready, 1),
+        pin_memory=pin_memory,
+        multiprocessing_context=context,
+        worker_init_fn=_end_with_rank,
+    )
+    try:
+        for columns in loader:
+            yield {name: _array(column) for name, column in columns.items()}
+    except Exception as error:
+        raise StreamError(_told(error)) from error
+
+
+def own_rows(inputs: StreamInputs, start_step: int, rank: int, ranks: int) -> Generator[list[dict[str, Any]]]:
+    """Encoded rows of this rank's micro-batches, in order."""
+    rows = _rows(inputs, start_step, rank, ranks)
+    while micro_batch := list(islice(rows, inputs.config.images_per_pass)):
+        yield micro_batch
+
+
+def _rows(inputs: StreamInputs, start_step: int, rank: int, ranks: int) -> Iterator[dict[str, Any]]:
+    """One by one; at most two windows are held."""
+    config, order = inputs.config, order_of(inputs)
+    start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
+
+    def read(window: int) -> list[dict[str, Any]]:
+        rows = order.window_rows(window).between(start, stop)
+        is_own = (rows.position_N - start) // config.images_per_pass % ranks == rank
+        return _read(inputs, OrderedRows(*(column[is_own] for column in rows)))
+
+    windows = order.windows(start, stop)
+    with ThreadPoolExecutor(1, "windows") as pool:
+        ahead = pool.submit(read, windows[0]) if windows else None
+        for window in windows:
+            assert ahead is not None
+            rows = ahead.result()
+            ahead = pool.submit(read, window + 1) if window + 1 in windows else None
+            yield from rows
+
+
+def _read(inputs: StreamInputs, rows: OrderedRows) -> list[dict[str, Any]]:
+    store = inputs.captions.store if inputs.captions else None
+    return ordered_rows(rows, read_chunks(opened_index(inputs.index_uri), rows, store))
+
+
+class _Views(Dataset):
+    """Rows -> training rows, in a data process; what a DataLoader takes for an index is the rows themselves."""
+
+    def __init__(self, inputs: StreamInputs) -> None:
+        self.inputs = inputs
+
+    def __getitem__(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        return views(rows, self.inputs)
+
+
+def _end_with_rank(process: int) -> None:
+    """A data process outlives no rank, however that ended. The loader's own watch sees the fork server alone."""
+    rank = multiprocessing.parent_process()
+    assert rank is not None
+
+    def watch() -> None:
+        wait([rank.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="rank", daemon=True).start()
+
+
+def _array(column: Any) -> np.ndarray:
+    """The loader makes tensors of numbers, which travel in shared memory, and leaves texts as they are."""
+    return column.numpy() if isinstance(column, torch.Tensor) else column
+
+
+def _told(error: Exception) -> str:
+    text = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
+        return f"a data process died, most often for want of memory ({text[0]}): use fewer resources.data_cpus"
+    return text[0]

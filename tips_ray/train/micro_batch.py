@@ -1,0 +1,176 @@
+"""`micro_batch_images: auto`: the most images per pass with which a step fits into a worker's memory.
+
+It is tried with a whole step on noise, each time in a process of its own, which leaves nothing behind. There a fake
+process group of all workers, whose collectives only allocate, makes weights, gradients and logits as large as on a
+worker, and no worker has to wait for one that ran out of memory. Losses and gradients do not depend on the outcome.
+"""
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+from torch.testing._internal.distributed import fake_pg  # noqa: F401 (registers the group)
+
+from tips_ray import storage
+from tips_ray.config import RunConfig, override
+from tips_ray.data.collate import batch_from
+from tips_ray.data.masking import patch_masks
+from tips_ray.train.attempt import prepared_state
+from tips_ray.train.health import Health
+from tips_ray.train.sink import RunInputs
+from tips_ray.train.state import TrainState
+from tips_ray.train.step import BadStepError, train_step
+
+RECORD = "micro_batch.json"
+RESOURCES = ("workers", "replicas", "dtype", "accumulate_unsharded", "compile", "recompute")
+"""Keys of `resources` that the memory of a step depends on."""
+HEADROOM = 0.1
+"""(D) Share of a GPU's memory that a trial leaves free: for NCCL, pieces between allocations, checkpoints."""
+BLOCK_BYTES = 120 << 20
+"""Most that the rows of a pass may have: Ray Data cuts a larger block. Kept without Ray too, for equal numbers."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What fits, and all that it depends on."""
+
+    images: int
+    conditions: dict[str, Any]
+
+
+def find(run: RunInputs, device: torch.device) -> Found:
+    """The most images per pass on `device`: from the run folder, or tried now.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    conditions = _conditions(run, device)
+    known = [found for found in _read(run.uri) if found.conditions == conditions]
+    if known:
+        return known[0]
+    return Found(largest_that_fits(run.config, lambda images: _fits_alone(run.config, images, device)), conditions)
+
+
+def settled(run: RunInputs, found: Sequence[Found]) -> RunConfig:
+    """The config with what fits on all workers; whoever drives the run calls `keep` as well."""
+    least = min(one.images for one in found)
+    return override(RunConfig, run.config.model_dump(mode="json"), {"micro_batch_images": least})
+
+
+def keep(run_uri: str, found: Sequence[Found]) -> None:
+    """Write down what was not known, so that a restart does not try again."""
+    known = _read(run_uri)
+    both = known + [one for number, one in enumerate(found) if one not in [*known, *found[:number]]]
+    if both != known:
+        storage.write_text(storage.join(run_uri, RECORD), json.dumps([asdict(one) for one in both], indent=1))
+
+
+def largest_that_fits(config: RunConfig, fits: Callable[[int], bool]) -> int:
+    """The largest divisor of a worker's share that fits, when all smaller ones do.
+
+    Raises:
+        ValueError: none does.
+    """
+    share = config.global_batch_images // config.resources.workers
+    most = max(BLOCK_BYTES // _row_bytes(config), 1)
+    sizes = [images for images in range(1, share + 1) if share % images == 0 and images <= most]
+    if fits(sizes[-1]):
+        return sizes[-1]
+    count = bisect_left(sizes, True, hi=len(sizes) - 1, key=lambda images: not fits(images))
+    if count == 0:
+        raise ValueError(
+            "micro_batch_images (auto): a step with one image per pass does not fit into a worker's memory; use more "
+            "workers, resources.recompute=full, resources.dtype=bf16, a smaller global_batch_images or a smaller model"
+        )
+    return sizes[count - 1]
+
+
+def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
+    """Whether a worker's step fits with `images` per pass; makes a process group, so there must be none yet."""
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(1 - HEADROOM, device)
+    dist.init_process_group("fake", store=HashStore(), rank=0, world_size=config.resources.workers)
+    try:
+        _try_step(config, images, device)
+    except (torch.OutOfMemoryError, MemoryError):
+        return False
+    except RuntimeError as error:  # torch's allocator on CPUs has no error of its own
+        if "allocate memory" not in str(error):
+            raise
+        return False
+    finally:
+        dist.destroy_process_group()
+    return True
+
+
+def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
+    state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
+    _make_averages(state)
+    passes = config.global_batch_images // resources.workers // images
+    micro_batches = [batch_from(columns).to(device) for _ in range(passes)]
+    health = Health(config.objective)
+    health.expect(True)
+    try:
+        train_step(state, micro_batches, config, resources.accumulate_unsharded, health)
+    except BadStepError:
+        pass  # what nobody sent is not always finite
+
+
+def _make_averages(state: TrainState) -> None:
+    """The optimizer's, which in a run are there from the second step on."""
+    for parameter in state.student.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+def noise(config: RunConfig, images: int) -> Mapping[str, np.ndarray]:
+    """Columns of training rows, all valid, with captions of full length."""
+    views, text, random = config.views, config.text, np.random.default_rng(config.seed)
+    key_B = random.integers(2**62, size=images)
+    patches = (views.global_px // config.image.patch_size_px) ** 2
+    crops, tokens = (images, views.local_crops, 3, views.local_px, views.local_px), text.max_tokens
+    return {
+        "sample_key": key_B,
+        "valid": np.ones(images, bool),
+        "global_crops": random.integers(256, size=(images, 3, views.global_px, views.global_px), dtype=np.uint8),
+        "local_crops": random.integers(256, size=crops, dtype=np.uint8),
+        "patch_mask": patch_masks(key_B, patches, views.mask_ratio),
+        "web_ids": random.integers(1, text.vocab_size, (images, tokens), np.int32),
+        "synthetic_ids": random.integers(1, text.vocab_size, (images, config.captions.per_image, tokens), np.int32),
+    }
+
+
+def _fits_alone(config: RunConfig, images: int, device: torch.device) -> bool:
+    """A process that the system ends has run out of memory as well."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(step_fits, config, images, device).result()
+        except BrokenProcessPool:
+            return False
+
+
+def _conditions(run: RunInputs, device: torch.device) -> dict[str, Any]:
+    kept = {name: getattr(run.config.resources, name) for name in RESOURCES}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, **kept, "config_fingerprint": run.fingerprints["config_fingerprint"]}
+
+
+def _read(run_uri: str) -> list[Found]:
+    try:
+        return [Found(**one) for one in json.loads(storage.read_text(storage.join(run_uri, RECORD)))]
+    except storage.NotFoundError:
+        return []
+
+
+def _row_bytes(config: RunConfig) -> int:
+    return sum(column.nbytes for column in noise(config, 1).values())
