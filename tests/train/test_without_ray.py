@@ -23,7 +23,7 @@ from tips_ray.train.state import new_state
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
-SPEED = ("images_per_second", "data_wait_share", "time")
+SPEED = ("images_per_second", "data_wait_share", "time", "health/memory_peak_gib")
 
 
 @pytest.fixture(scope="module")
