@@ -61,7 +61,7 @@ def test_an_error_of_the_controller_names_its_kind(folder):
 
 
 def test_the_next_step_is_that_of_the_newest_checkpoint(folder):
-    manifest = '{"version": 1, "step": 5, "bad_rows": 0, "files": {}}'
+    manifest = '{"version": 2, "step": 5, "bad_rows": 0, "files": {}}'
     storage.write_text(storage.join(folder.uri, "checkpoints", "step-00000005", "manifest.json"), manifest)
     assert "the same command resumes from step 5" in _failed(folder, WorkerGroupError("", {0: BAD_ROWS}))
 
