@@ -17,13 +17,13 @@ from toy_run import tiny_run, write_scenes
 from jobs.cli import main
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
-from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
 from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.state import new_state
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
-SPEED = ("images_per_second", "data_wait_share", "time", "health/memory_peak_gib")
+SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,15 @@ def _finished(config: RunConfig, ranks: int) -> RunFolder:
 
 
 def _wait_for_step(config: RunConfig, step: int) -> None:
+    """Until a step has been logged and a checkpoint is there."""
     folder, ends = RunFolder(f"{config.storage}/{config.name}"), time.monotonic() + 300
-    while not any(line["step"] >= step for line in folder.read_metrics()):
+    while not any(line["step"] >= step for line in folder.read_metrics()) or not _is_saved(folder):
         assert time.monotonic() < ends
         time.sleep(0.02)
+
+
+def _is_saved(folder: RunFolder) -> bool:
+    return bool(list_checkpoints(f"{folder.uri}/checkpoints"))
 
 
 def _rank(torchrun: int, rank: int) -> int:
