@@ -99,7 +99,7 @@ def _assert_same(folder: RunFolder, other: RunFolder) -> None:
     assert folder.read_samples() == other.read_samples() and folder.read_rejects() == other.read_rejects()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_killed_run_resumes_and_ends_with_the_same_numbers(undisturbed, data, tmp_path, ranks):
     config = _config(tmp_path, data)
@@ -126,7 +126,7 @@ def test_a_run_on_ray_has_the_same_numbers_and_each_road_takes_up_the_other(clus
     assert [event["step"] for event in folder.read_events() if event["kind"] == "resume"] == [STEPS - 4] * 2
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(data, tmp_path):
     config = _config(tmp_path, data, schedule__total_steps=100_000)
     process = _started(config, 1)
@@ -140,14 +140,14 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(data, tmp_path):
     ]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_ranks_hear_that_a_run_is_complete(undisturbed, data):
     config = _config(Path(undisturbed[2].uri).parent, data)
     events = undisturbed[2].read_events()
     assert _finished(config, 2).read_events() == events
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_too_many_bad_rows_end_all_ranks_with_one_sentence(tmp_path):
     bad = {number: {"image": b""} for number in range(0, 40, 2)}
     config = _config(tmp_path, write_scenes(tmp_path / "scenes", 40, bad), data__max_bad_fraction=0.2)
