@@ -65,7 +65,7 @@ def _waiting(config: "RunConfig", captions: "CaptionAccess") -> "Waiting":
     from tips_ray.data.captions import Waiting
 
     if captions.pace is None:
-        return Waiting()
+        return Waiting()  # they are there
     from tips_ray.data.pipeline import waiting_for  # imports Ray, which makes these captions
 
-    return waiting_for(captions, config)
+    return waiting_for(captions.pace, config)

@@ -92,8 +92,7 @@ def _rows(inputs: StreamInputs, start_step: int, rank: int, ranks: int) -> Itera
 
 
 def _read(inputs: StreamInputs, rows: OrderedRows) -> list[dict[str, Any]]:
-    store = inputs.captions.store if inputs.captions else None
-    return ordered_rows(rows, read_chunks(opened_index(inputs.index_uri), rows, store))
+    return ordered_rows(rows, read_chunks(opened_index(inputs.index_uri), rows, inputs.store))
 
 
 class _Views(Dataset):

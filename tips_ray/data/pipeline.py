@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.actor import ActorHandle
 from ray.data import Dataset, ExecutionOptions, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig as TrainDataConfig
@@ -22,7 +23,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.captions import Waiting
 from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
-from tips_ray.data.stream import CaptionAccess, StreamInputs, order_of, ordered_rows, read_chunks, views
+from tips_ray.data.stream import NOT_AT_ALL, StreamInputs, order_of, ordered_rows, read_chunks, views
 
 SOURCE_BLOCKS = 20
 """Blocks of window numbers: many tiny read tasks are slow to start."""
@@ -67,19 +68,19 @@ def tell_pace(inputs: StreamInputs, step: int) -> None:
 
     Not less: a worker's iterator hands out no batch before those that it keeps ready are there.
     """
-    if inputs.captions and inputs.captions.pace:
+    if inputs.pace:
         config = inputs.config
         ready = config.resources.workers * config.data_prefetch_batches * config.images_per_pass
         stop = (step + 2) * config.global_batch_images + ready
-        inputs.captions.pace.want.remote(order_of(inputs).window_of(stop - 1))
+        inputs.pace.want.remote(order_of(inputs).window_of(stop - 1))
 
 
 def followed(inputs: StreamInputs, stream: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The stream of one worker, which tells captioning beside training where it is and how long it has waited."""
-    pace, asked = inputs.captions.pace if inputs.captions else None, time.monotonic()
+    asked = time.monotonic()
     for columns in stream:
-        if pace:
-            pace.add_waited.remote(time.monotonic() - asked)
+        if inputs.pace:
+            inputs.pace.add_waited.remote(time.monotonic() - asked)
             tell_pace(inputs, int(columns["step"][0]))
         yield columns
         asked = time.monotonic()
@@ -116,31 +117,24 @@ def _shifted(batch: dict[str, np.ndarray], first: int) -> dict[str, np.ndarray]:
 def _read_windows(batch: dict[str, np.ndarray], inputs: StreamInputs, start: int, stop: int) -> Iterator[pa.Table]:
     """Ordered rows at positions [start, stop) of each window, a part of a window at a time."""
     index, order = opened_index(inputs.index_uri), order_of(inputs)
-    access, waiting = inputs.captions, Waiting()
-    if access:
-        waiting = waiting_for(access, inputs.config)
+    waiting = waiting_for(inputs.pace, inputs.config) if inputs.pace else NOT_AT_ALL
     for window in batch["window"].tolist():
         rows = order.window_rows(window).between(start, stop)
-        if access and access.pace:
-            ray.get(access.pace.admit.remote(window))
-        chunks = read_chunks(index, rows, access.store if access else None, waiting)
+        if inputs.pace:
+            ray.get(inputs.pace.admit.remote(window))
+        chunks = read_chunks(index, rows, inputs.store, waiting)
         for first in range(0, len(rows.position_N), inputs.config.images_per_pass):
             part = OrderedRows(*(column[first : first + inputs.config.images_per_pass] for column in rows))
             yield pa.Table.from_pylist(ordered_rows(part, chunks), schema=_ROW)
 
 
-def waiting_for(access: CaptionAccess, config: RunConfig) -> Waiting:
-    """How long to wait for captions: not at all where nobody makes them.
+def waiting_for(pace: ActorHandle, config: RunConfig) -> Waiting:
+    """How long to wait for captions that are made beside training.
 
     The pause is a call of an actor, not a sleep: a task that waits for an answer lends its CPU to others meanwhile.
     Captions of the windows to come would else hold the CPUs that views of the first one need.
     """
-    pace = access.pace
-    return (
-        Waiting(config.captions.wait_seconds, lambda seconds: str(ray.get(pace.failure.remote(seconds))))
-        if pace
-        else Waiting()
-    )
+    return Waiting(config.captions.wait_seconds, lambda seconds: str(ray.get(pace.failure.remote(seconds))))
 
 
 def _views(table: pa.Table, inputs: StreamInputs) -> dict[str, np.ndarray]:

@@ -42,6 +42,16 @@ class StreamInputs:
     captions: CaptionAccess | None = field(default=None, compare=False)
     """None: the data hold them. Has no part in the order, which is kept by the rest."""
 
+    @property
+    def store(self) -> CaptionStore | None:
+        """Of the captions that the data do not hold."""
+        return self.captions.store if self.captions else None
+
+    @property
+    def pace(self) -> Any:
+        """Actor handle of captioning beside training; None: there is none."""
+        return self.captions.pace if self.captions else None
+
 
 @lru_cache(maxsize=2)
 def order_of(inputs: StreamInputs) -> Order:
