@@ -21,13 +21,10 @@ def parameters(config: "RunConfig") -> tuple[int, int]:
     Raises:
         ValueError: `objective.frozen_teacher` names no teacher for this config.
     """
-    import torch
-
     from tips_ray.train.start import unloaded_teacher
     from tips_ray.train.state import new_state
 
-    with torch.device("meta"):
-        state = new_state(config, unloaded_teacher(config), "meta")
+    state = new_state(config, unloaded_teacher(config), "meta")
     counts = [sum(weight.numel() for weight in network.parameters()) for network in (state.student, state.teacher)]
     return counts[0], counts[1]
 

@@ -13,7 +13,7 @@ from tips_ray.distributed import world_size
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint, newest_checkpoint
 from tips_ray.train.loop import train
-from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
 from tips_ray.train.sink import Report, RunInputs, RunSink
 from tips_ray.train.start import begin, unloaded_teacher
 from tips_ray.train.state import TrainState, new_state
@@ -79,7 +79,7 @@ def _prepared(config: RunConfig, device: torch.device, student: Student, teacher
         compile_blocks(student)
         compile_blocks(teacher)
     mesh = worker_mesh(device.type, resources.replicas)
-    shard(student, teacher, mesh, torch.bfloat16 if resources.dtype == "bf16" else torch.float32)
+    shard(student, teacher, mesh, compute_dtype(resources))
 
 
 def _steps(

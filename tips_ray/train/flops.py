@@ -1,18 +1,13 @@
 """Operations of a training step, and the share of a device's peak that they make."""
 
-import copy
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, TrainConfig
 from tips_ray.distributed import alone, world_size
-from tips_ray.models.networks import Heads, Student, Teacher
-from tips_ray.models.text import TextEncoder
-from tips_ray.models.vision import ImageEncoder
-from tips_ray.objective import Centers
-from tips_ray.train.state import TrainState
+from tips_ray.train.parallelize import compute_dtype
+from tips_ray.train.state import new_state
 from tips_ray.train.step import accumulate_gradients
 
 _BF16_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}
@@ -23,15 +18,12 @@ def step_flops(config: TrainConfig, batch: Batch) -> int:
 
     Counted on shapes alone, over one micro-batch, whose images are the only negatives, and without recomputation, so
     that every way of doing the step has the same number. Shapes take the unfused attention; a fused one's backward
-    would count its scores a second time.
+    would count its scores a second time. A frozen teacher is not counted with: it has sizes of its own.
+
+    Raises:
+        ValueError: `objective.teacher` is `frozen`.
     """
-    with torch.device("meta"):
-        image, heads = ImageEncoder(config.image), Heads(config.image.width, config.head)
-        student = Student(image, TextEncoder(config.text), heads, config.objective)
-        encoder = None if config.objective.teacher == "ema_heads" else copy.deepcopy(image)
-        teacher = Teacher(encoder, copy.deepcopy(heads), config.objective)
-        centers = Centers(config.head.num_prototypes)
-    state = TrainState(student, teacher, centers, torch.optim.SGD(student.parameters()))
+    state = new_state(config, device="meta")
     with alone(), FlopCounterMode(display=False) as counter:
         accumulate_gradients(state, [batch.to("meta")], config.objective, config.schedule.total_steps)
     return counter.get_total_flops()
@@ -62,8 +54,7 @@ class Utilization:
             batch: any micro-batch; operations are counted once.
             images_per_second: of all ranks together.
         """
-        dtype = torch.bfloat16 if self.config.resources.dtype == "bf16" else torch.float32
-        peak = datasheet_flops(device, dtype)
+        peak = datasheet_flops(device, compute_dtype(self.config.resources))
         if peak is None or self.config.objective.teacher == "frozen":
             return {}
         if self._per_image is None:

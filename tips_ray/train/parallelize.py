@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from tips_ray.config import ResourcesConfig
 from tips_ray.distributed import world_size
 from tips_ray.models.layers import Block, Group
 from tips_ray.models.networks import Student, Teacher
@@ -62,6 +63,11 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for block in _blocks(network):
         block.compile(backend=backend, dynamic=False)
+
+
+def compute_dtype(resources: ResourcesConfig) -> torch.dtype:
+    """In which networks compute; weights are kept and gradients reduced in fp32."""
+    return torch.bfloat16 if resources.dtype == "bf16" else torch.float32
 
 
 def worker_mesh(device_type: str, replicas: int = 1) -> DeviceMesh:

@@ -1,28 +1,27 @@
 """A bad step done again on one process: the gradients of the global batch, with a look at every tensor on the way."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from math import isfinite
 
 import torch
 import torch.distributed as dist
 import yaml
-from torch.distributed.device_mesh import init_device_mesh
+from torch._C._distributed_c10d import HashStore
 
 from tips_ray import storage
-from tips_ray.config import RunConfig, TrainConfig
-from tips_ray.models.networks import Student, Teacher
+from tips_ray.config import RunConfig, TrainConfig, override
+from tips_ray.train.attempt import prepared_state
 from tips_ray.train.bad_step import BadStep, Rows
 from tips_ray.train.checkpoint import load_checkpoint
 from tips_ray.train.first_bad import FirstBad, Watch
-from tips_ray.train.parallelize import shard
 from tips_ray.train.schedules import config_at
-from tips_ray.train.start import unloaded_teacher
-from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.state import TrainState
 from tips_ray.train.step import accumulate_gradients, clip_gradients
+
+_LEFT_OUT = {"recompute": "none", "compile": False, "replicas": 1}
+"""They change no number but for rounding, and hooks must see every module once."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,20 @@ def replay(bad_step: BadStep, run_uri: str, device: torch.device) -> Replay:
     """Do `bad_step` again without an update.
 
     All ranks' micro-batches become this process's: K micro-batches on W ranks and K x W on one have equal gradients.
-    Recomputation and compilation are left out, which change no number but for rounding.
+    Recomputation, compilation and copies of the weights are left out.
 
     Args:
         bad_step: one of the run's.
         run_uri: run folder, which holds the config.
         device: its memory holds all networks and the global batch.
     """
-    config = RunConfig.model_validate(yaml.safe_load(storage.read_text(storage.join(run_uri, "config.yaml"))))
+    tree = yaml.safe_load(storage.read_text(storage.join(run_uri, "config.yaml")))
+    config = override(RunConfig, tree, {f"resources.{key}": value for key, value in _LEFT_OUT.items()})
     read = [bad_step.read_batches(rank) for rank in range(bad_step.workers)]
     batches = [batch.to(device, batch.global_crops_BCHW.dtype) for of_rank, _ in read for batch in of_rank]
     rows = [part for _, of_rank in read for part in of_rank]
     with _group_of_one(device):
-        state = new_state(config, unloaded_teacher(config), device, partial(_prepared, config, device))
+        state = prepared_state(config, device)
         load_checkpoint(state, bad_step.checkpoint())
         watch = Watch(state.student, state.teacher, batches)
         metrics = _watched_step(state, watch, config)
@@ -86,18 +86,12 @@ def _told(metrics: dict[str, float], first: FirstBad | None, per_rank: int, rows
     return Replay(metrics, first, *divmod(first.micro_batch, per_rank), named)
 
 
-def _prepared(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
-    dtype = torch.bfloat16 if config.resources.dtype == "bf16" else torch.float32
-    shard(student, teacher, init_device_mesh(device.type, (1,)), dtype)
-
-
 @contextmanager
 def _group_of_one(device: torch.device) -> Iterator[None]:
     """FSDP computes in bf16 as in training, and needs a process group for it."""
-    with tempfile.TemporaryDirectory() as folder:
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
