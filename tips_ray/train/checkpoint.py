@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 
 from tips_ray import storage
 from tips_ray.distributed import gather_objects
+from tips_ray.train.optim import fill_averages
 from tips_ray.train.state import TrainState
 
 VERSION = 2
@@ -139,25 +139,13 @@ _OPTIONS = StateDictOptions()
 
 
 def state_tree(state: TrainState) -> dict[str, Any]:
-    _fill_averages(state.optimizer)
+    fill_averages(state.optimizer)
     return {
         "student": get_model_state_dict(state.student),
         "teacher": get_model_state_dict(state.teacher),
         "centers": get_model_state_dict(state.centers),
         "optimizer": get_optimizer_state_dict(state.student, state.optimizer, options=_OPTIONS),
     }
-
-
-def _fill_averages(optimizer: torch.optim.Optimizer) -> None:
-    """AdamW's averages where no gradient has come yet (frozen prototypes), so that all checkpoints hold the same keys.
-
-    Left to torch, a save leaves them out, and a load asks for them with a step count of one.
-    """
-    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-        averages = optimizer.state[parameter]
-        if not averages:
-            averages |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            averages["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)  # as fused AdamW does
 
 
 @contextmanager

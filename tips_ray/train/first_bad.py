@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tips_ray.batch import Batch
+from tips_ray.distributed import local_part
 from tips_ray.models.networks import Student, Teacher, scored_patches
 
 
@@ -48,7 +49,7 @@ class FirstBad:
 
 def numbers(name: str, values: Tensor) -> Numbers:
     """Counted on the tensor's own shard, the whole on one process."""
-    local = getattr(values, "_local_tensor", values).detach()
+    local = local_part(values).detach()
     finite = local[local.isfinite()].double()
     low, high = (finite.min().item(), finite.max().item()) if finite.numel() else (torch.nan, torch.nan)
     return Numbers(name, tuple(local.shape), str(local.dtype), low, high, local.numel() - finite.numel())
@@ -56,7 +57,7 @@ def numbers(name: str, values: Tensor) -> Numbers:
 
 def is_bad(values: Tensor) -> bool:
     """Something of it is not finite."""
-    return values.is_floating_point() and not getattr(values, "_local_tensor", values).isfinite().all().item()
+    return values.is_floating_point() and not local_part(values).isfinite().all().item()
 
 
 class Watch:
@@ -154,11 +155,8 @@ def _image_of_tokens(rows: int, batch: Batch, patch_size_px: int) -> Tensor | No
 
 
 def _bad_rows(values: Tensor) -> Tensor:
-    return (
-        (~values.detach().flatten(1).isfinite().all(dim=1)).nonzero().flatten()
-        if values.dim() > 1
-        else (~values.detach().isfinite()).nonzero().flatten()
-    )
+    is_fine_R = values.detach()[:, None].flatten(1).isfinite().all(dim=1)
+    return (~is_fine_R).nonzero().flatten()
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

@@ -26,8 +26,8 @@ from tips_ray.data.collate import batch_from
 from tips_ray.data.masking import patch_masks
 from tips_ray.train.attempt import prepared_state
 from tips_ray.train.health import Health
+from tips_ray.train.optim import fill_averages
 from tips_ray.train.sink import RunInputs
-from tips_ray.train.state import TrainState
 from tips_ray.train.step import BadStepError, train_step
 
 RECORD = "micro_batch.json"
@@ -114,7 +114,7 @@ def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
 
 def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
     state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
-    _make_averages(state)
+    fill_averages(state.optimizer)  # which in a run are there from the second step on
     passes = config.global_batch_images // resources.workers // images
     micro_batches = [batch_from(columns).to(device) for _ in range(passes)]
     health = Health(config.objective)
@@ -123,14 +123,6 @@ def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
         train_step(state, micro_batches, config, resources.accumulate_unsharded, health)
     except BadStepError:
         pass  # what nobody sent is not always finite
-
-
-def _make_averages(state: TrainState) -> None:
-    """The optimizer's, which in a run are there from the second step on."""
-    for parameter in state.student.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
 
 
 def noise(config: RunConfig, images: int) -> Mapping[str, np.ndarray]:

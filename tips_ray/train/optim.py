@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -41,6 +42,18 @@ def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
     """What the next update uses, group by group."""
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = lr * group["lr_factor"], weight_decay * group["decay_factor"]
+
+
+def fill_averages(optimizer: Optimizer) -> None:
+    """AdamW's averages where no gradient has come yet (frozen prototypes), so that all checkpoints hold the same keys.
+
+    Left to torch, a save leaves them out, and a load asks for them with a step count of one.
+    """
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        averages = optimizer.state[parameter]
+        if not averages:
+            averages |= {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            averages["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)  # as fused AdamW does
 
 
 def _lr_factor(name: str, depth: dict[str, int], config: OptimizerConfig) -> float:

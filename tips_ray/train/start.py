@@ -22,7 +22,7 @@ from tips_ray.distributed import gather_objects, rank
 from tips_ray.models import load_official_image, load_official_text, load_transformers, official_temperature
 from tips_ray.models.networks import Heads, Teacher
 from tips_ray.models.vision import ImageEncoder, resized_positions
-from tips_ray.train.checkpoint import fill_from_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import digest_of, fill_from_checkpoint, newest_checkpoint
 from tips_ray.train.origin import Origin, start_origin, teacher_origin
 from tips_ray.train.state import TrainState
 
@@ -146,7 +146,7 @@ def _load_released(state: TrainState, origin: Origin, config: TrainConfig) -> di
     def read() -> dict[str, Any]:
         with _local(origin.files) as paths:
             tensors.update(_released_tensors(origin, paths, config))
-            return _told(origin, {name: _sha256(path) for name, path in paths.items()})
+            return _told(origin, {name: digest_of(path) for name, path in paths.items()})
 
     told = _from_first_rank(read)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized(), strict=False)
@@ -199,11 +199,6 @@ def _told(origin: Origin, content: dict[str, Any]) -> dict[str, Any]:
     """What an event tells; `content` is of what the weights' fingerprint is made."""
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {"uri": origin.uri, "kind": origin.kind, "fingerprint": fingerprint}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_first_rank(action: Callable[[], Result]) -> Result:
