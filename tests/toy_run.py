@@ -7,12 +7,20 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from tips_ray.config import RunConfig, override
+from tips_ray.data.index import index_of
+from tips_ray.data.stream import StreamInputs
+from tips_ray.models.tokenizer import train_tokenizer
 from tips_ray.scenes import render_scene
+from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.state import new_state
 
 SCENE_PX = 48
+SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
 TINY = {
     "name": "tiny",
     "image": {"width": 16, "depth": 2, "num_heads": 2, "ffn_hidden": 32, "image_size_px": 28},
@@ -52,3 +60,28 @@ def tiny_run(storage: Path, *sources: str | dict[str, Any], **values: Any) -> Ru
     keys = {key.replace("__", "."): value for key, value in values.items()}
     listed = [source if isinstance(source, dict) else {"uri": source} for source in sources]
     return override(RunConfig, TINY, {"storage": str(storage), "data.sources": listed, **keys})
+
+
+def toy_stream(root: Path, steps: int) -> StreamInputs:
+    """Two sources, the second of shorter weight; row 5 is no image and row 21 has no caption."""
+    bad = {5: {"image": b"no image"}, 21: {"caption": ""}}
+    first, second = write_scenes(root / "a", 40, bad), write_scenes(root / "b", 20, first=40)
+    config = tiny_run(root, first, {"uri": second, "weight": 0.5}, schedule__total_steps=steps, micro_batch_images=2)
+    index = index_of(config.data, str(root / "index"))
+    path = root / "tokenizer.json"
+    path.write_bytes(train_tokenizer(["a red sphere on the grey ground"], 60).source)
+    return StreamInputs(config, str(root / "index" / index.fingerprint), str(path))
+
+
+def numbers_of_run(folder: RunFolder, config: RunConfig) -> dict[str, torch.Tensor]:
+    """Parameters of student and teacher and the centres of the last checkpoint, which ends the run."""
+    found = newest_checkpoint(f"{folder.uri}/checkpoints")
+    assert found and found.step == config.schedule.total_steps
+    load_checkpoint(state := new_state(config), found)
+    networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
+    return {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+
+
+def metrics_of_run(folder: RunFolder) -> list[dict[str, float]]:
+    """Without those of speed and memory, which differ between equal runs."""
+    return [{name: value for name, value in line.items() if name not in SPEED} for line in folder.read_metrics()]

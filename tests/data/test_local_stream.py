@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from toy_run import tiny_run, write_scenes
+from toy_run import toy_stream
 
 from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
 from tips_ray.captioning.store import CaptionStore
@@ -14,10 +14,9 @@ from tips_ray.config import override
 from tips_ray.data import pipeline
 from tips_ray.data.captions import place_of
 from tips_ray.data.columns import TRAINING_DTYPES
-from tips_ray.data.index import Index, index_of, opened_index, run_order
+from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.local_stream import StreamError, local_stream, own_rows
 from tips_ray.data.stream import CaptionAccess, StreamInputs, order_of, views
-from tips_ray.models.tokenizer import train_tokenizer
 
 STEPS, BATCH = 13, 8
 """104 rows of which an epoch of the first source has 40."""
@@ -25,15 +24,7 @@ STEPS, BATCH = 13, 8
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> StreamInputs:
-    """Two sources, the second of shorter weight; row 5 is no image and row 21 has no caption."""
-    root = tmp_path_factory.mktemp("stream")
-    bad = {5: {"image": b"no image"}, 21: {"caption": ""}}
-    first, second = write_scenes(root / "a", 40, bad), write_scenes(root / "b", 20, first=40)
-    config = tiny_run(root, first, {"uri": second, "weight": 0.5}, schedule__total_steps=STEPS, micro_batch_images=2)
-    index = index_of(config.data, str(root / "index"))
-    path = root / "tokenizer.json"
-    path.write_bytes(train_tokenizer(["a red sphere on the grey ground"], 60).source)
-    return StreamInputs(config, str(root / "index" / index.fingerprint), str(path))
+    return toy_stream(tmp_path_factory.mktemp("stream"), STEPS)
 
 
 def _blocks_of_ray(inputs: StreamInputs, start_step: int) -> list[list[dict]]:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.data import Dataset
-from toy_run import tiny_run, write_scenes
+from toy_run import toy_stream
 
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import index_of, run_order
 from tips_ray.data.pipeline import InOrder, training_stream
 from tips_ray.data.stream import StreamInputs
 from tips_ray.data.views import row_settings, training_rows
-from tips_ray.models.tokenizer import load_tokenizer, train_tokenizer
+from tips_ray.models.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.ray
 STEPS = 13
@@ -25,15 +25,7 @@ DELAY_SECONDS = 0.03
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> StreamInputs:
-    """Two sources, the second of shorter weight; row 5 is no image and row 21 has no caption."""
-    root = tmp_path_factory.mktemp("stream")
-    bad = {5: {"image": b"no image"}, 21: {"caption": ""}}
-    first, second = write_scenes(root / "a", 40, bad), write_scenes(root / "b", 20, first=40)
-    config = tiny_run(root, first, {"uri": second, "weight": 0.5}, schedule__total_steps=STEPS, micro_batch_images=2)
-    index = index_of(config.data, str(root / "index"))
-    path = root / "tokenizer.json"
-    path.write_bytes(train_tokenizer(["a red sphere on the grey ground"], 60).source)
-    return StreamInputs(config, str(root / "index" / index.fingerprint), str(path))
+    return toy_stream(tmp_path_factory.mktemp("stream"), STEPS)
 
 
 @pytest.fixture(scope="module")

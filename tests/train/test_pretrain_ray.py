@@ -13,19 +13,17 @@ import pytest
 import ray
 import ray._private.state
 import torch
-from toy_run import tiny_run, write_scenes
+from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
 
 from jobs.failure import RunFailedError
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
-from tips_ray.train.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import list_checkpoints
 from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.state import new_state
 
 pytestmark = pytest.mark.ray
 STEPS = 12
-SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +41,7 @@ def _run(storage: Path, data: str, **values: Any) -> RunConfig:
 
 
 def _numbers(folder: RunFolder) -> dict[str, torch.Tensor]:
-    """Parameters of student and teacher and the centres of the newest checkpoint."""
-    found = newest_checkpoint(f"{folder.uri}/checkpoints")
-    assert found and found.step == STEPS
-    load_checkpoint(state := new_state(_run(Path("unused"), "unused")), found)
-    networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
-    return {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
-
-
-def _metrics(folder: RunFolder) -> list[dict[str, float]]:
-    return [{name: value for name, value in line.items() if name not in SPEED} for line in folder.read_metrics()]
+    return numbers_of_run(folder, _run(Path("unused"), "unused"))
 
 
 def _kinds(folder: RunFolder) -> list[tuple[str, int | None]]:
@@ -73,7 +62,7 @@ def _assert_same(folder: RunFolder, other: RunFolder, tolerance: float) -> None:
         found, expected = _without_key_bias(found), _without_key_bias(expected)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert [line["step"] for line in folder.read_metrics()] == list(range(1, STEPS + 1))
-    for line, its in zip(_metrics(folder), _metrics(other), strict=True):
+    for line, its in zip(metrics_of_run(folder), metrics_of_run(other), strict=True):
         assert line == pytest.approx(its, rel=tolerance, abs=0)
 
 

@@ -12,18 +12,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from toy_run import tiny_run, write_scenes
+from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
 
 from jobs.cli import main
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
-from tips_ray.train.checkpoint import list_checkpoints, load_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import list_checkpoints
 from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.state import new_state
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24
-SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +79,12 @@ def _rank(torchrun: int, rank: int) -> int:
 
 
 def _numbers(folder: RunFolder) -> dict[str, torch.Tensor]:
-    """Parameters of student and teacher and the centres of the newest checkpoint."""
-    found = newest_checkpoint(f"{folder.uri}/checkpoints")
-    assert found and found.step == STEPS
-    load_checkpoint(state := new_state(_config(Path("unused"), "unused")), found)
-    networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
-    return {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+    return numbers_of_run(folder, _config(Path("unused"), "unused"))
 
 
 def _assert_same(folder: RunFolder, other: RunFolder) -> None:
     torch.testing.assert_close(_numbers(folder), _numbers(other), rtol=0, atol=0)
-    metrics = [
-        [{name: value for name, value in line.items() if name not in SPEED} for line in one.read_metrics()]
-        for one in (folder, other)
-    ]
+    metrics = [metrics_of_run(one) for one in (folder, other)]
     assert metrics[0] == metrics[1] and [line["step"] for line in metrics[0]] == list(range(1, STEPS + 1))
     assert folder.read_samples() == other.read_samples() and folder.read_rejects() == other.read_rejects()
 
