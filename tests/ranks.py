@@ -47,7 +47,8 @@ def _run(rank: int, world_size: int, folder: str, function: Callable[..., Any], 
         outcome = {"error": f"{type(error).__name__}: {error}"}
     torch.save(outcome, Path(folder, f"{rank}.part"))
     Path(folder, f"{rank}.part").rename(Path(folder, str(rank)))
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _result(path: Path) -> Any:

@@ -64,10 +64,15 @@ def mean_over_ranks(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def gather_objects(local: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Small picklable values of all ranks in rank order; `group` is a `background_group`, None the one of training."""
-    if world_size() == 1:
+    """Small picklable values of all ranks in rank order; `group` is a `background_group`, None the one of training.
+
+    Raises:
+        RuntimeError: a rank was lost, or the group was ended; a process whose group has ended is not alone.
+    """
+    size = world_size() if group is None else group.size()
+    if size == 1:
         return [local]
-    gathered: list[Any] = [None] * world_size()
+    gathered: list[Any] = [None] * size
     dist.all_gather_object(gathered, local, group=group)
     return gathered
 

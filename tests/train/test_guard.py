@@ -76,6 +76,7 @@ class _Trial:
             train(self.state, self.steps(), self.config, self.sink)
         except FloatingPointError as error:
             return str(error)
+        self.sink.close()
         return ""
 
     def steps(self):

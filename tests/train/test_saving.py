@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_on_ranks
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
@@ -133,6 +134,23 @@ def _with_a_failing_rank(folder: str) -> str:
 
 def _refused(path: Any, uri: str) -> None:
     raise storage.StorageError(f"{uri}: the cure is known")
+
+
+@pytest.mark.heavy
+def test_a_save_that_outlives_its_process_group_is_of_all_ranks_or_none(tmp_path):
+    run_on_ranks(2, _with_an_ended_group, str(tmp_path))
+    found = newest_checkpoint(str(tmp_path))
+    assert found is None or {"__0_0.distcp", "__1_0.distcp", ".metadata"} == found.manifest["files"].keys()
+
+
+def _with_an_ended_group(folder: str) -> None:
+    gate, keep_trying = threading.Event(), storage.keep_trying
+    storage.keep_trying = lambda action, seconds: (gate.wait(), keep_trying(action, seconds))
+    writer = CheckpointWriter(folder, {})
+    writer.start(toy_state())
+    dist.destroy_process_group()
+    gate.set()
+    writer.wait()
 
 
 POINTS: dict[str, Callable[[str, str], bool]] = {

@@ -69,7 +69,7 @@ class CheckpointWriter:
             StagingOptions(is_pinned, False, False, is_pinned)
         )  # keeps its memory for the next
         self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
-        self._group = background_group()
+        self._group, self._rank = background_group(), rank()  # the thread asks neither again: the group may have ended
         self._saving: futures.Future[tuple[CheckpointInfo, float]] | None = None
 
     def start(self, state: TrainState) -> None:
@@ -134,7 +134,7 @@ class CheckpointWriter:
 
     def _write_files(self, tree: dict[str, Any], uri: str) -> dict[str, Any]:
         """All ranks' files as the manifest describes them, by way of a local folder of each."""
-        local = self._on_all_ranks(lambda: _new_folder(self.checkpoints_uri))[rank()]
+        local = self._on_all_ranks(lambda: _new_folder(self.checkpoints_uri, self._rank))[self._rank]
         try:
             self._write_shards(tree, local)
             parts = self._on_all_ranks(lambda: self._published(local, uri))
@@ -160,7 +160,7 @@ class CheckpointWriter:
 
     def _on_rank_0(self, action: Callable[[], Any]) -> None:
         patient = partial(storage.keep_trying, action, self.patience_seconds)
-        self._on_all_ranks(patient if rank() == 0 else lambda: None)
+        self._on_all_ranks(patient if self._rank == 0 else lambda: None)
 
     def _on_all_ranks(self, action: Callable[[], Result]) -> list[Result]:
         """What it gives on each rank; all wait for all, and all raise the error of the first that has one."""
@@ -170,13 +170,15 @@ class CheckpointWriter:
             own, fault = None, error
         except Exception as error:  # whatever it is, the others must not wait for this rank
             own, fault = None, RuntimeError(f"{type(error).__name__}: {error}")
+        if self._group is not None and not dist.is_initialized():
+            raise RuntimeError("the process group was ended during a save: torch may have taken this rank for all")
         outcomes = gather_objects((own, fault), self._group)
         _raise_first(fault for _, fault in outcomes)
         return [result for result, _ in outcomes]
 
     def _then(self, action: Callable[[], Any]) -> None:
         """By rank 0, when the outcome is decided: what fails here comes again with the next checkpoint."""
-        if rank() == 0:
+        if self._rank == 0:
             try:
                 action()
             except storage.StorageError as error:
@@ -212,10 +214,10 @@ def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: Mappi
     return saved[0]
 
 
-def _new_folder(checkpoints_uri: str) -> Path:
-    """Of this rank; what it left on this machine when it was killed in a save of the same run goes."""
+def _new_folder(checkpoints_uri: str, rank: int) -> Path:
+    """Of a rank; what it left on this machine when it was killed in a save of the same run goes."""
     place = tempfile.gettempdir()
-    prefix = f"tips_ray-{hashlib.sha256(checkpoints_uri.encode()).hexdigest()[:16]}-rank-{rank()}-"
+    prefix = f"tips_ray-{hashlib.sha256(checkpoints_uri.encode()).hexdigest()[:16]}-rank-{rank}-"
     for leftover in Path(place).glob(f"{prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     return Path(storage.attempt(place, lambda: tempfile.mkdtemp(prefix=prefix, dir=place)))
