@@ -1,14 +1,52 @@
 """Processor time and memory of a process and all below it, from /proc (Linux)."""
 
 import os
+import threading
 from pathlib import Path
+from typing import Self
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+LOOK_SECONDS = 0.1
 
 
-def cpu_seconds(root: int) -> float:
-    """User and system time of `root` and all its descendants, those that ended and were waited for included."""
-    return sum(sum(map(int, _fields(pid)[11:15])) for pid in _family(root)) / _TICKS
+class CpuMeter:
+    """Inside `with`: the processor time of a process and its descendants, those that end meanwhile included.
+
+    A process that nobody waits for takes its time with it (Ray's workers do), so all are looked at every LOOK_SECONDS;
+    what an ending process did after the last look is missed.
+    """
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self._first: dict[str, float] = {}
+        self._newest: dict[str, float] = {}
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._look_on, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._first = own_seconds(self.root)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+        self._newest |= own_seconds(self.root)
+
+    @property
+    def seconds(self) -> float:
+        """User and system time spent inside, once left."""
+        return sum(seconds - self._first.get(process, 0.0) for process, seconds in self._newest.items())
+
+    def _look_on(self) -> None:
+        while not self._ends.wait(LOOK_SECONDS):
+            self._newest |= own_seconds(self.root)
+
+
+def own_seconds(root: int) -> dict[str, float]:
+    """User and system time of `root` and each descendant, without their children's; by pid and time of start."""
+    found = {pid: _fields(pid) for pid in _family(root)}
+    return {f"{pid} {of[19]}": sum(map(int, of[11:13])) / _TICKS for pid, of in found.items() if of}
 
 
 def resident_bytes(root: int, name: str) -> int:
@@ -22,11 +60,11 @@ def resident_bytes(root: int, name: str) -> int:
 
 
 def _family(root: int) -> list[int]:
-    parents = {pid: int(_fields(pid)[1]) for pid in _pids() if _fields(pid)}
+    parents = {pid: int(fields[1]) for pid in _pids() if (fields := _fields(pid))}
     found = [root]
     for pid in found:
         found += [child for child, parent in parents.items() if parent == pid]
-    return [pid for pid in found if _fields(pid)]
+    return found
 
 
 def _pids() -> list[int]:

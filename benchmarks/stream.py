@@ -13,21 +13,22 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import ray
 
-from benchmarks.processes import cpu_seconds, resident_bytes
+from benchmarks.processes import CpuMeter, resident_bytes
 from tests.toy_run import tiny_run, write_scenes
 from tips_ray import storage
 from tips_ray.data import pipeline
 from tips_ray.data.index import ChunkTable, Index, build_index, index_of, opened_index, run_order, write_index
 from tips_ray.data.pipeline import InOrder, training_stream
 from tips_ray.data.stream import StreamInputs
-from tips_ray.models.tokenizer import train_tokenizer
+from tips_ray.tokenizer import train_tokenizer
 
-BATCH, PASS, WARM_STEPS = 64, 16, 4
+BATCH, PASS, SHORT_PART = 128, 64, 4
 VIEWS = {"global_px": 224, "local_px": 98, "local_crops": 10}
 KEYS = {"views": VIEWS, "image.image_size_px": 224, "data.chunk_rows": 64, "data.window_chunks": 4}
 KEYS |= {"global_batch_images": BATCH, "micro_batch_images": PASS, "captions.missing": "other"}
@@ -40,7 +41,15 @@ def main() -> None:
     for name, default in (("images", 1600), ("workers", 2), ("rounds", 3), ("windows", 2_000_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    ray.init("local", num_cpus=4, object_store_memory=1 << 30, include_dashboard=False, log_to_driver=False)
+    longest: Any = {"idle_worker_killing_time_threshold_ms": 3_600_000}  # else processes end and start at every stream
+    ray.init(
+        "local",
+        num_cpus=4,
+        object_store_memory=1 << 30,
+        include_dashboard=False,
+        log_to_driver=False,
+        _system_config=longest,
+    )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         source = options.source or write_scenes(root / "scenes", 400)
@@ -62,15 +71,21 @@ def _tokenizer(root: Path) -> str:
 
 
 def _cpu(inputs: StreamInputs, workers: int, rounds: int) -> None:
+    """Of an image: the rise from a short stream to the whole one, so that what starts a stream is told by itself."""
+    actor: Any = ray.remote(num_cpus=0)(_Consumer)
+    consumers = [actor.remote() for _ in range(workers)]
     steps = inputs.config.schedule.total_steps
-    _consumed(inputs, steps - WARM_STEPS, workers)
-    found = [(_bare(inputs), _consumed(inputs, 0, workers)) for _ in range(rounds)]
-    bare, stream = zip(*found, strict=True)
-    images = steps * BATCH
-    rate, cpu = images / min(seconds for seconds, _ in stream), min(cpu for _, cpu in stream)
-    print(f"bare stages  {1e3 * min(bare) / images:.2f} CPU ms/image, one process")
-    print(f"stream       {1e3 * cpu / images:.2f} CPU ms/image into {workers} workers, {rate:.0f}/s")
-    print(f"ratio        {cpu / min(bare):.2f}", flush=True)
+    short = steps // SHORT_PART
+    _consumed(inputs, steps - short, consumers)
+    found = []
+    for _ in range(rounds):
+        part, whole = (_consumed(inputs, first, consumers) for first in (steps - short, 0))
+        each = (whole - part) / (steps - short) / BATCH
+        found.append((_bare(inputs) / steps / BATCH, each, whole - each * steps * BATCH))
+    bare, stream, fixed = map(median, zip(*found, strict=True))
+    print(f"bare stages  {1e3 * bare:.2f} CPU ms/image, one process")
+    print(f"stream       {1e3 * stream:.2f} CPU ms/image into {workers} workers, and {fixed:.1f} CPU s to start it")
+    print(f"ratio        {stream / bare:.2f}", flush=True)
 
 
 def _bare(inputs: StreamInputs) -> float:
@@ -92,16 +107,14 @@ class _Consumer:
         return sum(len(batch["position"]) for batch in batches)
 
 
-def _consumed(inputs: StreamInputs, start_step: int, workers: int) -> tuple[float, float]:
-    """Wall and processor seconds until all workers have taken their shares."""
-    actor: Any = ray.remote(num_cpus=0)(_Consumer)
-    consumers = [actor.remote() for _ in range(workers)]
-    started, before = time.perf_counter(), cpu_seconds(os.getpid())
-    splits = InOrder().configure({"train": training_stream(inputs, start_step)}, workers, None, None)
-    taken = ray.get([one.take.remote(split["train"]) for one, split in zip(consumers, splits, strict=True)])
-    found = time.perf_counter() - started, cpu_seconds(os.getpid()) - before
+def _consumed(inputs: StreamInputs, start_step: int, consumers: list[Any]) -> float:
+    """Processor seconds until all workers have taken their shares."""
+    with CpuMeter(os.getpid()) as meter:
+        stream = training_stream(inputs, start_step)
+        splits = InOrder().configure({"train": stream}, len(consumers), None, None)
+        taken = ray.get([one.take.remote(split["train"]) for one, split in zip(consumers, splits, strict=True)])
     assert sum(taken) == (inputs.config.schedule.total_steps - start_step) * BATCH
-    return found
+    return meter.seconds
 
 
 def _start(root: Path, windows: int) -> None:

@@ -17,7 +17,7 @@ from tips_ray import storage
 from tips_ray.config import Faults, RunConfig
 from tips_ray.data.index import Index, build_index, index_of
 from tips_ray.data.vocabulary import tokenizer_at
-from tips_ray.models.tokenizer import Tokenizer
+from tips_ray.tokenizer import Tokenizer
 from tips_ray.tracking import require_answer, tracking_uri, without_credentials
 from tips_ray.train.checkpoint import list_checkpoints
 from tips_ray.train.origin import require_its_vocabulary, start_origin, teacher_origin

@@ -27,7 +27,7 @@ def claim(
         ValueError: the folder holds a run with another config, or no vocabulary of this size can be trained.
     """
     from tips_ray import storage
-    from tips_ray.models.tokenizer import train_tokenizer
+    from tips_ray.tokenizer import train_tokenizer
 
     uri = storage.resolved(config.captions.tokenizer or storage.join(folder.uri, "tokenizer.json"))
     content = None

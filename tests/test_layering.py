@@ -12,7 +12,8 @@ MAY_IMPORT = {
     "keyed": set(),
     "batch": set(),
     "scenes": set(),
-    "models": {"config", "keyed", "batch"},
+    "tokenizer": set(),
+    "models": {"config", "keyed", "batch", "tokenizer"},
     "losses": {"distributed"},
     "objective": {"config", "batch", "models", "losses"},
     "evaluation": {"models"},
@@ -20,7 +21,7 @@ MAY_IMPORT = {
     "tracking": {"config", "storage"},
     "report": {"storage", "train"},
     "captioning": {"config", "keyed", "storage"},
-    "data": {"config", "keyed", "batch", "storage", "models", "captioning"},
+    "data": {"config", "keyed", "batch", "storage", "tokenizer", "captioning"},
     "train": {"config", "distributed", "batch", "models", "objective", "storage", "data", "tracking"},
 }
 
@@ -60,6 +61,10 @@ def test_the_library_imports_neither_jobs_nor_tuning():
 
 def test_config_imports_neither_torch_nor_ray():
     _assert_not_loaded("tips_ray.config", "torch", "ray", "transformers")
+
+
+def test_planning_and_reading_a_stream_start_without_torch():
+    _assert_not_loaded("tips_ray.data.pipeline, tips_ray.data.caption_pipeline", "torch", "transformers")
 
 
 def _assert_not_loaded(modules: str, *unwanted: str) -> None:

@@ -11,7 +11,7 @@ from writers import jpeg, write_parquet
 
 from jobs.local_s3 import LocalS3
 from tips_ray.config import RunConfig, load_config
-from tips_ray.models.tokenizer import train_tokenizer
+from tips_ray.tokenizer import train_tokenizer
 from tips_ray.train.run_folder import RunFolder
 
 NOBODY = "127.0.0.1:9"

@@ -19,10 +19,11 @@ from jobs.pretrain import pretrain
 from tips_ray.captioning.captioner import Captioner
 from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import RunConfig
-from tips_ray.data.caption_pipeline import CaptionInputs, Pace, due_chunks
+from tips_ray.data.caption_pipeline import CaptionInputs, due_chunks
 from tips_ray.data.captions import Waiting, place_of, read_captions
 from tips_ray.data.decode import decode
 from tips_ray.data.index import Index, index_of, index_uri
+from tips_ray.data.pace import Pace
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.train.run_folder import RunFolder
 

@@ -15,7 +15,7 @@ from tips_ray.data.index import index_of, run_order
 from tips_ray.data.pipeline import InOrder, training_stream
 from tips_ray.data.stream import StreamInputs
 from tips_ray.data.views import row_settings, training_rows
-from tips_ray.models.tokenizer import load_tokenizer
+from tips_ray.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.ray
 STEPS = 13

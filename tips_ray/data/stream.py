@@ -14,9 +14,6 @@ from tips_ray.data.captions import Waiting, read_captions, with_captions
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.order import Order, OrderedRows
-from tips_ray.data.views import row_settings, training_rows
-from tips_ray.data.vocabulary import tokenizer_at
-from tips_ray.models.tokenizer import Tokenizer
 
 NOT_AT_ALL = Waiting()
 READERS = 16
@@ -29,7 +26,7 @@ class CaptionAccess:
 
     store: CaptionStore
     pace: Any = None
-    """Actor handle of captioning beside training (`data.caption_pipeline`); None: all captions are there."""
+    """Actor handle of captioning beside training (`data.pace`); None: all captions are there."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +85,14 @@ def ordered_rows(rows: OrderedRows, chunks: Mapping[int, Sequence[SourceRow]]) -
 
 def views(rows: Sequence[Mapping[str, Any]], inputs: StreamInputs) -> dict[str, np.ndarray]:
     """Training rows of a micro-batch."""
+    from tips_ray.data.views import row_settings, training_rows  # torch, whose start planners and readers need not pay
+
     settings = row_settings(inputs.config, inputs.config.captions.per_image)
     return training_rows(rows, settings, _tokenizer(inputs.tokenizer_path))
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(path: str) -> Tokenizer:
+def _tokenizer(path: str) -> Any:
+    from tips_ray.data.vocabulary import tokenizer_at
+
     return tokenizer_at(path)

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from tips_ray import storage
-from tips_ray.models.tokenizer import Tokenizer, load_tokenizer
+from tips_ray.tokenizer import Tokenizer, load_tokenizer
 
 
 def tokenizer_at(uri: str) -> Tokenizer:

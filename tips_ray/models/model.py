@@ -11,8 +11,8 @@ from typing import Literal
 
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.models.text import TextEncoder
-from tips_ray.models.tokenizer import Tokenizer
 from tips_ray.models.vision import ImageEncoder
+from tips_ray.tokenizer import Tokenizer
 
 
 @dataclass

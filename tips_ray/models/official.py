@@ -18,8 +18,8 @@ from tips_ray.config import ImageEncoderConfig, TextEncoderConfig
 from tips_ray.config.variants import num_heads_of
 from tips_ray.models.model import TipsModel
 from tips_ray.models.text import TextEncoder
-from tips_ray.models.tokenizer import load_tokenizer
 from tips_ray.models.vision import ImageEncoder
+from tips_ray.tokenizer import load_tokenizer
 
 EncoderT = TypeVar("EncoderT", ImageEncoder, TextEncoder)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from tips_ray.models.model import TipsModel, new_folder
 from tips_ray.models.official import filled, released_image_name, released_text_name, renamed
 from tips_ray.models.text import TextEncoder
-from tips_ray.models.tokenizer import SENTENCEPIECE_FILE, TOKENIZERS_FILE, Tokenizer, load_tokenizer
 from tips_ray.models.transformers_config import read_config, written_config
 from tips_ray.models.vision import ImageEncoder
+from tips_ray.tokenizer import SENTENCEPIECE_FILE, TOKENIZERS_FILE, Tokenizer, load_tokenizer
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _IMAGE, _TEXT = "vision_encoder.", "text_encoder."

@@ -1,0 +1,61 @@
+"""Images of whole chunks -> their captions in the store, by a captioner that stays."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from tips_ray.captioning.captioner import Captioned, Captioner
+from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
+from tips_ray.data.caption_pipeline import CaptionInputs
+from tips_ray.data.captions import place_of
+from tips_ray.data.decode import BadImage, decode
+from tips_ray.data.index import opened_index
+
+DECODERS = 4
+
+
+class CaptionActor:
+    """A captioner that fills the store; whatever it does may be done again without harm."""
+
+    def __init__(self, inputs: CaptionInputs) -> None:
+        torch.set_num_threads(max(int(inputs.config.resources.cpus_per_captioner), 1))
+        self.captioner, self.inputs = Captioner(inputs.captioner), inputs
+        self.index = opened_index(inputs.index_uri)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        started, rows = time.perf_counter(), table.to_pylist()
+        hashes = [image_sha256(row["images"]) for row in rows]
+        captioned = iter(self._captions([image for row in rows for image in row["images"]], sum(hashes, [])))
+        bad = []
+        for row, sha256 in zip(rows, hashes, strict=True):
+            found = [next(captioned) for _ in sha256]
+            errors = [own or made.error for own, made in zip(row["errors"], found, strict=True)]
+            shard, number = place_of(self.index, row["chunk"])
+            texts = [made.captions for made in found]
+            self.inputs.access.store.write(
+                shard, number, ChunkCaptions(self.index.chunk(row["chunk"]).row, sha256, texts, errors)
+            )
+            bad.append(sum(map(bool, errors)))
+        seconds = (time.perf_counter() - started) / len(rows)
+        columns = {"chunk": table["chunk"], "images": [len(row["images"]) for row in rows], "bad_images": bad}
+        return pa.table({**columns, "seconds": [seconds] * len(rows)})
+
+    def _captions(self, images: list[bytes], hashes: list[bytes]) -> list[Captioned]:
+        """In the images' order. A drawn caption depends on the image's bytes alone, not on where it is kept."""
+        with ThreadPoolExecutor(DECODERS) as pool:
+            decoded = list(pool.map(self._decoded, images))
+        good = [(pixels, sha) for pixels, sha in zip(decoded, hashes, strict=True) if isinstance(pixels, np.ndarray)]
+        keys = [int.from_bytes(sha[:8], signed=True) for _, sha in good]
+        made = iter(self.captioner([pixels for pixels, _ in good], keys))
+        return [next(made) if isinstance(pixels, np.ndarray) else Captioned([], pixels) for pixels in decoded]
+
+    def _decoded(self, image: bytes) -> np.ndarray | str:
+        """Pixels, or why there are none."""
+        data = self.inputs.config.data
+        try:
+            return decode(image, data.max_image_bytes, data.max_image_pixels)
+        except BadImage as error:
+            return str(error)

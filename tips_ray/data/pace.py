@@ -1,0 +1,54 @@
+"""Between training and the captioning beside it: how far each may go, and how long each waited. An actor in a run."""
+
+import asyncio
+import time
+from contextlib import suppress
+
+
+class Pace:
+    """How far training is, and how far captioning and the reading of rows may therefore go."""
+
+    def __init__(self, lead_windows: int) -> None:
+        self.lead_windows, self._wanted, self._moved = lead_windows, 0, asyncio.Event()
+        self._failure, self._is_over = "", False
+        self._waited_seconds, self._held_seconds = 0.0, 0.0
+
+    async def want(self, window: int) -> None:
+        """The next steps of training end in this window."""
+        self._wanted = max(self._wanted, window)
+        self._move()
+
+    async def admit(self, window: int) -> bool:
+        """Return once a window is due; False: none is any more."""
+        while window > self._wanted + self.lead_windows and not self._is_over:
+            await self._moved.wait()
+        return not self._is_over
+
+    async def end(self, failure: str = "") -> None:
+        """No more captions: the run is over, or (with a reason) captioning failed."""
+        self._is_over, self._failure = True, failure
+        self._move()
+
+    async def failure(self, wait_seconds: float = 0.0) -> str:
+        """Why captions will not come, as soon as that is known; empty after so many seconds without such news."""
+        deadline = time.monotonic() + wait_seconds
+        while not self._failure and (left := deadline - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), left)
+        return self._failure
+
+    async def add_waited(self, seconds: float) -> None:
+        """Training waited for rows."""
+        self._waited_seconds += seconds
+
+    async def add_held(self, seconds: float) -> None:
+        """A task that reads for captioning waited until its window was due."""
+        self._held_seconds += seconds
+
+    async def waits(self) -> tuple[float, float]:
+        """Seconds that training waited for rows, and that all read tasks of captioning waited for training."""
+        return self._waited_seconds, self._held_seconds
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
