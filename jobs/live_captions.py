@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tips_ray.data.index import Index
     from tips_ray.data.stream import CaptionAccess
 
-END_SECONDS = 60
+END_SECONDS = 10
+"""Longest that a run waits at its end for what an actor has under way; the next run would make it again."""
 TOLD_SHARE = 0.1
 """Of the time in which captions were made: a shorter wait of training is not worth a line."""
 MOST_CHARACTERS = 300

@@ -5,52 +5,29 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
 import ray._private.state
 from captioning.tiny import write_paligemma
-from toy_run import tiny_run, write_scenes
+from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
-from jobs.live_captions import caption_all, caption_store, captions_of
+from jobs.live_captions import caption_all, captions_of
 from jobs.pretrain import pretrain
 from tips_ray.captioning.captioner import Captioner
-from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import RunConfig
-from tips_ray.data.caption_pipeline import CaptionInputs, due_chunks
+from tips_ray.data.caption_pipeline import due_chunks
 from tips_ray.data.captions import Waiting, place_of, read_captions
 from tips_ray.data.decode import decode
-from tips_ray.data.index import Index, index_of, index_uri
+from tips_ray.data.index import Index
 from tips_ray.data.pace import Pace
-from tips_ray.data.stream import CaptionAccess
 from tips_ray.train.run_folder import RunFolder
-
-ROWS = 40
-"""Ten chunks of four, in windows of three chunks."""
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return write_paligemma(tmp_path_factory.mktemp("paligemma"))
-
-
-def _run(root: Path, model: Path, rows: int = ROWS, **values) -> RunConfig:
-    """A tiny run with a captioner; row 6 is no image."""
-    data = root / "data"
-    if not data.exists():
-        write_scenes(data, rows, {6: {"image": b"no image"}})
-    captioner = {"model": str(model), "dtype": "fp32", "max_new_tokens": 12, "batch_images": 4}
-    captions = {"source": "live", "captioner": captioner, "lead_windows": 1}
-    return tiny_run(root, str(data), **{"captions": captions, "data__max_bad_fraction": 0.5, **values})
-
-
-def _inputs(config: RunConfig) -> tuple[Index, CaptionInputs]:
-    folder = f"{config.storage}/index"
-    index = index_of(config.data, folder)
-    store, captioner = caption_store(config)
-    return index, CaptionInputs(config, captioner, index_uri(config.data, index, folder), CaptionAccess(store))
 
 
 def test_captioning_stays_its_lead_ahead_of_training_and_ends_with_it():
@@ -80,8 +57,8 @@ def test_captioning_stays_its_lead_ahead_of_training_and_ends_with_it():
 
 
 def test_chunks_are_due_in_the_order_in_which_the_run_reads_them(tmp_path, model):
-    config = _run(tmp_path, model)
-    index, inputs = _inputs(config)
+    config = captioned_run(tmp_path, model)
+    index, inputs = caption_inputs(config)
     due = due_chunks(index, config, inputs.access.store)
     assert sorted(due["chunk"].to_pylist()) == list(range(10))
     assert due["window"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
@@ -91,8 +68,8 @@ def test_chunks_are_due_in_the_order_in_which_the_run_reads_them(tmp_path, model
 
 @pytest.mark.ray
 def test_every_chunk_is_captioned_once_with_the_captioners_own_texts(tmp_path, model, cluster):
-    config = _run(tmp_path, model)
-    index, inputs = _inputs(config)
+    config = captioned_run(tmp_path, model)
+    index, inputs = caption_inputs(config)
     store = inputs.access.store
     store.write(*place_of(index, 3), _kept := _captions_of_chunk_3(index))
     made = caption_all(inputs, due_chunks(index, config, store))
@@ -119,30 +96,30 @@ def _captions_of_chunk_3(index: Index):
 @pytest.mark.slow
 def test_a_live_run_trains_on_captions_that_it_makes_and_the_same_run_from_the_store_is_equal(tmp_path, model, cluster):
     keys = {"resources__workers": 1, "schedule__total_steps": 8}
-    live = _run(tmp_path, model, name="live", **keys)
+    live = captioned_run(tmp_path, model, name="live", **keys)
     uri = pretrain(live)
     assert due_chunks(*_needed(live)).num_rows == 0
     rejects = {line["reason"].partition(":")[0] for line in RunFolder(uri).read_rejects()}
     assert rejects <= {"not an image"}  # of row 6
-    stored = _run(tmp_path, model, name="stored", **keys, captions__source="store")
+    stored = captioned_run(tmp_path, model, name="stored", **keys, captions__source="store")
     losses = [[line["loss/total"] for line in RunFolder(run).read_metrics()] for run in (uri, pretrain(stored))]
     assert len(losses[0]) == 8 and losses[0] == losses[1]
 
 
 def _needed(config: RunConfig):
-    index, inputs = _inputs(config)
+    index, inputs = caption_inputs(config)
     return index, config, inputs.access.store, config.schedule.total_steps * config.global_batch_images
 
 
 @pytest.mark.ray
 def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cluster):
-    config = _run(tmp_path, model)
-    index, inputs = _inputs(config)
+    config = captioned_run(tmp_path, model)
+    index, inputs = caption_inputs(config)
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in model.iterdir():
         broken.joinpath(path.name).write_bytes(b"" if path.suffix == ".safetensors" else path.read_bytes())
-    config = _run(tmp_path, broken)
+    config = captioned_run(tmp_path, broken)
     with captions_of(config, index, inputs.index_uri) as access:
         assert access is not None and access.pace is not None
         deadline = time.monotonic() + 120
@@ -152,37 +129,19 @@ def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cl
     assert "captioning stopped" in why and "cannot be loaded" in why
 
 
-def _pids(actor: str) -> set[int]:
-    """Of the living actors of a class."""
-    actors = ray._private.state.actors().values()
-    return {found["Pid"] for found in actors if found["State"] == "ALIVE" and actor in found["ActorClassName"]}
-
-
-def _until(is_so: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
-
-
-def _objects(store: CaptionStore) -> dict[Path, int]:
-    """Chunks of a local store and when each was written."""
-    return {path: path.stat().st_mtime_ns for path in Path(store.folder).rglob("*.parquet")}
-
-
 @pytest.mark.slow
 def test_a_captioner_that_is_killed_leaves_no_chunk_out_and_makes_none_twice(tmp_path, model, cluster):
-    config = _run(tmp_path, model, rows=400)
-    index, inputs = _inputs(config)
+    config = captioned_run(tmp_path, model, rows=400)
+    index, inputs = caption_inputs(config)
     store = inputs.access.store
     made = threading.Thread(target=caption_all, args=(inputs, due_chunks(index, config, store)))
     made.start()
     for chunks in (5, 30):
-        _until(lambda wanted=chunks: len(_objects(store)) >= wanted and _pids("CaptionActor"))
-        before = _objects(store)
-        os.kill(_pids("CaptionActor").pop(), signal.SIGKILL)
+        until(lambda wanted=chunks: len(objects(store)) >= wanted and pids("CaptionActor"))
+        before = objects(store)
+        os.kill(pids("CaptionActor").pop(), signal.SIGKILL)
     made.join(240)
-    after = _objects(store)
+    after = objects(store)
     assert due_chunks(index, config, store).num_rows == 0 and len(after) == 100
     assert {path: after[path] for path in before} == before
 
@@ -190,18 +149,18 @@ def test_a_captioner_that_is_killed_leaves_no_chunk_out_and_makes_none_twice(tmp
 @pytest.mark.slow
 def test_training_begins_with_the_first_captions_and_captioning_outlives_its_restart(tmp_path, model, cluster):
     keys = {"resources__workers": 1, "schedule__total_steps": 60, "checkpoint_every_steps": 4}
-    config = _run(tmp_path, model, rows=800, name="live", **keys)
-    index, inputs = _inputs(config)
+    config = captioned_run(tmp_path, model, rows=800, name="live", **keys)
+    index, inputs = caption_inputs(config)
     folder, store, seen = RunFolder(f"{config.storage}/live"), inputs.access.store, {}
 
     def follow() -> None:
-        _until(folder.read_metrics)
-        seen["at step 1"] = len(_objects(store))
-        _until(lambda: folder.read_metrics()[-1]["step"] > 8)
-        seen["before"] = _pids("CaptionActor")
-        os.kill(_pids("RayTrainWorker").pop(), signal.SIGKILL)
-        _until(lambda: any(event["kind"] == "resume" for event in folder.read_events()))
-        seen["after"], seen["chunks"] = _pids("CaptionActor"), len(_objects(store))
+        until(folder.read_metrics)
+        seen["at step 1"] = len(objects(store))
+        until(lambda: folder.read_metrics()[-1]["step"] > 8)
+        seen["before"] = pids("CaptionActor")
+        os.kill(pids("RayTrainWorker").pop(), signal.SIGKILL)
+        until(lambda: any(event["kind"] == "resume" for event in folder.read_events()))
+        seen["after"], seen["chunks"] = pids("CaptionActor"), len(objects(store))
 
     follower = threading.Thread(target=follow)
     follower.start()
@@ -209,5 +168,16 @@ def test_training_begins_with_the_first_captions_and_captioning_outlives_its_res
     follower.join(240)
     assert seen["at step 1"] < 0.2 * len(index.chunks.rows)
     assert seen["before"] == seen["after"] and len(seen["after"]) == 1
-    assert seen["chunks"] < len(_objects(store))  # it was not done by then
+    assert seen["chunks"] < len(objects(store))  # it was not done by then
     assert folder.read_metrics()[-1]["step"] == 60 and due_chunks(*_needed(config)).num_rows == 0
+
+
+@pytest.mark.ray
+def test_captioning_ends_with_the_run_that_it_was_for(tmp_path, model, cluster):
+    config = captioned_run(tmp_path, model, rows=400, captions__lead_windows=30)
+    index, inputs = caption_inputs(config)
+    with pytest.raises(KeyboardInterrupt), captions_of(config, index, inputs.index_uri):
+        until(lambda: len(objects(inputs.access.store)) >= 3)
+        raise KeyboardInterrupt
+    assert "captioning" not in [thread.name for thread in threading.enumerate()]
+    assert 3 <= len(objects(inputs.access.store)) < 60

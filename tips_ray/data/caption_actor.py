@@ -1,6 +1,7 @@
 """Images of whole chunks -> their captions in the store, by a captioner that stays."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,18 +16,22 @@ from tips_ray.data.decode import BadImage, decode
 from tips_ray.data.index import opened_index
 
 DECODERS = 4
+_MADE = pa.schema(
+    [("chunk", pa.int64()), ("images", pa.int64()), ("bad_images", pa.int64()), ("seconds", pa.float64())]
+)
 
 
 class CaptionActor:
     """A captioner that fills the store; whatever it does may be done again without harm."""
 
-    def __init__(self, inputs: CaptionInputs) -> None:
+    def __init__(self, inputs: CaptionInputs, is_over: Callable[[], bool]) -> None:
+        """`is_over`: nobody needs more captions; what still waits for this actor is left undone."""
         torch.set_num_threads(max(int(inputs.config.resources.cpus_per_captioner), 1))
-        self.captioner, self.inputs = Captioner(inputs.captioner), inputs
+        self.captioner, self.inputs, self.is_over = Captioner(inputs.captioner), inputs, is_over
         self.index = opened_index(inputs.index_uri)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        started, rows = time.perf_counter(), table.to_pylist()
+        started, rows = time.perf_counter(), [] if self.is_over() else table.to_pylist()
         hashes = [image_sha256(row["images"]) for row in rows]
         captioned = iter(self._captions([image for row in rows for image in row["images"]], sum(hashes, [])))
         bad = []
@@ -39,9 +44,9 @@ class CaptionActor:
                 shard, number, ChunkCaptions(self.index.chunk(row["chunk"]).row, sha256, texts, errors)
             )
             bad.append(sum(map(bool, errors)))
-        seconds = (time.perf_counter() - started) / len(rows)
-        columns = {"chunk": table["chunk"], "images": [len(row["images"]) for row in rows], "bad_images": bad}
-        return pa.table({**columns, "seconds": [seconds] * len(rows)})
+        seconds = (time.perf_counter() - started) / max(len(rows), 1)
+        columns = [[row["chunk"] for row in rows], [len(row["images"]) for row in rows], bad, [seconds] * len(rows)]
+        return pa.table(columns, schema=_MADE)
 
     def _captions(self, images: list[bytes], hashes: list[bytes]) -> list[Captioned]:
         """In the images' order. A drawn caption depends on the image's bytes alone, not on where it is kept."""

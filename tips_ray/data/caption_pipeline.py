@@ -82,7 +82,7 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
         )
         .map_batches(
             CaptionActor,
-            fn_constructor_kwargs={"inputs": inputs},
+            fn_constructor_kwargs={"inputs": inputs, "is_over": partial(_is_over, inputs.access.pace)},
             batch_size=CHUNKS_PER_TASK,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=1, max_size=resources.captioners),
@@ -115,6 +115,11 @@ def _read(batch: dict[str, np.ndarray], inputs: CaptionInputs) -> Iterator[pa.Ta
         rows = index.read(chunk)
         columns = [[chunk], [[row["image"] for row in rows]], [[row["error"] for row in rows]]]
         yield pa.table(columns, schema=_READ)
+
+
+def _is_over(pace: ActorHandle | None) -> bool:
+    """False where captions are made by themselves."""
+    return pace is not None and bool(ray.get(pace.is_over.remote()))
 
 
 def _is_due(window: int, pace: ActorHandle) -> bool:

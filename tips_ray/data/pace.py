@@ -29,6 +29,10 @@ class Pace:
         self._is_over, self._failure = True, failure
         self._move()
 
+    async def is_over(self) -> bool:
+        """Nobody needs more captions."""
+        return self._is_over
+
     async def failure(self, wait_seconds: float = 0.0) -> str:
         """Why captions will not come, as soon as that is known; empty after so many seconds without such news."""
         deadline = time.monotonic() + wait_seconds
