@@ -80,6 +80,17 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+@contextmanager
+def told_by_cause() -> Iterator[None]:
+    """Of what a Ray task raises its own error, without Ray's traceback around it."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        raise root_cause(error) from None
+
+
 def is_echo(error: BaseException) -> bool:
     """The error only says that another worker is gone."""
     return any(word in str(error) for word in ECHOES)

@@ -11,7 +11,7 @@ the tars once.
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,19 +57,22 @@ def run(arguments: argparse.Namespace) -> None:
     print("\n".join(_lines(index, config)))
 
 
-def _on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> "Iterable[Scan]":
+def _on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> "Iterator[Scan]":
     """A `Mapper` that joins the cluster only where there is something to look through."""
     from jobs import ray_cluster
+    from jobs.failure import told_by_cause
     from tips_ray.data.index_pipeline import scan_on_ray
 
     ray_cluster.require_cluster()
     ray_cluster.connect()
-    return scan_on_ray(function, shards)
+    with told_by_cause():
+        yield from scan_on_ray(function, shards)
 
 
 def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
     """The index with its bad images, which is written over the one at `uri`."""
     from jobs import ray_cluster
+    from jobs.failure import told_by_cause
     from jobs.progress import tenths
     from tips_ray.data.index import write_index
     from tips_ray.data.index_pipeline import with_bad_images
@@ -82,7 +85,8 @@ def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
 
     ray_cluster.require_cluster()
     ray_cluster.connect()
-    index = with_bad_images(index, uri, config.data, tell)
+    with told_by_cause():
+        index = with_bad_images(index, uri, config.data, tell)
     write_index(index, uri)
     return index
 

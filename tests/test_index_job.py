@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import ray
 from writers import write_folder
 
 from jobs.cli import main
+from jobs.failure import told_by_cause
 
 CONFIG = str(Path(__file__).parents[1] / "jobs" / "configs" / "photos.yaml")
 
@@ -43,3 +45,13 @@ def test_decoding_every_image_finds_the_bad_ones_ahead_and_keeps_them_in_the_ind
     assert "decoded 4 of 4 rows" in told and "row 1 b.jpg" in told and "row 3 x.jpg" in told
     again = _told(tmp_path, capsys)
     assert "2 of 4 rows are bad" in again and "row 1 b.jpg" in again
+
+
+@pytest.mark.ray
+def test_what_a_task_says_is_told_without_rays_words_around_it(cluster):
+    def fail() -> None:
+        raise ValueError("the shard is no tar")
+
+    with pytest.raises(ValueError, match="^the shard is no tar$") as error, told_by_cause():
+        ray.get(ray.remote(fail).remote())
+    assert type(error.value) is ValueError

@@ -22,9 +22,13 @@ Job = tuple[Shard, Columns]
 
 def scan_on_ray(function: Callable[[Job], Scan], jobs: list[Job]) -> Iterable[Scan]:
     """A `Mapper` of `build_index`: a Ray task per shard, results in order."""
-    task: Any = ray.remote(function)
-    for waiting in [task.remote(job) for job in jobs]:
+    task: Any = ray.remote(_called)
+    for waiting in [task.remote(function, job) for job in jobs]:
         yield ray.get(waiting)
+
+
+def _called(function: Callable[[Job], Scan], job: Job) -> Scan:
+    return function(job)  # Ray makes no task of a partial function
 
 
 def with_bad_images(index: Index, uri: str, data: DataConfig, tell: Callable[[int], None]) -> Index:
