@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from toy import rows, toy_batch, toy_config
 
-from tips_ray.distributed import rank, world_size
+from tips_ray.distributed import mean_over_ranks, rank, world_size
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step
@@ -74,6 +74,32 @@ def test_sharded_training_equals_one_process(ranks, micro_batches, replicas, val
     assert (expected["grad_norm"] > RUN["optimizer__max_grad_norm"]).all()  # every step is clipped
     for outcome in _over_ranks(ranks, micro_batches, replicas, **values):
         torch.testing.assert_close(outcome, expected, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("dtype", "steps", "bound"), [(torch.float64, 200, 1e-8), (torch.float32, 30, 1e-5)])
+def test_the_losses_of_a_run_do_not_depend_on_the_number_of_ranks(ranks, dtype, steps, bound):
+    (expected,) = run_on_ranks(1, _losses, dtype, steps)
+    assert expected[-1] < 0.9 * expected[0]
+    for losses in run_on_ranks(ranks, _losses, dtype, steps):
+        torch.testing.assert_close(losses, expected, atol=bound, rtol=bound)
+
+
+def _losses(dtype: torch.dtype, steps: int) -> Tensor:
+    """Of every step, means over ranks."""
+    values: dict[str, Any] = {"schedule__total_steps": steps, "image__drop_path_rate": 0.2}
+    torch.set_default_dtype(dtype)
+
+    def prepare(student, teacher):
+        shard(student, teacher, worker_mesh("cpu", 1), dtype)
+
+    state, config = new_state(toy_config(**values), prepare=prepare), toy_config(**values)
+    size, found = IMAGES // world_size(), []
+    for step in range(steps):
+        batch = rows(toy_batch(IMAGES, seed=step % 20, invalid=(3,)), rank() * size, (rank() + 1) * size)
+        found.append(mean_over_ranks(train_step(state, [batch.to("cpu", dtype)], config))["loss/total"])
+    return torch.tensor(found, dtype=torch.float64)
 
 
 @pytest.mark.heavy
