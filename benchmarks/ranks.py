@@ -1,6 +1,6 @@
 """Two pinned gloo ranks beside one: images/s of each with the same images per rank, and the efficiency.
 
-    python -m benchmarks.ranks [--variant small] [--batch 4] [--steps 3] [--rounds 5]
+    python -m benchmarks.ranks [--variant small] [--batch 4] [--steps 3] [--rounds 5] [--replicas 1]
 
 Every rank is a process pinned to a core of its own with one thread. `1 rank` is alone on the first core, `2 ranks` are
 on the first two; both steps are those of a run, sharded with FSDP2 (one rank shards among itself). One and two take
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--variant", choices=("tiny", "small"), default="small")
-    for name, default in (("batch", 4), ("crops", 6), ("steps", 3), ("rounds", 5)):
+    for name, default in (("batch", 4), ("crops", 6), ("steps", 3), ("rounds", 5), ("replicas", 1)):
         parser.add_argument(f"--{name}", type=int, default=default, help="images per rank" * (name == "batch"))
     args = parser.parse_args(arguments)
     cores = sorted(os.sched_getaffinity(0))[:2]
@@ -115,7 +115,7 @@ def _rank(args: argparse.Namespace, rank: int, cores: list[int], folder: str, pi
     os.sched_setaffinity(0, {cores[rank]})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(cores))
-    config = _shared(run_config(args.variant, args.batch), len(cores))
+    config = _shared(run_config(args.variant, args.batch), len(cores), min(args.replicas, len(cores)))
     state, batch = prepared_state(config, CPU), random_batch(config, args.batch, args.crops)
     steps = WARM_STEPS
     while True:
@@ -127,8 +127,9 @@ def _rank(args: argparse.Namespace, rank: int, cores: list[int], folder: str, pi
         steps = args.steps
 
 
-def _shared(config: RunConfig, ranks: int) -> RunConfig:
+def _shared(config: RunConfig, ranks: int, replicas: int) -> RunConfig:
     keys = {"global_batch_images": ranks * config.global_batch_images, "resources.workers": ranks}
+    keys["resources.replicas"] = replicas
     return override(RunConfig, config.model_dump(mode="json"), keys)
 
 

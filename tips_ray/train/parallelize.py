@@ -100,7 +100,8 @@ def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dty
         for block in _blocks(network):
             fully_shard(block, **options)
         for head in (network.heads.distillation, network.heads.masked_image):
-            fully_shard(head, **options)
+            # The student's heads come last and their backward first: they stay gathered in between.
+            fully_shard(head, **options, reshard_after_forward=network is teacher)
     fully_shard(student, **options)
     # A root stays gathered until its backward. The teacher has none, and its EMA needs shards.
     fully_shard(teacher, **options, reshard_after_forward=True)
