@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,7 +76,7 @@ def _stream(config: RunConfig, index: Index, uri: str, number: int) -> float:
 def _loop(index: Index, options: argparse.Namespace) -> float:
     """Images per second."""
     processor = AutoProcessor.from_pretrained(options.model)
-    model = PaliGemmaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32).eval()
+    model: Any = PaliGemmaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32).eval()
     rows = [row for chunk in range(len(index.chunks.rows)) for row in index.read(chunk)]
     started = time.perf_counter()
     for first in range(0, len(rows), options.batch):
