@@ -143,13 +143,13 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
     """On Ray Train."""
     import ray.data
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     from jobs import ray_cluster
     from jobs.failure import told_failures
     from jobs.progress import shown_progress
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder
+    from tips_ray.train.adapter import ElasticTrainer, shorten_waits, start_coordinator
     from tips_ray.train.run_folder import RunFolder
     from tips_ray.train.worker import RestOfRun, WorkerInputs, run_worker
 
@@ -157,8 +157,12 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     config, folder = _with_micro_batch(inputs), RunFolder(inputs.uri)
     job = WorkerInputs(replace(stream, config=config), replace(inputs, config=config))
-    trainer = TorchTrainer(
+    shorten_waits(config)
+    start_coordinator(config.resources.poll_seconds)
+    trainer = ElasticTrainer(
         run_worker,
+        config=config,
+        run_uri=folder.uri,
         train_loop_config={"inputs": job},
         scaling_config=_scaling(config),
         run_config=ray.train.RunConfig(
@@ -194,5 +198,8 @@ def _scaling(config: "RunConfig") -> Any:
     resources = config.resources
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     return ScalingConfig(
-        num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+        num_workers=(config.worker_counts[0], resources.workers) if resources.min_workers else resources.workers,
+        elastic_resize_monitor_interval_s=resources.resize_seconds,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=per_worker,
     )

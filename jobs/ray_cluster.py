@@ -22,27 +22,18 @@ def address() -> str | None:
 
 def cpus_needed(config: "RunConfig") -> float:
     """Of all workers, of the data stream and of live captioning beside them."""
-    resources = config.resources
-    return resources.workers * resources.cpus_per_worker + resources.data_cpus + captioning_cpus(config)
-
-
-def captioning_cpus(config: "RunConfig") -> float:
-    """What captions that are made beside training add: their actors, the tasks that read for them, and data_cpus again.
-
-    Ray divides what no stream has asked for evenly between the two: training gets its data_cpus when twice as many are
-    left.
-    """
-    resources = config.resources
-    if config.captions.source != "live":
-        return 0
-    return resources.captioners * resources.cpus_per_captioner + 1 + resources.data_cpus
+    return config.resources.workers * config.resources.cpus_per_worker + config.cpus_beside_workers
 
 
 def gpus_needed(config: "RunConfig") -> float:
     """Of all workers and live captioners."""
+    return config.resources.workers * config.resources.gpus_per_worker + captioning_gpus(config)
+
+
+def captioning_gpus(config: "RunConfig") -> float:
+    """Of captioners beside training."""
     resources = config.resources
-    captioners = resources.captioners if config.captions.source == "live" else 0
-    return resources.workers * resources.gpus_per_worker + captioners * resources.gpus_per_captioner
+    return resources.captioners * resources.gpus_per_captioner if config.captions.source == "live" else 0
 
 
 def cores() -> int:
@@ -55,7 +46,10 @@ def resources_suffice(config: "RunConfig") -> str:
 
     Raises:
         ValueError: there are too few, or the cluster does not answer.
+        Doubt: there are too few now, and the run waits for more.
     """
+    if address() and config.resources.min_workers:
+        return _room_for_some(config, cluster_resources())
     if address():
         _require_enough(config, cluster_resources(), f"the cluster at RAY_ADDRESS ({address()})")
         return f"{_needed(config)}; the cluster at {address()} has them"
@@ -152,6 +146,24 @@ def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> 
     ]
     if faults:
         raise Faults(faults)
+
+
+def _room_for_some(config: "RunConfig", have: dict[str, float]) -> str:
+    from jobs.findings import Doubt
+
+    counts, resources = config.worker_counts, config.resources
+    left = {"CPU": config.cpus_beside_workers, "GPU": captioning_gpus(config)}
+    takes = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    room = min(
+        (int((have.get(kind, 0) - left[kind]) // take) for kind, take in takes.items() if take), default=counts[-1]
+    )
+    text = (
+        f"{counts[0]} to {counts[-1]} workers (of {', '.join(map(str, counts))}); the cluster at {address()} has room "
+        f"for {max(room, 0)} beside the data stream and captioning"
+    )
+    if room < counts[0]:
+        raise Doubt(f"{text}: the run waits for more nodes")
+    return text
 
 
 def _needed(config: "RunConfig") -> str:
