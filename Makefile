@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ON_2 := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder
 
-.PHONY: install demo check test test-fast test-ray
+EVENTS ?= 40
+
+.PHONY: install demo check test test-fast test-ray soak
 
 install: .venv/.installed
 
@@ -30,3 +32,6 @@ test: install
 
 test-ray: install
 	$(BIN)/pytest -m "slow and not gpu"
+
+soak: install
+	$(BIN)/python tests/soak.py $(EVENTS)

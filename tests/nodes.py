@@ -76,7 +76,7 @@ def running(config: RunConfig) -> Iterator[Future]:
         yield pool.submit(pretrain, config)
 
 
-def wait_until(is_so: Callable[[], bool], run: Future, seconds: float = 120) -> None:
+def wait_until(is_so: Callable[[], bool], run: Future, seconds: float = 300) -> None:
     """
     Raises:
         AssertionError: it did not happen while the run went on.
