@@ -1,9 +1,9 @@
 # make install: everything into .venv, from the package index. make demo, make test: install and run.
 PYTHON ?= python3
 BIN := .venv/bin
+EVENTS ?= 40
 PYTEST_ON_2 := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder
 
-EVENTS ?= 40
 
 .PHONY: install demo check test test-fast test-ray soak
 

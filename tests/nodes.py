@@ -20,8 +20,12 @@ from tips_ray.config import RunConfig
 from tips_ray.train.run_folder import RunFolder
 
 STORE_BYTES = 100 << 20
-HEALTH = {"health_check_period_ms": 500, "health_check_failure_threshold": 4, "health_check_initial_delay_ms": 0}
-"""A node that is killed is noticed after two seconds instead of a quarter of a minute."""
+SETTINGS = {
+    "health_check_period_ms": 1000,  # a killed node is noticed after seconds instead of a quarter of a minute
+    "health_check_failure_threshold": 5,
+    "num_workers_soft_limit": 8,  # one per CPU else: with few CPUs nearly every task would start its own
+    "idle_worker_killing_time_threshold_ms": 60_000,
+}
 
 
 class Nodes:
@@ -29,7 +33,7 @@ class Nodes:
 
     def __init__(self) -> None:
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-        head |= {"gcs_server_port": _free_port(), "_system_config": HEALTH}
+        head |= {"gcs_server_port": _free_port(), "_system_config": SETTINGS}
         self.cluster, self._count = Cluster(initialize_head=True, head_node_args=head), 1
 
     @property
