@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 4
 CPUS_PER_CORE = 4
 """Logical CPUs that a run on this machine may take per core; beyond, workers starve each other."""
+UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 OBJECT_STORE_BYTES = 1 << 30
 """Of a Ray that is started here; its own choice is 30 % of the memory."""
 
@@ -139,8 +140,10 @@ def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> 
         cpus += " + data_cpus once more for their stream"
         gpus += f"{captioners} gpus_per_captioner ({resources.gpus_per_captioner:g})"
     needs = [("CPU", cpus, cpus_needed(config), ""), ("GPU", gpus, gpus_needed(config), " (0 trains on CPUs)")]
+    needs += [(name, f"resources.roles and {keys}", need, " or turn roles off") for name, keys, need in _roles(config)]
     faults = [
-        f"{keys} need {need:g} {kind}s, {where} offers {have.get(kind, 0):g}: lower them{hint} or add machines"
+        f"{keys} need {need:g} {UNITS.get(kind, f'of {kind}')}, {where} offers {have.get(kind, 0):g}: "
+        f"lower them{hint} or add machines"
         for kind, keys, need, hint in needs
         if have.get(kind, 0) < need
     ]
@@ -148,14 +151,28 @@ def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> 
         raise Faults(faults)
 
 
+def _roles(config: "RunConfig") -> list[tuple[str, str, float]]:
+    """Name, keys and amount of each role that the run takes."""
+    resources = config.resources
+    if not resources.roles:
+        return []
+    captioners = resources.captioners if config.captions.source == "live" else 0
+    return [
+        ("train", f"workers ({resources.workers})", resources.workers),
+        ("data", "the data stream", 1),
+        ("caption", f"captioners ({captioners})", captioners),
+    ]
+
+
 def _room_for_some(config: "RunConfig", have: dict[str, float]) -> str:
     from jobs.findings import Doubt
 
     counts, resources = config.worker_counts, config.resources
     left = {"CPU": config.cpus_beside_workers, "GPU": captioning_gpus(config)}
-    takes = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    takes = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker, **resources.role("train")}
     room = min(
-        (int((have.get(kind, 0) - left[kind]) // take) for kind, take in takes.items() if take), default=counts[-1]
+        (int((have.get(kind, 0) - left.get(kind, 0)) // take) for kind, take in takes.items() if take),
+        default=counts[-1],
     )
     text = (
         f"{counts[0]} to {counts[-1]} workers (of {', '.join(map(str, counts))}); the cluster at {address()} has room "

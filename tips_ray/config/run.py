@@ -142,6 +142,9 @@ class ResourcesConfig(Schema):
     """Most captioner actors at a time, with `captions.source: live` and in `tips-ray caption`."""
     cpus_per_captioner: NonNegativeFloat = 1
     gpus_per_captioner: NonNegativeFloat = 0
+    roles: bool = False
+    """Nodes are told apart by Ray resources of these names: a worker takes one `train`, each task that makes views one
+    `data`, a captioner one `caption`. `ray start --resources='{"train": 8}'` offers them."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute type; weights are kept and gradients reduced in fp32."""
     accumulate_unsharded: bool = False
@@ -158,6 +161,10 @@ class ResourcesConfig(Schema):
         if self.workers % self.replicas:
             raise ValueError(f"replicas ({self.replicas}) must divide workers ({self.workers})")
         return self
+
+    def role(self, name: Literal["train", "data", "caption"]) -> dict[str, float]:
+        """What a worker, a task or a captioner takes of a node to be placed there."""
+        return {name: 1.0} if self.roles else {}
 
     @model_validator(mode="after")
     def _fewest_are_fewer(self) -> Self:
