@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 from ray._private.node import Node
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
 
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
@@ -38,7 +38,7 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        return self.cluster.address
+        return str(self.cluster.address)
 
     def add(self, cpus: int, resources: dict[str, float] | None = None) -> Node:
         self._count += 1

@@ -118,7 +118,8 @@ def _config(server: LocalS3, data: str, count: int) -> RunConfig:
     keys = {f"resources__{key}": value for key, value in PACE.items()} | {"resources__max_failures": 10}
     steps = {"schedule__total_steps": STEPS_PER_EVENT * (count + 1), "checkpoint_every_steps": 10}
     sizes = {"global_batch_images": 64, "micro_batch_images": 32, "data__log_samples": True}
-    return tiny_run(Path("unused"), data, **keys, **steps, **sizes, storage=server.make_bucket("soak"))
+    config = tiny_run(Path("unused"), data, **keys, **steps, **sizes)
+    return override(RunConfig, config.model_dump(mode="json"), {"storage": server.make_bucket("soak")})
 
 
 def _disturb(soak: Soak, count: int) -> None:

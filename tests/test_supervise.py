@@ -27,6 +27,10 @@ def _starts(tmp_path: Path) -> int:
     return (tmp_path / "starts").stat().st_size
 
 
+def _no_wait(seconds: float) -> None:
+    raise AssertionError("it is started again")
+
+
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -37,11 +41,11 @@ def test_a_killed_driver_is_started_again_until_it_ends_well(folder, tmp_path):
 
 
 def test_a_mistake_at_the_first_start_is_not_tried_again(folder, tmp_path):
-    assert supervise(_driver(tmp_path, "sys.exit(2)"), folder, pytest.fail) == 2
+    assert supervise(_driver(tmp_path, "sys.exit(2)"), folder, _no_wait) == 2
 
 
 def test_an_interrupted_driver_is_not_started_again(folder, tmp_path):
-    assert supervise(_driver(tmp_path, "sys.exit(130)"), folder, pytest.fail) == 130
+    assert supervise(_driver(tmp_path, "sys.exit(130)"), folder, _no_wait) == 130
 
 
 def test_a_run_without_progress_is_given_up(folder, tmp_path):
@@ -53,4 +57,4 @@ def test_a_run_without_progress_is_given_up(folder, tmp_path):
 def test_an_error_that_would_come_again_is_not_tried_again(folder, tmp_path):
     log = f"from tips_ray.train.run_folder import RunFolder; folder = RunFolder({folder.uri!r}); "
     log += "folder.log_event('failure', 3, error='bad rows', type='ValueError', is_final=True); sys.exit(1)"
-    assert supervise(_driver(tmp_path, log), folder, pytest.fail) == 1
+    assert supervise(_driver(tmp_path, log), folder, _no_wait) == 1

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 import ray
+import ray._private.state
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     HEAD_NODE_RESOURCE_LABEL,
     _AutoscalingCoordinatorActor,
