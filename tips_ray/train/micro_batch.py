@@ -1,8 +1,8 @@
 """`micro_batch_images: auto`: the most images per pass with which a step fits into a worker's memory.
 
 It is tried with a whole step on noise, each time in a process of its own, which leaves nothing behind. There a fake
-process group of the fewest workers, whose collectives only allocate, makes weights, gradients and logits as large as on a
-worker, and no worker has to wait for one that ran out of memory. Losses and gradients do not depend on the outcome.
+process group of the fewest workers, whose collectives only allocate, makes weights, gradients and logits as large as on
+a worker, and no worker has to wait for one that ran out of memory. Losses and gradients do not depend on the outcome.
 """
 
 import json
