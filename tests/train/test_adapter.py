@@ -39,11 +39,12 @@ def policy(config, tmp_path, monkeypatch) -> PlannedScaling:
     return policy
 
 
-def _offer(policy: PlannedScaling, monkeypatch: Any, workers: int, cpus: int) -> None:
-    """Nodes whose CPUs hold so many workers; the coordinator has reserved those of them."""
+def _offer(policy: PlannedScaling, monkeypatch: Any, workers: int, cpus: int, beside: int = 0) -> None:
+    """Node `a`, of whose CPUs the coordinator has reserved those of so many workers; `b` has CPUs beside them."""
     policy._latest_reserved_resources = {"a": {"CPU": float(workers)}}
     monkeypatch.setattr(policy, "_get_reserved_resources", lambda: policy._latest_reserved_resources)
-    nodes = [{"Alive": True, "NodeID": "a", "Resources": {"CPU": float(cpus)}}]
+    sizes = {"a": float(cpus), "b": float(beside)}
+    nodes = [{"Alive": True, "NodeID": name, "Resources": {"CPU": size}} for name, size in sizes.items()]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
 
@@ -89,7 +90,7 @@ def test_below_the_fewest_it_waits_and_says_so_once(policy, monkeypatch):
 
 
 def test_a_drained_node_has_no_room(policy, monkeypatch):
-    _offer(policy, monkeypatch, workers=4, cpus=8)
+    _offer(policy, monkeypatch, workers=4, cpus=8, beside=8)
     monkeypatch.setattr(adapter, "draining_nodes", lambda: {"a": 0})
     assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
 
