@@ -98,7 +98,8 @@ def test_a_drained_node_has_no_room(policy, monkeypatch):
 def test_a_running_group_is_asked_and_not_torn_down(policy, monkeypatch):
     _offer(policy, monkeypatch, workers=4, cpus=8)
     asked: list[str] = []
-    worker = SimpleNamespace(execute_async=lambda ask, reason: asked.append(reason))
+    place = SimpleNamespace(node_id="a")
+    worker = SimpleNamespace(metadata=place, execute_async=lambda ask, reason: asked.append(reason))
     group = SimpleNamespace(start_time=0.0, num_workers=2, workers=[worker, worker])
     assert isinstance(policy.make_decision_for_running_worker_group(group, None), NoopDecision)
     assert asked == ["room for 4 workers instead of 2"] * 2

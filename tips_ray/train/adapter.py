@@ -107,9 +107,11 @@ class PlannedScaling(ElasticScalingPolicy):
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision):
-            reason = f"room for {decision.num_workers} workers instead of {worker_group_state.num_workers}"
-            for worker in worker_group_state.workers:
-                worker.execute_async(planned.ask, reason)
+            workers = worker_group_state.workers
+            is_drained = any(worker.metadata.node_id in draining_nodes() for worker in workers)
+            reason = f"room for {decision.num_workers} workers instead of {len(workers)}"
+            for worker in workers:
+                worker.execute_async(planned.ask, f"drain: {reason}" if is_drained else reason)
         return NoopDecision()
 
     def make_decision_for_non_running_worker_group(self) -> Any:
