@@ -9,7 +9,7 @@ import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, elastic
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 from toy_run import tiny_run
@@ -103,6 +103,20 @@ def test_a_running_group_is_asked_and_not_torn_down(policy, monkeypatch):
     group = SimpleNamespace(start_time=0.0, num_workers=2, workers=[worker, worker])
     assert isinstance(policy.make_decision_for_running_worker_group(group, None), NoopDecision)
     assert asked == ["room for 4 workers instead of 2"] * 2
+
+
+def test_a_group_that_lost_its_data_and_does_not_leave_is_stopped(policy, monkeypatch):
+    _offer(policy, monkeypatch, workers=2, cpus=8)
+    clock = iter([0.0, 0.0, 121.0])
+    monkeypatch.setattr(adapter.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(elastic, "time_monotonic", lambda: 1.0)
+    worker = SimpleNamespace(metadata=SimpleNamespace(node_id="a"), execute_async=lambda ask, reason: None)
+    group = SimpleNamespace(start_time=0.0, num_workers=4, workers=[worker] * 4)
+    assert isinstance(policy.make_decision_for_running_worker_group(group, None), NoopDecision)
+    decision = policy.make_decision_for_running_worker_group(group, None)
+    assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
+    event = RunFolder(policy.run_uri).read_events()[0]
+    assert event["cause"] == "room for 2 workers instead of 4, and they do not leave"
 
 
 def test_planned_stops_are_not_counted_as_failures(tmp_path):

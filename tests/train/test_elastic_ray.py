@@ -16,7 +16,8 @@ from tips_ray.train.run_folder import RunFolder
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 30  # over which fp32 on other numbers of workers stays within TOLERANCE
 TOLERANCE = 1e-5
-PACE = {"min_workers": 1, "resize_seconds": 1, "poll_seconds": 0.5, "placement_seconds": 5}
+TRAIN, DATA = {"train": 1.0}, {"data": 1.0}
+PACE = {"roles": True, "min_workers": 1, "resize_seconds": 1, "poll_seconds": 0.5, "placement_seconds": 5}
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,12 @@ def test_a_run_waits_for_its_fewest_workers_and_grows_with_a_node_without_doing_
     nodes, data, undisturbed, tmp_path
 ):
     config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
-    nodes.add(1)
+    nodes.add(1, DATA)
     with running(config) as run:
         wait_until(lambda: bool(events(folder, "waiting")), run)
-        nodes.add(1)
+        nodes.add(1, TRAIN)
         wait_for_step(folder, 2, run)
-        nodes.add(1)
+        nodes.add(1, TRAIN)
         run.result()
     waiting, change = events(folder, "waiting")[0], events(folder, "change")[0]
     assert (waiting["room"], waiting["min_workers"]) == (0, 1)
@@ -83,8 +84,9 @@ def test_a_run_waits_for_its_fewest_workers_and_grows_with_a_node_without_doing_
 
 def test_a_drained_node_is_left_before_its_deadline_without_doing_a_step_twice(nodes, data, undisturbed, tmp_path):
     config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
-    nodes.add(2)
-    leaving = nodes.add(1)
+    nodes.add(1, DATA)
+    nodes.add(1, TRAIN)
+    leaving = nodes.add(1, TRAIN)
     with running(config) as run:
         wait_for_step(folder, 2, run)
         nodes.drain(leaving, seconds=600)  # that the run goes on before it, shows that nobody waits for it
@@ -99,8 +101,9 @@ def test_a_drained_node_is_left_before_its_deadline_without_doing_a_step_twice(n
 
 def test_a_run_that_loses_a_node_goes_on_with_what_is_left(nodes, data, undisturbed, tmp_path):
     config, folder = _run(tmp_path, data, checkpoint_every_steps=5), RunFolder(f"{tmp_path}/tiny")
-    nodes.add(2)
-    lost = nodes.add(1)
+    nodes.add(1, DATA)
+    nodes.add(1, TRAIN)
+    lost = nodes.add(1, TRAIN)
     with running(config) as run:
         wait_for_step(folder, 7, run)
         nodes.kill(lost)

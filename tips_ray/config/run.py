@@ -142,6 +142,9 @@ class ResourcesConfig(Schema):
     """Most captioner actors at a time, with `captions.source: live` and in `tips-ray caption`."""
     cpus_per_captioner: NonNegativeFloat = 1
     gpus_per_captioner: NonNegativeFloat = 0
+    leave_seconds: PositiveFloat = 120
+    """(D) Longest wait for workers that are to leave since nodes are gone, before they are stopped: the nodes may have
+    taken the data stream with them, without which no worker comes to the end of its step."""
     roles: bool = False
     """Nodes are told apart by Ray resources of these names: a worker takes one `train`, each task that makes views one
     `data`, a captioner one `caption`. `ray start --resources='{"train": 8}'` offers them."""

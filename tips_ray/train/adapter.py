@@ -103,16 +103,28 @@ class PlannedScaling(ElasticScalingPolicy):
         self.config, self.run_uri = config, run_uri
         self._told: dict[str, Any] = {}
         self._room = 0
+        self._asked: tuple[float, float] | None = None
+        """Which group, by its start, and since when."""
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if isinstance(decision, ResizeDecision):
-            workers = worker_group_state.workers
-            is_drained = any(worker.metadata.node_id in draining_nodes() for worker in workers)
-            reason = f"room for {decision.num_workers} workers instead of {len(workers)}"
-            for worker in workers:
-                worker.execute_async(planned.ask, f"drain: {reason}" if is_drained else reason)
+        if not isinstance(decision, ResizeDecision):
+            return decision
+        workers = worker_group_state.workers
+        is_drained = any(worker.metadata.node_id in draining_nodes() for worker in workers)
+        reason = f"room for {decision.num_workers} workers instead of {len(workers)}"
+        if decision.num_workers < len(workers) and not is_drained and self._is_stuck(worker_group_state.start_time):
+            note_event(self.run_uri, "stop", cause=f"{reason}, and they do not leave", planned=False)
+            return decision
+        for worker in workers:
+            worker.execute_async(planned.ask, f"drain: {reason}" if is_drained else reason)
         return NoopDecision()
+
+    def _is_stuck(self, started: float) -> bool:
+        """The group of this start was asked to leave long ago; the data that it waits for may have gone with a node."""
+        if self._asked is None or self._asked[0] != started:
+            self._asked = started, time.monotonic()
+        return time.monotonic() - self._asked[1] > self.config.resources.leave_seconds
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         decision = super().make_decision_for_non_running_worker_group()
