@@ -36,7 +36,14 @@ from tips_ray.train.run_folder import RunFolder
 PATIENCE_SECONDS, AWAY_SECONDS, MOST_NODES = 600, 10, 3
 COMPARED_STEPS, TOLERANCE = 30, 1e-5
 STEPS_PER_EVENT = 40
-PACE = {"min_workers": 1, "workers": 2, "resize_seconds": 2, "poll_seconds": 0.5, "placement_seconds": 5}
+PACE = {
+    "min_workers": 1,
+    "workers": 2,
+    "resize_seconds": 2,
+    "poll_seconds": 0.5,
+    "placement_seconds": 5,
+    "leave_seconds": 20,
+}
 
 
 class Soak:

@@ -76,8 +76,9 @@ def start_coordinator(tick_seconds: float) -> None:
     name = "AutoscalingCoordinator"
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
     place = NodeAffinitySchedulingStrategy(head, soft=False)
-    made = actor.options(name=name, namespace=name, get_if_exists=True, lifetime="detached", scheduling_strategy=place)
-    ray.get(made.remote().get_reserved_resources.remote("nobody"))
+    actor.options(
+        name=name, namespace=name, get_if_exists=True, lifetime="detached", scheduling_strategy=place
+    ).remote()
 
 
 class ElasticTrainer(TorchTrainer):
