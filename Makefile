@@ -1,9 +1,11 @@
 # make install: everything into .venv, from the package index. make demo, make test: install and run.
 PYTHON ?= python3
 BIN := .venv/bin
+EVENTS ?= 40
 PYTEST_ON_2 := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder
 
-.PHONY: install demo check test test-fast test-ray
+
+.PHONY: install demo check test test-fast test-ray soak
 
 install: .venv/.installed
 
@@ -30,3 +32,6 @@ test: install
 
 test-ray: install
 	$(BIN)/pytest -m "slow and not gpu"
+
+soak: install
+	$(BIN)/python tests/soak.py $(EVENTS)

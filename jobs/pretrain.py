@@ -2,6 +2,7 @@
 
   tips-ray pretrain RUN.yaml [KEY=VALUE ...]     e.g. schedule.total_steps=1000 resources.workers=4
   tips-ray pretrain RUN.yaml --dry-run           prints the resolved config and checks what can be known before
+  tips-ray pretrain RUN.yaml --supervise         starts again when the driver or the cluster's head is lost
   tips-ray pretrain RUN.yaml --without-ray       one process; below torchrun (-m jobs.cli pretrain ...) one per rank
 
 The same name again resumes the run from its newest checkpoint, with Ray or without. Without a cluster (RAY_ADDRESS) Ray
@@ -35,10 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="config of the run")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config, dotted")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop before Ray starts")
+    parser.add_argument("--supervise", action="store_true", help="start again when the driver or the head was lost")
     parser.add_argument("--without-ray", action="store_true", help="train in this process, or as a rank of torchrun")
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int | None:
     """Check, then train.
 
     Raises:
@@ -58,9 +60,24 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(config, instead)
         return
+    if arguments.supervise:
+        return _supervise(arguments, config)
     uri = without_ray.pretrain(config) if arguments.without_ray else pretrain(config)
     if uri:
         print(f"run folder: {uri}\nnext: tips-ray report {uri}")
+
+
+def _supervise(arguments: argparse.Namespace, config: "RunConfig") -> int:
+    from jobs.supervise import start_command, supervise
+    from jobs.without_ray import ranks
+    from tips_ray import storage
+    from tips_ray.train.run_folder import RunFolder
+
+    if ranks() > 1:
+        raise ValueError("--supervise starts one driver; torchrun starts ranks again itself: use its --max-restarts")
+    alone = ["--without-ray"] if arguments.without_ray else []
+    command = start_command([str(arguments.config), *arguments.overrides, *alone])
+    return supervise(command, RunFolder(storage.resolved(storage.join(config.storage, config.name))))
 
 
 def _dry_run(config: "RunConfig", instead: Mapping[str, Callable[[], str]]) -> None:
@@ -143,13 +160,13 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
     """On Ray Train."""
     import ray.data
     import ray.train
-    from ray.train.torch import TorchTrainer
 
     from jobs import ray_cluster
     from jobs.failure import told_failures
     from jobs.progress import shown_progress
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder
+    from tips_ray.train.adapter import ElasticTrainer, shorten_waits, start_coordinator
     from tips_ray.train.run_folder import RunFolder
     from tips_ray.train.worker import RestOfRun, WorkerInputs, run_worker
 
@@ -157,8 +174,12 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     config, folder = _with_micro_batch(inputs), RunFolder(inputs.uri)
     job = WorkerInputs(replace(stream, config=config), replace(inputs, config=config))
-    trainer = TorchTrainer(
+    shorten_waits(config)
+    start_coordinator(config.resources.poll_seconds)
+    trainer = ElasticTrainer(
         run_worker,
+        config=config,
+        run_uri=folder.uri,
         train_loop_config={"inputs": job},
         scaling_config=_scaling(config),
         run_config=ray.train.RunConfig(
@@ -192,7 +213,10 @@ def _scaling(config: "RunConfig") -> Any:
     from ray.train import ScalingConfig
 
     resources = config.resources
-    per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker, **resources.role("train")}
     return ScalingConfig(
-        num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+        num_workers=(config.worker_counts[0], resources.workers) if resources.min_workers else resources.workers,
+        elastic_resize_monitor_interval_s=resources.resize_seconds,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=per_worker,
     )

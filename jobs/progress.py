@@ -34,7 +34,7 @@ def tenths(total: int, told: int = 0) -> Callable[[int], bool]:
 
 @contextmanager
 def shown_progress(folder: RunFolder, total_steps: int) -> Iterator[None]:
-    """Follow the metrics that rank 0 writes to the run folder until the block ends."""
+    """Follow the metrics and changes of the workers that the run folder tells of, until the block ends."""
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(folder, total_steps, stop), daemon=True)
     follower.start()
@@ -46,22 +46,43 @@ def shown_progress(folder: RunFolder, total_steps: int) -> Iterator[None]:
 
 
 def _follow(folder: RunFolder, total_steps: int, stop: threading.Event) -> None:
+    told = len(_read(folder.read_events))
     with _bar(total_steps) if sys.stderr.isatty() else _lines(total_steps) as show:
         while True:
             ended = stop.wait(POLL_SECONDS)
-            metrics = _metrics(folder)
+            events = _read(folder.read_events)
+            for sentence in filter(None, map(news, events[told:])):
+                tqdm.write(sentence)  # above the bar, where there is one
+                sys.stdout.flush()
+            told = max(told, len(events))
+            metrics = _read(folder.read_metrics)
             if metrics:
                 show(metrics[-1])
             if ended:
                 return
 
 
-def _metrics(folder: RunFolder) -> list[dict[str, Any]]:
+def _read(lines: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """None while the storage does not answer: showing progress stops no training."""
     try:
-        return folder.read_metrics()
+        return lines()
     except ValueError:
         return []
+
+
+def news(event: dict[str, Any]) -> str:
+    """A sentence about an event that changes the workers, empty for others."""
+    if event["kind"] == "waiting":
+        return f"workers wait for nodes: there is room for {event['room']}, at least {event['min_workers']} must train"
+    if event["kind"] == "idle":
+        more = event["room"] - event["workers"]
+        return f"{event['workers']} workers train; {more} more would fit, but the global batch is not divided by them"
+    if event["kind"] == "stop":
+        return f"workers start again: {event['cause']}"
+    if event["kind"] == "change":
+        again = f"{event['steps_recomputed']} steps again, {event['seconds_lost']:.0f} s lost"
+        return f"{event['to']} workers go on from step {event['step']} ({event['from']} before); {again}"
+    return ""
 
 
 @contextmanager

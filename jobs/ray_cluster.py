@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 4
 CPUS_PER_CORE = 4
 """Logical CPUs that a run on this machine may take per core; beyond, workers starve each other."""
+UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 OBJECT_STORE_BYTES = 1 << 30
 """Of a Ray that is started here; its own choice is 30 % of the memory."""
 
@@ -22,27 +23,18 @@ def address() -> str | None:
 
 def cpus_needed(config: "RunConfig") -> float:
     """Of all workers, of the data stream and of live captioning beside them."""
-    resources = config.resources
-    return resources.workers * resources.cpus_per_worker + resources.data_cpus + captioning_cpus(config)
-
-
-def captioning_cpus(config: "RunConfig") -> float:
-    """What captions that are made beside training add: their actors, the tasks that read for them, and data_cpus again.
-
-    Ray divides what no stream has asked for evenly between the two: training gets its data_cpus when twice as many are
-    left.
-    """
-    resources = config.resources
-    if config.captions.source != "live":
-        return 0
-    return resources.captioners * resources.cpus_per_captioner + 1 + resources.data_cpus
+    return config.resources.workers * config.resources.cpus_per_worker + config.cpus_beside_workers
 
 
 def gpus_needed(config: "RunConfig") -> float:
     """Of all workers and live captioners."""
+    return config.resources.workers * config.resources.gpus_per_worker + captioning_gpus(config)
+
+
+def captioning_gpus(config: "RunConfig") -> float:
+    """Of captioners beside training."""
     resources = config.resources
-    captioners = resources.captioners if config.captions.source == "live" else 0
-    return resources.workers * resources.gpus_per_worker + captioners * resources.gpus_per_captioner
+    return resources.captioners * resources.gpus_per_captioner if config.captions.source == "live" else 0
 
 
 def cores() -> int:
@@ -55,7 +47,10 @@ def resources_suffice(config: "RunConfig") -> str:
 
     Raises:
         ValueError: there are too few, or the cluster does not answer.
+        Doubt: there are too few now, and the run waits for more.
     """
+    if address() and config.resources.min_workers:
+        return _room_for_some(config, cluster_resources())
     if address():
         _require_enough(config, cluster_resources(), f"the cluster at RAY_ADDRESS ({address()})")
         return f"{_needed(config)}; the cluster at {address()} has them"
@@ -145,13 +140,47 @@ def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> 
         cpus += " + data_cpus once more for their stream"
         gpus += f"{captioners} gpus_per_captioner ({resources.gpus_per_captioner:g})"
     needs = [("CPU", cpus, cpus_needed(config), ""), ("GPU", gpus, gpus_needed(config), " (0 trains on CPUs)")]
+    needs += [(name, f"resources.roles and {keys}", need, " or turn roles off") for name, keys, need in _roles(config)]
     faults = [
-        f"{keys} need {need:g} {kind}s, {where} offers {have.get(kind, 0):g}: lower them{hint} or add machines"
+        f"{keys} need {need:g} {UNITS.get(kind, f'of {kind}')}, {where} offers {have.get(kind, 0):g}: "
+        f"lower them{hint} or add machines"
         for kind, keys, need, hint in needs
         if have.get(kind, 0) < need
     ]
     if faults:
         raise Faults(faults)
+
+
+def _roles(config: "RunConfig") -> list[tuple[str, str, float]]:
+    """Name, keys and amount of each role that the run takes."""
+    resources = config.resources
+    if not resources.roles:
+        return []
+    captioners = resources.captioners if config.captions.source == "live" else 0
+    return [
+        ("train", f"workers ({resources.workers})", resources.workers),
+        ("data", "the data stream", 1),
+        ("caption", f"captioners ({captioners})", captioners),
+    ]
+
+
+def _room_for_some(config: "RunConfig", have: dict[str, float]) -> str:
+    from jobs.findings import Doubt
+
+    counts, resources = config.worker_counts, config.resources
+    left = {"CPU": config.cpus_beside_workers, "GPU": captioning_gpus(config)}
+    takes = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker, **resources.role("train")}
+    room = min(
+        (int((have.get(kind, 0) - left.get(kind, 0)) // take) for kind, take in takes.items() if take),
+        default=counts[-1],
+    )
+    text = (
+        f"{counts[0]} to {counts[-1]} workers (of {', '.join(map(str, counts))}); the cluster at {address()} has room "
+        f"for {max(room, 0)} beside the data stream and captioning"
+    )
+    if room < counts[0]:
+        raise Doubt(f"{text}: the run waits for more nodes")
+    return text
 
 
 def _needed(config: "RunConfig") -> str:

@@ -32,7 +32,8 @@ def parameters(config: "RunConfig") -> tuple[int, int]:
 def model_sizes(config: "RunConfig") -> str:
     """What FSDP leaves on each worker beside activations and the one block that is gathered."""
     student, teacher = parameters(config)
-    workers, shards = config.resources.workers, config.resources.workers // config.resources.replicas
+    workers = config.worker_counts[0]  # the fewest have the most to hold
+    shards = workers // config.resources.replicas
     per_worker = (STUDENT_BYTES[config.optimizer.name] * student + TEACHER_BYTES * teacher) / shards
     if config.resources.accumulate_unsharded:
         per_worker += GRADIENT_BYTES * student

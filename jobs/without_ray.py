@@ -36,7 +36,9 @@ def on_these_ranks(config: "RunConfig") -> "RunConfig":
     """
     from tips_ray.config import RunConfig, override
 
-    return override(RunConfig, config.model_dump(mode="json"), {"resources.workers": ranks()})
+    return override(
+        RunConfig, config.model_dump(mode="json"), {"resources.workers": ranks(), "resources.min_workers": None}
+    )
 
 
 def checks(config: "RunConfig") -> dict[str, Callable[[], str]]:

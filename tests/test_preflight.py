@@ -7,6 +7,7 @@ from toy import toy_config
 from toy_run import tiny_run, write_scenes
 from toy_start import trained_run
 
+from jobs import ray_cluster
 from jobs.findings import Doubt, findings
 from jobs.preflight import config_fingerprint, preflight
 from jobs.sizes import model_sizes, parameters, row_bytes, schedule_sizes
@@ -141,3 +142,33 @@ def test_a_teacher_that_is_not_there_is_one_fault_and_one_that_is_counts(config,
     assert parameters(distilled("teacher"))[1] > parameters(config)[1]
     (fault,) = preflight(distilled("nowhere")).faults
     assert fault.startswith(f"objective.frozen_teacher ({tmp_path}/nowhere): there is neither")
+
+
+def _elastic(tmp_path, monkeypatch, have: dict[str, float], **values) -> str:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_cluster, "cluster_resources", lambda: have)
+    keys = {"resources__workers": 4, "resources__min_workers": 2, "global_batch_images": 32, **values}
+    return ray_cluster.resources_suffice(tiny_run(tmp_path, "data", **keys))
+
+
+def test_an_elastic_run_starts_with_the_workers_that_there_is_room_for(tmp_path, monkeypatch):
+    text = _elastic(tmp_path, monkeypatch, {"CPU": 4.0})
+    assert text.startswith("2 to 4 workers (of 2, 4); the cluster at 10.0.0.1:6379 has room for 3 beside the data")
+
+
+def test_an_elastic_run_below_its_fewest_workers_will_wait(tmp_path, monkeypatch):
+    with pytest.raises(Doubt, match="room for 1 beside the data stream and captioning: the run waits for more nodes"):
+        _elastic(tmp_path, monkeypatch, {"CPU": 2.0})
+
+
+def test_workers_only_have_room_on_nodes_of_their_role(tmp_path, monkeypatch):
+    text = _elastic(tmp_path, monkeypatch, {"CPU": 9.0, "train": 2.0, "data": 4.0}, resources__roles=True)
+    assert "has room for 2" in text
+
+
+def test_a_role_that_no_node_has_is_named(tmp_path, monkeypatch):
+    with pytest.raises(
+        Faults, match=r"the data stream need 1 of data, the cluster .* offers 0: lower them or turn roles"
+    ):
+        keys = {"resources__roles": True, "resources__min_workers": None}
+        _elastic(tmp_path, monkeypatch, {"CPU": 9.0, "train": 4.0}, **keys)

@@ -116,6 +116,10 @@ class ResourcesConfig(Schema):
     """Workers and what each holds."""
 
     workers: PositiveInt = 1
+    """Ranks that train; with `min_workers` the most of them."""
+    min_workers: PositiveInt | None = None
+    """Fewest that train; None: always `workers`. In between their number follows the nodes that there are, rounded down
+    to one that the global batch allows: they grow when a node joins and go on with what is left when one goes."""
     replicas: PositiveInt = 1
     """Copies of the weights (HSDP): each is cut over workers / replicas of them, instead of one over all.
 
@@ -123,14 +127,27 @@ class ResourcesConfig(Schema):
     gpus_per_worker: NonNegativeFloat = 0
     cpus_per_worker: NonNegativeFloat = 1
     max_failures: NonNegativeInt = 2
-    """Times that the workers start again from the newest checkpoint after one of them was lost, before the run stops.
-    An error that would come again (bad rows, a loss that is not finite) stops it at once."""
+    """Times in a row, without a new checkpoint in between, that the workers start again from the newest one after one
+    of them was lost, before the run stops. An error that would come again (bad rows, a loss that is not finite) stops
+    it at once."""
+    resize_seconds: PositiveFloat = 60
+    """(D) Shortest time between two looks at whether there is room for more workers; each growth costs a restart."""
+    poll_seconds: PositiveFloat = 1
+    """(D) How often workers, drained nodes and what nodes offer are looked at."""
+    placement_seconds: PositiveFloat = 10
+    """(D) Longest wait for the places of all workers, before the nodes are counted again."""
     data_cpus: PositiveInt = 1
     """CPUs that the data stream needs beside the workers; checked before the start."""
     captioners: PositiveInt = 1
     """Most captioner actors at a time, with `captions.source: live` and in `tips-ray caption`."""
     cpus_per_captioner: NonNegativeFloat = 1
     gpus_per_captioner: NonNegativeFloat = 0
+    leave_seconds: PositiveFloat = 120
+    """(D) Longest wait for workers that are to leave since nodes are gone, before they are stopped: the nodes may have
+    taken the data stream with them, without which no worker comes to the end of its step."""
+    roles: bool = False
+    """Nodes are told apart by Ray resources of these names: a worker takes one `train`, each task that makes views one
+    `data`, a captioner one `caption`. `ray start --resources='{"train": 8}'` offers them."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Compute type; weights are kept and gradients reduced in fp32."""
     accumulate_unsharded: bool = False
@@ -146,6 +163,16 @@ class ResourcesConfig(Schema):
     def _replicas_divide(self) -> Self:
         if self.workers % self.replicas:
             raise ValueError(f"replicas ({self.replicas}) must divide workers ({self.workers})")
+        return self
+
+    def role(self, name: Literal["train", "data", "caption"]) -> dict[str, float]:
+        """What a worker, a task or a captioner takes of a node to be placed there."""
+        return {name: 1.0} if self.roles else {}
+
+    @model_validator(mode="after")
+    def _fewest_are_fewer(self) -> Self:
+        if self.min_workers and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most workers ({self.workers})")
         return self
 
 
@@ -220,6 +247,27 @@ class RunConfig(TrainConfig):
                 f"micro_batch_images ({micro})"
             )
         return self
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """Numbers of workers that may train, the fewest first: those among which the global batch can be shared out."""
+        resources, given = self.resources, self.micro_batch_images
+        micro = given if isinstance(given, int) else 1 if given == "auto" else self.images_per_pass
+        shares, fewest = self.global_batch_images // micro, resources.min_workers or resources.workers
+        counts = range(fewest, resources.workers + 1)
+        return tuple(count for count in counts if shares % count == 0 and count % resources.replicas == 0)
+
+    @property
+    def cpus_beside_workers(self) -> float:
+        """Of the data stream, and of captioning beside training: its actors, a reader for them, and `data_cpus` again.
+
+        Ray divides what no stream has asked for evenly between the two: training gets its `data_cpus` when twice as
+        many are left.
+        """
+        resources = self.resources
+        if self.captions.source != "live":
+            return resources.data_cpus
+        return 2 * resources.data_cpus + resources.captioners * resources.cpus_per_captioner + 1
 
     @property
     def images_per_pass(self) -> int:

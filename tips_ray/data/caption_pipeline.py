@@ -88,6 +88,7 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
             compute=ActorPoolStrategy(min_size=1, max_size=resources.captioners),
             num_cpus=resources.cpus_per_captioner,
             num_gpus=resources.gpus_per_captioner,
+            resources=resources.role("caption"),
         )
     )
     stream.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=_limits(inputs))

@@ -58,7 +58,7 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
             compute=TaskPoolStrategy(WINDOWS_AT_ONCE * config.resources.data_cpus),
             num_cpus=0,  # it mostly waits, and a CPU held by it would be missing for views: with one CPU, for ever
         )
-        .map_batches(make_views, batch_size=rows, batch_format="pyarrow")
+        .map_batches(make_views, batch_size=rows, batch_format="pyarrow", resources=config.resources.role("data"))
         .repartition(target_num_rows_per_block=rows, strict=True)  # Ray joins the two: views get full batches
     )
 

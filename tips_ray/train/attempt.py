@@ -9,11 +9,13 @@ import torch
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
-from tips_ray.distributed import world_size
+from tips_ray.distributed import gather_objects, world_size
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint, newest_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
+from tips_ray.train.planned import PlannedStop
+from tips_ray.train.restart import Restart
 from tips_ray.train.sink import Report, RunInputs, RunSink
 from tips_ray.train.start import begin, unloaded_teacher
 from tips_ray.train.state import TrainState, new_state
@@ -40,7 +42,13 @@ def resumed_step(run: RunInputs) -> int:
     return found.step
 
 
-def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, report: Report) -> None:
+def run_attempt(
+    run: RunInputs,
+    device: torch.device,
+    open_stream: OpenStream,
+    report: Report,
+    asked: Callable[[], str] = lambda: "",
+) -> None:
     """Train from where the stream begins to the end; every rank calls this.
 
     Args:
@@ -48,23 +56,36 @@ def run_attempt(run: RunInputs, device: torch.device, open_stream: OpenStream, r
         device: of this rank.
         open_stream: called once the networks stand.
         report: told of checkpoints.
+        asked: why this rank is to leave, empty while it is not.
+
+    Raises:
+        PlannedStop: a rank was asked to leave; all that was done is saved, and all ranks raise.
     """
-    config = run.config
+    config, restart = run.config, Restart()
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
-    state = prepared_state(config, device)
-    first_step, stream = open_stream()
-    begun_from = None
-    if first_step:
-        load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
-    else:
-        begun_from = begin(state, config)
-    sink = RunSink(run, state.step, device, report, begun_from)
+    with restart.part("load"):
+        state = prepared_state(config, device)
+    with restart.part("data"):
+        first_step, stream = open_stream()
+    with restart.part("load"):
+        begun_from = _filled(state, run, first_step)
+        sink = RunSink(run, state.step, device, report, begun_from, restart)
     try:
-        train(state, _steps(state, config, device, stream, sink), config, sink)
+        train(state, _steps(state, config, device, stream, sink), config, sink, asked)
     except Exception as error:
         sink.note_failure(state.step, error)
         raise
     sink.close()
+    if state.step < config.schedule.total_steps:
+        raise PlannedStop(next(filter(None, gather_objects(asked()))))
+
+
+def _filled(state: TrainState, run: RunInputs, first_step: int) -> dict[str, dict[str, Any]] | None:
+    """With the checkpoint of the first step, or with what a new run begins with, which is returned."""
+    if not first_step:
+        return begin(state, run.config)
+    load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
+    return None
 
 
 def prepared_state(config: RunConfig, device: torch.device) -> TrainState:
@@ -99,4 +120,5 @@ def _steps(
         micro_batches.append(batch_from(columns).to(device))
         if len(micro_batches) == passes:
             yield micro_batches
+            sink.note_step()
             micro_batches = []

@@ -10,6 +10,7 @@ from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import gather_objects
 from tips_ray.train.health import Health
+from tips_ray.train.planned import Agreement
 from tips_ray.train.state import TrainState
 from tips_ray.train.step import BadStepError, train_step
 
@@ -25,8 +26,8 @@ class BadStepSink(Protocol):
 class Guard:
     """Steps of a run, each judged on all ranks before its update."""
 
-    def __init__(self, config: RunConfig, sink: BadStepSink) -> None:
-        self.config, self.sink = config, sink
+    def __init__(self, config: RunConfig, sink: BadStepSink, agreement: Agreement) -> None:
+        self.config, self.sink, self.agreement = config, sink, agreement
 
     def step(self, state: TrainState, micro_batches: Sequence[Batch], health: Health) -> dict[str, Tensor]:
         """One step, done or skipped; returns what `train_step` does.
@@ -34,8 +35,9 @@ class Guard:
         Raises:
             FloatingPointError: the step is bad and may not be skipped; all ranks raise, and the state is as before it.
         """
+        unsharded = self.config.resources.accumulate_unsharded
         try:
-            return train_step(state, micro_batches, self.config, self.config.resources.accumulate_unsharded, health)
+            return train_step(state, micro_batches, self.config, unsharded, health, self.agreement)
         except BadStepError as bad:
             uri = self.sink.save_bad_step(state, micro_batches, self._facts(state, bad))
             self._require_skippable(state, bad, uri)

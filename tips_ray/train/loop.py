@@ -1,7 +1,7 @@
 """The training loop: one rank's view, without Ray. G images per step over all ranks."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from tips_ray.train.collapse import CollapseJudge
 from tips_ray.train.flops import Utilization
 from tips_ray.train.guard import BadStepSink, Guard
 from tips_ray.train.health import Health
+from tips_ray.train.planned import Agreement
 from tips_ray.train.state import TrainState
 
 FEW_ROWS = 1_000
@@ -32,8 +33,16 @@ class Sink(BadStepSink, Protocol):
         ...
 
 
-def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig, sink: Sink) -> None:
-    """Advance `state` in place to `config.schedule.total_steps`.
+def train(
+    state: TrainState,
+    steps: Iterator[Sequence[Batch]],
+    config: RunConfig,
+    sink: Sink,
+    asked: Callable[[], str] = lambda: "",
+) -> None:
+    """Advance `state` in place to `config.schedule.total_steps`, or until a rank is asked to leave.
+
+    All ranks then do one more step together, which is logged and saved, and return.
 
     All judgements are from means over ranks, so that all ranks raise at the same step and none is left waiting in a
     collective.
@@ -43,16 +52,19 @@ def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig
         steps: this rank's micro-batches of each step that is left, on the state's device.
         config: of the run.
         sink: every rank calls it equally often.
+        asked: why this rank is to leave, empty while it is not; called in every step.
 
     Raises:
         FloatingPointError: loss or gradient norm of a step is not finite, and `guard` does not skip it.
         ValueError: more than `data.max_bad_fraction` of the rows so far were bad, or a `CollapseError`.
     """
     pace, bad_rows = _Pace(config), _BadRows(state.bad_rows, config)
-    guard, health, collapse = Guard(config, sink), Health(config.objective), CollapseJudge(config)
-    while state.step < config.schedule.total_steps:
+    agreement, is_leaving = Agreement(asked), False
+    guard, health, collapse = Guard(config, sink, agreement), Health(config.objective), CollapseJudge(config)
+    while state.step < config.schedule.total_steps and not is_leaving:
         micro_batches = pace.wait_for(steps)
-        is_logged, is_saved = _due(state.step + 1, config)
+        is_leaving = agreement.is_reached
+        is_logged, is_saved = _due(state.step + 1, config, is_leaving)
         health.expect(is_logged)
         metrics = guard.step(state, micro_batches, health)
         bad_rows.count(micro_batches)
@@ -69,9 +81,9 @@ def train(state: TrainState, steps: Iterator[Sequence[Batch]], config: RunConfig
                 sink.save(state, means)
 
 
-def _due(step: int, config: RunConfig) -> tuple[bool, bool]:
+def _due(step: int, config: RunConfig, is_leaving: bool) -> tuple[bool, bool]:
     """Whether `step` is logged, and saved; what is saved is logged too."""
-    is_saved = step == config.schedule.total_steps or step % config.checkpoint_every_steps == 0
+    is_saved = is_leaving or step == config.schedule.total_steps or step % config.checkpoint_every_steps == 0
     return is_saved or step == 1 or step % config.log_every_steps == 0, is_saved
 
 

@@ -1,8 +1,8 @@
 """`micro_batch_images: auto`: the most images per pass with which a step fits into a worker's memory.
 
 It is tried with a whole step on noise, each time in a process of its own, which leaves nothing behind. There a fake
-process group of all workers, whose collectives only allocate, makes weights, gradients and logits as large as on a
-worker, and no worker has to wait for one that ran out of memory. Losses and gradients do not depend on the outcome.
+process group of the fewest workers, whose collectives only allocate, makes weights, gradients and logits as large as on
+a worker, and no worker has to wait for one that ran out of memory. Losses and gradients do not depend on the outcome.
 """
 
 import json
@@ -31,7 +31,7 @@ from tips_ray.train.sink import RunInputs
 from tips_ray.train.step import BadStepError, train_step
 
 RECORD = "micro_batch.json"
-RESOURCES = ("workers", "replicas", "dtype", "accumulate_unsharded", "compile", "recompute")
+RESOURCES = ("workers", "min_workers", "replicas", "dtype", "accumulate_unsharded", "compile", "recompute")
 """Keys of `resources` that the memory of a step depends on."""
 HEADROOM = 0.1
 """(D) Share of a GPU's memory that a trial leaves free: for NCCL, pieces between allocations, checkpoints."""
@@ -98,7 +98,7 @@ def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
     """Whether a worker's step fits with `images` per pass; makes a process group, so there must be none yet."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(1 - HEADROOM, device)
-    dist.init_process_group("fake", store=HashStore(), rank=0, world_size=config.resources.workers)
+    dist.init_process_group("fake", store=HashStore(), rank=0, world_size=config.worker_counts[0])
     try:
         _try_step(config, images, device)
     except (torch.OutOfMemoryError, MemoryError):
@@ -115,7 +115,7 @@ def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
 def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
     state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
     fill_averages(state.optimizer)  # which in a run are there from the second step on
-    passes = config.global_batch_images // resources.workers // images
+    passes = config.global_batch_images // config.worker_counts[0] // images
     micro_batches = [batch_from(columns).to(device) for _ in range(passes)]
     health = Health(config.objective)
     health.expect(True)

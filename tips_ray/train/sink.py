@@ -17,6 +17,7 @@ from tips_ray.tracking import TrackingHandle
 from tips_ray.train.bad_step import save_bad_step
 from tips_ray.train.checkpoint import drop_old_checkpoints
 from tips_ray.train.machine import machine, versions
+from tips_ray.train.restart import Restart, attempt_before
 from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.saving import CheckpointWriter
 from tips_ray.train.state import TrainState
@@ -51,10 +52,17 @@ class RunSink:
         device: torch.device,
         report: Report,
         begun_from: dict[str, dict[str, Any]] | None = None,
+        restart: Restart | None = None,
     ) -> None:
-        """`begun_from`: the weights that a new run was given, as `tips_ray.train.start.begin` tells it."""
+        """
+        Args:
+            begun_from: the weights that a new run was given, as `tips_ray.train.start.begin` tells it.
+            restart: measures this start; None: nobody wants to know.
+        """
         self.run, self.report = run, report
         self.folder = RunFolder(run.uri, rank())
+        self._first_step, self._restart = step, restart
+        self._before = attempt_before(self.folder) if rank() == 0 and restart else None
         self.folder.drop_after(step)
         self.tracking = run.tracking if rank() == 0 else None
         self._samples: list[dict[str, Any]] = []
@@ -110,6 +118,14 @@ class RunSink:
             self.folder.log_rejects(rows)
             self._flush()
 
+    def note_step(self) -> None:
+        """A step is done; after the first of an attempt that follows another, an event tells what changed."""
+        if self._before and self._restart:
+            self._event(
+                "change", self._first_step, **self._restart.change(self._before, self._first_step, world_size())
+            )
+        self._before = None
+
     def rejects(self) -> str:
         """Read by rank 0 alone: every rank has written its bad rows before the last collective."""
         return gather_objects(self.folder.described_rejects() if rank() == 0 else None)[0]
@@ -125,6 +141,7 @@ class RunSink:
 
     def close(self) -> None:
         """The last checkpoint is there, and everything that waits is written."""
+        self.note_step()  # of an attempt of one step
         self._note_committed(wait=True)
         self._writer.close()
         self._flush_at_last()

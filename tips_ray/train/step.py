@@ -17,6 +17,7 @@ from tips_ray.models.networks import Embeddings, StudentOutputs
 from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
 from tips_ray.train.health import Health
 from tips_ray.train.optim import set_rates
+from tips_ray.train.planned import Agreement
 from tips_ray.train.schedules import (
     config_at,
     ema_momentum,
@@ -45,6 +46,7 @@ def train_step(
     config: TrainConfig,
     accumulate_unsharded: bool = False,
     health: Health | None = None,
+    agreement: Agreement | None = None,
 ) -> dict[str, Tensor]:
     """Advance `state` by one update; returns device scalars whose mean over ranks is the global batch's value.
 
@@ -56,6 +58,7 @@ def train_step(
         config: of the run.
         accumulate_unsharded: see `accumulate_gradients`.
         health: looks at the step's outputs.
+        agreement: of the ranks on leaving; they come to it at the same wait.
 
     Raises:
         BadStepError: one of the two is not finite.
@@ -68,7 +71,7 @@ def train_step(
     with record_function("optimizer"):
         grad_norm = clip_gradients(state, config)
         metrics = {**{f"loss/{name}": term for name, term in terms.items()}, "grad_norm": grad_norm}
-        _require_finite(state, metrics)
+        _require_finite(state, metrics, agreement or Agreement())
         _update_student(state, config)
     with record_function("ema"):
         update_teacher(state.teacher, state.student, ema_momentum(state.step, schedule.total_steps, objective))
@@ -174,9 +177,11 @@ def clip_gradients(state: TrainState, config: TrainConfig) -> Tensor:
     return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
 
 
-def _require_finite(state: TrainState, metrics: dict[str, Tensor]) -> None:
+def _require_finite(state: TrainState, metrics: dict[str, Tensor], agreement: Agreement) -> None:
     """A sum is not finite where a part of it is not, so that two numbers tell of all."""
-    judged = mean_over_ranks({name: metrics[name] for name in ("loss/total", "grad_norm")})
+    told = {name: metrics[name] for name in ("loss/total", "grad_norm")}
+    judged = mean_over_ranks({**told, "asked": agreement.vote(metrics["loss/total"])})
+    agreement.count(judged.pop("asked"))
     if not all(map(isfinite, judged.values())):
         state.optimizer.zero_grad(set_to_none=True)
         raise BadStepError(metrics, mean_over_ranks(metrics))

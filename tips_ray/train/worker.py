@@ -17,6 +17,7 @@ from ray.train import Checkpoint
 from tips_ray.data.pipeline import followed, tell_pace, training_stream
 from tips_ray.data.stream import StreamInputs
 from tips_ray.distributed import rank
+from tips_ray.train.adapter import asked_here
 from tips_ray.train.attempt import resumed_step, run_attempt
 from tips_ray.train.micro_batch import Found, find
 from tips_ray.train.run_folder import RunFolder
@@ -74,7 +75,7 @@ def _found_here(run: RunInputs) -> Found:
 def run_worker(job: dict[str, Any]) -> None:
     """Train from the step at which the stream begins to the end; every rank runs this."""
     inputs: WorkerInputs = job["inputs"]
-    run_attempt(inputs.run, ray.train.torch.get_device(), partial(_opened_stream, inputs.stream), _report)
+    run_attempt(inputs.run, ray.train.torch.get_device(), partial(_opened_stream, inputs.stream), _report, asked_here)
 
 
 def _opened_stream(inputs: StreamInputs) -> tuple[int, Iterator[dict[str, Any]]]:

@@ -1,0 +1,112 @@
+"""A Ray cluster of several nodes on this machine, whose nodes come and go while a run trains on it."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private.node import Node
+from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
+
+from jobs.pretrain import pretrain
+from tips_ray.config import RunConfig
+from tips_ray.train.run_folder import RunFolder
+
+STORE_BYTES = 100 << 20
+SETTINGS = {
+    "health_check_period_ms": 1000,  # a killed node is noticed after seconds instead of a quarter of a minute
+    "health_check_failure_threshold": 5,
+    "num_workers_soft_limit": 8,  # one per CPU else: with few CPUs nearly every task would start its own
+    "idle_worker_killing_time_threshold_ms": 60_000,
+}
+
+
+class Nodes:
+    """A head without CPUs, where the driver is, and nodes at 127.0.0.2, 127.0.0.3, ..."""
+
+    def __init__(self) -> None:
+        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        head |= {"gcs_server_port": _free_port(), "_system_config": SETTINGS}
+        self.cluster, self._count = Cluster(initialize_head=True, head_node_args=head), 1
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def add(self, cpus: int, resources: dict[str, float] | None = None) -> Node:
+        self._count += 1
+        place = f"127.0.0.{self._count}"
+        return self.cluster.add_node(
+            num_cpus=cpus, resources=resources, node_ip_address=place, object_store_memory=STORE_BYTES
+        )
+
+    def drain(self, node: Node, seconds: float) -> None:
+        """The notice of a spot machine that is taken away after so many seconds."""
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = int(1000 * (time.time() + seconds))
+        accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "test", deadline_ms)
+        assert accepted, why
+
+    def kill(self, node: Node) -> None:
+        """SIGKILL to its raylet, with which its workers end."""
+        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@contextmanager
+def nodes_of_cluster(monkeypatch: Any) -> Iterator[Nodes]:
+    """A cluster that RAY_ADDRESS names until the block ends."""
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    nodes = Nodes()
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    try:
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.cluster.shutdown()
+
+
+@contextmanager
+def running(config: RunConfig) -> Iterator[Future]:
+    """The run, in a thread: nodes must be added from the main one."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(pretrain, config)
+
+
+def wait_until(is_so: Callable[[], bool], run: Future, seconds: float = 300) -> None:
+    """
+    Raises:
+        AssertionError: it did not happen while the run went on.
+    """
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        if run.done():
+            raise AssertionError(f"the run has ended: {run.exception() or run.result()}")
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def wait_for_step(folder: RunFolder, step: int, run: Future) -> None:
+    wait_until(lambda: reached(folder) >= step, run)
+
+
+def reached(folder: RunFolder) -> int:
+    metrics = folder.read_metrics()
+    return metrics[-1]["step"] if metrics else 0
+
+
+def events(folder: RunFolder, kind: str) -> list[dict[str, Any]]:
+    return [event for event in folder.read_events() if event["kind"] == kind]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

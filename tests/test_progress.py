@@ -1,0 +1,33 @@
+"""What a run tells of its workers while it trains."""
+
+import pytest
+
+from jobs.progress import news, shown_progress
+from tips_ray.train.run_folder import RunFolder
+
+CHANGE = {"kind": "change", "step": 40, "from": 8, "to": 6, "steps_recomputed": 3, "seconds_lost": 21.4}
+
+
+@pytest.mark.parametrize(
+    ("event", "sentence"),
+    [
+        (CHANGE, "6 workers go on from step 40 (8 before); 3 steps again, 21 s lost"),
+        ({"kind": "stop", "cause": "lost: rank 3"}, "workers start again: lost: rank 3"),
+        ({"kind": "waiting", "room": 1, "min_workers": 2}, "there is room for 1, at least 2 must train"),
+        ({"kind": "idle", "workers": 4, "room": 5}, "4 workers train; 1 more would fit"),
+        ({"kind": "checkpoint"}, ""),
+    ],
+)
+def test_events_that_change_the_workers_are_sentences(event, sentence):
+    assert sentence in news(event) and bool(sentence) == bool(news(event))
+
+
+def test_only_what_happens_from_now_on_is_told(tmp_path, capsys):
+    folder = RunFolder(str(tmp_path))
+    folder.log_event("stop", None, cause="of an earlier driver")
+    with shown_progress(folder, total_steps=10):
+        capsys.readouterr()
+        while "starting workers" not in capsys.readouterr().out:
+            pass
+        folder.log_event("stop", None, cause="now")
+    assert capsys.readouterr().out == "workers start again: now\n"

@@ -1,0 +1,60 @@
+"""A driver that ends is started again, as long as that may help."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.failure import RunFailedError
+from jobs.supervise import TRIES, supervise
+from tips_ray.train.run_folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder(str(tmp_path / "run"))
+
+
+def _driver(tmp_path: Path, *endings: str) -> list[str]:
+    """A command that ends in another way at each start; it knows which by a file of as many bytes as starts."""
+    starts = tmp_path / "starts"
+    code = f"import os, sys, signal; n = os.path.getsize({str(starts)!r}) if os.path.exists({str(starts)!r}) else 0; "
+    code += f"open({str(starts)!r}, 'a').write('x'); exec({list(endings)!r}[n])"
+    return [sys.executable, "-c", code]
+
+
+def _starts(tmp_path: Path) -> int:
+    return (tmp_path / "starts").stat().st_size
+
+
+def _no_wait(seconds: float) -> None:
+    raise AssertionError("it is started again")
+
+
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def test_a_killed_driver_is_started_again_until_it_ends_well(folder, tmp_path):
+    waits: list[float] = []
+    assert supervise(_driver(tmp_path, KILLED, "sys.exit(1)", "sys.exit(2)", "pass"), folder, waits.append) == 0
+    assert _starts(tmp_path) == 4 and waits == [5, 10, 20]
+
+
+def test_a_mistake_at_the_first_start_is_not_tried_again(folder, tmp_path):
+    assert supervise(_driver(tmp_path, "sys.exit(2)"), folder, _no_wait) == 2
+
+
+def test_an_interrupted_driver_is_not_started_again(folder, tmp_path):
+    assert supervise(_driver(tmp_path, "sys.exit(130)"), folder, _no_wait) == 130
+
+
+def test_a_run_without_progress_is_given_up(folder, tmp_path):
+    with pytest.raises(RunFailedError, match="failed 5 times without a new checkpoint, the last time with code -9"):
+        supervise(_driver(tmp_path, *[KILLED] * TRIES), folder, lambda seconds: None)
+    assert _starts(tmp_path) == TRIES
+
+
+def test_an_error_that_would_come_again_is_not_tried_again(folder, tmp_path):
+    log = f"from tips_ray.train.run_folder import RunFolder; folder = RunFolder({folder.uri!r}); "
+    log += "folder.log_event('failure', 3, error='bad rows', type='ValueError', is_final=True); sys.exit(1)"
+    assert supervise(_driver(tmp_path, log), folder, _no_wait) == 1

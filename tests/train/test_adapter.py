@@ -1,0 +1,134 @@
+"""Ray's internals are as we know them, and our two policies decide as they should; no cluster."""
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, elastic
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
+from toy_run import tiny_run
+
+from tips_ray.config import RunConfig
+from tips_ray.train import adapter
+from tips_ray.train.adapter import CountedFailures, PlannedScaling
+from tips_ray.train.planned import PlannedStop
+from tips_ray.train.run_folder import RunFolder
+
+LOST = WorkerGroupError("", {1: WorkerHealthCheckFailedError("gone", RuntimeError("gone")), 0: RuntimeError("echo")})
+LEFT = WorkerGroupError("", {0: PlannedStop("room for 3 workers instead of 2")})
+
+
+@pytest.fixture
+def config(tmp_path) -> RunConfig:
+    keys = {"resources__workers": 4, "resources__min_workers": 2, "resources__poll_seconds": 0.01}
+    return tiny_run(tmp_path, "data", **keys, global_batch_images=32)
+
+
+@pytest.fixture
+def policy(config, tmp_path, monkeypatch) -> PlannedScaling:
+    monkeypatch.setattr(adapter, "draining_nodes", dict)
+    scaling = ScalingConfig(num_workers=(2, 4), elastic_resize_monitor_interval_s=0)
+    policy = PlannedScaling(scaling, config, str(tmp_path / "run"))
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    return policy
+
+
+def _offer(policy: PlannedScaling, monkeypatch: Any, workers: int, cpus: int, beside: int = 0) -> None:
+    """Node `a`, of whose CPUs the coordinator has reserved those of so many workers; `b` has CPUs beside them."""
+    policy._latest_reserved_resources = {"a": {"CPU": float(workers)}}
+    monkeypatch.setattr(policy, "_get_reserved_resources", lambda: policy._latest_reserved_resources)
+    sizes = {"a": float(cpus), "b": float(beside)}
+    nodes = [{"Alive": True, "NodeID": name, "Resources": {"CPU": size}} for name, size in sizes.items()]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+
+def _kinds(policy: PlannedScaling) -> list[tuple[str, int]]:
+    return [(event["kind"], event["room"]) for event in RunFolder(policy.run_uri).read_events()]
+
+
+def test_the_places_that_we_reach_into_are_there():
+    assert ray.__version__.startswith(adapter.WRITTEN_FOR)
+    source = inspect.getsource(DataParallelTrainer.fit)
+    assert "self._initialize_and_run_controller(" in source
+    assert "scaling_policy=" in source and "failure_policy=" in source
+
+
+def test_another_ray_is_refused(monkeypatch):
+    monkeypatch.setattr(ray, "__version__", "2.61.0")
+    with pytest.raises(ValueError, match=r"ray 2.61.0 is installed, .* knows the internals of 2.60.x: pip install"):
+        adapter.require_ray()
+
+
+def test_the_global_batch_is_shared_out_among_two_and_four_but_not_three(config):
+    assert config.worker_counts == (2, 4)
+
+
+def test_room_for_three_starts_two_and_names_the_idle_one(policy, monkeypatch):
+    _offer(policy, monkeypatch, workers=3, cpus=8)
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
+    assert _kinds(policy) == [("idle", 3)]
+
+
+def test_the_data_stream_keeps_its_cpus(policy, monkeypatch):
+    _offer(policy, monkeypatch, workers=4, cpus=4)
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
+
+
+def test_below_the_fewest_it_waits_and_says_so_once(policy, monkeypatch):
+    _offer(policy, monkeypatch, workers=1, cpus=8)
+    for _ in range(3):
+        assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert _kinds(policy) == [("waiting", 1)]
+
+
+def test_a_drained_node_has_no_room(policy, monkeypatch):
+    _offer(policy, monkeypatch, workers=4, cpus=8, beside=8)
+    monkeypatch.setattr(adapter, "draining_nodes", lambda: {"a": 0})
+    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+
+
+def test_a_running_group_is_asked_and_not_torn_down(policy, monkeypatch):
+    _offer(policy, monkeypatch, workers=4, cpus=8)
+    asked: list[str] = []
+    place = SimpleNamespace(node_id="a")
+    worker = SimpleNamespace(metadata=place, execute_async=lambda ask, reason: asked.append(reason))
+    group = SimpleNamespace(start_time=0.0, num_workers=2, workers=[worker, worker])
+    assert isinstance(policy.make_decision_for_running_worker_group(group, None), NoopDecision)
+    assert asked == ["room for 4 workers instead of 2"] * 2
+
+
+def test_a_group_that_lost_its_data_and_does_not_leave_is_stopped(policy, monkeypatch):
+    _offer(policy, monkeypatch, workers=2, cpus=8)
+    clock = iter([0.0, 0.0, 121.0])
+    monkeypatch.setattr(adapter.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(elastic, "time_monotonic", lambda: 1.0)
+    worker = SimpleNamespace(metadata=SimpleNamespace(node_id="a"), execute_async=lambda ask, reason: None)
+    group = SimpleNamespace(start_time=0.0, num_workers=4, workers=[worker] * 4)
+    assert isinstance(policy.make_decision_for_running_worker_group(group, None), NoopDecision)
+    decision = policy.make_decision_for_running_worker_group(group, None)
+    assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
+    event = RunFolder(policy.run_uri).read_events()[0]
+    assert event["cause"] == "room for 2 workers instead of 4, and they do not leave"
+
+
+def test_planned_stops_are_not_counted_as_failures(tmp_path):
+    failures = CountedFailures(FailureConfig(max_failures=1), str(tmp_path))
+    decisions = [failures.make_decision(error) for error in (LEFT, LEFT, LOST, LEFT, LOST)]
+    assert decisions == [FailureDecision.RETRY] * 4 + [FailureDecision.RAISE]
+    causes = [event["cause"] for event in RunFolder(str(tmp_path)).read_events()]
+    assert causes == ["room for 3 workers instead of 2"] * 2 + ["lost: rank 1", "room for 3 workers instead of 2"]
+
+
+def test_a_checkpoint_since_the_last_failure_makes_it_forgotten(tmp_path, monkeypatch):
+    failures, steps = CountedFailures(FailureConfig(max_failures=1), str(tmp_path)), iter([0, 10, 20, 20])
+    monkeypatch.setattr(adapter, "newest_step", lambda uri: next(steps))
+    decisions = [failures.make_decision(LOST) for _ in range(4)]
+    assert decisions == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]

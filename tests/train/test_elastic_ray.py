@@ -1,0 +1,115 @@
+"""Runs on a cluster whose nodes come, are drained and are killed while they train."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nodes import Nodes, events, nodes_of_cluster, running, wait_for_step, wait_until
+from toy_run import metrics_of_run, tiny_run, write_scenes
+
+from jobs import without_ray
+from tips_ray.config import RunConfig
+from tips_ray.data.index import index_of, run_order
+from tips_ray.train.run_folder import RunFolder
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+STEPS = 30  # over which fp32 on other numbers of workers stays within TOLERANCE
+TOLERANCE = 1e-5
+TRAIN, DATA = {"train": 1.0}, {"data": 1.0}
+PACE = {"roles": True, "min_workers": 1, "resize_seconds": 1, "poll_seconds": 0.5, "placement_seconds": 5}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return write_scenes(tmp_path_factory.mktemp("elastic") / "scenes", 40)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> RunFolder:
+    """The same run in one process."""
+    config = _run(tmp_path_factory.mktemp("undisturbed"), data)
+    uri = without_ray.pretrain(without_ray.on_these_ranks(config))
+    assert uri
+    return RunFolder(uri)
+
+
+@pytest.fixture
+def nodes(monkeypatch) -> Iterator[Nodes]:
+    with nodes_of_cluster(monkeypatch) as nodes:
+        yield nodes
+
+
+def _run(storage: Path, data: str, **values: Any) -> RunConfig:
+    sizes = {"global_batch_images": 64, "schedule__total_steps": STEPS, "checkpoint_every_steps": 10}
+    pace = {f"resources__{key}": value for key, value in PACE.items()}
+    return tiny_run(storage, data, **{**sizes, **pace, "micro_batch_images": 32, "data__log_samples": True, **values})
+
+
+def _assert_same(folder: RunFolder, config: RunConfig, undisturbed: RunFolder) -> None:
+    """Every step held its batch, whoever did it, and came to the same losses."""
+    index = index_of(config.data, f"{config.storage}/index")
+    order = run_order(index, config.data, config.seed, config.global_batch_images)
+    lines = folder.read_samples()
+    for step in range(STEPS):
+        found = sorted(place for line in lines if line["step"] == step for place in line["positions"])
+        assert found == order.batch(step).position_N.tolist()
+    assert [line["step"] for line in folder.read_metrics()] == list(range(1, STEPS + 1))
+    for line, its in zip(metrics_of_run(folder), metrics_of_run(undisturbed), strict=True):
+        assert line == pytest.approx(its, rel=TOLERANCE, abs=1e-7)
+
+
+def _changes(folder: RunFolder) -> list[tuple[int, int]]:
+    return [(event["from"], event["to"]) for event in events(folder, "change")]
+
+
+def test_a_run_waits_for_its_fewest_workers_and_grows_with_a_node_without_doing_a_step_twice(
+    nodes, data, undisturbed, tmp_path
+):
+    config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+    nodes.add(1, DATA)
+    with running(config) as run:
+        wait_until(lambda: bool(events(folder, "waiting")), run)
+        nodes.add(1, TRAIN)
+        wait_for_step(folder, 2, run)
+        nodes.add(1, TRAIN)
+        run.result()
+    waiting, change = events(folder, "waiting")[0], events(folder, "change")[0]
+    assert (waiting["room"], waiting["min_workers"]) == (0, 1)
+    assert _changes(folder) == [(1, 2)] and change["steps_recomputed"] == 0
+    assert change["cause"] == "room for 2 workers instead of 1"
+    assert not events(folder, "failure")
+    _assert_same(folder, config, undisturbed)
+
+
+def test_a_drained_node_is_left_before_its_deadline_without_doing_a_step_twice(nodes, data, undisturbed, tmp_path):
+    config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+    nodes.add(1, DATA)
+    nodes.add(1, TRAIN)
+    leaving = nodes.add(1, TRAIN)
+    with running(config) as run:
+        wait_for_step(folder, 2, run)
+        nodes.drain(leaving, seconds=600)  # that the run goes on before it, shows that nobody waits for it
+        wait_until(lambda: bool(events(folder, "change")), run)
+        nodes.kill(leaving)
+        run.result()
+    change = events(folder, "change")[0]
+    assert _changes(folder) == [(2, 1)] and change["steps_recomputed"] == 0
+    assert change["cause"].startswith("drain: ")
+    _assert_same(folder, config, undisturbed)
+
+
+def test_a_run_that_loses_a_node_goes_on_with_what_is_left(nodes, data, undisturbed, tmp_path):
+    config, folder = _run(tmp_path, data, checkpoint_every_steps=5), RunFolder(f"{tmp_path}/tiny")
+    nodes.add(1, DATA)
+    nodes.add(1, TRAIN)
+    lost = nodes.add(1, TRAIN)
+    with running(config) as run:
+        wait_for_step(folder, 7, run)
+        nodes.kill(lost)
+        run.result()
+    change = events(folder, "change")[0]
+    assert _changes(folder) == [(2, 1)] and change["cause"].startswith("lost: rank")
+    assert change["step"] % 5 == 0 and 0 < change["step"] and change["steps_recomputed"] <= 10
+    assert sum(change["seconds"].values()) == pytest.approx(change["seconds_lost"], abs=0.01)
+    _assert_same(folder, config, undisturbed)

@@ -1,0 +1,107 @@
+"""A planned change: ranks that are asked to leave agree, do one more step, save it and go."""
+
+import itertools
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from toy import TOY, toy_batch
+
+from tips_ray.config import RunConfig, override
+from tips_ray.distributed import rank, world_size
+from tips_ray.train.loop import train
+from tips_ray.train.restart import Restart, attempt_before
+from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.state import TrainState, new_state
+
+IMAGES = 4
+
+
+class Saves:
+    """A sink that keeps the steps that were logged and saved."""
+
+    def __init__(self) -> None:
+        self.logged: list[int] = []
+        self.saved: list[int] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.logged.append(step)
+
+    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+        self.saved.append(state.step)
+
+    def save_bad_step(self, state, micro_batches, facts) -> str:
+        raise AssertionError("no step of this file is bad")
+
+    def rejects(self) -> str:
+        raise AssertionError("no row of this file is bad")
+
+
+def _config() -> RunConfig:
+    run = {"name": "toy", "data": {"sources": [{"uri": "x"}]}, "log_every_steps": 4, "checkpoint_every_steps": 8}
+    sizes = {"global_batch_images": IMAGES * world_size(), "resources": {"workers": world_size()}}
+    return override(RunConfig, {**TOY, **run, **sizes}, {"schedule.total_steps": 10})
+
+
+def _trained(asked_at: int, asked_rank: int = 0) -> tuple[int, Saves]:
+    state, sink = new_state(_config()), Saves()
+    steps = ([toy_batch(IMAGES, seed).to("cpu", torch.float32)] for seed in itertools.count())
+    train(state, steps, _config(), sink, lambda: "go" if rank() == asked_rank and state.step >= asked_at else "")
+    return state.step, sink
+
+
+def test_a_rank_that_is_asked_leaves_after_one_more_step_which_is_saved():
+    step, sink = _trained(asked_at=5)
+    assert step == 7 and sink.saved == [7] and sink.logged == [1, 4, 7]
+
+
+def test_who_is_asked_at_the_end_ends_as_ever():
+    step, sink = _trained(asked_at=9)
+    assert step == 10 and sink.saved == [8, 10]
+
+
+@pytest.mark.heavy
+def test_all_ranks_leave_at_the_same_step_when_one_is_asked():
+    run_on_ranks(2, _check_all_leave)
+
+
+def _check_all_leave() -> None:
+    step, sink = _trained(asked_at=2, asked_rank=1)
+    assert step == 4 and sink.saved == [4]
+
+
+def _folder(tmp_path) -> RunFolder:
+    folder = RunFolder(str(tmp_path))
+    folder.log_event("start", 0, workers=4)
+    folder.log_event("checkpoint", 8, uri="", seconds=1, stall_ms=1)
+    folder.log_metrics(11, {"loss/total": 1.0})
+    return folder
+
+
+def test_a_first_attempt_has_none_before_it(tmp_path):
+    assert attempt_before(RunFolder(str(tmp_path))) is None
+
+
+def test_a_change_counts_the_steps_since_the_checkpoint_and_all_seconds(tmp_path):
+    folder = _folder(tmp_path)
+    folder.log_event("stop", None, cause="lost: rank 3", planned=False)
+    restart, before = Restart(), attempt_before(folder)
+    assert before and (before.workers, before.step, before.cause) == (4, 11, "lost: rank 3")
+    with restart.part("load"):
+        pass
+    change = restart.change(before, resumed_from=8, workers=2)
+    assert (change["from"], change["to"], change["steps_recomputed"]) == (4, 2, 3)
+    assert set(change["seconds"]) == {"detect", "restart", "load", "step"}
+    assert sum(change["seconds"].values()) == pytest.approx(change["seconds_lost"], abs=0.01)
+
+
+def test_where_nobody_told_of_the_end_the_driver_was_lost(tmp_path):
+    before = attempt_before(_folder(tmp_path))
+    assert before and before.cause == "the driver was lost"
+
+
+def test_a_run_that_ended_was_started_again(tmp_path):
+    folder = _folder(tmp_path)
+    folder.log_event("end", None, status="FAILED")
+    before = attempt_before(folder)
+    assert before and before.cause == "started again after the run ended (FAILED)"

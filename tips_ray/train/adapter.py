@@ -1,0 +1,240 @@
+"""All of Ray Train's internals that we touch: when the group of workers changes, and how a failure is counted.
+
+Ray's own policy tears workers down at any moment and computes the steps since the last checkpoint again. Ours asks the
+ranks to leave (`planned`): they save, raise `PlannedStop`, and the group starts again with the workers that there are.
+A node that is drained asks them in the same way.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Collection
+from typing import Any
+
+import ray
+import ray._private.state
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    HEAD_NODE_RESOURCE_LABEL,
+    _AutoscalingCoordinatorActor,
+)
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tips_ray import storage
+from tips_ray.config import RunConfig
+from tips_ray.train import planned
+from tips_ray.train.checkpoint import list_checkpoints
+from tips_ray.train.planned import PlannedStop
+from tips_ray.train.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+WRITTEN_FOR = "2.60."
+MOST_CHARACTERS = 200
+"""Of an error in a cause."""
+
+
+def require_ray() -> None:
+    """
+    Raises:
+        ValueError: another Ray is installed than the one whose internals we know.
+    """
+    if not ray.__version__.startswith(WRITTEN_FOR):
+        raise ValueError(
+            f"ray {ray.__version__} is installed, tips_ray/train/adapter.py knows the internals of {WRITTEN_FOR}x: "
+            f"pip install 'ray[train,data,tune,default]=={WRITTEN_FOR}*'"
+        )
+
+
+def shorten_waits(config: RunConfig) -> None:
+    """Ray's timers, which make most of an outage: set before `fit`; what a user has set stays."""
+    resources = config.resources
+    seconds = {
+        constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR: resources.poll_seconds,
+        constants.PREEMPTION_POLL_INTERVAL_S_ENV_VAR: resources.poll_seconds,
+        constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: resources.placement_seconds,
+    }
+    for name, value in seconds.items():
+        os.environ.setdefault(name, str(value))
+
+
+def start_coordinator(tick_seconds: float) -> None:
+    """The actor that counts nodes, on the head, before anybody makes it elsewhere and with a slow tick.
+
+    Ray pins it to the node of whoever asks first, and finds it by its name; without it no group changes any more.
+    """
+
+    class Coordinator(_AutoscalingCoordinatorActor):
+        TICK_INTERVAL_S = tick_seconds
+
+    head = next(node["NodeID"] for node in ray.nodes() if HEAD_NODE_RESOURCE_LABEL in node["Resources"])
+    name = "AutoscalingCoordinator"
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
+    place = NodeAffinitySchedulingStrategy(head, soft=False)
+    actor.options(
+        name=name, namespace=name, get_if_exists=True, lifetime="detached", scheduling_strategy=place
+    ).remote()
+
+
+class ElasticTrainer(TorchTrainer):
+    """A `TorchTrainer` with our two policies; its `ScalingConfig` says whether the number of workers is fixed."""
+
+    def __init__(self, *args: Any, config: RunConfig, run_uri: str, **kwargs: Any) -> None:
+        require_ray()
+        super().__init__(*args, **kwargs)
+        self._config, self._run_uri = config, run_uri
+
+    def _initialize_and_run_controller(self, **policies: Any) -> Any:
+        policies["failure_policy"] = CountedFailures(self.run_config.failure_config, self._run_uri)
+        if self.scaling_config.elasticity_enabled:
+            policies["scaling_policy"] = PlannedScaling(self.scaling_config, self._config, self._run_uri)
+        return super()._initialize_and_run_controller(**policies)
+
+
+class PlannedScaling(ElasticScalingPolicy):
+    """As many workers as there is room for and the global batch allows; a running group is asked to leave first."""
+
+    def __init__(self, scaling_config: Any, config: RunConfig, run_uri: str) -> None:
+        super().__init__(scaling_config)
+        self.config, self.run_uri = config, run_uri
+        self._told: dict[str, Any] = {}
+        self._room = 0
+        self._asked: tuple[float, float] | None = None
+        """Which group, by its start, and since when."""
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        if not isinstance(decision, ResizeDecision):
+            return decision
+        workers = worker_group_state.workers
+        is_drained = any(worker.metadata.node_id in draining_nodes() for worker in workers)
+        reason = f"room for {decision.num_workers} workers instead of {len(workers)}"
+        if decision.num_workers < len(workers) and not is_drained and self._is_stuck(worker_group_state.start_time):
+            note_event(self.run_uri, "stop", cause=f"{reason}, and they do not leave", planned=False)
+            return decision
+        for worker in workers:
+            worker.execute_async(planned.ask, f"drain: {reason}" if is_drained else reason)
+        return NoopDecision()
+
+    def _is_stuck(self, started: float) -> bool:
+        """The group of this start was asked to leave long ago; the data that it waits for may have gone with a node."""
+        if self._asked is None or self._asked[0] != started:
+            self._asked = started, time.monotonic()
+        return time.monotonic() - self._asked[1] > self.config.resources.leave_seconds
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, ResizeDecision):
+            self._tell_idle(decision.num_workers)
+            return decision
+        if self._latest_reserved_resources is not None:
+            self._tell("waiting", room=self._room, min_workers=self.config.worker_counts[0])
+        time.sleep(self.config.resources.poll_seconds)  # Ray asks again at once
+        return decision
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        """Below the fewest: 0, with which Ray waits."""
+        leaving = draining_nodes()
+        stays = {node: amounts for node, amounts in reserved_resources.items() if node not in leaving}
+        self._room = min(super()._count_possible_workers(stays), self._room_beside(leaving))
+        return max((count for count in self.config.worker_counts if count <= self._room), default=0)
+
+    def _room_beside(self, leaving: Collection[str]) -> int:
+        """Workers that leave their CPUs to the data stream and to captioning."""
+        resources = self.config.resources
+        if not resources.cpus_per_worker:
+            return resources.workers
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+        cpus = sum(node["Resources"].get("CPU", 0) for node in nodes) - self.config.cpus_beside_workers
+        return max(int(cpus // resources.cpus_per_worker), 0)
+
+    def _tell_idle(self, workers: int) -> None:
+        if self._room > workers:
+            self._tell("idle", room=self._room, workers=workers)
+        self._told = {}
+
+    def _tell(self, kind: str, **what: Any) -> None:
+        """An event, once for each wait and its numbers."""
+        if self._told != what:
+            note_event(self.run_uri, kind, **what)
+        self._told = what
+
+
+class CountedFailures(DefaultFailurePolicy):
+    """A planned stop is no failure, and a checkpoint since the last failure makes that one forgotten."""
+
+    def __init__(self, failure_config: Any, run_uri: str) -> None:
+        super().__init__(failure_config)
+        self.run_uri, self._saved_step = run_uri, -1
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
+            return super().make_decision(training_failed_error)
+        reason = planned_reason(training_failed_error)
+        decision = FailureDecision.RETRY if reason else self._counted(training_failed_error)
+        if decision == FailureDecision.RETRY:
+            note_event(self.run_uri, "stop", cause=reason or cause_of(training_failed_error), planned=bool(reason))
+        return decision
+
+    def _counted(self, error: TrainingFailedError) -> FailureDecision:
+        saved = newest_step(self.run_uri)
+        if saved > self._saved_step:
+            self._worker_group_failures, self._saved_step = 0, saved
+        return super().make_decision(error)
+
+
+def planned_reason(error: TrainingFailedError) -> str:
+    """Empty where a worker failed."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return next((str(failure) for failure in failures if isinstance(failure, PlannedStop)), "")
+
+
+def cause_of(error: TrainingFailedError) -> str:
+    """One line: a worker that is gone before what the others say of it."""
+    if isinstance(error, PreemptionError):
+        return "a node was taken away before its workers had saved"
+    assert isinstance(error, WorkerGroupError)
+    failures = sorted(error.worker_failures.items())
+    lost = [rank for rank, failure in failures if isinstance(failure, WorkerHealthCheckFailedError)]
+    if lost:
+        return f"lost: rank {', '.join(map(str, lost))}"
+    rank, failure = failures[0]
+    return f"rank {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:MOST_CHARACTERS]}"
+
+
+def newest_step(run_uri: str) -> int:
+    """Of the checkpoints of a run; -1 where there is none, or nobody can tell."""
+    try:
+        found = list_checkpoints(storage.join(run_uri, "checkpoints"))
+    except storage.StorageError:
+        return -1
+    return found[-1].step if found else -1
+
+
+def note_event(run_uri: str, kind: str, **what: Any) -> None:
+    """In the run folder, by the controller; while the storage is away, in its log alone."""
+    folder = RunFolder(run_uri)
+    try:
+        folder.log_event(kind, None, **what)
+        folder.flush()
+    except storage.StorageError as error:
+        log.warning("%s %s is not in the events: %s", kind, what, error)
+
+
+def draining_nodes() -> dict[str, int]:
+    """Ids of nodes that will go, and when, in milliseconds since 1970; 0: nobody knows."""
+    return dict(ray._private.state.state.get_draining_nodes())
+
+
+def asked_here() -> str:
+    """Why this worker is to leave: it was told, or a node of its group is drained; empty otherwise. No collective."""
+    info = get_train_context().preemption_context.preemption_info
+    if info is None:
+        return planned.asked()
+    ranks = ", ".join(map(str, info.preempted_ranks))
+    return f"drain: the node of rank {ranks} goes away"
