@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tips_ray.echo import is_echo
+
 if TYPE_CHECKING:
     from tips_ray.train.run_folder import RunFolder
 
 MOST_CHARACTERS = 600
 """Of a cause; its beginning says most."""
-ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "ProcessGroup", "Broken pipe")
-"""Words of the errors with which the other workers notice that one is gone."""
 
 
 class RunFailedError(Exception):
@@ -89,11 +89,6 @@ def told_by_cause() -> Iterator[None]:
         yield
     except RayError as error:
         raise root_cause(error) from None
-
-
-def is_echo(error: BaseException) -> bool:
-    """The error only says that another worker is gone."""
-    return any(word in str(error) for word in ECHOES)
 
 
 def described(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "config": set(),
+    "echo": set(),
     "distributed": set(),
     "keyed": set(),
     "batch": set(),
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     "report": {"storage", "train"},
     "captioning": {"config", "keyed", "storage"},
     "data": {"config", "keyed", "batch", "storage", "tokenizer", "captioning"},
-    "train": {"config", "distributed", "batch", "models", "objective", "storage", "data", "tracking"},
+    "train": {"config", "echo", "distributed", "batch", "models", "objective", "storage", "data", "tracking"},
 }
 
 

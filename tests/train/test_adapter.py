@@ -119,6 +119,12 @@ def test_a_group_that_lost_its_data_and_does_not_leave_is_stopped(policy, monkey
     assert event["cause"] == "room for 2 workers instead of 4, and they do not leave"
 
 
+def test_what_a_worker_says_of_another_that_is_gone_is_no_cause():
+    echo, own = RuntimeError("gloo: Connection reset by peer"), RuntimeError("no space left")
+    assert adapter.cause_of(WorkerGroupError("", {0: echo, 1: own})) == "rank 1: RuntimeError: no space left"
+    assert adapter.cause_of(WorkerGroupError("", {0: echo})) == "lost: a worker, as rank 0 noticed"
+
+
 def test_planned_stops_are_not_counted_as_failures(tmp_path):
     failures = CountedFailures(FailureConfig(max_failures=1), str(tmp_path))
     decisions = [failures.make_decision(error) for error in (LEFT, LEFT, LOST, LEFT, LOST)]

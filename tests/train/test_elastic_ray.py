@@ -109,7 +109,7 @@ def test_a_run_that_loses_a_node_goes_on_with_what_is_left(nodes, data, undistur
         nodes.kill(lost)
         run.result()
     change = events(folder, "change")[0]
-    assert _changes(folder) == [(2, 1)] and change["cause"].startswith("lost: rank")
+    assert _changes(folder) == [(2, 1)] and change["cause"].startswith("lost: ")
     assert change["step"] % 5 == 0 and 0 < change["step"] and change["steps_recomputed"] <= 10
     assert sum(change["seconds"].values()) == pytest.approx(change["seconds_lost"], abs=0.01)
     _assert_same(folder, config, undisturbed)

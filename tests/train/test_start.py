@@ -9,11 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy import toy_batch, toy_config
 from toy_model import toy_model
+from toy_run import tiny_run
 from toy_start import begun, numbers, released, sizes_of, trained_run
 
 from tips_ray import storage
+from tips_ray.train import attempt
+from tips_ray.train.attempt import run_attempt
 from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.saving import save_checkpoint
+from tips_ray.train.sink import RunInputs
 from tips_ray.train.start import begin
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step
@@ -236,3 +241,22 @@ def test_a_run_restored_while_heads_warm_up_goes_on_as_if_nothing_had_happened(t
     load_checkpoint(restored := new_state(config), found)
     expected = numbers(_trained(state, 3, config))
     torch.testing.assert_close(numbers(_trained(restored, 3, config)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.heavy
+def test_weights_that_do_not_fit_are_told_in_the_run_folder_and_end_the_run(tmp_path):
+    (told,) = run_on_ranks(1, _with_misfits, str(tmp_path))
+    (event,) = RunFolder(f"{tmp_path}/run").read_events()
+    assert (event["kind"], event["error"], event["is_final"]) == ("failure", "of another size", True)
+    assert told == "of another size"
+
+
+def _with_misfits(folder: str) -> str:
+    def refuse(state, config):
+        raise ValueError("of another size")
+
+    attempt.begin = refuse
+    run = RunInputs(tiny_run(Path(folder), "unused"), f"{folder}/run", {"data_fingerprint": "d"}, None)
+    with pytest.raises(ValueError) as error:
+        run_attempt(run, torch.device("cpu"), lambda: (0, iter(())), lambda uri, metrics: None)
+    return str(error.value)

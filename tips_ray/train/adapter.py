@@ -28,6 +28,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.echo import is_echo
 from tips_ray.train import planned
 from tips_ray.train.checkpoint import list_checkpoints
 from tips_ray.train.planned import PlannedStop
@@ -35,6 +36,8 @@ from tips_ray.train.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 WRITTEN_FOR = "2.60."
+FORGOTTEN_SECONDS = 60
+"""Three times the interval at which who lives asks again."""
 MOST_CHARACTERS = 200
 """Of an error in a cause."""
 
@@ -67,10 +70,15 @@ def start_coordinator(tick_seconds: float) -> None:
     """The actor that counts nodes, on the head, before anybody makes it elsewhere and with a slow tick.
 
     Ray pins it to the node of whoever asks first, and finds it by its name; without it no group changes any more.
+    What a driver has asked for is forgotten soon after it was killed, and not after Ray's three minutes: it would be
+    missing for the driver that goes on with the run.
     """
 
     class Coordinator(_AutoscalingCoordinatorActor):
         TICK_INTERVAL_S = tick_seconds
+
+        def request_resources(self, *args: Any, expire_after_s: float, **kwargs: Any) -> None:
+            super().request_resources(*args, expire_after_s=min(expire_after_s, FORGOTTEN_SECONDS), **kwargs)
 
     head = next(node["NodeID"] for node in ray.nodes() if HEAD_NODE_RESOURCE_LABEL in node["Resources"])
     name = "AutoscalingCoordinator"
@@ -203,7 +211,9 @@ def cause_of(error: TrainingFailedError) -> str:
     lost = [rank for rank, failure in failures if isinstance(failure, WorkerHealthCheckFailedError)]
     if lost:
         return f"lost: rank {', '.join(map(str, lost))}"
-    rank, failure = failures[0]
+    rank, failure = next((one for one in failures if not is_echo(one[1])), failures[0])
+    if is_echo(failure):
+        return f"lost: a worker, as rank {rank} noticed"
     return f"rank {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:MOST_CHARACTERS]}"
 
 

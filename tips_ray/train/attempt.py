@@ -9,14 +9,16 @@ import torch
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
-from tips_ray.distributed import gather_objects, world_size
+from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.models.networks import Student, Teacher
+from tips_ray.storage import StorageError
 from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint, newest_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
 from tips_ray.train.planned import PlannedStop
 from tips_ray.train.restart import Restart
-from tips_ray.train.sink import Report, RunInputs, RunSink
+from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.sink import Report, RunInputs, RunSink, note_failure
 from tips_ray.train.start import begin, unloaded_teacher
 from tips_ray.train.state import TrainState, new_state
 
@@ -82,10 +84,15 @@ def run_attempt(
 
 def _filled(state: TrainState, run: RunInputs, first_step: int) -> dict[str, dict[str, Any]] | None:
     """With the checkpoint of the first step, or with what a new run begins with, which is returned."""
-    if not first_step:
+    if first_step:
+        load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
+        return None
+    try:
         return begin(state, run.config)
-    load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
-    return None
+    except ValueError as error:  # of all ranks alike, such as weights that do not fit: another start would not help
+        if not (isinstance(error, StorageError) and error.may_pass):
+            note_failure(RunFolder(run.uri, rank()), 0, error)
+        raise
 
 
 def prepared_state(config: RunConfig, device: torch.device) -> TrainState:

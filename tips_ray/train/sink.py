@@ -131,13 +131,9 @@ class RunSink:
         return gather_objects(self.folder.described_rejects() if rank() == 0 else None)[0]
 
     def note_failure(self, step: int, error: Exception) -> None:
-        """An event of this rank; final: all ranks raise it alike, and would again. A save in flight may end."""
+        """An event, see the function; a save in flight may end."""
         self._writer.wait()
-        is_final = isinstance(error, (ValueError, FloatingPointError))
-        if rank() == 0 or not is_final:
-            what = {"error": str(error), "type": type(error).__name__, "is_final": is_final}
-            self.folder.log_event("failure", step, rank=rank(), **what)
-            self.folder.flush()
+        note_failure(self.folder, step, error)
 
     def close(self) -> None:
         """The last checkpoint is there, and everything that waits is written."""
@@ -187,3 +183,12 @@ class RunSink:
             if not error.may_pass:
                 raise
             log.warning("metrics and events wait: %s", error)
+
+
+def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
+    """An event of this rank; final: all ranks raise it alike, and would again."""
+    is_final = isinstance(error, (ValueError, FloatingPointError))
+    if rank() == 0 or not is_final:
+        what = {"error": str(error), "type": type(error).__name__, "is_final": is_final}
+        folder.log_event("failure", step, rank=rank(), **what)
+        folder.flush()
