@@ -1,9 +1,6 @@
-"""Semantic segmentation by linear probes on frozen patches. N images, L patches, D width, C classes, R learning rates.
+"""Semantic segmentation by linear probes on frozen patches. L patches, C classes, R learning rates, b of the images."""
 
-H W are those of a label map, which may differ from image to image: images are squashed to a square, labels are not.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,59 +8,86 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tips_ray.config.evaluation import SegmentationConfig
+from tips_ray.evaluation.dense import DenseExamples, squashed, upsampled
 from tips_ray.evaluation.metrics import confusion_matrix, mean_iou_of
 from tips_ray.evaluation.probe import LinearProbes, split_places, trained_probes
 
+_NO_CLASS = -100
+
+
+class Classes(NamedTuple):
+    """What labels mean."""
+
+    count: int
+    ignore_index: int | None
+    """Label of pixels that do not count."""
+
 
 class Segmentation(NamedTuple):
-    """What the chosen probe reaches on the test images."""
+    """What a task reaches on the test images."""
 
     scores: dict[str, float]
-    """`miou` and the chosen `learning_rate`."""
     predictions: list[Tensor]
-    """Classes, [H, W] each."""
+    """Classes, as large as the labels."""
 
 
 def linear_segmentation(
-    train_NLD: Tensor,
-    train_labels: Sequence[Tensor],
-    test_NLD: Tensor,
-    test_labels: Sequence[Tensor],
-    num_classes: int,
-    ignore_index: int | None,
-    config: SegmentationConfig,
-    seed: int = 0,
+    train: DenseExamples, test: DenseExamples, classes: Classes, config: SegmentationConfig, seed: int = 0
 ) -> Segmentation:
-    """BatchNorm and a linear map; mIoU at the labels' own size, of the learning rate that is best on held-out images.
-
-    Args:
-        train_NLD: patches on a square grid.
-        train_labels: integer [H, W] each.
-        test_NLD: as `train_NLD`.
-        test_labels: as `train_labels`.
-        num_classes: C.
-        ignore_index: label of pixels that do not count.
-        config: of the probes.
-        seed: of their start and batches.
+    """BatchNorm and a linear map; `miou` of the learning rate that is best on held-out training images.
 
     Raises:
-        ValueError: a label is out of range, or no pixel counts.
+        ValueError: a label is out of range, no pixel counts, or there are too few images to hold one out.
     """
-    target_NHW = _labels_of_size(train_labels, config.train_size_px)
-    ignored = -100 if ignore_index is None else ignore_index  # -100: cross_entropy's own, which no label is
+    for examples in (train, test):
+        pixels = torch.cat([labels.flatten() for labels in examples.targets])
+        confusion_matrix(torch.zeros_like(pixels), pixels, *classes)  # judges the labels, before any training
+    learned_n, held_out_m = split_places(len(train.patches_NLD), config.probe)
+    loss = _loss(train, classes, config.train_size_px)
+    probes = trained_probes(train.patches_NLD, learned_n, classes.count, loss, config.probe, seed)
+    held_out = train.at(held_out_m)
+    held_out_R = [
+        miou(_predicted(probes, probe, held_out), held_out.targets, classes)
+        for probe in range(len(config.probe.learning_rates))
+    ]
+    chosen = held_out_R.index(max(held_out_R))
+    predictions = _predicted(probes, chosen, test)
+    rate = config.probe.learning_rates[chosen]
+    return Segmentation({"miou": miou(predictions, test.targets, classes), "learning_rate": rate}, predictions)
+
+
+def miou(predictions: Iterable[Tensor], labels: Iterable[Tensor], classes: Classes) -> float:
+    """Over all images together, which may be of different sizes."""
+    pairs = zip(predictions, labels, strict=True)
+    return mean_iou_of(torch.stack([confusion_matrix(*pair, *classes) for pair in pairs]).sum(dim=0))
+
+
+def classes_of(rows_NLC: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The class with the largest value at each pixel of maps as large as `like`."""
+    pairs = zip(rows_NLC, like, strict=True)
+    return [upsampled(rows_LC[None], labels.shape).argmax(dim=1)[0] for rows_LC, labels in pairs]
+
+
+def _loss(train: DenseExamples, classes: Classes, size_px: int):
+    """Cross-entropy per pixel of the squashed labels; a batch that has none of a class counts like any other."""
+    labels_NHW = squashed(train.targets, size_px).long()
+    if classes.ignore_index is not None:
+        labels_NHW = labels_NHW.masked_fill(labels_NHW == classes.ignore_index, _NO_CLASS)
 
     def loss(logits_RbLC: Tensor, batch_b: Tensor) -> Tensor:
-        logits = upsampled(logits_RbLC.flatten(0, 1), target_NHW.shape[-2:]).unflatten(0, logits_RbLC.shape[:2])
-        return torch.stack([F.cross_entropy(one, target_NHW[batch_b], ignore_index=ignored) for one in logits])
+        labels_bHW = labels_NHW[batch_b]
+        pixels = (labels_bHW != _NO_CLASS).sum().clamp(min=1)
+        parts = [upsampled(logits_bLC, labels_bHW.shape[-2:]) for logits_bLC in logits_RbLC]
+        sums = [F.cross_entropy(part, labels_bHW, ignore_index=_NO_CLASS, reduction="sum") for part in parts]
+        return torch.stack(sums) / pixels
 
-    _check(train_labels, num_classes, ignore_index)
-    learned_n, held_out_m = split_places(len(train_NLD), config.probe)
-    probes = trained_probes(train_NLD, learned_n, num_classes, loss, config.probe, seed)
-    held_out = [train_labels[place] for place in held_out_m.tolist()]
-    chosen = max(
-        range(len(config.probe.learning_rates)),
-        key=lambda probe: _miou(predicted(probes, probe, train_NLD[held_out_m], held_out), held_out, ignore_index),
-    )
-    predictions = predicted(probes, chosen, test_NLD, test_labels)
-    scores = {"miou": _miou(predictions, test_labels, ignore_index), "learning_rate": config.probe.learning_rates[chosen]}
-    return Segmentation(scores, predictions)
+    return loss
+
+
+def _predicted(probes: LinearProbes, probe: int, examples: DenseExamples) -> list[Tensor]:
+    """Image by image, which bounds memory."""
+    found = []
+    for place, labels in enumerate(examples.targets):
+        logits_RbLC = probes(examples.patches_NLD[place : place + 1])
+        found += classes_of(logits_RbLC[probe], [labels])
+    return found
