@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer, dense_features
@@ -43,6 +43,11 @@ class Encoder(ABC):
         """Patches along one side."""
         return self.image_size_px // self.patch_size_px
 
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All that has weights."""
+
     @abstractmethod
     def features(self, images_BCHW: Tensor) -> Features: ...
 
@@ -78,6 +83,10 @@ class TipsEncoder(Encoder):
         """Both towers of a model."""
         return cls(model.image, model.text, model.tokenizer, image_size_px)
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.image,) if self.text is None else (self.image, self.text)
+
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor) -> Features:
         found = self.image(images_BCHW.to(device_of(self.image)))
@@ -96,6 +105,6 @@ class TipsEncoder(Encoder):
         return F.normalize(torch.cat(parts), dim=-1)
 
 
-def device_of(network: torch.nn.Module) -> torch.device:
+def device_of(network: nn.Module) -> torch.device:
     """Of its first parameter."""
     return next(network.parameters()).device

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tips_ray.evaluation.encoders import TEXTS_AT_ONCE, Encoder, Features, device_of
@@ -35,6 +35,10 @@ class TimmEncoder(Encoder):
         self._is_tips = "tips" in config["architecture"]
         self._mean_std = config["mean"], config["std"]
         self.embeddings = ("cls_web", "cls_synthetic") if self._is_tips else self._other_embeddings()
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.network,)
 
     def _other_embeddings(self) -> tuple[str, ...]:
         cls = ("cls",) if getattr(self.network, "cls_token", None) is not None else ()
@@ -74,6 +78,10 @@ class TransformersEncoder(Encoder):
         self._prefix_tokens = self._count_prefix_tokens()
         self.embeddings = ("pooled",) if self._has_text or not self._prefix_tokens else ("cls",)
         self.text_embeddings = self.embeddings if self._tokenizer else ()
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.network,)
 
     @torch.inference_mode()
     def _count_prefix_tokens(self) -> int:
