@@ -23,7 +23,7 @@ from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy,
 from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.dense import DenseExamples
 from tips_ray.evaluation.depth_bins import linear_depth, with_cls
-from tips_ray.evaluation.frozen import FrozenData
+from tips_ray.evaluation.features import FrozenData
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes, Segmentation, linear_segmentation
 from tips_ray.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_segmentation

@@ -15,7 +15,7 @@ from tips_ray import storage
 from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig, SuiteConfig
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.encoders import Encoder
-from tips_ray.evaluation.frozen import FrozenData
+from tips_ray.evaluation.features import FrozenData
 from tips_ray.evaluation.outcomes import TaskSkipped, outcome_of
 
 RESULTS = "results.json"
