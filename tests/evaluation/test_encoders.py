@@ -1,6 +1,7 @@
 """Every kind of MODEL gives the same small interface, and the numbers of its own library."""
 
 import json
+from typing import Any
 
 import pytest
 import timm
@@ -100,8 +101,8 @@ def test_released_files_give_texts_only_with_a_vocabulary(tmp_path):
 
 def test_a_vit_of_timm_is_standardised_as_it_was_trained(tmp_path):
     torch.manual_seed(0)
-    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
-    network = timm.create_model("vit_base_patch16_224", num_classes=0, **sizes).eval()
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    network: Any = timm.create_model("vit_base_patch16_224", num_classes=0, **sizes).eval()
     timm.models.save_for_hf(network, str(tmp_path), model_args=sizes)
     encoder = load_encoder(f"local-dir:{tmp_path}", 32)
     assert encoder.embeddings == ("cls",) and encoder.grid == 2
@@ -122,7 +123,13 @@ def test_dinov2_with_registers_gives_cls_and_patches_without_registers(tmp_path)
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
     torch.manual_seed(0)
-    sizes = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "image_size": 28,
+        "patch_size": 14,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     network = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes, num_register_tokens=3))
     _save(network, tmp_path)
     encoder = load_encoder(str(tmp_path))

@@ -48,15 +48,16 @@ def test_retrieval_with_several_captions_matches_the_reference():
 def test_segmentation_matches_the_reference_absent_and_merely_predicted_classes_included():
     arrays = _golden("seg")
     maps = arrays["in/pred"], arrays["in/label"]
-    rule = arrays["in/num_classes"].item(), arrays["in/ignore_index"].item()
+    rule = int(arrays["in/num_classes"]), int(arrays["in/ignore_index"])
     confusion = confusion_matrix(*maps, *rule)
     assert torch.equal(confusion, arrays["out/confusion"])
     torch.testing.assert_close(
         class_iou(confusion).float(), arrays["out/iou"].float(), atol=1e-6, rtol=0, equal_nan=True
     )
     assert mean_iou(*maps, *rule) == pytest.approx(arrays["out/miou"].item(), abs=1e-6)
-    assert mean_iou(*(array.numpy() for array in maps), *rule) == mean_iou(*maps, *rule)
-    assert torch.equal(sum(confusion_matrix(one, label, *rule) for one, label in zip(*maps, strict=True)), confusion)
+    assert mean_iou(maps[0].numpy(), maps[1].numpy(), *rule) == mean_iou(*maps, *rule)
+    parts = [confusion_matrix(one, label, *rule) for one, label in zip(*maps, strict=True)]
+    assert torch.equal(torch.stack(parts).sum(dim=0), confusion)
 
 
 def test_normals_match_the_reference_per_image_and_pooled():
@@ -71,7 +72,7 @@ def test_neighbours_vote_as_in_the_reference(monkeypatch):
     """Also where queries and bank are cut into parts."""
     arrays = _golden("knn")
     bank = arrays["in/train_features"], arrays["in/train_labels"]
-    temperature, classes = arrays["in/temperature"].item(), arrays["in/num_classes"].item()
+    temperature, classes = arrays["in/temperature"].item(), int(arrays["in/num_classes"])
     for chunks in ((256, 65_536), (7, 11), (1, 3)):
         monkeypatch.setattr(metrics, "QUERIES_AT_ONCE", chunks[0])
         monkeypatch.setattr(metrics, "CANDIDATES_AT_ONCE", chunks[1])
@@ -188,7 +189,7 @@ def test_wrong_segmentation_input_is_named(prediction, target, message):
     ],
 )
 def test_wrong_normals_are_named(prediction, target, message):
-    maps = (tensor(vector).view(1, 3, 1, 1) for vector in (prediction, target))
+    maps = tensor(prediction).view(1, 3, 1, 1), tensor(target).view(1, 3, 1, 1)
     with pytest.raises(ValueError, match=message):
         normals_rmse_degrees(*maps, torch.ones(1, 1, 1, dtype=torch.bool))
 

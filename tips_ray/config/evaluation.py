@@ -52,10 +52,10 @@ class ProbeConfig(Schema):
     weight_decay: NonNegativeFloat = 1e-4
     steps: PositiveInt = 400
     """(D) DINOv2: 40,000 for segmentation, 38,400 for depth, 12,500 for classification."""
-    warmup: float = Field(0.04, ge=0, lt=1)
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.04
     """Share of the steps in which the rate rises; then it falls linearly to 0."""
     batch_images: PositiveInt = 16
-    held_out: float = Field(0.2, gt=0, lt=1)
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """(D) Share of the training images that choose the learning rate. The test images never do."""
 
 

@@ -25,7 +25,7 @@ class TimmEncoder(Encoder):
         """
         import timm
 
-        sizes = {} if image_size_px is None else {"img_size": image_size_px}
+        sizes: dict[str, Any] = {} if image_size_px is None else {"img_size": image_size_px}
         self.network: Any = timm.create_model(name, pretrained=True, num_classes=0, **sizes).eval()
         config = self.network.pretrained_cfg
         if not hasattr(self.network, "num_prefix_tokens") or not hasattr(self.network, "patch_embed"):

@@ -175,7 +175,7 @@ def _flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 def _segmented(found: Segmentation, test: Examples, classes: Classes) -> Outcome:
     triples = zip(test.images_NSS3[:SHOWN_IMAGES], test.labels, found.predictions, strict=False)
     rows = [
-        [image.numpy(), *(pictures.overlay(image, labels, classes.count) for labels in pair)]
+        [image.numpy(), *(pictures.overlay(image, labels, classes.num_classes) for labels in pair)]
         for image, *pair in triples
     ]
     return Outcome(found.scores, {"segmentation": pictures.grid(rows)})

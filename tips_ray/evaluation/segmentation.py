@@ -18,7 +18,7 @@ _NO_CLASS = -100
 class Classes(NamedTuple):
     """What labels mean."""
 
-    count: int
+    num_classes: int
     ignore_index: int | None
     """Label of pixels that do not count."""
 
@@ -44,7 +44,7 @@ def linear_segmentation(
         confusion_matrix(torch.zeros_like(pixels), pixels, *classes)  # judges the labels, before any training
     learned_n, held_out_m = split_places(len(train.patches_NLD), config.probe)
     loss = _loss(train, classes, config.train_size_px)
-    probes = trained_probes(train.patches_NLD, learned_n, classes.count, loss, config.probe, seed)
+    probes = trained_probes(train.patches_NLD, learned_n, classes.num_classes, loss, config.probe, seed)
     held_out = train.at(held_out_m)
     held_out_R = [
         miou(_predicted(probes, probe, held_out), held_out.targets, classes)
