@@ -134,7 +134,8 @@ def test_the_depth_probe_finds_what_patches_know_and_leaves_out_what_is_too_far(
         targets[:, 2] = 0
         return DenseExamples(patches, list(targets))
 
-    config = DepthConfig(data="toy", probe=ProbeConfig(learning_rates=(1e-2, 5e-2), steps=80), train_size_px=9)
+    probe = ProbeConfig(learning_rates=(5e-2, 2e-1), steps=80)
+    config = DepthConfig(data="toy", probe=probe, train_size_px=9, num_bins=64)
     train, test = examples(40, 0), examples(8, 7)
     assert train.patches_NLD.shape[2] == 5
     found = linear_depth(train, test, config)
