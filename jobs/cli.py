@@ -21,6 +21,7 @@ COMMANDS = {
     "replay": "a bad step of a run again on one process, with its first bad tensor",
     "doctor": "what is missing on this machine, with the cure",
     "report": "the run folder as one HTML page",
+    "evaluate": "a run or any other encoder on segmentation, depth, retrieval, classification",
     "export": "released npz files or a transformers folder -> transformers or timm folder",
 }
 

@@ -15,9 +15,11 @@ from tips_ray.data.captions import Waiting, read_captions, with_captions
 from tips_ray.data.decode import decode
 from tips_ray.data.index import index_of
 from tips_ray.evaluation.depth import linear_depth_rmse
-from tips_ray.evaluation.features import image_features, text_features
+from tips_ray.evaluation.depth_bins import with_cls
+from tips_ray.evaluation.encoders import Features, TipsEncoder
+from tips_ray.evaluation.features import features_of
 from tips_ray.evaluation.retrieval import retrieval
-from tips_ray.models import ImageEncoder, ImageFeatures, TextEncoder, Tokenizer, load_tokenizer
+from tips_ray.models import Tokenizer, load_tokenizer
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
 from tips_ray.scenes import Scene, render_scene
 from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
@@ -38,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Scored:
-    features: ImageFeatures
+    features: Features
     text_ND: Tensor
     scores: dict[str, float]
 
@@ -55,7 +57,7 @@ def evaluate(
         raise ValueError(f"{folder} holds no checkpoint that verifies; train first")
     load_checkpoint(after, found)
     tokenizer = load_tokenizer(config.captions.tokenizer or storage.join(folder, "tokenizer.json"))
-    scored = [_score(_image_of(state), state.student.text, tokenizer, test, train) for state in (before, after)]
+    scored = [_score(_encoder(state, tokenizer), test, train) for state in (before, after)]
     scores = {"before": scored[0].scores, "after": scored[1].scores}
     return Found(scores, {"gallery": _gallery(config), **_parts(scored, test)}, _line(scores, test_scenes))
 
@@ -74,24 +76,22 @@ def _gallery(config: RunConfig) -> list[CaptionedImage]:
     ]
 
 
-def _image_of(state: TrainState) -> ImageEncoder:
-    """The teacher's encoder, which is what an export carries."""
-    return (state.teacher.image or state.student.image).eval()
+def _encoder(state: TrainState, tokenizer: Tokenizer) -> TipsEncoder:
+    """With the teacher's image encoder, which is what an export carries, at the size of the scenes."""
+    return TipsEncoder(state.teacher.image or state.student.image, state.student.text, tokenizer, IMAGE_PX)
 
 
-def _score(
-    image: ImageEncoder, text: TextEncoder, tokenizer: Tokenizer, test: list[Scene], train: list[Scene]
-) -> _Scored:
-    features, probe = (image_features(image, _pixels(scenes)) for scenes in (test, train))
+def _score(encoder: TipsEncoder, test: list[Scene], train: list[Scene]) -> _Scored:
+    features, probe = (features_of(encoder, _pixels(scenes)) for scenes in (test, train))
     synthetic, web = (
-        text_features(text.eval(), tokenizer(captions, text.config.max_tokens))
+        encoder.texts(captions)
         for captions in ([scene.synthetic_caption for scene in test], [scene.web_caption for scene in test])
     )
-    rows = IMAGE_PX // image.config.patch_size_px
-    depth = linear_depth_rmse(probe, _depth(train), features, _depth(test), (rows, rows))
+    train_NLD, test_NLD = (with_cls(found.patches_BLD, found.embeddings["cls_web"]) for found in (probe, features))
+    depth = linear_depth_rmse(train_NLD, _depth(train), test_NLD, _depth(test))
     by_cls = {
-        "synthetic": retrieval(features.cls_synthetic_BD, synthetic),
-        "web": retrieval(features.cls_web_BD, web),
+        "synthetic": retrieval(features.embeddings["cls_synthetic"], synthetic),
+        "web": retrieval(features.embeddings["cls_web"], web),
     }
     recalls = {f"{cls}/{name}": value for cls, found in by_cls.items() for name, value in found.items()}
     return _Scored(features, synthetic, {**recalls, "depth_rmse_m": depth})
@@ -107,7 +107,7 @@ def _parts(scored: list[_Scored], test: list[Scene]) -> dict[str, Any]:
         ProbeScore(names.get(name, name.replace("_", " ")), before.scores[name], value, not name.startswith("depth"))
         for name, value in after.scores.items()
     ]
-    similarity_NN = after.text_ND @ F.normalize(after.features.cls_synthetic_BD, dim=-1).T
+    similarity_NN = after.text_ND @ F.normalize(after.features.embeddings["cls_synthetic"], dim=-1).T
     return {
         "features": PatchFeatures(
             [scene.image_HWC for scene in shown], teacher_BHWD=maps.unflatten(1, (side, side)).numpy()

@@ -1,32 +1,53 @@
-"""Features of a frozen encoder over many images. N images, L patches, D width."""
+"""A data set as a frozen encoder sees it, encoded when a task first asks. N images, S side, L patches, D width."""
+
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from tips_ray.models import ImageEncoder, ImageFeatures, TextEncoder
-
-
-@torch.inference_mode()
-def image_features(encoder: ImageEncoder, images_NHWC: Tensor, batch_images: int = 64) -> ImageFeatures:
-    """Tokens of uint8 RGB images of one size, on the host.
-
-    Args:
-        encoder: left in the mode it was in; drop-path needs keys and is therefore off.
-        images_NHWC: uint8.
-        batch_images: images per pass.
-    """
-    device = next(encoder.parameters()).device
-    parts = []
-    for images_BHWC in images_NHWC.split(batch_images):
-        images_BCHW = images_BHWC.to(device).permute(0, 3, 1, 2).float() / 255
-        parts.append([feature.float().cpu() for feature in encoder(images_BCHW)])
-    return ImageFeatures(*(torch.cat(part) for part in zip(*parts, strict=True)))
+from tips_ray.evaluation.datasets import Dataset, Examples
+from tips_ray.evaluation.encoders import Encoder, Features
 
 
-@torch.inference_mode()
-def text_features(encoder: TextEncoder, token_ids_NT: Tensor, batch_texts: int = 256) -> Tensor:
-    """Unit-norm text embeddings [N, D], on the host."""
-    device = next(encoder.parameters()).device
-    parts = [encoder(ids_BT.to(device)).float().cpu() for ids_BT in token_ids_NT.split(batch_texts)]
-    return F.normalize(torch.cat(parts), dim=-1)
+def features_of(encoder: Encoder, images_NSS3: Tensor, batch_images: int = 64) -> Features:
+    """Of uint8 RGB images, fp32 on the host."""
+    parts = _by_batch(encoder.features, images_NSS3, batch_images)
+    embeddings = {
+        name: torch.cat([part.embeddings[name].float().cpu() for part in parts]) for name in encoder.embeddings
+    }
+    return Features(torch.cat([part.patches_BLD.float().cpu() for part in parts]), embeddings)
+
+
+def text_patches_of(encoder: Encoder, images_NSS3: Tensor, batch_images: int = 64) -> Tensor:
+    """[N, L, E], fp32 on the host."""
+    parts = _by_batch(encoder.text_patches, images_NSS3, batch_images)
+    return torch.cat([part.float().cpu() for part in parts])
+
+
+class FrozenData:
+    """All features stay in memory: N * L * D * 4 bytes."""
+
+    def __init__(self, encoder: Encoder, dataset: Dataset, batch_images: int) -> None:
+        self.encoder, self.dataset, self.batch_images = encoder, dataset, batch_images
+
+    @cached_property
+    def train(self) -> Features:
+        assert self.dataset.train is not None
+        return self._features(self.dataset.train)
+
+    @cached_property
+    def test(self) -> Features:
+        return self._features(self.dataset.test)
+
+    @cached_property
+    def test_text_patches(self) -> Tensor:
+        return text_patches_of(self.encoder, self.dataset.test.images_NSS3, self.batch_images)
+
+    def _features(self, examples: Examples) -> Features:
+        return features_of(self.encoder, examples.images_NSS3, self.batch_images)
+
+
+def _by_batch(encode: Callable, images_NSS3: Tensor, batch_images: int) -> list:
+    batches = images_NSS3.split(batch_images)
+    return [encode(images_bSS3.permute(0, 3, 1, 2).float() / 255) for images_bSS3 in batches]

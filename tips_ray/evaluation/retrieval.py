@@ -1,4 +1,6 @@
-"""Image-text retrieval with one caption per image. N pairs, D width."""
+"""Image-text retrieval. N images, M texts of which an image may have several, E width."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -7,19 +9,32 @@ from torch.nn import functional as F
 from tips_ray.evaluation.metrics import recall_at_k
 
 
-def retrieval(cls_ND: Tensor, text_ND: Tensor) -> dict[str, float]:
-    """Recall at 1 and 5 in both directions; row i of `text_ND` describes image i.
+def retrieval(
+    image_NE: Tensor, text_ME: Tensor, image_of_text_M: Tensor | None = None, ranks: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """`image_to_text_recall_at_1` and so on in both directions.
 
-    Embeddings need no unit norm.
+    An image is found right where any of its texts is among the first k; each text is a query of its own.
+
+    Args:
+        image_NE: of any length.
+        text_ME: of any length.
+        image_of_text_M: place of the image that each text describes; None: text i describes image i.
+        ranks: k of the recalls; those above the number of candidates are left out.
+
+    Raises:
+        ValueError: a similarity is NaN, or an image has no text.
     """
-    similarity_NN = F.normalize(cls_ND, dim=-1) @ F.normalize(text_ND, dim=-1).T
-    return _recalls(similarity_NN, "image_to_text") | _recalls(similarity_NN.T, "text_to_image")
-
-
-def _recalls(similarity_NN: Tensor, direction: str) -> dict[str, float]:
-    positives_NN = torch.eye(len(similarity_NN), dtype=torch.bool)
+    image_of_text_M = torch.arange(len(text_ME)) if image_of_text_M is None else image_of_text_M
+    similarity_NM = F.normalize(image_NE, dim=-1) @ F.normalize(text_ME, dim=-1).T
+    positives_NM = torch.arange(len(image_NE))[:, None] == image_of_text_M
+    directions = {
+        "image_to_text": (similarity_NM, positives_NM),
+        "text_to_image": (similarity_NM.T, positives_NM.T),
+    }
     return {
-        f"{direction}_recall_at_{k}": recall_at_k(similarity_NN, positives_NN, k)
-        for k in (1, 5)
-        if k <= len(similarity_NN)
+        f"{name}_recall_at_{k}": recall_at_k(*pair, k)
+        for name, pair in directions.items()
+        for k in ranks
+        if k <= pair[0].shape[1]
     }

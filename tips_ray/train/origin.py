@@ -74,7 +74,7 @@ def start_origin(config: TrainConfig) -> Origin:
         ValueError: nothing that weights can come from, or its sizes are not those of the config; all are named.
     """
     assert config.start is not None
-    origin = _origin_at("start.uri", config.start.uri)
+    origin = origin_at("start.uri", config.start.uri)
     given = config.model_dump(mode="json")
     differing = [
         f"{section}.{key} ({given[section][key]}) must be {there[key]}"
@@ -95,7 +95,7 @@ def teacher_origin(config: TrainConfig) -> Origin:
     """
     uri = config.objective.frozen_teacher
     assert uri is not None
-    origin = _origin_at("objective.frozen_teacher", uri)
+    origin = origin_at("objective.frozen_teacher", uri)
     if origin.config is None:
         raise ValueError(
             f"{origin.key} ({origin.uri}) has encoders without prototype heads, which a student cannot be trained on: "
@@ -139,8 +139,12 @@ def require_its_vocabulary(origin: Origin, config: RunConfig) -> None:
         )
 
 
-def _origin_at(key: str, uri: str) -> Origin:
-    """Decided by what lies there."""
+def origin_at(key: str, uri: str) -> Origin:
+    """Decided by what lies there; `key` is what errors call it.
+
+    Raises:
+        ValueError: nothing that weights can come from.
+    """
     uri = storage.resolved(uri)
     if not uri.endswith(".npz"):
         if storage.exists(storage.join(uri, MANIFEST)):

@@ -42,10 +42,10 @@ def begin(state: TrainState, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """
     found = {}
     if config.start:
-        origin = _from_first_rank(lambda: _verified(start_origin(config)))
+        origin = _from_first_rank(lambda: verified(start_origin(config)))
         found["start"] = _load_run(state, origin) if origin.checkpoint else _load_released(state, origin, config)
     if config.objective.frozen_teacher:
-        origin = _from_first_rank(lambda: _verified(teacher_origin(config)))
+        origin = _from_first_rank(lambda: verified(teacher_origin(config)))
         found["frozen_teacher"] = _load_teacher(state, origin)
     return found
 
@@ -61,8 +61,12 @@ def unloaded_teacher(config: TrainConfig) -> Teacher | None:
         return Teacher(image, heads, config.objective)
 
 
-def _verified(origin: Origin) -> Origin:
-    """A run with the newest of its checkpoints that is whole; one that was named is verified when it is read."""
+def verified(origin: Origin) -> Origin:
+    """A run with the newest of its checkpoints that is whole; one that was named is verified when it is read.
+
+    Raises:
+        ValueError: none of them is.
+    """
     if origin.kind != "run":
         return origin
     found = newest_checkpoint(storage.join(origin.uri, "checkpoints"))

@@ -1,0 +1,62 @@
+"""Evaluate a frozen encoder: scores as a table, results.json and pictures.
+
+  tips-ray evaluate out/runs/photos --suite scenes
+  tips-ray evaluate out/tips-b14 --suite quick data.camvid.folder=camvid data.flickr.folder=flickr
+  tips-ray evaluate timm:vit_base_patch14_dinov2 --suite my-suite.yaml image_size_px=224
+
+MODEL: a run or one of its checkpoints, a transformers or timm folder, released npz, timm:NAME. A suite is a YAML like
+those in jobs/suites. The same command again runs only the tasks that have no result. Features stay in memory; a small
+model takes minutes on a CPU.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+SUITES = Path(__file__).parent / "suites"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `tips-ray evaluate`."""
+    named = ", ".join(sorted(path.stem for path in SUITES.glob("*.yaml")))
+    parser.add_argument("model", metavar="MODEL", help="run, checkpoint, folder, npz or timm:NAME")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the suite, dotted")
+    parser.add_argument("--suite", default="quick", help=f"{named}, or a YAML file; default: quick")
+    parser.add_argument("--output", metavar="FOLDER", help="local or s3://; default: out/evaluation/NAME-SUITE")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run what has no result yet, print the table.
+
+    Raises:
+        ValueError: a wrong suite or model, data that cannot be scored, or a folder with results of other weights.
+    """
+    from tips_ray.config import load_config
+    from tips_ray.config.evaluation import SuiteConfig
+
+    path = _suite_path(arguments.suite)
+    suite = load_config(SuiteConfig, path, arguments.overrides)
+    from tips_ray.evaluation.load_encoder import load_encoder
+    from tips_ray.evaluation.results import run_suite
+
+    encoder = load_encoder(arguments.model, suite.image_size_px)
+    folder = arguments.output or f"out/evaluation/{Path(arguments.model).name.replace(':', '-')}-{path.stem}"
+    run_suite(encoder, arguments.model, suite, folder, lambda name, record: print("\n".join(_lines(name, record))))
+    print(f"results      {folder}/results.json, {folder}/pictures")
+
+
+def _suite_path(suite: str) -> Path:
+    named = SUITES / f"{suite}.yaml"
+    path = named if named.is_file() else Path(suite)
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in SUITES.glob("*.yaml")))
+        raise ValueError(f"--suite ({suite}) must be one of {known}, or a YAML file")
+    return path
+
+
+def _lines(name: str, record: dict[str, Any]) -> list[str]:
+    if "skipped" in record:
+        return [f"{name}: skipped, {record['skipped']}"]
+    left_out = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
+    head = f"{name} ({record['seconds']} s)" + (f"; images left out: {left_out}" if left_out else "")
+    return [head, *(f"  {score:52} {value:.4g}" for score, value in record["scores"].items())]

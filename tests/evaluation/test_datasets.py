@@ -1,0 +1,108 @@
+"""Folders of real files, and the rendered world, as data sets."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from writers import jpeg
+
+from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig, ScenesConfig
+from tips_ray.evaluation.datasets import load_dataset
+from tips_ray.evaluation.datasets.examples import squashed_image
+from tips_ray.scenes import SHAPES, render_scene
+
+
+def _png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write_labelled(folder, labels: np.ndarray) -> LabelledFolderConfig:
+    """Two images a part; in `train` a third is broken and a fourth has no labels."""
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / part / kind).mkdir(parents=True)
+        for number in range(2):
+            (folder / part / "images" / f"{number}.jpg").write_bytes(jpeg(number))
+            (folder / part / "labels" / f"{number}.png").write_bytes(_png(labels))
+    (folder / "train" / "images" / "2.jpg").write_bytes(b"no image")
+    (folder / "train" / "labels" / "2.png").write_bytes(_png(labels))
+    (folder / "train" / "images" / "3.jpg").write_bytes(jpeg(3))
+    return LabelledFolderConfig(folder=str(folder), class_names=("a", "b"), ignore_index=9)
+
+
+def test_a_labelled_folder_keeps_labels_at_their_size_and_counts_what_it_leaves_out(tmp_path):
+    labels = np.array([[0, 1, 9], [1, 1, 0]], np.uint8)
+    dataset = load_dataset(_write_labelled(tmp_path, labels), 4)
+    assert dataset.left_out == {"not an image": 1, "no labels": 1}
+    assert dataset.train and dataset.train.images_NSS3.shape == dataset.test.images_NSS3.shape == (2, 4, 4, 3)
+    assert all(torch.equal(found, torch.from_numpy(labels).long()) for found in dataset.train.labels)
+    assert (dataset.class_names, dataset.ignore_index) == (("a", "b"), 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            _png(np.zeros((2, 3, 3), np.uint8)),
+            r"0.png has shape \(2, 3, 3\) uint8; a label map has one class per pixel",
+        ),
+        (b"no png", "0.png is no label map"),
+    ],
+)
+def test_a_wrong_label_map_is_named(content, message, tmp_path):
+    config = _write_labelled(tmp_path, np.zeros((2, 3), np.uint8))
+    (tmp_path / "val" / "labels" / "0.png").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(config, 4)
+
+
+def test_captions_of_an_image_stay_together_in_the_order_of_the_table(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(jpeg(0))
+    (tmp_path / "images" / "b.jpg").write_bytes(jpeg(200))
+    lines = ["image,caption", "b.jpg,first", "a.jpg,second", "b.jpg, third ", "a.jpg,", "gone.jpg,fourth"]
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    dataset = load_dataset(CaptionedFolderConfig(folder=str(tmp_path)), 4)
+    assert dataset.test.captions == {"caption": [["first", "third"], ["second"]]} and dataset.train is None
+    assert dataset.left_out == {"missing": 1}
+    assert (
+        dataset.test.images_NSS3[0, 0, 0, 0] > dataset.test.images_NSS3[1, 0, 0, 0] or len(dataset.test.captions) == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("name,text\na.jpg,b", "has the columns name, text; it needs image and caption"),
+        ("image,caption\na.jpg,b", r"has no image that can be used \(1 missing\)"),
+    ],
+)
+def test_a_table_that_says_nothing_is_named(table, message, tmp_path):
+    (tmp_path / "captions.csv").write_text(table)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(CaptionedFolderConfig(folder=str(tmp_path)), 4)
+
+
+def test_scenes_come_with_their_truth_and_other_ones_to_learn_from():
+    dataset = load_dataset(ScenesConfig(train=2, test=3), 28)
+    scene = render_scene(6, 1, 28)
+    assert np.array_equal(dataset.test.images_NSS3[1].numpy(), scene.image_HWC)
+    assert np.array_equal(dataset.test.labels[1].numpy(), scene.labels_HW)
+    assert np.array_equal(dataset.test.depth_m[1].numpy(), scene.depth_HW)
+    assert dataset.test.captions["web"][1] == [scene.web_caption]
+    assert dataset.test.captions["synthetic"][1] == [scene.synthetic_caption]
+    largest = max(scene.objects, key=lambda thing: thing.image_share)
+    assert dataset.test.categories_N is not None and SHAPES[dataset.test.categories_N[1]] == largest.shape
+    assert dataset.train and not torch.equal(dataset.train.images_NSS3[0], dataset.test.images_NSS3[0])
+
+
+def test_squashing_averages_and_leaves_what_fits():
+    image = np.zeros((4, 8, 3), np.uint8)
+    image[:, 4:] = 200
+    squashed = squashed_image(image, 2)
+    assert squashed[0, 0, 0] < 40 and squashed[0, 1, 0] > 160
+    assert torch.equal(squashed_image(image[:, :4], 4), torch.zeros(4, 4, 3, dtype=torch.uint8))

@@ -1,0 +1,121 @@
+"""`tips-ray evaluate` from the command line to results.json."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_model import toy_model
+
+from jobs.cli import main
+from jobs.evaluate import SUITES
+from tips_ray.config import load_config
+from tips_ray.config.evaluation import SuiteConfig
+
+SUITE = """
+data:
+  scenes: {kind: scenes, train: 12, test: 6}
+  photos: {kind: captioned_folder}
+tasks:
+  labels: {kind: segmentation, data: scenes, train_size_px: 28, probe: &probe {steps: 4, learning_rates: [0.01, 0.1]}}
+  depth: {kind: depth, data: scenes, train_size_px: 28, num_bins: 8, max_depth_m: 20, probe: *probe}
+  neighbours: {kind: neighbours, data: scenes, neighbours: [3]}
+  classes: {kind: classification, data: scenes, probe: *probe}
+  captions: {kind: retrieval, data: scenes, ranks: [1]}
+  names: {kind: zero_shot_classification, data: scenes}
+  named_labels: {kind: zero_shot_segmentation, data: scenes}
+  photos: {kind: retrieval, data: photos}
+"""
+EMBEDDINGS = ("cls_web", "cls_synthetic")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A suite, a model with texts and one without."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "suite.yaml").write_text(SUITE)
+    toy_model().export_transformers(folder / "model")
+    toy_model().export_timm(folder / "timm")
+    return folder
+
+
+def _evaluate(place, *words: str, model: str = "model", output: str = "out") -> int:
+    return main(
+        ["evaluate", f"{place}/{model}", "--suite", f"{place}/suite.yaml", "--output", f"{place}/{output}", *words]
+    )
+
+
+def _tasks(place, output: str = "out") -> dict:
+    return json.loads((place / output / "results.json").read_text())["tasks"]
+
+
+def test_every_task_has_scores_of_every_embedding_and_pictures(place, capsys):
+    assert _evaluate(place) == 0
+    shown, tasks = capsys.readouterr().out, _tasks(place)
+    assert tasks["photos"]["skipped"] == "data.photos.folder is not given" and "photos: skipped" in shown
+    scores = {name: record["scores"] for name, record in tasks.items() if name != "photos"}
+    assert set(scores["labels"]) == {"miou", "learning_rate"} and set(scores["depth"]) == {"rmse_m", "learning_rate"}
+    assert set(scores["neighbours"]) == {f"{name}/accuracy_k3" for name in EMBEDDINGS}
+    assert set(scores["names"]) == {f"{name}/accuracy" for name in EMBEDDINGS}
+    assert {key.rsplit("/", 1)[0] for key in scores["captions"]} == {
+        f"{name}/{kind}" for name in EMBEDDINGS for kind in ("web", "synthetic")
+    }
+    assert all(np.isfinite(value) for found in scores.values() for value in found.values())
+    names = {path.name for path in (place / "out" / "pictures").iterdir()}
+    assert {"labels-segmentation.png", "depth-depth.png", "captions-cls_web-web.png"} <= names
+    with Image.open(place / "out" / "pictures" / "labels-segmentation.png") as picture:
+        assert picture.size == (3 * 164, 4 * 164)
+
+
+def test_the_same_command_runs_only_what_has_no_result(place):
+    assert _evaluate(place) == 0
+    before = _tasks(place)
+    marked = {**before, "labels": {**before["labels"], "scores": {"miou": 0.123}}}
+    del marked["names"]
+    path = place / "out" / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tasks": marked}))
+    assert _evaluate(place, "tasks.neighbours.temperature=1") == 0
+    after = _tasks(place)
+    assert after["labels"]["scores"] == {"miou": 0.123}
+    assert after["names"]["scores"] == before["names"]["scores"]
+    assert after["neighbours"]["config"]["task"]["temperature"] == 1
+
+
+def test_two_runs_give_the_same_scores(place):
+    assert _evaluate(place, output="again") == 0
+    names = ("depth", "classes", "captions", "named_labels")
+    assert [_tasks(place, "again")[name]["scores"] for name in names] == [
+        _tasks(place)[name]["scores"] for name in names
+    ]
+
+
+def test_results_of_other_weights_are_not_mixed(place, capsys):
+    assert (_evaluate(place), _evaluate(place, model="timm")) == (0, 2)
+    assert "holds results of other weights" in capsys.readouterr().err
+
+
+def test_a_model_without_texts_skips_what_needs_them(place):
+    assert _evaluate(place, model="timm", output="timm-out") == 0
+    tasks = _tasks(place, "timm-out")
+    skipped = {name for name, record in tasks.items() if "skipped" in record}
+    assert skipped == {"captions", "names", "named_labels", "photos"}
+    assert tasks["names"]["skipped"].startswith("this model reads no texts")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suite", "fast"], "--suite (fast) must be one of quick, scenes, or a YAML file"),
+        (["tasks.labels.data=streets"], "tasks.labels.data (streets) must be one of scenes, photos"),
+        (["tasks.depth.min_depth_m=30"], "min_depth_m (30.0) must be below max_depth_m (20.0)"),
+        (["image_size_px=30"], "image_size_px (30) must be a multiple of the patch size (14)"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(words, message, place, capsys):
+    assert _evaluate(place, *words, output="mistakes") == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_suite_is_valid(path):
+    assert load_config(SuiteConfig, path, ()).tasks

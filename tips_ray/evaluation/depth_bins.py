@@ -1,0 +1,141 @@
+"""Monocular depth by the published probe: bins on [patch, CLS]. N images, L patches, D width, K bins, H W pixels.
+
+R learning rates, b of the images. `depth.py` has a closed-form probe for a first look.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tips_ray.config.evaluation import DepthConfig
+from tips_ray.evaluation.dense import DenseExamples, squashed, upsampled
+from tips_ray.evaluation.metrics import depth_rmse
+from tips_ray.evaluation.probe import LinearProbes, split_places, trained_probes
+
+UPSAMPLING, SMALLEST_LOGIT, EPSILON, MEAN_WEIGHT, GRADIENT_WEIGHT = 4, 0.1, 0.001, 0.15, 0.5
+STRIDES = (1, 2, 4, 6)
+SMALLEST_SQUARE = 1e-12
+"""Under a root, whose gradient is infinite at 0."""
+
+
+class Depth(NamedTuple):
+    """What the chosen probe reaches on the test images."""
+
+    scores: dict[str, float]
+    predictions_m: list[Tensor]
+
+
+def with_cls(patches_NLD: Tensor, cls_NE: Tensor) -> Tensor:
+    """[patch, CLS] of every patch, [N, L, D + E]; CLS may have a width of its own."""
+    return torch.cat([patches_NLD, cls_NE[:, None].expand(-1, patches_NLD.shape[1], -1)], dim=-1)
+
+
+def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig, seed: int = 0) -> Depth:
+    """`rmse_m` of the learning rate that is best on held-out training images.
+
+    Differs from DINOv2's: no 100 steps in which SigLoss has only its mean, whose gradient is no number where it is 0.
+
+    Args:
+        train: patches with CLS beside them; metres, 0 where there is none.
+        test: the same.
+        config: of bins and probes; targets beyond `max_depth_m` do not count.
+        seed: of the probes' start and batches.
+
+    Raises:
+        ValueError: a target is negative or not finite, an image has none, or every probe diverged.
+
+    Source: the depth evaluation of DINOv2; AdaBins, arXiv:2011.14141.
+    """
+    train, test = (_in_range(examples, config.max_depth_m) for examples in (train, test))
+    target_NHW = squashed(train.targets, config.train_size_px)
+    learned_n, held_out_m = split_places(len(train.patches_NLD), config.probe)
+
+    def loss(logits_RbLK: Tensor, batch_b: Tensor) -> Tensor:
+        parts = [depth_of(logits_bLK, target_NHW.shape[-2:], config) for logits_bLK in logits_RbLK]
+        return torch.stack([_loss(part_m, target_NHW[batch_b]) for part_m in parts])
+
+    probes = trained_probes(train.patches_NLD, learned_n, config.num_bins, loss, config.probe, seed)
+    held_out = train.at(held_out_m)
+    held_out_R = [
+        _rmse(_predicted(probes, probe, held_out, config), held_out.targets)
+        for probe in range(len(config.probe.learning_rates))
+    ]
+    if min(held_out_R) == float("inf"):
+        raise ValueError(f"the depth probe diverged at every learning rate ({config.probe.learning_rates}); lower them")
+    chosen = held_out_R.index(min(held_out_R))
+    predictions_m = _predicted(probes, chosen, test, config)
+    scores = {"rmse_m": _rmse(predictions_m, test.targets), "learning_rate": config.probe.learning_rates[chosen]}
+    return Depth(scores, predictions_m)
+
+
+def depth_of(logits_NLK: Tensor, size: Sequence[int], config: DepthConfig) -> Tensor:
+    """Metres, [N, H, W]: relu(logit) + 0.1 of each bin, normalised, are the weights of its depth.
+
+    The logits are upsampled four times before and the depth after, as in DINOv2, whose linear map follows the first.
+    """
+    side = UPSAMPLING * round(logits_NLK.shape[1] ** 0.5)
+    weights_NKhw = upsampled(logits_NLK, (side, side)).relu() + SMALLEST_LOGIT
+    bins_K = torch.linspace(config.min_depth_m, config.max_depth_m, config.num_bins)
+    depth_Nhw = torch.einsum("nkhw,k->nhw", weights_NKhw, bins_K) / weights_NKhw.sum(dim=1)
+    return F.interpolate(depth_Nhw[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def sig_loss(prediction_m: Tensor, target_m: Tensor) -> Tensor:
+    """Root of variance + 0.15 mean^2 of the log ratio over all pixels with a target, a scalar.
+
+    Source: AdaBins, arXiv:2011.14141, equation 4, with DINOv2's numbers.
+    """
+    ratio_P = _log_ratio(prediction_m, target_m)[target_m > 0]
+    pixels = max(len(ratio_P), 1)
+    mean = ratio_P.sum() / pixels
+    variance = (ratio_P - mean).square().sum() / pixels
+    return (variance + MEAN_WEIGHT * mean.square()).clamp(min=SMALLEST_SQUARE).sqrt()
+
+
+def gradient_loss(prediction_m: Tensor, target_m: Tensor) -> Tensor:
+    """Mean absolute slope of the log ratio over pixels two apart, summed over four scales, a scalar.
+
+    DINOv2's code takes its scales along batch and channels; here they are along height and width, as in MegaDepth
+    (arXiv:1804.00607, equation 3).
+    """
+    total = prediction_m.new_zeros(())
+    for stride in STRIDES:
+        coarse, target = prediction_m[:, ::stride, ::stride], target_m[:, ::stride, ::stride]
+        valid, ratio = target > 0, _log_ratio(coarse, target)
+        down = (ratio[:, :-2] - ratio[:, 2:]).abs() * (valid[:, :-2] & valid[:, 2:])
+        across = (ratio[:, :, :-2] - ratio[:, :, 2:]).abs() * (valid[:, :, :-2] & valid[:, :, 2:])
+        total = total + (down.sum() + across.sum()) / valid.sum().clamp(min=1)
+    return total
+
+
+def _loss(prediction_m: Tensor, target_m: Tensor) -> Tensor:
+    return sig_loss(prediction_m, target_m) + GRADIENT_WEIGHT * gradient_loss(prediction_m, target_m)
+
+
+def _log_ratio(prediction_m: Tensor, target_m: Tensor) -> Tensor:
+    return (prediction_m + EPSILON).log() - (target_m + EPSILON).log()
+
+
+def _in_range(examples: DenseExamples, max_depth_m: float) -> DenseExamples:
+    """Targets that are too far become 0; what is no depth is an error of `depth_rmse`."""
+    kept = [target_m.float() for target_m in examples.targets]
+    for target_m in kept:
+        depth_rmse(torch.zeros_like(target_m)[None], target_m[None])
+    return DenseExamples(examples.patches_NLD, [target_m.masked_fill(target_m > max_depth_m, 0) for target_m in kept])
+
+
+def _predicted(probes: LinearProbes, probe: int, examples: DenseExamples, config: DepthConfig) -> list[Tensor]:
+    rows = examples.patches_NLD.split(1)
+    pairs = zip(rows, examples.targets, strict=True)
+    return [depth_of(probes(row_1LD)[probe], target_m.shape, config)[0] for row_1LD, target_m in pairs]
+
+
+def _rmse(predictions_m: Sequence[Tensor], targets_m: Sequence[Tensor]) -> float:
+    """Mean over images, which may be of different sizes; infinite for a probe that diverged."""
+    if not all(prediction_m.isfinite().all() for prediction_m in predictions_m):
+        return float("inf")
+    pairs = list(zip(predictions_m, targets_m, strict=True))
+    return sum(depth_rmse(one[None], target[None]) for one, target in pairs) / len(pairs)

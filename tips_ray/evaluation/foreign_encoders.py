@@ -1,0 +1,140 @@
+"""Encoders of timm and transformers, to compare with. B images, T tokens, L patches, D width, E width of embeddings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tips_ray.evaluation.encoders import TEXTS_AT_ONCE, Encoder, Features, device_of
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+class TimmEncoder(Encoder):
+    """A ViT of timm. One of the TIPS kind has both CLS tokens; of others `cls`, and `pooled` where the model pools."""
+
+    def __init__(self, name: str, image_size_px: int | None = None) -> None:
+        """`name` is timm's, such as `vit_base_patch14_dinov2` or `local-dir:FOLDER`.
+
+        Raises:
+            ValueError: the model gives no tokens.
+        """
+        import timm
+
+        sizes: dict[str, Any] = {} if image_size_px is None else {"img_size": image_size_px}
+        self.network: Any = timm.create_model(name, pretrained=True, num_classes=0, **sizes).eval()
+        config = self.network.pretrained_cfg
+        if not hasattr(self.network, "num_prefix_tokens") or not hasattr(self.network, "patch_embed"):
+            raise ValueError(f"MODEL ({name}) gives no patch tokens; of timm's models only ViTs can be evaluated")
+        self.patch_size_px = self.network.patch_embed.patch_size[0]
+        self.image_size_px = image_size_px or config["input_size"][-1]
+        self._is_tips = "tips" in config["architecture"]
+        self._mean_std = config["mean"], config["std"]
+        self.embeddings = ("cls_web", "cls_synthetic") if self._is_tips else self._other_embeddings()
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.network,)
+
+    def _other_embeddings(self) -> tuple[str, ...]:
+        cls = ("cls",) if getattr(self.network, "cls_token", None) is not None else ()
+        return cls if cls and self.network.global_pool == "token" else (*cls, "pooled")
+
+    @torch.inference_mode()
+    def features(self, images_BCHW: Tensor) -> Features:
+        images_BCHW = standardised(images_BCHW.to(device_of(self.network)), *self._mean_std)
+        tokens_BTD = self.network.forward_features(images_BCHW)
+        found = {"cls_web": 0, "cls_synthetic": 1} if self._is_tips else {"cls": 0}
+        embeddings = {name: tokens_BTD[:, place] for name, place in found.items() if name in self.embeddings}
+        if "pooled" in self.embeddings:
+            embeddings["pooled"] = self.network.forward_head(tokens_BTD, pre_logits=True)
+        return Features(tokens_BTD[:, self.network.num_prefix_tokens :], embeddings)
+
+
+class TransformersEncoder(Encoder):
+    """A folder that AutoModel reads: with a text tower (CLIP, SigLIP) `pooled` meets texts; DINOv2 has `cls`."""
+
+    def __init__(self, folder: Path, image_size_px: int | None = None) -> None:
+        """Mean, standard deviation and vocabulary come from the folder.
+
+        Raises:
+            ValueError: it does not say how images are prepared, or the model is no image encoder with square patches.
+        """
+        from transformers import AutoModel
+
+        self._mean_std = _mean_and_std(folder)
+        self.network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        config = getattr(self.network.config, "vision_config", self.network.config)
+        if not isinstance(getattr(config, "patch_size", None), int):
+            raise ValueError(f"MODEL ({folder}) is a {config.model_type}, which has no square patches")
+        self.patch_size_px = config.patch_size
+        self.image_size_px = image_size_px or config.image_size
+        self._has_text = hasattr(self.network, "get_image_features")
+        self._tokenizer = _tokenizer(folder) if self._has_text else None
+        self._prefix_tokens = self._count_prefix_tokens()
+        self.embeddings = ("pooled",) if self._has_text or not self._prefix_tokens else ("cls",)
+        self.text_embeddings = self.embeddings if self._tokenizer else ()
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (self.network,)
+
+    @torch.inference_mode()
+    def _count_prefix_tokens(self) -> int:
+        tokens_BTD = self._outputs(torch.zeros(1, 3, self.image_size_px, self.image_size_px)).last_hidden_state
+        return tokens_BTD.shape[1] - (self.image_size_px // self.patch_size_px) ** 2
+
+    def _outputs(self, images_BCHW: Tensor) -> Any:
+        if self._has_text:
+            return self.network.get_image_features(images_BCHW, interpolate_pos_encoding=True)
+        return self.network(images_BCHW)
+
+    @torch.inference_mode()
+    def features(self, images_BCHW: Tensor) -> Features:
+        outputs = self._outputs(standardised(images_BCHW.to(device_of(self.network)), *self._mean_std))
+        tokens_BTD, name = outputs.last_hidden_state, self.embeddings[0]
+        embedding_BE = tokens_BTD[:, 0] if name == "cls" else outputs.pooler_output
+        return Features(tokens_BTD[:, self._prefix_tokens :], {name: embedding_BE})
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        assert self._tokenizer is not None
+        most = self.network.config.text_config.max_position_embeddings
+        parts = []
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            some = list(texts[first : first + TEXTS_AT_ONCE])
+            # SigLIP was trained on texts of full length and without a mask; its tokenizer gives none
+            inputs = self._tokenizer(some, padding="max_length", truncation=True, max_length=most, return_tensors="pt")
+            outputs = self.network.get_text_features(**inputs.to(device_of(self.network)))
+            parts.append(outputs.pooler_output.float().cpu())
+        return F.normalize(torch.cat(parts), dim=-1)
+
+
+def standardised(images_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(image - mean) / std of each channel."""
+    mean_C11, std_C11 = (torch.tensor(value, device=images_BCHW.device)[:, None, None] for value in (mean, std))
+    return (images_BCHW - mean_C11) / std_C11
+
+
+def _mean_and_std(folder: Path) -> tuple[list[float], list[float]]:
+    for name in _PROCESSOR_FILES:
+        if (folder / name).is_file():
+            tree: Mapping[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+            tree = tree.get("image_processor", tree)
+            if not tree.get("do_normalize", True):
+                return [0.0] * 3, [1.0] * 3
+            if "image_mean" in tree and "image_std" in tree:
+                return tree["image_mean"], tree["image_std"]
+    raise ValueError(f"MODEL ({folder}): image_mean and image_std must be in one of {', '.join(_PROCESSOR_FILES)}")
+
+
+def _tokenizer(folder: Path) -> Any:
+    """None where the folder has no vocabulary."""
+    from transformers import AutoTokenizer
+
+    known = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+    return AutoTokenizer.from_pretrained(folder) if any((folder / name).is_file() for name in known) else None

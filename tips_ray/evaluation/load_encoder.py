@@ -1,0 +1,73 @@
+"""Whatever MODEL names -> an encoder to evaluate."""
+
+import json
+from pathlib import Path
+
+from tips_ray import storage
+from tips_ray.evaluation.encoders import Encoder, TipsEncoder
+from tips_ray.evaluation.foreign_encoders import TimmEncoder, TransformersEncoder
+from tips_ray.models import load_official_image, load_official_text, load_tokenizer, load_transformers
+from tips_ray.train.origin import Origin, origin_at
+from tips_ray.train.trained import trained_model
+
+TIMM_PREFIXES = ("timm:", "local-dir:", "hf-hub:")
+
+
+def load_encoder(model: str, image_size_px: int | None = None) -> Encoder:
+    """The encoder, fp32 on the CPU.
+
+    Args:
+        model: a run folder or one of its checkpoints (local or s3://); a folder that transformers or timm reads;
+            released npz (a folder or pattern with both encoders, the vocabulary beside them, or the image encoder's
+            file); `timm:NAME`, whose weights timm downloads.
+        image_size_px: side of the images, a multiple of the patch size; default: the native one.
+
+    Raises:
+        ValueError: nothing that can be evaluated, or what its reader says of it; a size that is no multiple.
+    """
+    encoder = _encoder(model, image_size_px)
+    if encoder.image_size_px % encoder.patch_size_px:
+        raise ValueError(
+            f"image_size_px ({encoder.image_size_px}) must be a multiple of the patch size ({encoder.patch_size_px})"
+        )
+    return encoder
+
+
+def _encoder(model: str, image_size_px: int | None) -> Encoder:
+    if model.startswith(TIMM_PREFIXES):
+        return TimmEncoder(model.removeprefix("timm:"), image_size_px)
+    config = Path(model, "config.json")
+    if storage.is_local(model) and config.is_file():
+        return _of_folder(config, image_size_px)
+    origin = origin_at("MODEL", model)
+    if origin.kind == "official":
+        return _released(origin, image_size_px)
+    if origin.kind == "transformers":
+        raise ValueError(f"MODEL ({model}): a transformers folder must be local; copy it")
+    return TipsEncoder.of_model(trained_model(model), image_size_px)
+
+
+def _of_folder(config: Path, image_size_px: int | None) -> Encoder:
+    """timm writes `architecture`, transformers `model_type`."""
+    tree = json.loads(config.read_text(encoding="utf-8"))
+    if tree.get("model_type") == "tipsv2":
+        return TipsEncoder.of_model(load_transformers(config.parent), image_size_px)
+    if "model_type" in tree:
+        return TransformersEncoder(config.parent, image_size_px)
+    if "architecture" in tree:
+        return TimmEncoder(f"local-dir:{config.parent}", image_size_px)
+    raise ValueError(f"{config} has neither model_type (transformers) nor architecture (timm)")
+
+
+def _released(origin: Origin, image_size_px: int | None) -> Encoder:
+    """Texts are read where the text encoder's file and a vocabulary are there."""
+    if "image" not in origin.files or not all(map(storage.is_local, origin.files.values())):
+        raise ValueError(f"MODEL ({origin.uri}): the npz of the image encoder must be there, on this machine")
+    heads = {kind: origin.sizes[kind].get("num_heads") for kind in origin.files}
+    image = load_official_image(origin.files["image"], heads["image"])
+    folder = Path(origin.files["image"]).parent
+    has_vocabulary = any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    if "text" not in origin.files or not has_vocabulary:
+        return TipsEncoder(image, None, None, image_size_px)
+    text = load_official_text(origin.files["text"], heads["text"])
+    return TipsEncoder(image, text, load_tokenizer(folder), image_size_px)

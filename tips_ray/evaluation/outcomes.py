@@ -1,0 +1,204 @@
+"""Each kind of task on a frozen encoder and a data set -> scores and pictures. N images, E width of embeddings."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tips_ray.config.evaluation import (
+    ClassificationConfig,
+    DepthConfig,
+    NeighboursConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+    TaskConfig,
+    ZeroShotClassificationConfig,
+    ZeroShotSegmentationConfig,
+)
+from tips_ray.evaluation import pictures
+from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy, linear_accuracy
+from tips_ray.evaluation.datasets import Dataset, Examples
+from tips_ray.evaluation.dense import DenseExamples
+from tips_ray.evaluation.depth_bins import linear_depth, with_cls
+from tips_ray.evaluation.features import FrozenData
+from tips_ray.evaluation.retrieval import retrieval
+from tips_ray.evaluation.segmentation import Classes, Segmentation, linear_segmentation
+from tips_ray.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_segmentation
+
+SHOWN_IMAGES, SHOWN_QUERIES, SHOWN_FOUND = 4, 4, 5
+Value = TypeVar("Value")
+
+
+class TaskSkipped(Exception):
+    """The encoder or the data set lacks what the task needs; the message says what."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task found."""
+
+    scores: dict[str, float]
+    """Those of an embedding begin with its name: `cls_web/accuracy_k10`."""
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    """uint8 RGB by name."""
+
+
+def outcome_of(config: TaskConfig, data: FrozenData, seed: int) -> Outcome:
+    """Run one task.
+
+    Raises:
+        TaskSkipped: the encoder reads no texts, or the data set lacks labels, depth, captions or classes.
+        ValueError: what is there cannot be scored.
+    """
+    return _TASKS[type(config)](config, data, seed)
+
+
+def _segmentation(config: SegmentationConfig, data: FrozenData, seed: int) -> Outcome:
+    dataset, classes = data.dataset, _classes(data.dataset)
+    train, test = _needed(dataset.train, "images to learn from"), dataset.test
+    found = linear_segmentation(
+        DenseExamples(data.train.patches_BLD, train.labels),
+        DenseExamples(data.test.patches_BLD, test.labels),
+        classes,
+        config,
+        seed,
+    )
+    return _segmented(found, test, classes)
+
+
+def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData, seed: int) -> Outcome:
+    dataset, classes = data.dataset, _classes(data.dataset)
+    if not data.encoder.has_text_patches:
+        raise TaskSkipped("this model has no patches that meet texts")
+    classes_CE = class_embeddings(data.encoder.texts, dataset.class_names, config.templates)
+    found = zero_shot_segmentation(data.test_text_patches, classes_CE, dataset.test.labels, classes)
+    return _segmented(found, dataset.test, classes)
+
+
+def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
+    train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
+    if not test.depth_m:
+        raise TaskSkipped("the data set has no depth")
+    name = data.encoder.embeddings[0]  # TIPS: CLS-web, whose place in the network is that of other models' CLS
+    rows = [with_cls(found.patches_BLD, found.embeddings[name]) for found in (data.train, data.test)]
+    found = linear_depth(DenseExamples(rows[0], train.depth_m), DenseExamples(rows[1], test.depth_m), config, seed)
+    return Outcome(found.scores, {"depth": _depth_rows(test, found.predictions_m, config.max_depth_m)})
+
+
+def _neighbours(config: NeighboursConfig, data: FrozenData, seed: int) -> Outcome:
+    num_classes = len(data.dataset.category_names)
+    return _by_embedding(
+        (name, knn_accuracy(train, test, num_classes, config)) for name, train, test in _categorised(data)
+    )
+
+
+def _classification(config: ClassificationConfig, data: FrozenData, seed: int) -> Outcome:
+    num_classes = len(data.dataset.category_names)
+    return _by_embedding(
+        (name, linear_accuracy(train, test, num_classes, config, seed)) for name, train, test in _categorised(data)
+    )
+
+
+def _zero_shot_classification(config: ZeroShotClassificationConfig, data: FrozenData, seed: int) -> Outcome:
+    labels_N = _needed(data.dataset.test.categories_N, "classes of whole images")
+    names = _text_embeddings(data)
+    classes_CE = class_embeddings(data.encoder.texts, data.dataset.category_names, config.templates)
+    return _by_embedding((name, zero_shot_accuracy(data.test.embeddings[name], classes_CE, labels_N)) for name in names)
+
+
+def _retrieval(config: RetrievalConfig, data: FrozenData, seed: int) -> Outcome:
+    test, names = data.dataset.test, _text_embeddings(data)
+    if not test.captions:
+        raise TaskSkipped("the data set has no captions")
+    scores, shown = {}, {}
+    for kind, captions in test.captions.items():
+        texts = [text for of_image in captions for text in of_image]
+        counts = torch.tensor([len(of_image) for of_image in captions])
+        image_of_text_M = torch.arange(len(captions)).repeat_interleave(counts)
+        text_ME = data.encoder.texts(texts)
+        for name in names:
+            image_NE = data.test.embeddings[name]
+            scores[f"{name}/{kind}"] = retrieval(image_NE, text_ME, image_of_text_M, config.ranks)
+            shown[f"{name}-{kind}"] = _queries(image_NE, text_ME, image_of_text_M, texts, test)
+    return Outcome(_flat(scores), shown)
+
+
+_TASKS: Mapping[type, Callable[[Any, FrozenData, int], Outcome]] = {
+    SegmentationConfig: _segmentation,
+    DepthConfig: _depth,
+    NeighboursConfig: _neighbours,
+    ClassificationConfig: _classification,
+    RetrievalConfig: _retrieval,
+    ZeroShotClassificationConfig: _zero_shot_classification,
+    ZeroShotSegmentationConfig: _zero_shot_segmentation,
+}
+
+
+def _needed(value: Value | None, what: str) -> Value:
+    if value is None:
+        raise TaskSkipped(f"the data set has no {what}")
+    return value
+
+
+def _classes(dataset: Dataset) -> Classes:
+    if not dataset.test.labels:
+        raise TaskSkipped("the data set has no labels of pixels")
+    return Classes(len(dataset.class_names), dataset.ignore_index)
+
+
+def _text_embeddings(data: FrozenData) -> tuple[str, ...]:
+    if not data.encoder.text_embeddings:
+        raise TaskSkipped("this model reads no texts: it has no text encoder, or no vocabulary is beside it")
+    return data.encoder.text_embeddings
+
+
+def _categorised(data: FrozenData) -> Iterator[tuple[str, LabelledEmbeddings, LabelledEmbeddings]]:
+    """For each embedding its name, and training and test images."""
+    examples = _needed(data.dataset.train, "images to learn from"), data.dataset.test
+    train_N, test_N = (_needed(some.categories_N, "classes of whole images") for some in examples)
+    for name in data.encoder.embeddings:
+        train_NE, test_NE = data.train.embeddings[name], data.test.embeddings[name]
+        yield name, LabelledEmbeddings(train_NE, train_N), LabelledEmbeddings(test_NE, test_N)
+
+
+def _by_embedding(scores: Iterator[tuple[str, dict[str, float]]]) -> Outcome:
+    return Outcome(_flat(dict(scores)))
+
+
+def _flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{name}/{key}": value for name, found in scores.items() for key, value in found.items()}
+
+
+def _segmented(found: Segmentation, test: Examples, classes: Classes) -> Outcome:
+    triples = zip(test.images_NSS3[:SHOWN_IMAGES], test.labels, found.predictions, strict=False)
+    rows = [
+        [image.numpy(), *(pictures.overlay(image, labels, classes.num_classes) for labels in pair)]
+        for image, *pair in triples
+    ]
+    return Outcome(found.scores, {"segmentation": pictures.grid(rows)})
+
+
+def _depth_rows(test: Examples, predictions_m: Sequence[Tensor], max_depth_m: float) -> np.ndarray:
+    """Image, truth, prediction; one scale for all."""
+    known = torch.cat([depth_m[depth_m > 0] for depth_m in test.depth_m])
+    span = known.min().item(), min(known.max().item(), max_depth_m)
+    triples = zip(test.images_NSS3[:SHOWN_IMAGES], test.depth_m, predictions_m, strict=False)
+    rows = [[image.numpy(), *(pictures.depth_panel(depth_m, *span) for depth_m in pair)] for image, *pair in triples]
+    return pictures.grid(rows)
+
+
+def _queries(
+    image_NE: Tensor, text_ME: Tensor, image_of_text_M: Tensor, texts: Sequence[str], test: Examples
+) -> np.ndarray:
+    """The first caption of some images, spread over the data, and the images found for it."""
+    wanted = torch.linspace(0, len(image_NE) - 1, min(SHOWN_QUERIES, len(image_NE))).long().tolist()
+    rows = []
+    for image in wanted:
+        text = int((image_of_text_M == image).nonzero()[0])
+        similarity_N = torch.nn.functional.cosine_similarity(image_NE, text_ME[text : text + 1])
+        best = similarity_N.topk(min(SHOWN_FOUND, len(image_NE))).indices
+        rows.append(pictures.found_images(texts[text], test.images_NSS3[best], (best == image).tolist()))
+    return np.concatenate(rows)
