@@ -1,14 +1,19 @@
 """Runs on a cluster whose nodes come, are drained and are killed while they train."""
 
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from nodes import Nodes, events, nodes_of_cluster, running, wait_for_step, wait_until
 from toy_run import metrics_of_run, tiny_run, write_scenes
 
 from jobs import without_ray
+from jobs.supervise import start_command
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
 from tips_ray.train.run_folder import RunFolder
@@ -113,3 +118,15 @@ def test_a_run_that_loses_a_node_goes_on_with_what_is_left(nodes, data, undistur
     assert change["step"] % 5 == 0 and 0 < change["step"] and change["steps_recomputed"] <= 10
     assert sum(change["seconds"].values()) == pytest.approx(change["seconds_lost"], abs=0.01)
     _assert_same(folder, config, undisturbed)
+
+
+def test_ctrl_c_ends_a_run_that_waits_for_nodes(nodes, data, tmp_path):
+    config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    driver = subprocess.Popen(start_command([str(tmp_path / "run.yaml")]), stderr=subprocess.PIPE, text=True)
+    while not events(folder, "waiting"):
+        assert driver.poll() is None
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGINT)
+    _, told = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and "interrupted at step 0; the same command starts again" in told

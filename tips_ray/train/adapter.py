@@ -7,12 +7,14 @@ A node that is drained asks them in the same way.
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Collection
 from typing import Any
 
 import ray
 import ray._private.state
+import ray.exceptions
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     HEAD_NODE_RESOURCE_LABEL,
     _AutoscalingCoordinatorActor,
@@ -36,6 +38,8 @@ from tips_ray.train.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 WRITTEN_FOR = "2.60."
+ABORT_SECONDS = 15
+"""Longest that workers may take to be stopped by Ctrl-C."""
 FORGOTTEN_SECONDS = 60
 """Three times the interval at which who lives asks again."""
 MOST_CHARACTERS = 200
@@ -96,6 +100,18 @@ class ElasticTrainer(TorchTrainer):
         require_ray()
         super().__init__(*args, **kwargs)
         self._config, self._run_uri = config, run_uri
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C: as Ray's, but a controller that waits for nodes hears no request to end, and is ended."""
+
+        def end(signal_number: int, frame: Any) -> None:
+            try:
+                ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
+            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+                ray.kill(controller)
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, end)
 
     def _initialize_and_run_controller(self, **policies: Any) -> Any:
         policies["failure_policy"] = CountedFailures(self.run_config.failure_config, self._run_uri)
