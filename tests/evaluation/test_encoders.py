@@ -191,3 +191,9 @@ def test_features_come_without_gradient():
     model = toy_model()
     found = TipsEncoder.of_model(model).features(torch.rand(1, 3, 56, 56))
     assert not found.patches_BLD.requires_grad
+
+
+@pytest.mark.parametrize(("model", "why"), [("timm:vit_tinyy", "Unknown model"), ("timm:resnet18", "img_size")])
+def test_what_a_library_cannot_load_is_one_sentence(model, why):
+    with pytest.raises(ValueError, match=rf"^MODEL \({model[5:]}\) cannot be loaded: .*{why}"):
+        load_encoder(model, 112)

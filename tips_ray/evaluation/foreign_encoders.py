@@ -1,7 +1,8 @@
 """Encoders of timm and transformers, to compare with. B images, T tokens, L patches, D width, E width of embeddings."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ from tips_ray.evaluation.encoders import TEXTS_AT_ONCE, Encoder, Features, devic
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
+@contextmanager
+def _told_by_its_reader(model: str) -> Iterator[None]:
+    """Libraries raise errors of all kinds for a name that they do not know, or a file that is damaged."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"MODEL ({model}) cannot be loaded: {' '.join(str(error).split())}") from error
+
+
 class TimmEncoder(Encoder):
     """A ViT of timm. One of the TIPS kind has both CLS tokens; of others `cls`, and `pooled` where the model pools."""
 
@@ -21,12 +31,13 @@ class TimmEncoder(Encoder):
         """`name` is timm's, such as `vit_base_patch14_dinov2` or `local-dir:FOLDER`.
 
         Raises:
-            ValueError: the model gives no tokens.
+            ValueError: there is no such model, or it gives no tokens.
         """
         import timm
 
         sizes: dict[str, Any] = {} if image_size_px is None else {"img_size": image_size_px}
-        self.network: Any = timm.create_model(name, pretrained=True, num_classes=0, **sizes).eval()
+        with _told_by_its_reader(name):
+            self.network: Any = timm.create_model(name, pretrained=True, num_classes=0, **sizes).eval()
         config = self.network.pretrained_cfg
         if not hasattr(self.network, "num_prefix_tokens") or not hasattr(self.network, "patch_embed"):
             raise ValueError(f"MODEL ({name}) gives no patch tokens; of timm's models only ViTs can be evaluated")
@@ -62,12 +73,13 @@ class TransformersEncoder(Encoder):
         """Mean, standard deviation and vocabulary come from the folder.
 
         Raises:
-            ValueError: it does not say how images are prepared, or the model is no image encoder with square patches.
+            ValueError: it is damaged, does not say how images are prepared, or is no image encoder of square patches.
         """
         from transformers import AutoModel
 
         self._mean_std = _mean_and_std(folder)
-        self.network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+        with _told_by_its_reader(str(folder)):
+            self.network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
         config = getattr(self.network.config, "vision_config", self.network.config)
         if not isinstance(getattr(config, "patch_size", None), int):
             raise ValueError(f"MODEL ({folder}) is a {config.model_type}, which has no square patches")
