@@ -195,15 +195,24 @@ class CountedFailures(DefaultFailurePolicy):
     def __init__(self, failure_config: Any, run_uri: str) -> None:
         super().__init__(failure_config)
         self.run_uri, self._saved_step = run_uri, -1
+        self._known_events = len(RunFolder(run_uri).read_events())  # of earlier drivers
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
             return super().make_decision(training_failed_error)
         reason = planned_reason(training_failed_error)
         decision = FailureDecision.RETRY if reason else self._counted(training_failed_error)
-        if decision == FailureDecision.RETRY:
+        if decision == FailureDecision.RETRY and not self._is_over():
             note_event(self.run_uri, "stop", cause=reason or cause_of(training_failed_error), planned=bool(reason))
         return decision
+
+    def _is_over(self) -> bool:
+        """A worker has told that its error would come again: the next attempt ends before it begins (`RestOfRun`)."""
+        try:
+            events = RunFolder(self.run_uri).read_events()[self._known_events :]
+        except storage.StorageError:
+            return False
+        return any(event["kind"] == "failure" and event["is_final"] for event in events)
 
     def _counted(self, error: TrainingFailedError) -> FailureDecision:
         saved = newest_step(self.run_uri)
