@@ -1,5 +1,7 @@
 """What a run tells of its workers while it trains."""
 
+import time
+
 import pytest
 
 from jobs.progress import news, shown_progress
@@ -26,8 +28,9 @@ def test_only_what_happens_from_now_on_is_told(tmp_path, capsys):
     folder = RunFolder(str(tmp_path))
     folder.log_event("stop", None, cause="of an earlier driver")
     with shown_progress(folder, total_steps=10):
-        capsys.readouterr()
-        while "starting workers" not in capsys.readouterr().out:
-            pass
+        shown = ""
+        while "starting workers" not in shown:  # by then it knows what has been told before
+            shown += capsys.readouterr().out
+            time.sleep(0.01)
         folder.log_event("stop", None, cause="now")
     assert capsys.readouterr().out == "workers start again: now\n"
