@@ -69,20 +69,15 @@ def _ended(command: Sequence[str]) -> int:
 
 def _saved_step(folder: "RunFolder") -> int:
     from tips_ray import storage
-    from tips_ray.train.checkpoint import list_checkpoints
+    from tips_ray.train.checkpoint import newest_step
 
-    try:
-        found = list_checkpoints(storage.join(folder.uri, "checkpoints"))
-    except storage.StorageError:
-        return -1
-    return found[-1].step if found else -1
+    return newest_step(storage.join(folder.uri, "checkpoints"))
 
 
 def _would_come_again(folder: "RunFolder", since: str) -> bool:
     from tips_ray import storage
 
     try:
-        events = folder.read_events()
+        return any(event["time"] > since for event in folder.final_failures())
     except storage.StorageError:
         return False
-    return any(event["kind"] == "failure" and event["is_final"] and event["time"] > since for event in events)

@@ -32,7 +32,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.echo import is_echo
 from tips_ray.train import planned
-from tips_ray.train.checkpoint import list_checkpoints
+from tips_ray.train.checkpoint import newest_step
 from tips_ray.train.planned import PlannedStop
 from tips_ray.train.run_folder import RunFolder
 
@@ -195,7 +195,7 @@ class CountedFailures(DefaultFailurePolicy):
     def __init__(self, failure_config: Any, run_uri: str) -> None:
         super().__init__(failure_config)
         self.run_uri, self._saved_step = run_uri, -1
-        self._known_events = len(RunFolder(run_uri).read_events())  # of earlier drivers
+        self._known_failures = len(RunFolder(run_uri).final_failures())  # of earlier drivers
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
@@ -209,13 +209,12 @@ class CountedFailures(DefaultFailurePolicy):
     def _is_over(self) -> bool:
         """A worker has told that its error would come again: the next attempt ends before it begins (`RestOfRun`)."""
         try:
-            events = RunFolder(self.run_uri).read_events()[self._known_events :]
+            return len(RunFolder(self.run_uri).final_failures()) > self._known_failures
         except storage.StorageError:
             return False
-        return any(event["kind"] == "failure" and event["is_final"] for event in events)
 
     def _counted(self, error: TrainingFailedError) -> FailureDecision:
-        saved = newest_step(self.run_uri)
+        saved = newest_step(storage.join(self.run_uri, "checkpoints"))
         if saved > self._saved_step:
             self._worker_group_failures, self._saved_step = 0, saved
         return super().make_decision(error)
@@ -240,15 +239,6 @@ def cause_of(error: TrainingFailedError) -> str:
     if is_echo(failure):
         return f"lost: a worker, as rank {rank} noticed"
     return f"rank {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:MOST_CHARACTERS]}"
-
-
-def newest_step(run_uri: str) -> int:
-    """Of the checkpoints of a run; -1 where there is none, or nobody can tell."""
-    try:
-        found = list_checkpoints(storage.join(run_uri, "checkpoints"))
-    except storage.StorageError:
-        return -1
-    return found[-1].step if found else -1
 
 
 def note_event(run_uri: str, kind: str, **what: Any) -> None:

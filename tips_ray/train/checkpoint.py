@@ -109,6 +109,15 @@ def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
     return found
 
 
+def newest_step(checkpoints_uri: str) -> int:
+    """Of the checkpoints with a manifest; -1 where there is none, or while the storage does not answer."""
+    try:
+        found = list_checkpoints(checkpoints_uri)
+    except storage.StorageError:
+        return -1
+    return found[-1].step if found else -1
+
+
 def drop_old_checkpoints(checkpoints_uri: str, step: int, keep_last: int, keep_every_steps: int | None = None) -> None:
     """Delete what is below `step`, which was just saved, but for the newest and those kept for ever.
 

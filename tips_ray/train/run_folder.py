@@ -111,6 +111,10 @@ class RunFolder:
         """Events of all attempts, oldest first."""
         return sorted(_read_folder(self._events.uri), key=lambda line: line["time"])
 
+    def final_failures(self) -> list[dict[str, Any]]:
+        """Events of errors that all ranks raised alike, and that another attempt would meet again."""
+        return [event for event in self.read_events() if event["kind"] == "failure" and event["is_final"]]
+
     def read_rejects(self) -> list[dict[str, Any]]:
         """Every bad row once, however often a restart met it again."""
         lines = {(line["step"], line["sample_id"]): line for line in _read_folder(self._rejects.uri)}

@@ -56,8 +56,7 @@ class RestOfRun:
         return training_stream(self.inputs.stream, step)
 
     def _stops(self) -> list[str]:
-        events = RunFolder(self.inputs.run.uri).read_events()
-        return [event["error"] for event in events if event["kind"] == "failure" and event["is_final"]]
+        return [event["error"] for event in RunFolder(self.inputs.run.uri).final_failures()]
 
 
 def found_on_workers(run: RunInputs) -> list[Found]:
