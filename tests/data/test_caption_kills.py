@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 from captioning.tiny import write_paligemma
-from ray.cluster_utils import Cluster
+from nodes import Nodes, nodes_of_cluster
 from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
 from jobs.cli import main
@@ -65,19 +64,15 @@ def _command(pid: int) -> str:
 
 
 @pytest.fixture
-def two_nodes(monkeypatch) -> Iterator[Cluster]:
-    """A head without CPUs and two nodes, one of which may go."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 200 << 20})
-    for number in (2, 3):
-        cluster.add_node(num_cpus=3, object_store_memory=200 << 20, node_ip_address=f"127.0.0.{number}")
-    ray.init(address=cluster.address, log_to_driver=False)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+def nodes(monkeypatch) -> Iterator[Nodes]:
+    """Two, one of which may go."""
+    with nodes_of_cluster(monkeypatch) as nodes:
+        nodes.add(3)
+        nodes.add(3)
+        yield nodes
 
 
-def test_a_cluster_makes_the_index_and_captions_on_without_a_node_that_is_killed(tmp_path, model, two_nodes, capsys):
+def test_a_cluster_makes_the_index_and_captions_on_without_a_node_that_is_killed(tmp_path, model, nodes, capsys):
     config = captioned_run(tmp_path, model, rows=400)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert main(["index", str(tmp_path / "run.yaml"), "--decode"]) == 0
