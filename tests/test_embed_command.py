@@ -1,0 +1,89 @@
+"""`tips-ray embed` up to Ray: mistakes are one sentence, and a finished folder needs no Ray."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+import ray
+from toy_embedding import embedding_config, write_model, write_source
+
+from jobs.cli import main
+from jobs.embed import embed_inputs
+from tips_ray.data.index import opened_index
+from tips_ray.embedding.decoded import decoded_chunk
+from tips_ray.embedding.embedder import Embedder
+from tips_ray.embedding.folder import file_name
+from tips_ray.evaluation.load_encoder import load_encoder
+
+ROWS = 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A source, and its embeddings as the pipeline would write them."""
+    folder = tmp_path_factory.mktemp("embed")
+    write_model(folder / "model")
+    write_source(folder / "data", ROWS)
+    inputs, index = embed_inputs(str(folder / "model"), embedding_config(f"{folder}/data"), str(folder / "out"))
+    embedder = Embedder(load_encoder(inputs.model), inputs.layout, opened_index(inputs.index_uri), 64)
+    for chunks in inputs.folder.missing(index, inputs.layout):
+        (chunk,) = chunks
+        table = embedder(decoded_chunk(index, chunk, inputs.image_size_px, inputs.config))
+        inputs.folder.write(file_name(index, chunks), table)
+    return folder
+
+
+def _embed(place: Path, *words: str, source: str = "data", model: str = "model", out: str = "out") -> int:
+    return main(["embed", f"{place}/{model}", f"{place}/{source}", f"{place}/{out}", "chunk_rows=4", *words])
+
+
+def test_a_finished_folder_is_found_without_ray(place, capsys, monkeypatch):
+    monkeypatch.setattr(ray, "init", None)
+    assert _embed(place) == 0
+    shown = capsys.readouterr().out
+    assert f"{ROWS} rows; {ROWS} have their embeddings" in shown and "cls_web, cls_synthetic" in shown
+
+
+def test_what_the_docs_say_of_reading_holds(place):
+    rows = ds.dataset(f"{place}/out/embeddings")
+    table = rows.to_table(columns=["key", "cls_web"], filter=ds.field("error") == "")
+    embeddings_ND = np.stack(table["cls_web"].to_numpy())
+    assert embeddings_ND.shape == (ROWS - 2, 32) and embeddings_ND.dtype == np.float32
+    manifest = json.loads((place / "out" / "embedding.json").read_text())
+    assert manifest["columns"] == {"cls_web": [32], "cls_synthetic": [32]}
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "message"),
+    [
+        (["dtype=float16"], {}, "holds embeddings with dtype float32, not float16; choose another OUT"),
+        (["image_size_px=84"], {}, "holds embeddings with image_size_px 56, not 84; choose another OUT"),
+        (["image_size_px=60"], {"out": "new"}, "image_size_px (60) must be a multiple of the patch size (14)"),
+        (["actor=3"], {}, "actor"),
+        (["patches=some"], {}, "patches"),
+        ([], {"model": "nothing"}, "MODEL"),
+        ([], {"source": "nothing"}, "no file is there"),
+        (["source.columns.image=photo"], {"out": "new"}, "columns.image is 'photo', which is not there"),
+        ([], {"out": "data/0000.parquet/out"}, "must not lie in SOURCE"),
+        ([], {"out": "model/config.json/out"}, "model/config.json"),
+        (["gpus_per_actor=99"], {"out": "gpus"}, "an actor needs gpus_per_actor (99), and this machine offers"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_in_one_sentence(words, names, message, place, capsys, monkeypatch):
+    monkeypatch.setattr(ray, "init", None)
+    assert _embed(place, *words, **names) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_data_that_changed_are_not_mixed_with_what_they_were(place, tmp_path, capsys):
+    write_source(tmp_path / "data", 8)
+    model, source = str(place / "model"), str(tmp_path / "data")
+    embed_inputs(model, embedding_config(source), str(tmp_path / "out"))
+    (tmp_path / "data" / "0000.parquet").touch()
+    with pytest.raises(ValueError, match="or the data have changed since"):
+        embed_inputs(model, embedding_config(source), str(tmp_path / "out"))
+    assert len(list((tmp_path / "out" / "index").iterdir())) == 1
