@@ -8,6 +8,7 @@ import pyarrow.dataset as ds
 import pytest
 import ray
 from toy_embedding import embedding_config, write_model, write_source
+from writers import jpeg, write_parquet, write_tar
 
 from jobs.cli import main
 from jobs.embed import embed_inputs
@@ -87,3 +88,16 @@ def test_data_that_changed_are_not_mixed_with_what_they_were(place, tmp_path, ca
     with pytest.raises(ValueError, match="or the data have changed since"):
         embed_inputs(model, embedding_config(source), str(tmp_path / "out"))
     assert len(list((tmp_path / "out" / "index").iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_images_need_no_captions_to_be_embedded(kind, place, tmp_path):
+    if kind == "tar":
+        write_tar(tmp_path / "data" / "0.tar", [(f"{number}.jpg", jpeg(number)) for number in range(3)])
+    else:
+        write_parquet(tmp_path / "data" / "0.parquet", {"image": [jpeg(number) for number in range(3)]})
+    inputs, index = embed_inputs(str(place / "model"), embedding_config(f"{tmp_path}/data"), str(tmp_path / "out"))
+    chunk = decoded_chunk(index, 0, inputs.image_size_px, inputs.config)
+    assert (index.rows, len(chunk.pixels_GSS3), chunk.web_captions) == (3, 3, [""] * 3)
+    with pytest.raises(ValueError, match="no column has a common name for columns.web_caption"):
+        embed_inputs(str(place / "model"), embedding_config(f"{tmp_path}/data", captions=True), str(tmp_path / "new"))

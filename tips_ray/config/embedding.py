@@ -41,9 +41,12 @@ class EmbeddingConfig(Schema):
 
     @property
     def data(self) -> DataConfig:
-        """The source as an index knows it."""
+        """The source as an index knows it; where captions are not embedded it needs none."""
+        source, columns = self.source, self.source.columns
+        if not self.captions and self.index is None and columns.web_caption is None:
+            source = source.model_copy(update={"columns": columns.model_copy(update={"web_caption": ""})})
         return DataConfig(
-            sources=(self.source,),
+            sources=(source,),
             index=self.index,
             chunk_rows=self.chunk_rows,
             max_image_bytes=self.max_image_bytes,
