@@ -74,18 +74,16 @@ def embed_inputs(model: str, config: "EmbeddingConfig", out: str) -> "tuple[Embe
     from tips_ray.evaluation.results import fingerprint
 
     data, folder = config.data, EmbeddingFolder(out)
-    if f"{folder.uri}/".startswith(f"{storage.resolved(config.source.uri)}/"):
-        raise ValueError(
-            f"OUT ({out}) must not lie in SOURCE ({config.source.uri}): it would become a part of the data"
-        )
+    _require_outside(folder.uri, config.source.uri)
     mark = data_fingerprint(data)
     encoder = load_encoder(model, config.image_size_px)
     layout, size_px = layout_of(encoder, config), encoder.image_size_px
     options = config.model_dump(include={"patches", "captions", "dtype", "max_image_bytes", "max_image_pixels"})
     decides = {"weights": fingerprint(encoder), "data": mark, "image_size_px": size_px, **options}
-    folder.claim(decides, {"model": model, "source": config.source.uri, "columns": layout.shapes})
+    folder.check(decides)
     below = storage.join(folder.uri, "index")
     index = index_of(data, below)
+    folder.claim(decides, {"model": model, "source": config.source.uri, "columns": layout.shapes})
     return EmbedInputs(config, _anywhere(model), size_px, layout, index_uri(data, index, below), folder), index
 
 
@@ -160,6 +158,13 @@ def _require_room(config: "EmbeddingConfig") -> None:
                 f"an actor needs {keys} ({getattr(config, keys):g}){beside}, and {where} offers "
                 f"{have.get(kind, 0):g} {ray_cluster.UNITS[kind]}"
             )
+
+
+def _require_outside(out: str, source: str) -> None:
+    from tips_ray import storage
+
+    if f"{out}/".startswith(f"{storage.resolved(source)}/"):
+        raise ValueError(f"OUT ({out}) must not lie in SOURCE ({source}): it would become a part of the data")
 
 
 def _anywhere(model: str) -> str:

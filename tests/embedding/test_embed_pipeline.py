@@ -1,8 +1,10 @@
 """Embedding through real Ray Data: every row once, with the encoder's own numbers, whoever works on it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 from toy_embedding import embedding_config, plain_features, rows_of, write_model, write_source
 from toy_run import scene_row
@@ -10,11 +12,22 @@ from writers import write_parquet
 
 from jobs.cli import main
 from jobs.embed import embed_all, embed_inputs
+from jobs.local_s3 import LocalS3
+from tips_ray import storage
 from tips_ray.embedding.folder import chunks_per_file
 
 ROWS = 40
 
 pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(s3_server) -> Iterator[LocalS3]:
+    """A real S3 server that s3:// means, also to the processes of the cluster, which starts after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
+        yield s3_server
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +81,16 @@ def test_chunks_that_share_a_file_meet_in_it_whoever_encoded_them(tmp_path, plac
     assert [row["sample_id"] for row in found] == list(range(520))
     assert all(row["cls_web"] == found[row["sample_id"] % 8]["cls_web"] for row in found)
     assert found[0]["cls_web"] != found[1]["cls_web"]
+
+
+def test_from_an_object_store_to_an_object_store(place, server, cluster):
+    bucket = server.make_bucket("embed")
+    for path in (place / "data").iterdir():
+        storage.upload(path, f"{bucket}/data/{path.name}")
+    source, out = f"{bucket}/data/*.parquet", f"{bucket}/out"
+    assert main(["embed", f"{place}/model", source, out, "chunk_rows=4"]) == 0
+    assert _embed(place, "local") == 0
+    filesystem, rows = storage.filesystem(f"{out}/embeddings")
+    columns = ["sample_id", "cls_web", "cls_synthetic", "error"]
+    expected = ds.dataset(place / "local" / "embeddings").to_table(columns)
+    assert ds.dataset(rows, filesystem=filesystem).to_table(columns) == expected

@@ -1,7 +1,7 @@
 """Ray Data: chunks that have no embeddings yet -> files, in the order of the index, each written once.
 
 Read and decode in tasks, encode in actors that keep their encoder, write in tasks: chunks of one file may be encoded by
-several actors. Blocks of one chunk, then of one file, keep their order, so that a block is a whole file.
+several actors. Blocks of one chunk keep their order, so that the batch of a writer is a whole file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,10 +71,9 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
         )
-        .repartition(target_num_rows_per_block=chunks_per_file(index, inputs.layout), strict=True)
         .map_batches(
             write,
-            batch_size=None,
+            batch_size=chunks_per_file(index, inputs.layout),
             batch_format="pyarrow",
             compute=TaskPoolStrategy(WRITERS),
             num_cpus=WRITE_CPUS / WRITERS,
@@ -92,7 +91,7 @@ def _decoded(batch: dict[str, np.ndarray], inputs: EmbedInputs) -> Iterator[pa.T
 
 
 def _written(table: pa.Table, inputs: EmbedInputs) -> pa.Table:
-    """Put the file that a block is into the folder."""
+    """Put the file that a batch is into the folder."""
     index, chunks = opened_index(inputs.index_uri), table["chunk"].to_pylist()
     _require_file(chunks, chunks_per_file(index, inputs.layout), len(index.chunks.rows))
     rows = pa.concat_tables([pa.ipc.open_stream(part.as_buffer()).read_all() for part in table["rows"]])

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from tips_ray import storage
 from tips_ray.data.index import Index
 from tips_ray.embedding.layout import Layout
+from tips_ray.storage import NotFoundError
 
 VERSION = 1
 MANIFEST = "embedding.json"
@@ -30,26 +31,36 @@ class EmbeddingFolder:
     def __init__(self, uri: str) -> None:
         self.uri = storage.resolved(uri)
         self.rows_uri = storage.join(self.uri, "embeddings")
+        self._manifest = storage.join(self.uri, MANIFEST)
 
-    def claim(self, decides: Mapping[str, Any], note: Mapping[str, Any]) -> None:
-        """Say what the embeddings are of, or find that the folder says the same.
-
+    def check(self, decides: Mapping[str, Any]) -> None:
+        """
         Args:
             decides: all that a number depends on.
-            note: what a reader may want to know beside it.
 
         Raises:
-            ValueError: the folder holds something else.
+            ValueError: the folder holds embeddings that depend on something else.
         """
-        place = storage.join(self.uri, MANIFEST)
-        wanted = {"version": VERSION, **decides}
-        if storage.create_text(place, json.dumps({"decides": wanted, **note}, indent=1) + "\n"):
+        try:
+            held = json.loads(storage.read_text(self._manifest))["decides"]
+        except NotFoundError:
             return
-        held = json.loads(storage.read_text(place))["decides"]
+        wanted = {"version": VERSION, **decides}
         for name in {**held, **wanted}:
             if held.get(name) != wanted.get(name):
                 what = _WORDS.get(name) or f"with {name} {held.get(name)}, not {wanted.get(name)}"
                 raise ValueError(f"{self.uri} holds embeddings {what}; choose another OUT")
+
+    def claim(self, decides: Mapping[str, Any], note: Mapping[str, Any]) -> None:
+        """Write down what the embeddings are of, unless that is there and the same; see `check`.
+
+        Args:
+            decides: all that a number depends on.
+            note: what a reader may want to know beside it.
+        """
+        content = {"decides": {"version": VERSION, **decides}, **note}
+        if not storage.create_text(self._manifest, json.dumps(content, indent=1) + "\n"):
+            self.check(decides)
 
     def missing(self, index: Index, layout: Layout) -> list[range]:
         """Chunks of each file that is not there, in their order."""
