@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import ray
@@ -12,27 +13,24 @@ from writers import jpeg, write_parquet, write_tar
 
 from jobs.cli import main
 from jobs.embed import embed_inputs
-from tips_ray.data.index import opened_index
+from tips_ray.embedding import embed_pipeline
 from tips_ray.embedding.decoded import decoded_chunk
-from tips_ray.embedding.embedder import Embedder
-from tips_ray.embedding.folder import file_name
-from tips_ray.evaluation.load_encoder import load_encoder
+from tips_ray.embedding.embed_actor import EmbedActor
 
 ROWS = 12
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A source, and its embeddings as the pipeline would write them."""
+    """A source, and its embeddings by the stages of the pipeline, one after the other."""
     folder = tmp_path_factory.mktemp("embed")
     write_model(folder / "model")
     write_source(folder / "data", ROWS)
     inputs, index = embed_inputs(str(folder / "model"), embedding_config(f"{folder}/data"), str(folder / "out"))
-    embedder = Embedder(load_encoder(inputs.model), inputs.layout, opened_index(inputs.index_uri), 64)
+    actor = EmbedActor(inputs)
     for chunks in inputs.folder.missing(index, inputs.layout):
-        (chunk,) = chunks
-        table = embedder(decoded_chunk(index, chunk, inputs.image_size_px, inputs.config))
-        inputs.folder.write(file_name(index, chunks), table)
+        decoded = embed_pipeline._decoded({"chunk": np.array(chunks)}, inputs)
+        embed_pipeline._written(pa.concat_tables(map(actor, decoded)), inputs)
     return folder
 
 
@@ -108,3 +106,11 @@ def test_images_need_no_captions_to_be_embedded(kind, place, tmp_path):
     assert (index.rows, len(chunk.pixels_GSS3), chunk.web_captions) == (3, 3, [""] * 3)
     with pytest.raises(ValueError, match="no column has a common name for columns.web_caption"):
         embed_inputs(str(place / "model"), embedding_config(f"{tmp_path}/data", captions=True), str(tmp_path / "new"))
+
+
+def test_chunks_that_are_no_file_get_no_name():
+    embed_pipeline._require_file([4, 5], step=2, total=7)
+    embed_pipeline._require_file([6], step=2, total=7)
+    for chunks in ([5, 6], [4], [4, 6], [4, 5, 6]):
+        with pytest.raises(RuntimeError, match="are no file"):
+            embed_pipeline._require_file(chunks, step=2, total=7)

@@ -28,8 +28,8 @@ class EmbedActor:
         return pa.table([[chunk.number for chunk in chunks], rows], schema=ENCODED)
 
 
-def _stream_bytes(table: pa.Table) -> pa.Buffer:
+def _stream_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
+    return sink.getvalue().to_pybytes()
