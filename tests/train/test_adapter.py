@@ -138,9 +138,10 @@ def test_who_lives_asks_again_before_it_is_forgotten(config, tmp_path, monkeypat
     asked: list[float] = []
     policy._coordinator_client = SimpleNamespace(_latest_autoscaling_request_time=0.0)  # pyright: ignore
     monkeypatch.setattr(policy, "_send_resource_request", lambda: asked.append(1))
-    for seconds in (adapter.RENEWED_SECONDS - 1, adapter.RENEWED_SECONDS + 1):
-        monkeypatch.setattr(adapter.time, "monotonic", lambda: float(seconds))
-        policy._maybe_send_resource_request()
+    clock = iter([adapter.RENEWED_SECONDS - 1.0, adapter.RENEWED_SECONDS + 1.0])
+    monkeypatch.setattr(adapter.time, "monotonic", lambda: next(clock))
+    policy._maybe_send_resource_request()
+    policy._maybe_send_resource_request()
     assert asked == [1] and 3 * adapter.RENEWED_SECONDS < adapter.FORGOTTEN_SECONDS
 
 

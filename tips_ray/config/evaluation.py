@@ -42,7 +42,16 @@ class CaptionedFolderConfig(Schema):
     """None: its tasks are skipped."""
 
 
-class ProbeConfig(Schema):
+class TrainingConfig(Schema):
+    """How what is trained on frozen features goes through them."""
+
+    steps: PositiveInt
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps in which the rate rises; then it falls linearly to 0."""
+    batch_images: PositiveInt
+
+
+class ProbeConfig(TrainingConfig):
     """How linear maps are trained; one for each learning rate, side by side on the same batches."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -56,10 +65,23 @@ class ProbeConfig(Schema):
     steps: PositiveInt = 400
     """(D) DINOv2: 40,000 for segmentation, 38,400 for depth, 12,500 for classification."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.04
-    """Share of the steps in which the rate rises; then it falls linearly to 0."""
     batch_images: PositiveInt = 16
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """(D) Share of the training images that choose the learning rate. The test images never do."""
+
+
+class DecoderConfig(TrainingConfig):
+    """A DPT decoder and how it is trained."""
+
+    hidden: PositiveInt = 128
+    """(D) Channels; Probe3D has 512."""
+    learning_rate: PositiveFloat = 5e-4
+    """At the end of warmup, Probe3D's."""
+    weight_decay: NonNegativeFloat = 0.01
+    steps: PositiveInt = 300
+    """(D) Probe3D: ten epochs."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    batch_images: PositiveInt = 8
 
 
 class _TaskConfig(Schema):
@@ -76,11 +98,9 @@ class SegmentationConfig(_TaskConfig):
     """(D) Side of the labels in training; scores are always those of the labels' own size."""
 
 
-class DepthConfig(_TaskConfig):
-    """256 bins on [patch, CLS], SigLoss and gradient loss, RMSE in metres."""
+class BinsConfig(_TaskConfig):
+    """Depth as a weighted mean of bins; RMSE in metres."""
 
-    kind: Literal["depth"] = "depth"
-    probe: ProbeConfig = ProbeConfig(weight_decay=0.01, learning_rates=(1e-2, 3e-2, 1e-1))
     train_size_px: PositiveInt = 112
     """(D) As for segmentation."""
     num_bins: PositiveInt = 256
@@ -93,6 +113,29 @@ class DepthConfig(_TaskConfig):
         if self.min_depth_m >= self.max_depth_m:
             raise ValueError(f"min_depth_m ({self.min_depth_m}) must be below max_depth_m ({self.max_depth_m})")
         return self
+
+
+class DepthConfig(BinsConfig):
+    """A linear map on [patch, CLS] into the bins; SigLoss and gradient loss."""
+
+    kind: Literal["depth"] = "depth"
+    probe: ProbeConfig = ProbeConfig(weight_decay=0.01, learning_rates=(1e-2, 3e-2, 1e-1))
+
+
+class DptDepthConfig(BinsConfig):
+    """A DPT decoder on four layers into the bins; the same losses."""
+
+    kind: Literal["dpt_depth"] = "dpt_depth"
+    decoder: DecoderConfig = DecoderConfig()
+
+
+class NormalsConfig(_TaskConfig):
+    """A DPT decoder on four layers; angular RMSE in degrees."""
+
+    kind: Literal["normals"] = "normals"
+    decoder: DecoderConfig = DecoderConfig()
+    train_size_px: PositiveInt = 112
+    """(D) As for segmentation."""
 
 
 class NeighboursConfig(_TaskConfig):
@@ -138,6 +181,8 @@ DatasetConfig = Annotated[ScenesConfig | LabelledFolderConfig | CaptionedFolderC
 TaskConfig = Annotated[
     SegmentationConfig
     | DepthConfig
+    | DptDepthConfig
+    | NormalsConfig
     | NeighboursConfig
     | ClassificationConfig
     | RetrievalConfig

@@ -25,6 +25,12 @@ def text_patches_of(encoder: Encoder, images_NSS3: Tensor, batch_images: int = 6
     return torch.cat([part.float().cpu() for part in parts])
 
 
+def layers_of(encoder: Encoder, images_NSS3: Tensor, batch_images: int = 64) -> list[Tensor]:
+    """Four tensors [N, L, D], fp32 on the host."""
+    parts = _by_batch(encoder.layers, images_NSS3, batch_images)
+    return [torch.cat([part.float().cpu() for part in of_layer]) for of_layer in zip(*parts, strict=True)]
+
+
 class FrozenData:
     """All features stay in memory: N * L * D * 4 bytes."""
 
@@ -43,6 +49,15 @@ class FrozenData:
     @cached_property
     def test_text_patches(self) -> Tensor:
         return text_patches_of(self.encoder, self.dataset.test.images_NSS3, self.batch_images)
+
+    @cached_property
+    def layers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Of training and test images."""
+        assert self.dataset.train is not None
+        return self._layers(self.dataset.train), self._layers(self.dataset.test)
+
+    def _layers(self, examples: Examples) -> list[Tensor]:
+        return layers_of(self.encoder, examples.images_NSS3, self.batch_images)
 
     def _features(self, examples: Examples) -> Features:
         return features_of(self.encoder, examples.images_NSS3, self.batch_images)
