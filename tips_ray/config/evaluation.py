@@ -34,6 +34,20 @@ class LabelledFolderConfig(Schema):
     """Label of pixels that do not count."""
 
 
+class GeometryFolderConfig(Schema):
+    """`train/images`, `train/depth`, `train/normals`, and the same below `val`; one of depth and normals is enough.
+
+    Depth is a 16-bit PNG, or `.npy` of metres, 0 or NaN where there is none; normals are `.npy` [height, width, 3] of
+    unit vectors, other vectors where there is none.
+    """
+
+    kind: Literal["geometry_folder"] = "geometry_folder"
+    folder: str | None = None
+    """None: its tasks are skipped."""
+    depth_unit_m: PositiveFloat = 0.001
+    """Metres of 1 in a PNG of depth."""
+
+
 class CaptionedFolderConfig(Schema):
     """`images` beside `captions.csv`, whose columns are `image` and `caption`; an image may have several lines."""
 
@@ -177,7 +191,9 @@ class ZeroShotSegmentationConfig(_TaskConfig):
     templates: tuple[str, ...] = TEMPLATES
 
 
-DatasetConfig = Annotated[ScenesConfig | LabelledFolderConfig | CaptionedFolderConfig, Field(discriminator="kind")]
+DatasetConfig = Annotated[
+    ScenesConfig | LabelledFolderConfig | GeometryFolderConfig | CaptionedFolderConfig, Field(discriminator="kind")
+]
 TaskConfig = Annotated[
     SegmentationConfig
     | DepthConfig

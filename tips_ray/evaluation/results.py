@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from tips_ray import storage
-from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig, SuiteConfig
+from tips_ray.config.evaluation import ScenesConfig, SuiteConfig
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import FrozenData
@@ -107,7 +107,7 @@ def _record(
 def _frozen(encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[str, FrozenData]) -> FrozenData:
     """Of the data set `name`, read once."""
     config = suite.data[name]
-    if isinstance(config, (LabelledFolderConfig, CaptionedFolderConfig)) and config.folder is None:
+    if not isinstance(config, ScenesConfig) and config.folder is None:
         raise TaskSkipped(f"data.{name}.folder is not given")
     if name not in frozen:
         frozen[name] = FrozenData(encoder, load_dataset(config, encoder.image_size_px), suite.batch_images)

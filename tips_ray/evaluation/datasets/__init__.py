@@ -1,8 +1,9 @@
 """Data sets of the evaluation, by their config."""
 
-from tips_ray.config.evaluation import CaptionedFolderConfig, DatasetConfig, LabelledFolderConfig
+from tips_ray.config.evaluation import CaptionedFolderConfig, DatasetConfig, GeometryFolderConfig, LabelledFolderConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
 from tips_ray.evaluation.datasets.folders import captioned_folder, labelled_folder
+from tips_ray.evaluation.datasets.geometry import geometry_folder
 from tips_ray.evaluation.datasets.rendered import rendered
 
 __all__ = ["Dataset", "Examples", "load_dataset"]
@@ -18,4 +19,6 @@ def load_dataset(config: DatasetConfig, size_px: int) -> Dataset:
         return labelled_folder(config, size_px)
     if isinstance(config, CaptionedFolderConfig):
         return captioned_folder(config, size_px)
+    if isinstance(config, GeometryFolderConfig):
+        return geometry_folder(config, size_px)
     return rendered(config, size_px)
