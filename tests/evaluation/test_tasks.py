@@ -1,14 +1,16 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, tensor
 from toy_model import CAPTIONS, toy_model
 
 from tips_ray.config.evaluation import NeighboursConfig
-from tips_ray.evaluation import encoders
+from tips_ray.evaluation import encoders, features
 from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy
 from tips_ray.evaluation.depth import linear_depth_rmse
 from tips_ray.evaluation.encoders import TipsEncoder
-from tips_ray.evaluation.features import features_of, text_patches_of
+from tips_ray.evaluation.features import Scratch, features_of, layers_of, stored, text_patches_of
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes
 from tips_ray.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_segmentation
@@ -51,6 +53,24 @@ def test_features_do_not_depend_on_the_batch_size():
     torch.testing.assert_close(*patches, atol=1e-6, rtol=0)
     whole = encoder.features(images.permute(0, 3, 1, 2) / 255)
     torch.testing.assert_close(features_of(encoder, images, 5), whole, atol=1e-6, rtol=0)
+
+
+def test_patches_in_half_precision_are_those_of_full_precision_rounded(tmp_path):
+    encoder = TipsEncoder.of_model(toy_model())
+    images = torch.randint(0, 256, (3, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    half, full = features_of(encoder, images, 2, Scratch(str(tmp_path), torch.float16)), features_of(encoder, images, 2)
+    assert half.patches_BLD.dtype == torch.float16 and torch.equal(half.patches_BLD, full.patches_BLD.half())
+    assert torch.equal(half.embeddings["cls_web"], full.embeddings["cls_web"])
+    assert not list(tmp_path.iterdir())  # the file has no name any more
+    last = encoder.layers(images.permute(0, 3, 1, 2) / 255)[3]
+    torch.testing.assert_close(layers_of(encoder, images, 2, Scratch())[3], last.float(), atol=1e-5, rtol=0)
+
+
+def test_features_without_room_on_the_disk_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
+    with pytest.raises(ValueError, match=r"features of patches need 8.0 GB, .* has 1.0 GB free: set scratch to a"):
+        stored(iter([torch.zeros(1, 1000, 1000)]), 2000, Scratch(str(tmp_path)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_texts_do_not_depend_on_how_many_go_together(monkeypatch):

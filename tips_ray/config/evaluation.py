@@ -220,6 +220,10 @@ class SuiteConfig(Schema):
     """Images that the encoder takes at a time."""
     seed: int = 0
     """Of the probes' start and batches."""
+    scratch: str | None = None
+    """Folder on this machine where features of patches lie meanwhile; None: the system's temporary one."""
+    patch_dtype: Literal["fp32", "fp16"] = "fp32"
+    """Of these: images x patches x width x 4 bytes, or half of it."""
 
     @model_validator(mode="after")
     def _data_is_named(self) -> Self:

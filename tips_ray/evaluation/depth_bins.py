@@ -29,11 +29,6 @@ class Depth(NamedTuple):
     predictions_m: list[Tensor]
 
 
-def with_cls(patches_NLD: Tensor, cls_NE: Tensor) -> Tensor:
-    """[patch, CLS] of every patch, [N, L, D + E]; CLS may have a width of its own."""
-    return torch.cat([patches_NLD, cls_NE[:, None].expand(-1, patches_NLD.shape[1], -1)], dim=-1)
-
-
 def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig, seed: int = 0) -> Depth:
     """`rmse_m` of the learning rate that is best on held-out training images.
 
@@ -51,8 +46,7 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
     Source: the depth evaluation of DINOv2; AdaBins, arXiv:2011.14141.
     """
     train, test = (
-        DenseExamples(examples.patches_NLD, _in_range(examples.targets, config.max_depth_m))
-        for examples in (train, test)
+        examples._replace(targets=_in_range(examples.targets, config.max_depth_m)) for examples in (train, test)
     )
     target_NHW = squashed(train.targets, config.train_size_px)
     learned_n, held_out_m = split_places(len(train.patches_NLD), config.probe)
@@ -61,16 +55,15 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
         parts = [depth_of(logits_bLK, target_NHW.shape[-2:], config) for logits_bLK in logits_RbLK]
         return torch.stack([_loss(part_m, target_NHW[batch_b]) for part_m in parts])
 
-    probes = trained_probes(train.patches_NLD, learned_n, config.num_bins, loss, config.probe, seed)
-    held_out = train.at(held_out_m)
+    probes = trained_probes(train.rows, learned_n, config.num_bins, loss, config.probe, seed)
     held_out_R = [
-        _rmse(_predicted(probes, probe, held_out, config), held_out.targets)
+        _rmse(_predicted(probes, probe, train, held_out_m, config), [train.targets[place] for place in held_out_m])
         for probe in range(len(config.probe.learning_rates))
     ]
     if min(held_out_R) == float("inf"):
         raise ValueError(f"the depth probe diverged at every learning rate ({config.probe.learning_rates}); lower them")
     chosen = held_out_R.index(min(held_out_R))
-    predictions_m = _predicted(probes, chosen, test, config)
+    predictions_m = _predicted(probes, chosen, test, torch.arange(len(test.targets)), config)
     scores = {"rmse_m": _rmse(predictions_m, test.targets), "learning_rate": config.probe.learning_rates[chosen]}
     return Depth(scores, predictions_m)
 
@@ -170,10 +163,14 @@ def _in_range(targets_m: Sequence[Tensor], max_depth_m: float) -> list[Tensor]:
     return [target_m.masked_fill(target_m > max_depth_m, 0) for target_m in kept]
 
 
-def _predicted(probes: LinearProbes, probe: int, examples: DenseExamples, config: DepthConfig) -> list[Tensor]:
-    rows = examples.patches_NLD.split(1)
-    pairs = zip(rows, examples.targets, strict=True)
-    return [depth_of(probes(row_1LD)[probe], target_m.shape, config)[0] for row_1LD, target_m in pairs]
+def _predicted(
+    probes: LinearProbes, probe: int, examples: DenseExamples, places_n: Tensor, config: DepthConfig
+) -> list[Tensor]:
+    """Image by image, which bounds memory."""
+    return [
+        depth_of(probes(examples.rows(place[None]))[probe], examples.targets[place].shape, config)[0]
+        for place in places_n
+    ]
 
 
 def _rmse(predictions_m: Sequence[Tensor], targets_m: Sequence[Tensor]) -> float:

@@ -24,7 +24,7 @@ from tips_ray.evaluation import pictures
 from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy, linear_accuracy
 from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.dense import DenseExamples
-from tips_ray.evaluation.depth_bins import dpt_depth, linear_depth, with_cls
+from tips_ray.evaluation.depth_bins import dpt_depth, linear_depth
 from tips_ray.evaluation.features import FrozenData
 from tips_ray.evaluation.normals import SurfaceExamples, dpt_normals
 from tips_ray.evaluation.retrieval import retrieval
@@ -86,8 +86,11 @@ def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
     if not test.depth_m:
         raise TaskSkipped("the data set has no depth")
     name = data.encoder.embeddings[0]  # TIPS: CLS-web, whose place in the network is that of other models' CLS
-    rows = [with_cls(found.patches_BLD, found.embeddings[name]) for found in (data.train, data.test)]
-    found = linear_depth(DenseExamples(rows[0], train.depth_m), DenseExamples(rows[1], test.depth_m), config, seed)
+    seen = [
+        DenseExamples(found.patches_BLD, examples.depth_m, found.embeddings[name])
+        for found, examples in ((data.train, train), (data.test, test))
+    ]
+    found = linear_depth(*seen, config, seed)
     return Outcome(found.scores, {"depth": _depth_rows(test, found.predictions_m, config.max_depth_m)})
 
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from tips_ray.config.evaluation import ProbeConfig, TrainingConfig
 
+Rows = Callable[[Tensor], Tensor]
+"""Places of n images [n] -> what is known of them, [n, P, D]."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs [R, b, P, K], places of the b images [b]) -> loss of each probe, [R]."""
 
@@ -32,16 +34,16 @@ class LinearProbes(nn.Module):
 
 
 def trained_probes(
-    rows_NPD: Tensor, places_n: Tensor, outputs: int, loss: Loss, config: ProbeConfig, seed: int
+    rows: Rows, places_n: Tensor, outputs: int, loss: Loss, config: ProbeConfig, seed: int
 ) -> LinearProbes:
     """A probe for each learning rate, all from the same start, trained on the images `places_n`; evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
-    probes = LinearProbes(rows_NPD.shape[-1], outputs, len(config.learning_rates), generator)
+    probes = LinearProbes(rows(places_n[:1]).shape[-1], outputs, len(config.learning_rates), generator)
     optimizer = _optimizer(probes, config)
     for step, batch_b in enumerate(batches(places_n, config, generator)):
         for group, peak in zip(optimizer.param_groups, config.learning_rates, strict=True):
             group["lr"] = peak * rate_factor(step, config)
-        losses_R = loss(probes(rows_NPD[batch_b]), batch_b)
+        losses_R = loss(probes(rows(batch_b)), batch_b)
         losses_R.sum().backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
@@ -15,7 +16,7 @@ from tips_ray import storage
 from tips_ray.config.evaluation import ScenesConfig, SuiteConfig
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.encoders import Encoder
-from tips_ray.evaluation.features import FrozenData
+from tips_ray.evaluation.features import FrozenData, Scratch
 from tips_ray.evaluation.outcomes import TaskSkipped, outcome_of
 
 RESULTS = "results.json"
@@ -110,7 +111,9 @@ def _frozen(encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[str, F
     if not isinstance(config, ScenesConfig) and config.folder is None:
         raise TaskSkipped(f"data.{name}.folder is not given")
     if name not in frozen:
-        frozen[name] = FrozenData(encoder, load_dataset(config, encoder.image_size_px), suite.batch_images)
+        dataset = load_dataset(config, encoder.image_size_px)
+        scratch = Scratch(suite.scratch, torch.float16 if suite.patch_dtype == "fp16" else torch.float32)
+        frozen[name] = FrozenData(encoder, dataset, suite.batch_images, scratch)
     return frozen[name]
 
 

@@ -41,6 +41,6 @@ def zero_shot_segmentation(
 
     Source: the values trick of TIPSv2, arXiv:2604.12012, for the patches.
     """
-    cosine_NLC = F.normalize(text_patches_NLE, dim=-1) @ classes_CE.T
-    predictions = classes_of(cosine_NLC, labels)
+    pairs = zip(text_patches_NLE, labels, strict=True)
+    predictions = [classes_of(F.normalize(rows_LE, dim=-1) @ classes_CE.T, one) for rows_LE, one in pairs]
     return Segmentation({"miou": miou(predictions, labels, classes)}, predictions)

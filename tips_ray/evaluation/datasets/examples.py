@@ -16,7 +16,7 @@ class Examples:
     images_NSS3: Tensor
     """uint8 RGB, squashed to a square."""
     labels: Sequence[Tensor] = ()
-    """int64 [H, W] for each image."""
+    """Whole numbers [H, W] for each image."""
     depth_m: Sequence[Tensor] = ()
     """float32 [H, W] for each image, 0 where there is none."""
     normals: Sequence[Tensor] = ()

@@ -78,7 +78,7 @@ def _label_map(uri: str) -> Tensor:
         raise ValueError(f"{uri} is no label map: {error}") from error
     if classes.ndim != 2 or classes.dtype.kind not in "ui":
         raise ValueError(f"{uri} has shape {classes.shape} {classes.dtype}; a label map has one class per pixel")
-    return torch.from_numpy(classes.astype(np.int64))
+    return torch.from_numpy(classes if classes.dtype == np.uint8 else classes.astype(np.int32))
 
 
 def _captions(uri: str) -> dict[str, list[str]]:

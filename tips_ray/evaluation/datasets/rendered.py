@@ -22,7 +22,7 @@ def _examples(seed: int, count: int, size_px: int) -> Examples:
     scenes = [render_scene(seed, index, size_px) for index in range(count)]
     return Examples(
         torch.from_numpy(np.stack([scene.image_HWC for scene in scenes])),
-        [torch.from_numpy(scene.labels_HW).long() for scene in scenes],
+        [torch.from_numpy(scene.labels_HW) for scene in scenes],
         [torch.from_numpy(scene.depth_HW) for scene in scenes],
         [torch.from_numpy(scene.normals_HWC).permute(2, 0, 1).contiguous() for scene in scenes],
         torch.tensor([_category(scene) for scene in scenes]),
