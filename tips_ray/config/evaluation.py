@@ -101,6 +101,8 @@ class DecoderConfig(TrainingConfig):
 class _TaskConfig(Schema):
     data: str
     """Name of one of the suite's data sets."""
+    published: dict[str, dict[str, float]] = {}
+    """Beside which each score is shown: by score, by model, in the score's own unit."""
 
 
 class SegmentationConfig(_TaskConfig):

@@ -1,4 +1,4 @@
-"""Results of a suite in a folder, local or s3://: `results.json` and pictures. A task whose result is there is done."""
+"""Results of a suite in a folder, local or s3://: `results.json`, a table and pictures. What has a result is done."""
 
 import hashlib
 import io
@@ -14,12 +14,13 @@ from torch import nn
 
 from tips_ray import storage
 from tips_ray.config.evaluation import ScenesConfig, SuiteConfig
-from tips_ray.evaluation.datasets import load_dataset
+from tips_ray.evaluation.datasets import fingerprint_of_data, load_dataset
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import FrozenData, Scratch
 from tips_ray.evaluation.outcomes import TaskSkipped, outcome_of
+from tips_ray.evaluation.score_table import score_table
 
-RESULTS = "results.json"
+RESULTS, TABLE = "results.json", "table.md"
 Record = dict[str, Any]
 
 
@@ -28,8 +29,7 @@ def run_suite(
 ) -> dict[str, Record]:
     """All tasks of the suite that are not done, one after the other; each is written down when it ends.
 
-    Done is a task of the same config on the same data config and image size; whether the data behind it changed is
-    not looked at. A skipped task is tried again.
+    Done is a task of the same config on the same data and image size. A skipped task is tried again.
 
     Args:
         encoder: what is evaluated.
@@ -51,7 +51,9 @@ def run_suite(
         if results.done(name, key) is None:
             results.add(name, key, *_record(encoder, suite, name, frozen))
         tell(name, results.tasks[name])
-    return {name: results.tasks[name] for name in suite.tasks}
+    found = {name: results.tasks[name] for name in suite.tasks}
+    storage.write_text(storage.join(folder, TABLE), score_table(model, suite, found))
+    return found
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -121,9 +123,11 @@ def _key(suite: SuiteConfig, name: str, encoder: Encoder) -> Record:
     """All that a result depends on beside the weights."""
     task = suite.tasks[name]
     return {
-        "task": task.model_dump(mode="json"),
+        "task": task.model_dump(mode="json", exclude={"published"}),
         "data": suite.data[task.data].model_dump(mode="json"),
+        "files": fingerprint_of_data(suite.data[task.data]),
         "image_size_px": encoder.image_size_px,
+        "patch_dtype": suite.patch_dtype,
         "seed": suite.seed,
     }
 
