@@ -26,7 +26,7 @@ tasks:
   deep: {kind: dpt_depth, data: scenes, train_size_px: 28, num_bins: 8, decoder: &small {steps: 3, hidden: 8}}
   normals: {kind: normals, data: scenes, train_size_px: 28, decoder: *small, published: {rmse_degrees: {Other: 21.9}}}
   names: {kind: zero_shot_classification, data: scenes}
-  named_labels: {kind: zero_shot_segmentation, data: scenes}
+  named_labels: {kind: zero_shot_segmentation, data: scenes, windows: 2}
   photos: {kind: retrieval, data: photos}
 """
 EMBEDDINGS = ("cls_web", "cls_synthetic")

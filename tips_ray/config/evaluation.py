@@ -191,6 +191,8 @@ class ZeroShotSegmentationConfig(_TaskConfig):
 
     kind: Literal["zero_shot_segmentation"] = "zero_shot_segmentation"
     templates: tuple[str, ...] = TEMPLATES
+    windows: PositiveInt = 1
+    """(D) Along each side; 1: the whole image at once. 3: nine windows of the encoder's size, neighbours share half."""
 
 
 DatasetConfig = Annotated[

@@ -42,11 +42,6 @@ def features_of(
     return Features(patches_NLD, {name: torch.cat(parts) for name, parts in embeddings.items()})
 
 
-def text_patches_of(encoder: Encoder, images_NSS3: Tensor, batch_images: int = 64) -> Tensor:
-    """[N, L, E], on the host, in a file."""
-    return stored(_by_batch(encoder.text_patches, images_NSS3, batch_images), len(images_NSS3), Scratch())
-
-
 def layers_of(encoder: Encoder, images_NSS3: Tensor, batch_images: int, scratch: Scratch) -> list[Tensor]:
     """Four tensors [N, L, D], on the host, in a file."""
     parts = (torch.stack(layers, dim=1) for layers in _by_batch(encoder.layers, images_NSS3, batch_images))
@@ -92,10 +87,6 @@ class FrozenData:
     @cached_property
     def test(self) -> Features:
         return self._features(self.dataset.test)
-
-    @cached_property
-    def test_text_patches(self) -> Tensor:
-        return text_patches_of(self.encoder, self.dataset.test.images_NSS3, self.batch_images)
 
     @cached_property
     def layers(self) -> tuple[list[Tensor], list[Tensor]]:

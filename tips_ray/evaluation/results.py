@@ -13,12 +13,13 @@ from PIL import Image
 from torch import nn
 
 from tips_ray import storage
-from tips_ray.config.evaluation import ScenesConfig, SuiteConfig
+from tips_ray.config.evaluation import ScenesConfig, SuiteConfig, TaskConfig, ZeroShotSegmentationConfig
 from tips_ray.evaluation.datasets import fingerprint_of_data, load_dataset
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import FrozenData, Scratch
 from tips_ray.evaluation.outcomes import TaskSkipped, outcome_of
 from tips_ray.evaluation.score_table import score_table
+from tips_ray.evaluation.zero_shot import windowed_size_px
 
 RESULTS, TABLE = "results.json", "table.md"
 Record = dict[str, Any]
@@ -45,7 +46,7 @@ def run_suite(
         ValueError: the folder holds results of other weights, or a task cannot be scored.
     """
     results = _Results(folder, model, fingerprint(encoder))
-    frozen: dict[str, FrozenData] = {}
+    frozen: dict[tuple[str, int], FrozenData] = {}
     for name in suite.tasks:
         key = _key(suite, name, encoder)
         if results.done(name, key) is None:
@@ -94,11 +95,11 @@ class _Results:
 
 
 def _record(
-    encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[str, FrozenData]
+    encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[tuple[str, int], FrozenData]
 ) -> tuple[Record, dict[str, np.ndarray]]:
     task, started = suite.tasks[name], time.perf_counter()
     try:
-        data = _frozen(encoder, suite, task.data, frozen)
+        data = _frozen(encoder, suite, task, frozen)
         outcome = outcome_of(task, data, suite.seed)
     except TaskSkipped as reason:
         return {"skipped": str(reason)}, {}
@@ -107,16 +108,19 @@ def _record(
     return record, outcome.pictures
 
 
-def _frozen(encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[str, FrozenData]) -> FrozenData:
-    """Of the data set `name`, read once."""
-    config = suite.data[name]
+def _frozen(
+    encoder: Encoder, suite: SuiteConfig, task: TaskConfig, frozen: dict[tuple[str, int], FrozenData]
+) -> FrozenData:
+    """The data of a task at the size that it takes, read once."""
+    config = suite.data[task.data]
     if not isinstance(config, ScenesConfig) and config.folder is None:
-        raise TaskSkipped(f"data.{name}.folder is not given")
-    if name not in frozen:
-        dataset = load_dataset(config, encoder.image_size_px)
+        raise TaskSkipped(f"data.{task.data}.folder is not given")
+    windows = task.windows if isinstance(task, ZeroShotSegmentationConfig) else 1
+    key = task.data, windowed_size_px(encoder, windows)
+    if key not in frozen:
         scratch = Scratch(suite.scratch, torch.float16 if suite.patch_dtype == "fp16" else torch.float32)
-        frozen[name] = FrozenData(encoder, dataset, suite.batch_images, scratch)
-    return frozen[name]
+        frozen[key] = FrozenData(encoder, load_dataset(config, key[1]), suite.batch_images, scratch)
+    return frozen[key]
 
 
 def _key(suite: SuiteConfig, name: str, encoder: Encoder) -> Record:
