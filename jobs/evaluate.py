@@ -38,10 +38,18 @@ def run(arguments: argparse.Namespace) -> None:
     suite = load_config(SuiteConfig, path, arguments.overrides)
     from tips_ray.evaluation.load_encoder import load_encoder
     from tips_ray.evaluation.results import run_suite
+    from tips_ray.tracking import require_answer, track_scores
 
     encoder = load_encoder(arguments.model, suite.image_size_px)
     folder = arguments.output or f"out/evaluation/{Path(arguments.model).name.replace(':', '-')}-{path.stem}"
-    run_suite(encoder, arguments.model, suite, folder, lambda name, record: print("\n".join(_lines(name, record))))
+    if suite.mlflow_uri:
+        require_answer(suite.mlflow_uri)
+    found = run_suite(
+        encoder, arguments.model, suite, folder, lambda name, record: print("\n".join(_lines(name, record)), flush=True)
+    )
+    if suite.mlflow_uri:
+        scores = {f"{name}/{key}": value for name in found for key, value in found[name].get("scores", {}).items()}
+        track_scores(suite.mlflow_uri, suite.experiment, arguments.model, folder, scores)
     print(f"results      {folder}/results.json, {folder}/table.md, {folder}/pictures")
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 from toy_model import toy_model
 from writers import jpeg
@@ -89,21 +90,35 @@ def test_the_same_command_runs_only_what_has_no_result(place):
     assert after["neighbours"]["config"]["task"]["temperature"] == 1
 
 
+def test_mlflow_gets_the_scores_in_one_run_for_a_folder(place):
+    uri = f"sqlite:///{place}/mlflow.db"
+    for _ in range(2):
+        assert _evaluate(place, f"mlflow_uri={uri}") == 0
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tips_ray evaluation")
+    assert experiment
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.metrics["normals/rmse_degrees"] == _tasks(place)["normals"]["scores"]["rmse_degrees"]
+    assert run.info.status == "FINISHED" and run.data.tags["model"] == f"{place}/model"
+
+
 def test_a_task_whose_data_changed_runs_again(place):
     photos = place / "photos"
     (photos / "images").mkdir(parents=True)
     for number in range(3):
         (photos / "images" / f"{number}.jpg").write_bytes(jpeg(60 * number))
 
-    def captions(*texts: str) -> dict:
-        lines = ["image,caption", *(f"{number}.jpg,{text}" for number, text in enumerate(texts))]
-        (photos / "captions.csv").write_text("\n".join(lines))
-        assert _evaluate(place, f"data.photos.folder={photos}", output="changing") == 0
-        return _tasks(place, "changing")["photos"]
+    table = photos / "captions.csv"
+    table.write_text("image,caption\n0.jpg,one\n1.jpg,two\n2.jpg,three\n")
 
-    first = captions("one", "two", "three")
-    assert captions("one", "two", "three")["seconds"] == first["seconds"]
-    assert captions("one", "two", "four")["config"]["files"] != first["config"]["files"]
+    def files() -> str:
+        assert _evaluate(place, f"data.photos.folder={photos}", output="changing") == 0
+        return _tasks(place, "changing")["photos"]["config"]["files"]
+
+    first = files()
+    assert files() == first
+    table.write_text(table.read_text().replace("three", "four"))
+    assert files() != first
 
 
 def test_two_runs_give_the_same_scores(place):

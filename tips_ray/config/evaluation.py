@@ -224,6 +224,10 @@ class SuiteConfig(Schema):
     """Images that the encoder takes at a time."""
     seed: int = 0
     """Of the probes' start and batches."""
+    mlflow_uri: str | None = None
+    """Tracking server or `sqlite:///FILE` that gets the scores; None: none."""
+    experiment: str = "tips_ray evaluation"
+    """Of MLflow."""
     scratch: str | None = None
     """Folder on this machine where features of patches lie meanwhile; None: the system's temporary one."""
     patch_dtype: Literal["fp32", "fp16"] = "fp32"
