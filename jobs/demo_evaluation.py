@@ -14,8 +14,8 @@ from tips_ray.config import RunConfig
 from tips_ray.data.captions import Waiting, read_captions, with_captions
 from tips_ray.data.decode import decode
 from tips_ray.data.index import index_of
+from tips_ray.evaluation.dense import with_cls
 from tips_ray.evaluation.depth import linear_depth_rmse
-from tips_ray.evaluation.depth_bins import with_cls
 from tips_ray.evaluation.encoders import Features, TipsEncoder
 from tips_ray.evaluation.features import features_of
 from tips_ray.evaluation.retrieval import retrieval
