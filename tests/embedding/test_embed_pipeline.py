@@ -68,21 +68,23 @@ def test_only_what_is_missing_is_made(place, cluster):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+@pytest.mark.slow
 def test_chunks_that_share_a_file_meet_in_it_whoever_encoded_them(tmp_path, place, cluster):
     rows = [scene_row(number) for number in range(8)]
-    columns = {name: [rows[number % 8][name] for number in range(520)] for name in rows[0]}
+    columns = {name: [rows[number % 8][name] for number in range(130)] for name in rows[0]}
     write_parquet(tmp_path / "data" / "all.parquet", columns, row_group_size=40)
     config = embedding_config(f"{tmp_path}/data", chunk_rows=1, actors=2)
     inputs, index = embed_inputs(str(place / "model"), config, str(tmp_path / "out"))
     assert chunks_per_file(index, inputs.layout) == 2
     made = embed_all(inputs, inputs.folder.missing(index, inputs.layout))
-    assert (made.files, made.rows) == (260, 520) and not inputs.folder.missing(index, inputs.layout)
+    assert (made.files, made.rows) == (65, 130) and not inputs.folder.missing(index, inputs.layout)
     found = rows_of(tmp_path / "out")
-    assert [row["sample_id"] for row in found] == list(range(520))
+    assert [row["sample_id"] for row in found] == list(range(130))
     assert all(row["cls_web"] == found[row["sample_id"] % 8]["cls_web"] for row in found)
     assert found[0]["cls_web"] != found[1]["cls_web"]
 
 
+@pytest.mark.slow
 def test_from_an_object_store_to_an_object_store(place, server, cluster):
     bucket = server.make_bucket("embed")
     for path in (place / "data").iterdir():

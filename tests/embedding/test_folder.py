@@ -38,8 +38,8 @@ def test_every_chunk_is_in_one_file_named_by_its_samples(monkeypatch):
 def test_few_rows_go_into_small_files_many_into_large_ones_and_patches_into_their_own():
     base = Layout({"cls_web": (768,), "cls_synthetic": (768,)}, None, "float32")
     patches = Layout({**base.images, "patches": (256, 768)}, None, "float32")
-    assert chunks_per_file(_index(10), base) == chunks_per_file(_index(511), base) == 1
-    assert chunks_per_file(_index(2560), base) == 10
+    assert chunks_per_file(_index(10), base) == chunks_per_file(_index(127), base) == 1
+    assert chunks_per_file(_index(640), base) == 10
     assert chunks_per_file(_index(100_000), base) == 64
     assert chunks_per_file(_index(100_000), patches) == 1
     assert base.row_bytes == 2 * 768 * 4

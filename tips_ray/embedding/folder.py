@@ -20,7 +20,7 @@ VERSION = 1
 MANIFEST = "embedding.json"
 FILE_BYTES = 32 << 20
 """Of a large data set's files, about; a file passes through Ray as one block, which must stay below 128 MB."""
-MOST_CHUNKS, FEWEST_FILES = 64, 256
+MOST_CHUNKS, FEWEST_FILES = 64, 64
 """Of a file; of a data set, as far as it has so many chunks: a small one is shared out and kept in small parts too."""
 _WORDS = {"weights": "of another encoder", "data": "of other data, or the data have changed since"}
 
