@@ -120,7 +120,7 @@ def embed_all(inputs: "EmbedInputs", missing: "Sequence[range]") -> Made:
     try:
         _follow(inputs, missing, made)
     except KeyboardInterrupt:
-        raise RunInterrupted(f"interrupted after {made.rows:,} rows; {GOES_ON}") from None
+        raise RunInterrupted(f"interrupted; {GOES_ON}") from None
     except RayError as error:
         raise RunFailedError(f"embedding stopped: {last_words(error)}; {GOES_ON}") from None
     if made.reasons:

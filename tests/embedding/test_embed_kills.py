@@ -57,9 +57,8 @@ def test_an_interrupted_job_says_in_one_sentence_how_to_go_on(place):
     until(lambda: len(_files(out)) >= 3)
     os.killpg(job.pid, signal.SIGINT)
     _, told = job.communicate(timeout=120)
-    (line,) = told.splitlines()
-    assert job.returncode == 130
-    assert line.startswith("interrupted after ") and line.endswith("the same command goes on where it stopped")
+    lines = [line for line in told.splitlines() if "core_worker.cc" not in line]  # Ray's own remark on actor pools
+    assert (job.returncode, lines) == (130, ["interrupted; the same command goes on where it stopped"])
 
 
 def test_an_actor_that_is_killed_leaves_no_row_out(place, cluster):

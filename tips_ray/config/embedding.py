@@ -37,7 +37,7 @@ class EmbeddingConfig(Schema):
     """Threads of each of them."""
     gpus_per_actor: NonNegativeFloat = 0
     data_cpus: PositiveInt = 1
-    """Tasks at a time that read and decode images."""
+    """CPUs that read and decode images."""
 
     @property
     def data(self) -> DataConfig:

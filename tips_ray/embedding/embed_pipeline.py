@@ -22,6 +22,9 @@ from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_nam
 from tips_ray.embedding.layout import Layout
 
 SOURCE_BLOCKS = 20
+READERS_PER_CPU = 2
+"""Tasks that read and decode: one waits for storage while the other decodes. A CPU each, and Ray would move them into
+the actors, which then decode instead of encoding."""
 WRITERS = 2
 """Write tasks at a time."""
 WRITE_CPUS = 1
@@ -61,7 +64,13 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
     stream = (
         ray.data.from_arrow([chunks.slice(first, rows) for first in range(0, chunks.num_rows, rows)])
         .repartition(target_num_rows_per_block=1)
-        .map_batches(decode, batch_size=1, batch_format="numpy", compute=TaskPoolStrategy(config.data_cpus), num_cpus=1)
+        .map_batches(
+            decode,
+            batch_size=1,
+            batch_format="numpy",
+            compute=TaskPoolStrategy(READERS_PER_CPU * config.data_cpus),
+            num_cpus=1 / READERS_PER_CPU,
+        )
         .map_batches(
             EmbedActor,
             fn_constructor_kwargs={"inputs": inputs},
