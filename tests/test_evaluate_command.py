@@ -145,7 +145,7 @@ def test_a_model_without_texts_skips_what_needs_them(place):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "fast"], "--suite (fast) must be one of paper, quick, scenes, or a YAML file"),
+        (["--suite", "fast"], "--suite (fast) must be one of demo, paper, quick, scenes, or a YAML file"),
         (["tasks.labels.data=streets"], "tasks.labels.data (streets) must be one of scenes, photos"),
         (["tasks.depth.min_depth_m=30"], "min_depth_m (30.0) must be below max_depth_m (20.0)"),
         (["image_size_px=30"], "image_size_px (30) must be a multiple of the patch size (14)"),

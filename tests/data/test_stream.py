@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ray.data import Dataset
+from ray.data._internal.logical.operators import MapBatches
 from toy_run import toy_stream
 
 from tips_ray.data.columns import TRAINING_DTYPES
@@ -65,6 +66,16 @@ def _delayed(dataset: Dataset) -> Dataset:
         return batch
 
     return dataset.map_batches(wait, batch_size=None, num_cpus=0.5)  # another number: a stage of its own
+
+
+def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):
+    """Windows are handed out for minutes in a long run: with one CPU for the stream no view would be made meanwhile."""
+    operator, cpus = training_stream(inputs, 0)._logical_plan.dag, {}
+    while operator.input_dependencies:
+        operator = operator.input_dependencies[0]
+        if isinstance(operator, MapBatches):
+            cpus[operator.name] = operator.ray_remote_args.get("num_cpus", 1)
+    assert cpus == {"MapBatches(_views)": 1, "MapBatches(_read_windows)": 0, "MapBatches(_shifted)": 0}
 
 
 @pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (4, 0), (2, 7)])

@@ -39,7 +39,11 @@ _ROW = pa.schema(
 
 
 def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
-    """Training rows of the steps [start_step, total_steps), in blocks of exactly `images_per_pass` rows."""
+    """Training rows of the steps [start_step, total_steps), in blocks of exactly `images_per_pass` rows.
+
+    What comes before the views holds no CPU: handing out the windows of a long run takes minutes, and reading mostly
+    waits. With one CPU for the stream, views would be made after that, or never.
+    """
     config = inputs.config
     start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
     windows = order_of(inputs).windows(start, stop)
@@ -49,14 +53,14 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     make_views: Any = partial(_views, inputs=inputs)
     return (
         ray.data.range(len(windows), override_num_blocks=min(max(len(windows), 1), SOURCE_BLOCKS))
-        .map_batches(shifted, batch_size=1)
+        .map_batches(shifted, batch_size=1, compute=TaskPoolStrategy(1), num_cpus=0)
         .repartition(target_num_rows_per_block=1)
         .map_batches(
             read,
             batch_size=1,
             batch_format="numpy",
             compute=TaskPoolStrategy(WINDOWS_AT_ONCE * config.resources.data_cpus),
-            num_cpus=0,  # it mostly waits, and a CPU held by it would be missing for views: with one CPU, for ever
+            num_cpus=0,
         )
         .map_batches(make_views, batch_size=rows, batch_format="pyarrow", resources=config.resources.role("data"))
         .repartition(target_num_rows_per_block=rows, strict=True)  # Ray joins the two: views get full batches
