@@ -104,8 +104,8 @@ def _direction_line(config: AblationConfig, direction: DirectionConfig, found: G
     return [*(name.title for name in names), direction.paper, *figures]
 
 
-def _counted(judged: Iterable[tuple[DirectionConfig, Gain, Verdict]]) -> dict[str, int]:
-    counts = dict.fromkeys(("shows", "does not show", "cannot tell"), 0)
+def _counted(judged: Iterable[tuple[DirectionConfig, Gain, Verdict]]) -> dict[Verdict, int]:
+    counts: dict[Verdict, int] = dict.fromkeys(("shows", "does not show", "cannot tell"), 0)
     for _, _, name in judged:
         counts[name] += 1
     return counts

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 from test_ablate_command import ABLATION
 
+from jobs.ablate import ABLATIONS
 from jobs.ablation_runs import RowRun
 from jobs.ablation_table import written_table
-from tips_ray.config import override
-from tips_ray.config.ablation import AblationConfig
+from tips_ray.config import load_config, override
+from tips_ray.config.ablation import AblationConfig, trained_tokens
+from tips_ray.evaluation.encoders import TipsEncoder
+from tips_ray.evaluation.results import run_suite
+from tips_ray.models import train_tokenizer
+from tips_ray.train.state import new_state
 
 SCORES = {"clip": ((0.2, 0.4), (0.1, 0.1)), "tips": ((0.5, 0.7), (0.05, 0.25))}
 """mIoU and recall of the CLS token that counts, by seed; errors over test images are 0.05."""
@@ -71,3 +76,21 @@ def test_a_score_that_is_not_there_is_named(tmp_path):
     runs = [_run(config, tmp_path, row, 0) for row in SCORES]
     with pytest.raises(ValueError, match="task labels has no score iou; it has miou"):
         written_table(config, runs, tmp_path)
+
+
+SMALL = [f"suite.tasks.{task}.probe={{steps: 2, learning_rates: [0.01]}}" for task in ("segmentation", "depth")]
+SMALL += ["suite.data.scenes={kind: scenes, train: 24, test: 24}", "suite.tasks.depth.num_bins=8"]
+
+
+def test_the_paper_s_suite_gives_every_score_that_its_metrics_name(tmp_path):
+    config = load_config(AblationConfig, ABLATIONS / "paper.yaml", SMALL)
+    runs = [config.run(row, 0, "out", {"data.sources": [{"uri": "scenes"}]}) for row in config.rows]
+    state = new_state(runs[0])
+    assert state.teacher.image is not None
+    tokenizer = train_tokenizer(["a red sphere is left of a small blue cube"], 40)
+    encoder = TipsEncoder(state.teacher.image, state.student.text, tokenizer)
+    records = run_suite(encoder, "model", config.suite, str(tmp_path), lambda name, record: None)
+    for run in runs:
+        for metric in config.metrics.values():
+            score = metric.score.format(**trained_tokens(run.objective))
+            assert records[metric.task]["scores"][score] >= 0 and records[metric.task]["standard_errors"][score] >= 0

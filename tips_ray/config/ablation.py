@@ -1,6 +1,6 @@
 """An ablation: runs that differ in their objective alone, the scores they are compared by, the paper's directions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -81,15 +81,17 @@ class AblationConfig(Schema):
                 raise ValueError(f"{place} ({name}) must be one of {', '.join(known)}")
         return self
 
-    def _names(self) -> list[tuple[str, str, Mapping[str, Any]]]:
-        found = [(f"metrics.{name}.task", metric.task, self.suite.tasks) for name, metric in self.metrics.items()]
+    def _names(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """Where a name stands, the name, and those that it may be."""
+        for name, metric in self.metrics.items():
+            yield f"metrics.{name}.task", metric.task, self.suite.tasks
         for row, config in self.rows.items():
-            found += [(f"rows.{row}.paper", metric, self.metrics) for metric in config.paper]
+            for metric in config.paper:
+                yield f"rows.{row}.paper", metric, self.metrics
         for number, direction in enumerate(self.directions):
-            place = f"directions.{number}"
-            found += [(f"{place}.{key}", getattr(direction, key), self.rows) for key in ("row", "over")]
-            found.append((f"{place}.metric", direction.metric, self.metrics))
-        return found
+            for key in ("row", "over"):
+                yield f"directions.{number}.{key}", getattr(direction, key), self.rows
+            yield f"directions.{number}.metric", direction.metric, self.metrics
 
     def run(self, row: str, seed: int, storage: str, places: Mapping[str, Any]) -> RunConfig:
         """The run of one row and seed.
