@@ -1,12 +1,12 @@
-"""Evaluate a frozen encoder: scores as a table, results.json and pictures.
+"""Evaluate a frozen encoder: results.json, a table beside published scores, and pictures.
 
   tips-ray evaluate out/runs/photos --suite scenes
   tips-ray evaluate out/tips-b14 --suite quick data.camvid.folder=camvid data.flickr.folder=flickr
   tips-ray evaluate timm:vit_base_patch14_dinov2 --suite my-suite.yaml image_size_px=224
 
 MODEL: a run or one of its checkpoints, a transformers or timm folder, released npz, timm:NAME. A suite is a YAML like
-those in jobs/suites. The same command again runs only the tasks that have no result. Features stay in memory; a small
-model takes minutes on a CPU.
+those in jobs/suites. The same command again runs only the tasks that have no result. Features of patches lie in a file
+meanwhile (scratch, patch_dtype); a small model takes minutes on a CPU.
 """
 
 import argparse
@@ -38,11 +38,19 @@ def run(arguments: argparse.Namespace) -> None:
     suite = load_config(SuiteConfig, path, arguments.overrides)
     from tips_ray.evaluation.load_encoder import load_encoder
     from tips_ray.evaluation.results import run_suite
+    from tips_ray.tracking import require_answer, track_scores
 
     encoder = load_encoder(arguments.model, suite.image_size_px)
     folder = arguments.output or f"out/evaluation/{Path(arguments.model).name.replace(':', '-')}-{path.stem}"
-    run_suite(encoder, arguments.model, suite, folder, lambda name, record: print("\n".join(_lines(name, record))))
-    print(f"results      {folder}/results.json, {folder}/pictures")
+    if suite.mlflow_uri:
+        require_answer(suite.mlflow_uri)
+    found = run_suite(
+        encoder, arguments.model, suite, folder, lambda name, record: print("\n".join(_lines(name, record)), flush=True)
+    )
+    if suite.mlflow_uri:
+        scores = {f"{name}/{key}": value for name in found for key, value in found[name].get("scores", {}).items()}
+        track_scores(suite.mlflow_uri, suite.experiment, arguments.model, folder, scores)
+    print(f"results      {folder}/results.json, {folder}/table.md, {folder}/pictures")
 
 
 def _suite_path(suite: str) -> Path:

@@ -152,6 +152,9 @@ def _check(soak: Soak, config: RunConfig, place: Path) -> None:
     changes = events(soak.folder, "change")
     lost, again = (sum(change[key] for change in changes) for key in ("seconds_lost", "steps_recomputed"))
     longest = max((change["seconds_lost"] for change in changes), default=0)
+    for change in changes:
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in change["seconds"].items())
+        print(f"{change['from']} -> {change['to']} in {change['seconds_lost']:.0f} s ({parts}): {change['cause']}")
     print(f"{len(changes)} changes, {again} steps again, {lost:.0f} s lost, {longest:.0f} s at most", flush=True)
 
 

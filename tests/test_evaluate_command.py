@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 from toy_model import toy_model
+from writers import jpeg
 
 from jobs.cli import main
 from jobs.evaluate import SUITES
@@ -22,8 +24,10 @@ tasks:
   neighbours: {kind: neighbours, data: scenes, neighbours: [3]}
   classes: {kind: classification, data: scenes, probe: *probe}
   captions: {kind: retrieval, data: scenes, ranks: [1]}
+  deep: {kind: dpt_depth, data: scenes, train_size_px: 28, num_bins: 8, decoder: &small {steps: 3, hidden: 8}}
+  normals: {kind: normals, data: scenes, train_size_px: 28, decoder: *small, published: {rmse_degrees: {Other: 21.9}}}
   names: {kind: zero_shot_classification, data: scenes}
-  named_labels: {kind: zero_shot_segmentation, data: scenes}
+  named_labels: {kind: zero_shot_segmentation, data: scenes, windows: 2}
   photos: {kind: retrieval, data: photos}
 """
 EMBEDDINGS = ("cls_web", "cls_synthetic")
@@ -70,6 +74,11 @@ def test_every_task_has_scores_of_every_embedding_and_pictures(place, capsys):
     assert error == pytest.approx((hits * (1 - hits) / 6) ** 0.5)
     names = {path.name for path in (place / "out" / "pictures").iterdir()}
     assert {"labels-segmentation.png", "depth-depth.png", "captions-cls_web-web.png"} <= names
+    assert {"deep-depth.png", "normals-normals.png"} <= names
+    table = (place / "out" / "table.md").read_text().splitlines()
+    assert table[0] == f"| task | score | {place}/model | Other |"
+    assert f"| normals | rmse_degrees | {scores['normals']['rmse_degrees']:.4g} | 21.9 |" in table
+    assert not any("learning_rate" in line for line in table)
     with Image.open(place / "out" / "pictures" / "labels-segmentation.png") as picture:
         assert picture.size == (3 * 164, 4 * 164)
 
@@ -86,6 +95,37 @@ def test_the_same_command_runs_only_what_has_no_result(place):
     assert after["labels"]["scores"] == {"miou": 0.123}
     assert after["names"]["scores"] == before["names"]["scores"]
     assert after["neighbours"]["config"]["task"]["temperature"] == 1
+
+
+def test_mlflow_gets_the_scores_in_one_run_for_a_folder(place):
+    uri = f"sqlite:///{place}/mlflow.db"
+    for _ in range(2):
+        assert _evaluate(place, f"mlflow_uri={uri}") == 0
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tips_ray evaluation")
+    assert experiment
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.metrics["normals/rmse_degrees"] == _tasks(place)["normals"]["scores"]["rmse_degrees"]
+    assert run.info.status == "FINISHED" and run.data.tags["model"] == f"{place}/model"
+
+
+def test_a_task_whose_data_changed_runs_again(place):
+    photos = place / "photos"
+    (photos / "images").mkdir(parents=True)
+    for number in range(3):
+        (photos / "images" / f"{number}.jpg").write_bytes(jpeg(60 * number))
+
+    table = photos / "captions.csv"
+    table.write_text("image,caption\n0.jpg,one\n1.jpg,two\n2.jpg,three\n")
+
+    def files() -> str:
+        assert _evaluate(place, f"data.photos.folder={photos}", output="changing") == 0
+        return _tasks(place, "changing")["photos"]["config"]["files"]
+
+    first = files()
+    assert files() == first
+    table.write_text(table.read_text().replace("three", "four"))
+    assert files() != first
 
 
 def test_two_runs_give_the_same_scores(place):
@@ -112,7 +152,7 @@ def test_a_model_without_texts_skips_what_needs_them(place):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "fast"], "--suite (fast) must be one of quick, scenes, or a YAML file"),
+        (["--suite", "fast"], "--suite (fast) must be one of demo, paper, quick, scenes, or a YAML file"),
         (["tasks.labels.data=streets"], "tasks.labels.data (streets) must be one of scenes, photos"),
         (["tasks.depth.min_depth_m=30"], "min_depth_m (30.0) must be below max_depth_m (20.0)"),
         (["image_size_px=30"], "image_size_px (30) must be a multiple of the patch size (14)"),

@@ -143,7 +143,7 @@ def start_tracking(
         return Tracking(None)
     require_answer(uri)
     client = _client(uri)
-    experiment_id = _experiment_id(client, uri, config)
+    experiment_id = _experiment_id(client, uri, config.tracking.experiment)
     run = _known_run(client, folder)
     if run is None:
         parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
@@ -167,15 +167,37 @@ def prepare_tracking(config: RunConfig) -> None:
     uri = tracking_uri(config)
     if uri is not None:
         require_answer(uri)
-        _experiment_id(_client(uri), uri, config)
+        _experiment_id(_client(uri), uri, config.tracking.experiment)
+
+
+def track_scores(uri: str, experiment: str, model: str, folder: str, scores: Mapping[str, float]) -> None:
+    """The MLflow run of the results in `folder`, made or taken up again, with their scores.
+
+    Raises:
+        ConnectionError: the tracking server does not answer.
+    """
+    uri = _absolute(uri)
+    require_answer(uri)
+    client = _client(uri)
+    run = _known_run(client, folder)
+    if run is None:
+        tags = {"model": without_credentials(model), "results_folder": without_credentials(folder)}
+        run = client.create_run(_experiment_id(client, uri, experiment), run_name=model, tags=tags)
+        storage.write_text(storage.join(folder, "mlflow.json"), json.dumps({"run_id": run.info.run_id}))
+    tracking = Tracking(uri, run.info.run_id, run.info.experiment_id)
+    tracking.log(0, scores)
+    tracking.finish("FINISHED")
 
 
 def tracking_uri(config: RunConfig) -> str | None:
     """Absolute, so that it means the same in every process; None: no tracking."""
-    uri = config.tracking.mlflow_uri
-    if uri is None:
+    if config.tracking.mlflow_uri is None:
         is_local = storage.is_local(config.storage)
         return f"sqlite:///{Path(config.storage).resolve() / 'mlflow.db'}" if is_local else None
+    return _absolute(config.tracking.mlflow_uri)
+
+
+def _absolute(uri: str) -> str:
     kind, separator, path = uri.partition("sqlite:///")
     return f"sqlite:///{Path(path).resolve()}" if separator and not kind else uri
 
@@ -215,11 +237,10 @@ def require_answer(uri: str) -> None:
         ) from None
 
 
-def _experiment_id(client: "MlflowClient", uri: str, config: RunConfig) -> str:
+def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     """The first request to a new database also sets it up, here and not in several workers at once."""
     from mlflow.exceptions import MlflowException
 
-    name = config.tracking.experiment
     database = Path(uri.removeprefix("sqlite:///"))
     artifacts = (database.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
     experiment = client.get_experiment_by_name(name)

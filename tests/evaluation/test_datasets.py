@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from writers import jpeg
 
-from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig, ScenesConfig
+from tips_ray.config.evaluation import CaptionedFolderConfig, GeometryFolderConfig, LabelledFolderConfig, ScenesConfig
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.datasets.examples import squashed_image
 from tips_ray.scenes import SHAPES, render_scene
@@ -21,7 +21,7 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def _write_labelled(folder, labels: np.ndarray) -> LabelledFolderConfig:
-    """Two images a part; in `train` a third is broken and a fourth has no labels."""
+    """Two images of 6 x 8 a part; in `train` a third is broken, a fourth has no labels, a fifth those of another."""
     for part in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / part / kind).mkdir(parents=True)
@@ -31,13 +31,15 @@ def _write_labelled(folder, labels: np.ndarray) -> LabelledFolderConfig:
     (folder / "train" / "images" / "2.jpg").write_bytes(b"no image")
     (folder / "train" / "labels" / "2.png").write_bytes(_png(labels))
     (folder / "train" / "images" / "3.jpg").write_bytes(jpeg(3))
+    (folder / "train" / "images" / "4.jpg").write_bytes(jpeg(4))
+    (folder / "train" / "labels" / "4.png").write_bytes(_png(labels[:-1]))
     return LabelledFolderConfig(folder=str(folder), class_names=("a", "b"), ignore_index=9)
 
 
 def test_a_labelled_folder_keeps_labels_at_their_size_and_counts_what_it_leaves_out(tmp_path):
-    labels = np.array([[0, 1, 9], [1, 1, 0]], np.uint8)
+    labels = np.array([[0, 1, 9, 1], [1, 1, 0, 0], [9, 0, 1, 0]], np.uint8).repeat(2, 0).repeat(2, 1)
     dataset = load_dataset(_write_labelled(tmp_path, labels), 4)
-    assert dataset.left_out == {"not an image": 1, "no labels": 1}
+    assert dataset.left_out == {"not an image": 1, "no labels": 1, "labels of another size": 1}
     assert dataset.train and dataset.train.images_NSS3.shape == dataset.test.images_NSS3.shape == (2, 4, 4, 3)
     assert all(torch.equal(found, torch.from_numpy(labels).long()) for found in dataset.train.labels)
     assert (dataset.class_names, dataset.ignore_index) == (("a", "b"), 9)
@@ -54,9 +56,53 @@ def test_a_labelled_folder_keeps_labels_at_their_size_and_counts_what_it_leaves_
     ],
 )
 def test_a_wrong_label_map_is_named(content, message, tmp_path):
-    config = _write_labelled(tmp_path, np.zeros((2, 3), np.uint8))
+    config = _write_labelled(tmp_path, np.zeros((6, 8), np.uint8))
     (tmp_path / "val" / "labels" / "0.png").write_bytes(content)
     with pytest.raises(ValueError, match=message):
+        load_dataset(config, 4)
+
+
+def _write_geometry(folder, depth: np.ndarray, normals: np.ndarray) -> GeometryFolderConfig:
+    """Two images of 6 x 8 a part, the depth of the first as millimetres, of the second as metres."""
+    for part in ("train", "val"):
+        for kind in ("images", "depth", "normals"):
+            (folder / part / kind).mkdir(parents=True)
+        for number in range(2):
+            (folder / part / "images" / f"{number}.jpg").write_bytes(jpeg(number))
+            np.save(folder / part / "normals" / f"{number}.npy", normals)
+        (folder / part / "depth" / "0.png").write_bytes(_png((1000 * np.nan_to_num(depth)).astype(np.uint16)))
+        np.save(folder / part / "depth" / "1.npy", depth)
+    return GeometryFolderConfig(folder=str(folder))
+
+
+def test_a_geometry_folder_reads_both_forms_of_depth_and_takes_pixels_that_are_none_out(tmp_path):
+    depth, normals = np.full((6, 8), 2.5, np.float32), np.zeros((6, 8, 3), np.float32)
+    depth[0], normals[:, :, 1], normals[2] = np.nan, 1, (0.6, 0, 0.9)
+    dataset = load_dataset(_write_geometry(tmp_path, depth, normals), 4)
+    expected = torch.full((6, 8), 2.5)
+    expected[0] = 0
+    assert dataset.train and not dataset.left_out
+    for examples in (dataset.train, dataset.test):
+        assert all(torch.equal(one, expected) for one in examples.depth_m) and len(examples.depth_m) == 2
+        assert examples.normals[0].shape == (3, 6, 8) and not examples.normals[0][:, 2].any()
+        assert examples.normals[0][:, 3].sum() == 8
+    assert not dataset.test.labels and dataset.test.categories_N is None
+
+
+def test_an_image_without_geometry_is_counted_and_left_out(tmp_path):
+    depth, normals = np.ones((6, 8), np.float32), np.zeros((6, 8, 3), np.float32)
+    normals[..., 2] = 1
+    config = _write_geometry(tmp_path, depth, normals)
+    for number, kind, values in ((2, "normals", normals), (3, "depth", 0 * depth), (4, "depth", depth[:, 1:])):
+        (tmp_path / "train" / "images" / f"{number}.jpg").write_bytes(jpeg(number))
+        np.save(tmp_path / "train" / kind / f"{number}.npy", values)
+    dataset = load_dataset(config, 4)
+    assert dataset.train and len(dataset.train.images_NSS3) == 2
+    assert dataset.left_out == {"no depth": 1, "no depth in any pixel": 1, "depth of another size": 1}
+    np.save(tmp_path / "val" / "normals" / "0.npy", normals[..., :2])
+    with pytest.raises(
+        ValueError, match=r"0.npy has shape \(6, 8, 2\) float32; normals are floating point \[H, W, 3\]"
+    ):
         load_dataset(config, 4)
 
 
@@ -93,6 +139,7 @@ def test_scenes_come_with_their_truth_and_other_ones_to_learn_from():
     assert np.array_equal(dataset.test.images_NSS3[1].numpy(), scene.image_HWC)
     assert np.array_equal(dataset.test.labels[1].numpy(), scene.labels_HW)
     assert np.array_equal(dataset.test.depth_m[1].numpy(), scene.depth_HW)
+    assert np.array_equal(dataset.test.normals[1].numpy(), scene.normals_HWC.transpose(2, 0, 1))
     assert dataset.test.captions["web"][1] == [scene.web_caption]
     assert dataset.test.captions["synthetic"][1] == [scene.synthetic_caption]
     largest = max(scene.objects, key=lambda thing: thing.image_share)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from toy_model import CAPTIONS, toy_model
 from toy_start import released, trained_run
 
-from tips_ray.evaluation.encoders import Encoder, TipsEncoder
+from tips_ray.evaluation.encoders import Encoder, TipsEncoder, quarters
 from tips_ray.evaluation.load_encoder import load_encoder
 from tips_ray.models import TipsModel, dense_features, load_official_text, train_tokenizer
 
@@ -47,6 +47,22 @@ def test_a_transformers_folder_of_ours_gives_features_texts_and_patches_that_mee
         patches = dense_features(model.image, _images(encoder), "values").flatten(1, 2)
     torch.testing.assert_close(encoder.texts(CAPTIONS), expected, **TOLERANCE)
     torch.testing.assert_close(encoder.text_patches(_images(encoder)), patches, **TOLERANCE)
+
+
+def test_layers_are_those_of_an_encoder_that_ends_there_but_for_its_norm():
+    model = toy_model(depth=4)
+    encoder = TipsEncoder.of_model(model)
+    images, layers = _images(encoder).double(), encoder.layers(_images(encoder).double())
+    for depth in (4, 3, 2, 1):
+        model.image.blocks = model.image.blocks[:depth]
+        with torch.no_grad():
+            normed = model.image.norm(layers[depth - 1])
+        torch.testing.assert_close(normed, encoder.features(images).patches_BLD)
+
+
+@pytest.mark.parametrize(("depth", "places"), [(12, [2, 5, 8, 11]), (27, [6, 13, 19, 26]), (1, [0, 0, 0, 0])])
+def test_quarters_end_with_the_last_block(depth, places):
+    assert quarters(depth) == places
 
 
 def test_another_image_size_is_taken_and_one_between_patches_refused(tmp_path):
@@ -111,6 +127,10 @@ def test_a_vit_of_timm_is_standardised_as_it_was_trained(tmp_path):
         tokens = network.forward_features((_images(encoder) - 0.5) / 0.5)
     torch.testing.assert_close(found.embeddings["cls"], tokens[:, 0], **TOLERANCE)
     torch.testing.assert_close(found.patches_BLD, tokens[:, 1:], **TOLERANCE)
+    layers = encoder.layers(_images(encoder))
+    assert len(layers) == 4
+    with torch.no_grad():
+        torch.testing.assert_close(network.norm(layers[3]), found.patches_BLD, **TOLERANCE)
 
 
 def _save(network, folder, mean: float = 0.5, std: float = 0.25) -> None:
@@ -139,6 +159,9 @@ def test_dinov2_with_registers_gives_cls_and_patches_without_registers(tmp_path)
         tokens = network((_images(encoder) - 0.5) / 0.25).last_hidden_state
     torch.testing.assert_close(found.embeddings["cls"], tokens[:, 0], **TOLERANCE)
     torch.testing.assert_close(found.patches_BLD, tokens[:, 4:], **TOLERANCE)
+    with torch.no_grad():
+        normed = network.layernorm(encoder.layers(_images(encoder))[3])
+    torch.testing.assert_close(normed, found.patches_BLD, **TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
@@ -168,6 +191,7 @@ def test_clip_and_siglip_meet_their_texts(kind, tmp_path):
     bias = network.logit_bias if kind == "Siglip" else 0
     torch.testing.assert_close(cosine * scale + bias, logits, atol=1e-4, rtol=0)
     assert found.patches_BLD.shape == (2, 4, 32)
+    assert [tuple(layer.shape) for layer in encoder.layers(_images(encoder))] == [(2, 4, 32)] * 4
     larger = load_encoder(str(tmp_path), 48)
     assert larger.features(_images(larger)).patches_BLD.shape == (2, 9, 32)
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from tips_ray.config.evaluation import ClassificationConfig, DepthConfig, ProbeConfig, SegmentationConfig
 from tips_ray.evaluation.classification import LabelledEmbeddings, linear_accuracy
 from tips_ray.evaluation.dense import DenseExamples, squashed, upsampled
-from tips_ray.evaluation.depth_bins import depth_of, gradient_loss, linear_depth, sig_loss, with_cls
+from tips_ray.evaluation.depth_bins import depth_of, gradient_loss, linear_depth, sig_loss
 from tips_ray.evaluation.probe import split_places, trained_probes
 from tips_ray.evaluation.segmentation import Classes, linear_segmentation, miou
 
@@ -35,7 +35,7 @@ def test_probes_side_by_side_are_those_trained_alone():
 
     def weights(rates):
         config = ProbeConfig(learning_rates=rates, steps=20, batch_images=5)
-        return trained_probes(rows, torch.arange(12), 2, loss, config, seed=3).weights
+        return trained_probes(rows.__getitem__, torch.arange(12), 2, loss, config, seed=3).weights
 
     together = weights((1e-3, 1e-1))
     for found, rate in zip(together, (1e-3, 1e-1), strict=True):
@@ -127,19 +127,19 @@ def test_depth_losses_by_hand():
 
 def test_the_depth_probe_finds_what_patches_know_and_leaves_out_what_is_too_far():
     def examples(images: int, seed: int) -> DenseExamples:
-        patches = with_cls(_noise(images, 9, 3, seed=seed), _noise(images, 2, seed=seed + 1))
+        patches, cls = _noise(images, 9, 3, seed=seed), _noise(images, 2, seed=seed + 1)
         depth = (1 + 0.3 * patches[..., 0] - 0.2 * patches[..., 2]).exp().clamp(max=9).view(images, 3, 3)
         targets = depth.repeat_interleave(3, 1).repeat_interleave(3, 2)
         targets[:, :2] = 50.0  # beyond max_depth_m
         targets[:, 2] = 0
-        return DenseExamples(patches, list(targets))
+        return DenseExamples(patches, list(targets), cls)
 
     probe = ProbeConfig(learning_rates=(5e-2, 2e-1), steps=80)
     config = DepthConfig(data="toy", probe=probe, train_size_px=9, num_bins=64)
     train, test = examples(40, 0), examples(8, 7)
-    assert train.patches_NLD.shape[2] == 5
+    assert train.rows(torch.tensor([1, 0])).shape == (2, 9, 5)
     found = linear_depth(train, test, config)
-    untaught = linear_depth(DenseExamples(train.patches_NLD.flip(0), train.targets), test, config)
+    untaught = linear_depth(train._replace(patches_NLD=train.patches_NLD.flip(0)), test, config)
     assert found.scores["rmse_m"] < 0.75 * untaught.scores["rmse_m"]
     assert [tuple(one.shape) for one in found.predictions_m] == [(9, 9)] * 8
 

@@ -1,17 +1,25 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, tensor
 from toy_model import CAPTIONS, toy_model
 
 from tips_ray.config.evaluation import NeighboursConfig
-from tips_ray.evaluation import encoders
+from tips_ray.evaluation import encoders, features, zero_shot
 from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy
+from tips_ray.evaluation.datasets import Examples
 from tips_ray.evaluation.depth import linear_depth_rmse
-from tips_ray.evaluation.encoders import TipsEncoder
-from tips_ray.evaluation.features import features_of, text_patches_of
+from tips_ray.evaluation.encoders import Encoder, TipsEncoder
+from tips_ray.evaluation.features import Scratch, features_of, layers_of, stored
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes
-from tips_ray.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_segmentation
+from tips_ray.evaluation.zero_shot import (
+    class_embeddings,
+    windowed_size_px,
+    zero_shot_accuracy,
+    zero_shot_segmentation,
+)
 
 
 def _rows(images: int, seed: int) -> Tensor:
@@ -47,10 +55,26 @@ def test_features_do_not_depend_on_the_batch_size():
     encoder = TipsEncoder.of_model(toy_model())
     images = torch.randint(0, 256, (5, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(features_of(encoder, images, 2), features_of(encoder, images, 5), atol=1e-6, rtol=0)
-    patches = text_patches_of(encoder, images, 2), text_patches_of(encoder, images, 5)
-    torch.testing.assert_close(*patches, atol=1e-6, rtol=0)
     whole = encoder.features(images.permute(0, 3, 1, 2) / 255)
     torch.testing.assert_close(features_of(encoder, images, 5), whole, atol=1e-6, rtol=0)
+
+
+def test_patches_in_half_precision_are_those_of_full_precision_rounded(tmp_path):
+    encoder = TipsEncoder.of_model(toy_model())
+    images = torch.randint(0, 256, (3, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    half, full = features_of(encoder, images, 2, Scratch(str(tmp_path), torch.float16)), features_of(encoder, images, 2)
+    assert half.patches_BLD.dtype == torch.float16 and torch.equal(half.patches_BLD, full.patches_BLD.half())
+    assert torch.equal(half.embeddings["cls_web"], full.embeddings["cls_web"])
+    assert not list(tmp_path.iterdir())  # the file has no name any more
+    last = encoder.layers(images.permute(0, 3, 1, 2) / 255)[3]
+    torch.testing.assert_close(layers_of(encoder, images, 2, Scratch())[3], last.float(), atol=1e-5, rtol=0)
+
+
+def test_features_without_room_on_the_disk_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
+    with pytest.raises(ValueError, match=r"features of patches need 8.0 GB, .* has 1.0 GB free: set scratch to a"):
+        stored(iter([torch.zeros(1, 1000, 1000)]), 2000, Scratch(str(tmp_path)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_texts_do_not_depend_on_how_many_go_together(monkeypatch):
@@ -101,8 +125,54 @@ def test_a_class_is_the_mean_of_its_templates():
         class_embeddings(_embed, ["cat"], ["a cat"])
 
 
+class _Brightness(Encoder):
+    """One-pixel patches in windows of 2 x 2; the embedding of a pixel is its red and its green."""
+
+    image_size_px, patch_size_px, embeddings, networks, has_text_patches = 2, 1, (), (), True
+
+    def features(self, images_BCHW):
+        raise NotImplementedError
+
+    def layers(self, images_BCHW):
+        raise NotImplementedError
+
+    def text_patches(self, images_BCHW: Tensor) -> Tensor:
+        assert images_BCHW.shape[2:] == (2, 2)
+        self.seen = getattr(self, "seen", 0) + len(images_BCHW)
+        return images_BCHW[:, :2].flatten(2).mT
+
+
+def _of_colours(red_and_green: list, labels: list) -> Examples:
+    pixels = torch.tensor(red_and_green, dtype=torch.uint8)
+    images = torch.nn.functional.pad(pixels, (0, 1))[None]
+    return Examples(images, [torch.tensor(labels)])
+
+
 def test_zero_shot_segmentation_gives_each_pixel_its_nearest_class():
-    patches, labels = tensor([[[3.0, 0], [0, 1], [0, 1], [0, 1]]]), tensor([[0, 0, 9, 1], [0, 0, 1, 1]])
-    found = zero_shot_segmentation(patches, torch.eye(2), [labels], Classes(2, 9))
+    examples = _of_colours([[[3, 0], [0, 1]], [[0, 1], [0, 1]]], [[0, 0, 9, 1], [0, 0, 1, 1]])
+    found = zero_shot_segmentation(_Brightness(), examples, torch.eye(2), Classes(2, 9), 1, 4)
     assert found.predictions[0].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
     assert found.scores["miou"] == pytest.approx((2 / 4 + 3 / 5) / 2)
+
+
+def test_windows_cover_a_larger_image_and_share_what_overlaps():
+    colours = [[[9, 0], [9, 0], [0, 9]], [[9, 0], [9, 0], [0, 9]], [[0, 9], [0, 9], [0, 9]]]
+    examples = _of_colours(colours, [[0, 0, 1], [0, 0, 1], [1, 1, 1]])
+    encoder = _Brightness()
+    assert windowed_size_px(encoder, 2) == 3 and windowed_size_px(encoder, 1) == 2
+    found = zero_shot_segmentation(encoder, examples, torch.eye(2), Classes(2, None), 2, 4)
+    assert found.scores["miou"] == 1 and encoder.seen == 4
+
+
+def test_cosines_of_windows_are_averaged():
+    """The middle column is seen by two windows, in one of which the encoder takes it for the other class."""
+
+    class Turning(_Brightness):
+        def text_patches(self, images_BCHW):
+            patches = super().text_patches(images_BCHW)
+            return patches.flip(-1) if images_BCHW[0, 2, 0, 0] else patches
+
+    examples = _of_colours([[[9, 0]] * 3] * 3, [[0] * 3] * 3)
+    examples.images_NSS3[0, :, 1:, 2] = 255  # blue: windows of the right half are turned
+    cosines = zero_shot._cosines(Turning(), examples.images_NSS3, torch.eye(2), 2)
+    assert cosines[0, 0].tolist() == [[1, 0], [0.5, 0.5], [0, 1]]

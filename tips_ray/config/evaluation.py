@@ -34,6 +34,20 @@ class LabelledFolderConfig(Schema):
     """Label of pixels that do not count."""
 
 
+class GeometryFolderConfig(Schema):
+    """`train/images`, `train/depth`, `train/normals`, and the same below `val`; one of depth and normals is enough.
+
+    Depth is a 16-bit PNG, or `.npy` of metres, 0 or NaN where there is none; normals are `.npy` [height, width, 3] of
+    unit vectors, other vectors where there is none.
+    """
+
+    kind: Literal["geometry_folder"] = "geometry_folder"
+    folder: str | None = None
+    """None: its tasks are skipped."""
+    depth_unit_m: PositiveFloat = 0.001
+    """Metres of 1 in a PNG of depth."""
+
+
 class CaptionedFolderConfig(Schema):
     """`images` beside `captions.csv`, whose columns are `image` and `caption`; an image may have several lines."""
 
@@ -42,7 +56,16 @@ class CaptionedFolderConfig(Schema):
     """None: its tasks are skipped."""
 
 
-class ProbeConfig(Schema):
+class TrainingConfig(Schema):
+    """How what is trained on frozen features goes through them."""
+
+    steps: PositiveInt
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the steps in which the rate rises; then it falls linearly to 0."""
+    batch_images: PositiveInt
+
+
+class ProbeConfig(TrainingConfig):
     """How linear maps are trained; one for each learning rate, side by side on the same batches."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -56,15 +79,30 @@ class ProbeConfig(Schema):
     steps: PositiveInt = 400
     """(D) DINOv2: 40,000 for segmentation, 38,400 for depth, 12,500 for classification."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.04
-    """Share of the steps in which the rate rises; then it falls linearly to 0."""
     batch_images: PositiveInt = 16
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """(D) Share of the training images that choose the learning rate. The test images never do."""
 
 
+class DecoderConfig(TrainingConfig):
+    """A DPT decoder and how it is trained."""
+
+    hidden: PositiveInt = 128
+    """(D) Channels; Probe3D has 512."""
+    learning_rate: PositiveFloat = 5e-4
+    """At the end of warmup, Probe3D's."""
+    weight_decay: NonNegativeFloat = 0.01
+    steps: PositiveInt = 300
+    """(D) Probe3D: ten epochs."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    batch_images: PositiveInt = 8
+
+
 class _TaskConfig(Schema):
     data: str
     """Name of one of the suite's data sets."""
+    published: dict[str, dict[str, float]] = {}
+    """Beside which each score is shown: by score, by model, in the score's own unit."""
 
 
 class SegmentationConfig(_TaskConfig):
@@ -76,11 +114,9 @@ class SegmentationConfig(_TaskConfig):
     """(D) Side of the labels in training; scores are always those of the labels' own size."""
 
 
-class DepthConfig(_TaskConfig):
-    """256 bins on [patch, CLS], SigLoss and gradient loss, RMSE in metres."""
+class BinsConfig(_TaskConfig):
+    """Depth as a weighted mean of bins; RMSE in metres."""
 
-    kind: Literal["depth"] = "depth"
-    probe: ProbeConfig = ProbeConfig(weight_decay=0.01, learning_rates=(1e-2, 3e-2, 1e-1))
     train_size_px: PositiveInt = 112
     """(D) As for segmentation."""
     num_bins: PositiveInt = 256
@@ -93,6 +129,29 @@ class DepthConfig(_TaskConfig):
         if self.min_depth_m >= self.max_depth_m:
             raise ValueError(f"min_depth_m ({self.min_depth_m}) must be below max_depth_m ({self.max_depth_m})")
         return self
+
+
+class DepthConfig(BinsConfig):
+    """A linear map on [patch, CLS] into the bins; SigLoss and gradient loss."""
+
+    kind: Literal["depth"] = "depth"
+    probe: ProbeConfig = ProbeConfig(weight_decay=0.01, learning_rates=(1e-2, 3e-2, 1e-1))
+
+
+class DptDepthConfig(BinsConfig):
+    """A DPT decoder on four layers into the bins; the same losses."""
+
+    kind: Literal["dpt_depth"] = "dpt_depth"
+    decoder: DecoderConfig = DecoderConfig()
+
+
+class NormalsConfig(_TaskConfig):
+    """A DPT decoder on four layers; angular RMSE in degrees."""
+
+    kind: Literal["normals"] = "normals"
+    decoder: DecoderConfig = DecoderConfig()
+    train_size_px: PositiveInt = 112
+    """(D) As for segmentation."""
 
 
 class NeighboursConfig(_TaskConfig):
@@ -132,12 +191,18 @@ class ZeroShotSegmentationConfig(_TaskConfig):
 
     kind: Literal["zero_shot_segmentation"] = "zero_shot_segmentation"
     templates: tuple[str, ...] = TEMPLATES
+    windows: PositiveInt = 1
+    """(D) Along each side; 1: the whole image at once. 3: nine windows of the encoder's size, neighbours share half."""
 
 
-DatasetConfig = Annotated[ScenesConfig | LabelledFolderConfig | CaptionedFolderConfig, Field(discriminator="kind")]
+DatasetConfig = Annotated[
+    ScenesConfig | LabelledFolderConfig | GeometryFolderConfig | CaptionedFolderConfig, Field(discriminator="kind")
+]
 TaskConfig = Annotated[
     SegmentationConfig
     | DepthConfig
+    | DptDepthConfig
+    | NormalsConfig
     | NeighboursConfig
     | ClassificationConfig
     | RetrievalConfig
@@ -159,6 +224,14 @@ class SuiteConfig(Schema):
     """Images that the encoder takes at a time."""
     seed: int = 0
     """Of the probes' start and batches."""
+    mlflow_uri: str | None = None
+    """Tracking server or `sqlite:///FILE` that gets the scores; None: none."""
+    experiment: str = "tips_ray evaluation"
+    """Of MLflow."""
+    scratch: str | None = None
+    """Folder on this machine where features of patches lie meanwhile; None: the system's temporary one."""
+    patch_dtype: Literal["fp32", "fp16"] = "fp32"
+    """Of these: images x patches x width x 4 bytes, or half of it."""
 
     @model_validator(mode="after")
     def _data_is_named(self) -> Self:

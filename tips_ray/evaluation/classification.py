@@ -56,7 +56,7 @@ def linear_accuracy(
 
     rows_N1E = train.embeddings_NE[:, None]
     learned_n, held_out_m = split_places(len(rows_N1E), config.probe)
-    probes = trained_probes(rows_N1E, learned_n, num_classes, loss, config.probe, seed)
+    probes = trained_probes(rows_N1E.__getitem__, learned_n, num_classes, loss, config.probe, seed)
     held_out_R = [accuracy(logits_m1C[:, 0], train.labels_N[held_out_m]) for logits_m1C in probes(rows_N1E[held_out_m])]
     chosen = held_out_R.index(max(held_out_R))
     found = accuracy(probes(test.embeddings_NE[:, None])[chosen, :, 0], test.labels_N)

@@ -17,10 +17,18 @@ class DenseExamples(NamedTuple):
     patches_NLD: Tensor
     targets: Sequence[Tensor]
     """[H, W] each: classes, or metres."""
+    cls_NE: Tensor | None = None
+    """Stands beside every patch, with a width of its own."""
 
-    def at(self, places_n: Tensor) -> "DenseExamples":
-        """Some of the images."""
-        return DenseExamples(self.patches_NLD[places_n], [self.targets[place] for place in places_n.tolist()])
+    def rows(self, places_n: Tensor) -> Tensor:
+        """What the probe sees of some images, fp32 [n, L, D], or [patch, CLS] with [n, L, D + E]."""
+        patches_nLD = self.patches_NLD[places_n].float()
+        return patches_nLD if self.cls_NE is None else with_cls(patches_nLD, self.cls_NE[places_n])
+
+
+def with_cls(patches_NLD: Tensor, cls_NE: Tensor) -> Tensor:
+    """[patch, CLS] of every patch, [N, L, D + E]."""
+    return torch.cat([patches_NLD, cls_NE[:, None].expand(-1, patches_NLD.shape[1], -1)], dim=-1)
 
 
 def upsampled(rows_NLC: Tensor, size: Sequence[int]) -> Tensor:

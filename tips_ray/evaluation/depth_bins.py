@@ -1,6 +1,6 @@
-"""Monocular depth by the published probe: bins on [patch, CLS]. N images, L patches, D width, K bins, H W pixels.
+"""Monocular depth by bins: the published linear probe on [patch, CLS], and a DPT decoder. N images, L patches.
 
-R learning rates, b of the images. `depth.py` has a closed-form probe for a first look.
+D width, K bins, H W pixels, R learning rates, b of the images. `depth.py` has a closed-form probe for a first look.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tips_ray.config.evaluation import DepthConfig
+from tips_ray.config.evaluation import BinsConfig, DepthConfig, DptDepthConfig
 from tips_ray.evaluation.dense import DenseExamples, squashed, upsampled
+from tips_ray.evaluation.dpt import decoded, trained_decoder
 from tips_ray.evaluation.metrics import depth_rmse
 from tips_ray.evaluation.probe import LinearProbes, split_places, trained_probes
 
@@ -26,11 +27,6 @@ class Depth(NamedTuple):
 
     scores: dict[str, float]
     predictions_m: list[Tensor]
-
-
-def with_cls(patches_NLD: Tensor, cls_NE: Tensor) -> Tensor:
-    """[patch, CLS] of every patch, [N, L, D + E]; CLS may have a width of its own."""
-    return torch.cat([patches_NLD, cls_NE[:, None].expand(-1, patches_NLD.shape[1], -1)], dim=-1)
 
 
 def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig, seed: int = 0) -> Depth:
@@ -49,7 +45,9 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
 
     Source: the depth evaluation of DINOv2; AdaBins, arXiv:2011.14141.
     """
-    train, test = (_in_range(examples, config.max_depth_m) for examples in (train, test))
+    train, test = (
+        examples._replace(targets=_in_range(examples.targets, config.max_depth_m)) for examples in (train, test)
+    )
     target_NHW = squashed(train.targets, config.train_size_px)
     learned_n, held_out_m = split_places(len(train.patches_NLD), config.probe)
 
@@ -57,27 +55,65 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
         parts = [depth_of(logits_bLK, target_NHW.shape[-2:], config) for logits_bLK in logits_RbLK]
         return torch.stack([_loss(part_m, target_NHW[batch_b]) for part_m in parts])
 
-    probes = trained_probes(train.patches_NLD, learned_n, config.num_bins, loss, config.probe, seed)
-    held_out = train.at(held_out_m)
+    probes = trained_probes(train.rows, learned_n, config.num_bins, loss, config.probe, seed)
     held_out_R = [
-        _rmse(_predicted(probes, probe, held_out, config), held_out.targets)
+        _rmse(_predicted(probes, probe, train, held_out_m, config), [train.targets[place] for place in held_out_m])
         for probe in range(len(config.probe.learning_rates))
     ]
     if min(held_out_R) == float("inf"):
         raise ValueError(f"the depth probe diverged at every learning rate ({config.probe.learning_rates}); lower them")
     chosen = held_out_R.index(min(held_out_R))
-    predictions_m = _predicted(probes, chosen, test, config)
+    predictions_m = _predicted(probes, chosen, test, torch.arange(len(test.targets)), config)
     scores = {"rmse_m": _rmse(predictions_m, test.targets), "learning_rate": config.probe.learning_rates[chosen]}
     return Depth(scores, predictions_m)
 
 
-def depth_of(logits_NLK: Tensor, size: Sequence[int], config: DepthConfig) -> Tensor:
-    """Metres, [N, H, W]: relu(logit) + 0.1 of each bin, normalised, are the weights of its depth.
+def dpt_depth(
+    layers: tuple[Sequence[Tensor], Sequence[Tensor]],
+    targets: tuple[Sequence[Tensor], Sequence[Tensor]],
+    config: DptDepthConfig,
+    seed: int = 0,
+) -> Depth:
+    """`rmse_m` of a DPT decoder; no learning rate is chosen, all training images teach.
+
+    Args:
+        layers: four [N, L, D] of the training and of the test images.
+        targets: of both, metres, 0 where there is none; those beyond `max_depth_m` do not count.
+        config: of bins and decoder.
+        seed: of the decoder's start and batches.
+
+    Raises:
+        ValueError: a target is negative or not finite, an image has none, or the decoder diverged.
+    """
+    train, test = (_in_range(some, config.max_depth_m) for some in targets)
+    target_NHW = squashed(train, config.train_size_px)
+
+    def loss(maps_bKhw: Tensor, batch_b: Tensor) -> Tensor:
+        return _loss(depth_of_maps(maps_bKhw, target_NHW.shape[-2:], config), target_NHW[batch_b])
+
+    decoder = trained_decoder(layers[0], torch.arange(len(train)), config.num_bins, loss, config.decoder, seed)
+    predictions_m = [
+        depth_of_maps(decoded(decoder, layers[1], place)[None], target_m.shape, config)[0]
+        for place, target_m in enumerate(test)
+    ]
+    score = _rmse(predictions_m, test)
+    if score == float("inf"):
+        raise ValueError(f"the depth decoder diverged; lower decoder.learning_rate ({config.decoder.learning_rate:g})")
+    return Depth({"rmse_m": score}, predictions_m)
+
+
+def depth_of(logits_NLK: Tensor, size: Sequence[int], config: BinsConfig) -> Tensor:
+    """Metres, [N, H, W], of logits of patches.
 
     The logits are upsampled four times before and the depth after, as in DINOv2, whose linear map follows the first.
     """
     side = UPSAMPLING * round(logits_NLK.shape[1] ** 0.5)
-    weights_NKhw = upsampled(logits_NLK, (side, side)).relu() + SMALLEST_LOGIT
+    return depth_of_maps(upsampled(logits_NLK, (side, side)), size, config)
+
+
+def depth_of_maps(logits_NKhw: Tensor, size: Sequence[int], config: BinsConfig) -> Tensor:
+    """Metres, [N, H, W]: relu(logit) + 0.1 of each bin, normalised, are the weights of its depth."""
+    weights_NKhw = logits_NKhw.relu() + SMALLEST_LOGIT
     bins_K = torch.linspace(config.min_depth_m, config.max_depth_m, config.num_bins)
     depth_Nhw = torch.einsum("nkhw,k->nhw", weights_NKhw, bins_K) / weights_NKhw.sum(dim=1)
     return F.interpolate(depth_Nhw[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
@@ -119,18 +155,22 @@ def _log_ratio(prediction_m: Tensor, target_m: Tensor) -> Tensor:
     return (prediction_m + EPSILON).log() - (target_m + EPSILON).log()
 
 
-def _in_range(examples: DenseExamples, max_depth_m: float) -> DenseExamples:
+def _in_range(targets_m: Sequence[Tensor], max_depth_m: float) -> list[Tensor]:
     """Targets that are too far become 0; what is no depth is an error of `depth_rmse`."""
-    kept = [target_m.float() for target_m in examples.targets]
+    kept = [target_m.float() for target_m in targets_m]
     for target_m in kept:
         depth_rmse(torch.zeros_like(target_m)[None], target_m[None])
-    return DenseExamples(examples.patches_NLD, [target_m.masked_fill(target_m > max_depth_m, 0) for target_m in kept])
+    return [target_m.masked_fill(target_m > max_depth_m, 0) for target_m in kept]
 
 
-def _predicted(probes: LinearProbes, probe: int, examples: DenseExamples, config: DepthConfig) -> list[Tensor]:
-    rows = examples.patches_NLD.split(1)
-    pairs = zip(rows, examples.targets, strict=True)
-    return [depth_of(probes(row_1LD)[probe], target_m.shape, config)[0] for row_1LD, target_m in pairs]
+def _predicted(
+    probes: LinearProbes, probe: int, examples: DenseExamples, places_n: Tensor, config: DepthConfig
+) -> list[Tensor]:
+    """Image by image, which bounds memory."""
+    return [
+        depth_of(probes(examples.rows(place[None]))[probe], examples.targets[place].shape, config)[0]
+        for place in places_n
+    ]
 
 
 def _rmse(predictions_m: Sequence[Tensor], targets_m: Sequence[Tensor]) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer, dense_features
+from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer, dense_features, layer_features
 
 TEXTS_AT_ONCE = 256
 
@@ -50,6 +50,10 @@ class Encoder(ABC):
 
     @abstractmethod
     def features(self, images_BCHW: Tensor) -> Features: ...
+
+    @abstractmethod
+    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Patches [B, L, D] after a quarter, a half, three quarters and all of the blocks, before any final norm."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm embeddings [N, E], on the host; only where `text_embeddings` names any."""
@@ -93,6 +97,10 @@ class TipsEncoder(Encoder):
         return Features(found.patches_BLD, {"cls_web": found.cls_web_BD, "cls_synthetic": found.cls_synthetic_BD})
 
     @torch.inference_mode()
+    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
+        return layer_features(self.image, images_BCHW.to(device_of(self.image)), quarters(len(self.image.blocks)))
+
+    @torch.inference_mode()
     def text_patches(self, images_BCHW: Tensor) -> Tensor:
         return dense_features(self.image, images_BCHW.to(device_of(self.image)), "values").flatten(1, 2)
 
@@ -103,6 +111,11 @@ class TipsEncoder(Encoder):
         device = device_of(self.text)
         parts = [self.text(ids_BT.to(device)).float().cpu() for ids_BT in ids_NT.split(TEXTS_AT_ONCE)]
         return F.normalize(torch.cat(parts), dim=-1)
+
+
+def quarters(depth: int) -> list[int]:
+    """Places of the blocks that end each quarter of an encoder; shallow ones have some twice."""
+    return [max(round(depth * part / 4), 1) - 1 for part in (1, 2, 3, 4)]
 
 
 def device_of(network: nn.Module) -> torch.device:

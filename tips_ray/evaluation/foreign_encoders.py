@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tips_ray.evaluation.encoders import TEXTS_AT_ONCE, Encoder, Features, device_of
+from tips_ray.evaluation.encoders import TEXTS_AT_ONCE, Encoder, Features, device_of, quarters
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -65,6 +65,15 @@ class TimmEncoder(Encoder):
             embeddings["pooled"] = self.network.forward_head(tokens_BTD, pre_logits=True)
         return Features(tokens_BTD[:, self.network.num_prefix_tokens :], embeddings)
 
+    @torch.inference_mode()
+    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
+        images_BCHW = standardised(images_BCHW.to(device_of(self.network)), *self._mean_std)
+        places = quarters(len(self.network.blocks))
+        options = {"output_fmt": "NLC", "intermediates_only": True}
+        found = self.network.forward_intermediates(images_BCHW, indices=sorted(set(places)), **options)
+        by_place = dict(zip(sorted(set(places)), found, strict=True))
+        return [by_place[place] for place in places]
+
 
 class TransformersEncoder(Encoder):
     """A folder that AutoModel reads: with a text tower (CLIP, SigLIP) `pooled` meets texts; DINOv2 has `cls`."""
@@ -100,10 +109,10 @@ class TransformersEncoder(Encoder):
         tokens_BTD = self._outputs(torch.zeros(1, 3, self.image_size_px, self.image_size_px)).last_hidden_state
         return tokens_BTD.shape[1] - (self.image_size_px // self.patch_size_px) ** 2
 
-    def _outputs(self, images_BCHW: Tensor) -> Any:
+    def _outputs(self, images_BCHW: Tensor, **options: Any) -> Any:
         if self._has_text:
-            return self.network.get_image_features(images_BCHW, interpolate_pos_encoding=True)
-        return self.network(images_BCHW)
+            return self.network.get_image_features(images_BCHW, interpolate_pos_encoding=True, **options)
+        return self.network(images_BCHW, **options)
 
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor) -> Features:
@@ -111,6 +120,12 @@ class TransformersEncoder(Encoder):
         tokens_BTD, name = outputs.last_hidden_state, self.embeddings[0]
         embedding_BE = tokens_BTD[:, 0] if name == "cls" else outputs.pooler_output
         return Features(tokens_BTD[:, self._prefix_tokens :], {name: embedding_BE})
+
+    @torch.inference_mode()
+    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
+        images_BCHW = standardised(images_BCHW.to(device_of(self.network)), *self._mean_std)
+        _, *hidden = self._outputs(images_BCHW, output_hidden_states=True).hidden_states
+        return [hidden[place][:, self._prefix_tokens :] for place in quarters(len(hidden))]
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:

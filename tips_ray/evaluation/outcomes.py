@@ -11,7 +11,9 @@ from torch import Tensor
 from tips_ray.config.evaluation import (
     ClassificationConfig,
     DepthConfig,
+    DptDepthConfig,
     NeighboursConfig,
+    NormalsConfig,
     RetrievalConfig,
     SegmentationConfig,
     TaskConfig,
@@ -22,11 +24,12 @@ from tips_ray.evaluation import pictures
 from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy, linear_accuracy
 from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.dense import DenseExamples
-from tips_ray.evaluation.depth_bins import linear_depth, with_cls
+from tips_ray.evaluation.depth_bins import Depth, dpt_depth, linear_depth
 from tips_ray.evaluation.features import FrozenData
+from tips_ray.evaluation.normals import SurfaceExamples, dpt_normals
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes, Segmentation, linear_segmentation
-from tips_ray.evaluation.uncertainty import miou_error, rmse_error, share_error
+from tips_ray.evaluation.uncertainty import mean_error, miou_error, rmse_error, share_error
 from tips_ray.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_segmentation
 
 SHOWN_IMAGES, SHOWN_QUERIES, SHOWN_FOUND = 4, 4, 5
@@ -77,7 +80,7 @@ def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData
     if not data.encoder.has_text_patches:
         raise TaskSkipped("this model has no patches that meet texts")
     classes_CE = class_embeddings(data.encoder.texts, dataset.class_names, config.templates)
-    found = zero_shot_segmentation(data.test_text_patches, classes_CE, dataset.test.labels, classes)
+    found = zero_shot_segmentation(data.encoder, dataset.test, classes_CE, classes, config.windows, data.batch_images)
     return _segmented(found, dataset.test, classes)
 
 
@@ -86,11 +89,31 @@ def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
     if not test.depth_m:
         raise TaskSkipped("the data set has no depth")
     name = data.encoder.embeddings[0]  # TIPS: CLS-web, whose place in the network is that of other models' CLS
-    rows = [with_cls(found.patches_BLD, found.embeddings[name]) for found in (data.train, data.test)]
-    found = linear_depth(DenseExamples(rows[0], train.depth_m), DenseExamples(rows[1], test.depth_m), config, seed)
-    shown = {"depth": _depth_rows(test, found.predictions_m, config.max_depth_m)}
-    error = rmse_error(found.predictions_m, test.depth_m, config.max_depth_m)
-    return Outcome(found.scores, shown, {"rmse_m": error})
+    seen = [
+        DenseExamples(found.patches_BLD, examples.depth_m, found.embeddings[name])
+        for found, examples in ((data.train, train), (data.test, test))
+    ]
+    return _depth_outcome(linear_depth(*seen, config, seed), test, config.max_depth_m)
+
+
+def _dpt_depth(config: DptDepthConfig, data: FrozenData, seed: int) -> Outcome:
+    train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
+    if not test.depth_m:
+        raise TaskSkipped("the data set has no depth")
+    found = dpt_depth(data.layers, (train.depth_m, test.depth_m), config, seed)
+    return _depth_outcome(found, test, config.max_depth_m)
+
+
+def _normals(config: NormalsConfig, data: FrozenData, seed: int) -> Outcome:
+    train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
+    if not test.normals:
+        raise TaskSkipped("the data set has no normals")
+    layers = data.layers
+    found = dpt_normals(
+        SurfaceExamples(layers[0], train.normals), SurfaceExamples(layers[1], test.normals), config, seed
+    )
+    errors = {"rmse_degrees": mean_error(found.degrees)}
+    return Outcome(found.scores, {"normals": _normals_rows(test, found.predictions)}, errors)
 
 
 def _neighbours(config: NeighboursConfig, data: FrozenData, seed: int) -> Outcome:
@@ -141,6 +164,8 @@ def _retrieval(config: RetrievalConfig, data: FrozenData, seed: int) -> Outcome:
 _TASKS: Mapping[type, Callable[[Any, FrozenData, int], Outcome]] = {
     SegmentationConfig: _segmentation,
     DepthConfig: _depth,
+    DptDepthConfig: _dpt_depth,
+    NormalsConfig: _normals,
     NeighboursConfig: _neighbours,
     ClassificationConfig: _classification,
     RetrievalConfig: _retrieval,
@@ -197,6 +222,11 @@ def _segmented(found: Segmentation, test: Examples, classes: Classes) -> Outcome
     return Outcome(found.scores, {"segmentation": pictures.grid(rows)}, {"miou": error})
 
 
+def _depth_outcome(found: Depth, test: Examples, max_depth_m: float) -> Outcome:
+    error = rmse_error(found.predictions_m, test.depth_m, max_depth_m)
+    return Outcome(found.scores, {"depth": _depth_rows(test, found.predictions_m, max_depth_m)}, {"rmse_m": error})
+
+
 def _depth_rows(test: Examples, predictions_m: Sequence[Tensor], max_depth_m: float) -> np.ndarray:
     """Image, truth, prediction; one scale for all."""
     known = torch.cat([depth_m[depth_m > 0] for depth_m in test.depth_m])
@@ -204,6 +234,12 @@ def _depth_rows(test: Examples, predictions_m: Sequence[Tensor], max_depth_m: fl
     triples = zip(test.images_NSS3[:SHOWN_IMAGES], test.depth_m, predictions_m, strict=False)
     rows = [[image.numpy(), *(pictures.depth_panel(depth_m, *span) for depth_m in pair)] for image, *pair in triples]
     return pictures.grid(rows)
+
+
+def _normals_rows(test: Examples, predictions: Sequence[Tensor]) -> np.ndarray:
+    """Image, truth, prediction."""
+    triples = zip(test.images_NSS3[:SHOWN_IMAGES], test.normals, predictions, strict=False)
+    return pictures.grid([[image.numpy(), *map(pictures.normals_panel, pair)] for image, *pair in triples])
 
 
 def _queries(

@@ -41,6 +41,12 @@ def depth_panel(depth_m: Tensor, nearest_m: float, farthest_m: float) -> np.ndar
     return np.where((depth_m > 0).numpy()[..., None], colours, 255.0).clip(0, 255).round().astype(np.uint8)
 
 
+def normals_panel(normals_3HW: Tensor) -> np.ndarray:
+    """x, y, z in [-1, 1] as red, green, blue; white where there is none."""
+    colours = (255 * (normals_3HW.permute(1, 2, 0).numpy() + 1) / 2).round()
+    return np.where(normals_3HW.any(dim=0).numpy()[..., None], colours, 255.0).clip(0, 255).astype(np.uint8)
+
+
 def found_images(text: str, images_kSS3: Tensor, are_right: Sequence[bool]) -> np.ndarray:
     """A query and the images found for it, best first; a green frame is right, a red one wrong."""
     panels = [_framed(image, is_right) for image, is_right in zip(images_kSS3, are_right, strict=True)]

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from tips_ray.config.evaluation import ProbeConfig
+from tips_ray.config.evaluation import ProbeConfig, TrainingConfig
 
+Rows = Callable[[Tensor], Tensor]
+"""Places of n images [n] -> what is known of them, [n, P, D]."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs [R, b, P, K], places of the b images [b]) -> loss of each probe, [R]."""
 
@@ -32,16 +34,16 @@ class LinearProbes(nn.Module):
 
 
 def trained_probes(
-    rows_NPD: Tensor, places_n: Tensor, outputs: int, loss: Loss, config: ProbeConfig, seed: int
+    rows: Rows, places_n: Tensor, outputs: int, loss: Loss, config: ProbeConfig, seed: int
 ) -> LinearProbes:
     """A probe for each learning rate, all from the same start, trained on the images `places_n`; evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
-    probes = LinearProbes(rows_NPD.shape[-1], outputs, len(config.learning_rates), generator)
+    probes = LinearProbes(rows(places_n[:1]).shape[-1], outputs, len(config.learning_rates), generator)
     optimizer = _optimizer(probes, config)
-    for step, batch_b in enumerate(_batches(places_n, config, generator)):
+    for step, batch_b in enumerate(batches(places_n, config, generator)):
         for group, peak in zip(optimizer.param_groups, config.learning_rates, strict=True):
-            group["lr"] = peak * _rate_factor(step, config)
-        losses_R = loss(probes(rows_NPD[batch_b]), batch_b)
+            group["lr"] = peak * rate_factor(step, config)
+        losses_R = loss(probes(rows(batch_b)), batch_b)
         losses_R.sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -69,13 +71,13 @@ def _optimizer(probes: LinearProbes, config: ProbeConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=0.0, weight_decay=config.weight_decay)
 
 
-def _rate_factor(step: int, config: ProbeConfig) -> float:
+def rate_factor(step: int, config: TrainingConfig) -> float:
     """Linear up, linear down to 0; step 0 already moves."""
     rising = config.warmup * config.steps
     return min((step + 1) / (rising + 1), (config.steps - step) / (config.steps - rising))
 
 
-def _batches(places_n: Tensor, config: ProbeConfig, generator: torch.Generator) -> Iterator[Tensor]:
+def batches(places_n: Tensor, config: TrainingConfig, generator: torch.Generator) -> Iterator[Tensor]:
     """Pass after pass in a new order each; a batch never holds an image twice."""
     size, order_n = min(config.batch_images, len(places_n)), places_n[:0]
     for _ in range(config.steps):

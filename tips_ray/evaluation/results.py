@@ -1,4 +1,4 @@
-"""Results of a suite in a folder, local or s3://: `results.json` and pictures. A task whose result is there is done."""
+"""Results of a suite in a folder, local or s3://: `results.json`, a table and pictures. What has a result is done."""
 
 import hashlib
 import io
@@ -8,17 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
 from tips_ray import storage
-from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig, SuiteConfig
-from tips_ray.evaluation.datasets import load_dataset
+from tips_ray.config.evaluation import ScenesConfig, SuiteConfig, TaskConfig, ZeroShotSegmentationConfig
+from tips_ray.evaluation.datasets import fingerprint_of_data, load_dataset
 from tips_ray.evaluation.encoders import Encoder
-from tips_ray.evaluation.features import FrozenData
+from tips_ray.evaluation.features import FrozenData, Scratch
 from tips_ray.evaluation.outcomes import TaskSkipped, outcome_of
+from tips_ray.evaluation.score_table import score_table
+from tips_ray.evaluation.zero_shot import windowed_size_px
 
-RESULTS = "results.json"
+RESULTS, TABLE = "results.json", "table.md"
 Record = dict[str, Any]
 
 
@@ -27,8 +30,7 @@ def run_suite(
 ) -> dict[str, Record]:
     """All tasks of the suite that are not done, one after the other; each is written down when it ends.
 
-    Done is a task of the same config on the same data config and image size; whether the data behind it changed is
-    not looked at. A skipped task is tried again.
+    Done is a task of the same config on the same data and image size. A skipped task is tried again.
 
     Args:
         encoder: what is evaluated.
@@ -45,13 +47,15 @@ def run_suite(
         ValueError: the folder holds results of other weights, or a task cannot be scored.
     """
     results = _Results(folder, model, fingerprint(encoder))
-    frozen: dict[str, FrozenData] = {}
+    frozen: dict[tuple[str, int], FrozenData] = {}
     for name in suite.tasks:
         key = _key(suite, name, encoder)
         if results.done(name, key) is None:
             results.add(name, key, *_record(encoder, suite, name, frozen))
         tell(name, results.tasks[name])
-    return {name: results.tasks[name] for name in suite.tasks}
+    found = {name: results.tasks[name] for name in suite.tasks}
+    storage.write_text(storage.join(folder, TABLE), score_table(model, suite, found))
+    return found
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -92,11 +96,11 @@ class _Results:
 
 
 def _record(
-    encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[str, FrozenData]
+    encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[tuple[str, int], FrozenData]
 ) -> tuple[Record, dict[str, np.ndarray]]:
     task, started = suite.tasks[name], time.perf_counter()
     try:
-        data = _frozen(encoder, suite, task.data, frozen)
+        data = _frozen(encoder, suite, task, frozen)
         outcome = outcome_of(task, data, suite.seed)
     except TaskSkipped as reason:
         return {"skipped": str(reason)}, {}
@@ -105,23 +109,30 @@ def _record(
     return {**found, "seconds": seconds, "left_out": dict(data.dataset.left_out)}, outcome.pictures
 
 
-def _frozen(encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[str, FrozenData]) -> FrozenData:
-    """Of the data set `name`, read once."""
-    config = suite.data[name]
-    if isinstance(config, (LabelledFolderConfig, CaptionedFolderConfig)) and config.folder is None:
-        raise TaskSkipped(f"data.{name}.folder is not given")
-    if name not in frozen:
-        frozen[name] = FrozenData(encoder, load_dataset(config, encoder.image_size_px), suite.batch_images)
-    return frozen[name]
+def _frozen(
+    encoder: Encoder, suite: SuiteConfig, task: TaskConfig, frozen: dict[tuple[str, int], FrozenData]
+) -> FrozenData:
+    """The data of a task at the size that it takes, read once."""
+    config = suite.data[task.data]
+    if not isinstance(config, ScenesConfig) and config.folder is None:
+        raise TaskSkipped(f"data.{task.data}.folder is not given")
+    windows = task.windows if isinstance(task, ZeroShotSegmentationConfig) else 1
+    key = task.data, windowed_size_px(encoder, windows)
+    if key not in frozen:
+        scratch = Scratch(suite.scratch, torch.float16 if suite.patch_dtype == "fp16" else torch.float32)
+        frozen[key] = FrozenData(encoder, load_dataset(config, key[1]), suite.batch_images, scratch)
+    return frozen[key]
 
 
 def _key(suite: SuiteConfig, name: str, encoder: Encoder) -> Record:
     """All that a result depends on beside the weights."""
     task = suite.tasks[name]
     return {
-        "task": task.model_dump(mode="json"),
+        "task": task.model_dump(mode="json", exclude={"published"}),
         "data": suite.data[task.data].model_dump(mode="json"),
+        "files": fingerprint_of_data(suite.data[task.data]),
         "image_size_px": encoder.image_size_px,
+        "patch_dtype": suite.patch_dtype,
         "seed": suite.seed,
     }
 

@@ -35,8 +35,13 @@ def miou_error(
 
 
 def rmse_error(predictions_m: Sequence[Tensor], targets_m: Sequence[Tensor], max_depth_m: float) -> float:
-    """Of the mean over images of their depth RMSE; targets beyond `max_depth_m` do not count. One image has none: 0."""
+    """Of the mean over images of their depth RMSE; targets beyond `max_depth_m` do not count."""
     kept = [target_m.float().masked_fill(target_m > max_depth_m, 0) for target_m in targets_m]
     pairs = zip(predictions_m, kept, strict=True)
-    rmse_N = torch.tensor([depth_rmse(one[None], target_m[None]) for one, target_m in pairs], dtype=torch.float64)
-    return (rmse_N.std() / sqrt(len(rmse_N))).item() if len(rmse_N) > 1 else 0.0
+    return mean_error([depth_rmse(one[None], target_m[None]) for one, target_m in pairs])
+
+
+def mean_error(values: Sequence[float]) -> float:
+    """Of their mean. One value has none: 0."""
+    values_N = torch.tensor(values, dtype=torch.float64)
+    return (values_N.std() / sqrt(len(values_N))).item() if len(values_N) > 1 else 0.0

@@ -1,11 +1,18 @@
-"""Classes by their names alone: images by an embedding, pixels by the values trick. N images, L patches, C classes."""
+"""Classes by their names alone: images by an embedding, pixels by the values trick. N images, L patches, C classes.
 
-from collections.abc import Callable, Sequence
+b of the images, S their side, G patches along it, E width of embeddings.
+"""
 
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tips_ray.evaluation.classification import accuracy
+from tips_ray.evaluation.datasets import Examples
+from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.segmentation import Classes, Segmentation, classes_of, miou
 
 
@@ -35,12 +42,51 @@ def zero_shot_accuracy(image_NE: Tensor, classes_CE: Tensor, labels_N: Tensor) -
 
 
 def zero_shot_segmentation(
-    text_patches_NLE: Tensor, classes_CE: Tensor, labels: Sequence[Tensor], classes: Classes
+    encoder: Encoder, examples: Examples, classes_CE: Tensor, classes: Classes, windows: int, batch_images: int
 ) -> Segmentation:
     """`miou` of the class with the largest cosine, which is bilinearly upsampled; every class takes part.
 
+    Args:
+        encoder: gives patches that meet texts.
+        examples: images of `windowed_size_px`, and labels.
+        classes_CE: unit-norm embeddings of the classes.
+        classes: what labels mean.
+        windows: along each side; where they overlap, cosines are averaged.
+        batch_images: that the encoder takes at a time.
+
     Source: the values trick of TIPSv2, arXiv:2604.12012, for the patches.
     """
-    cosine_NLC = F.normalize(text_patches_NLE, dim=-1) @ classes_CE.T
-    predictions = classes_of(cosine_NLC, labels)
-    return Segmentation({"miou": miou(predictions, labels, classes)}, predictions)
+    predictions = []
+    for images_bSS3, labels in _batches(examples, batch_images):
+        cosine_bGGC = _cosines(encoder, images_bSS3, classes_CE, windows)
+        predictions += [classes_of(one.flatten(0, 1), like) for one, like in zip(cosine_bGGC, labels, strict=True)]
+    return Segmentation({"miou": miou(predictions, examples.labels, classes)}, predictions)
+
+
+def windowed_size_px(encoder: Encoder, windows: int) -> int:
+    """Side of the images of which each of `windows` windows in a row shows a part; neighbours share half."""
+    return encoder.patch_size_px * (_stride(encoder) * (windows - 1) + encoder.grid)
+
+
+def _cosines(encoder: Encoder, images_bSS3: Tensor, classes_CE: Tensor, windows: int) -> Tensor:
+    """[b, G, G, C] of images with G patches along a side, of which an encoder's window has `encoder.grid`."""
+    patch, grid, stride = encoder.patch_size_px, encoder.grid, _stride(encoder)
+    side = images_bSS3.shape[1] // patch
+    total_bGGC, seen_GG1 = torch.zeros(len(images_bSS3), side, side, len(classes_CE)), torch.zeros(side, side, 1)
+    for y, x in product(range(0, windows * stride, stride), repeat=2):
+        pixels = images_bSS3[:, patch * y : patch * (y + grid), patch * x : patch * (x + grid)]
+        patches_bLE = encoder.text_patches(pixels.permute(0, 3, 1, 2).float() / 255).float().cpu()
+        cosine_bLC = F.normalize(patches_bLE, dim=-1) @ classes_CE.T
+        total_bGGC[:, y : y + grid, x : x + grid] += cosine_bLC.unflatten(1, (grid, grid))
+        seen_GG1[y : y + grid, x : x + grid] += 1
+    return total_bGGC / seen_GG1
+
+
+def _stride(encoder: Encoder) -> int:
+    return max(encoder.grid // 2, 1)
+
+
+def _batches(examples: Examples, batch_images: int) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+    for first in range(0, len(examples.images_NSS3), batch_images):
+        some = slice(first, first + batch_images)
+        yield examples.images_NSS3[some], examples.labels[some]

@@ -5,7 +5,7 @@ from tips_ray.models.official import load_official, load_official_image, load_of
 from tips_ray.models.text import TextEncoder, text_encoder
 from tips_ray.models.timm_folder import export_timm
 from tips_ray.models.transformers_folder import export_transformers, load_transformers
-from tips_ray.models.vision import ImageEncoder, ImageFeatures, dense_features, image_encoder
+from tips_ray.models.vision import ImageEncoder, ImageFeatures, dense_features, image_encoder, layer_features
 from tips_ray.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "export_transformers",
     "exported",
     "image_encoder",
+    "layer_features",
     "load_official",
     "load_official_image",
     "load_official_text",

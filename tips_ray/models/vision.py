@@ -177,6 +177,18 @@ def dense_features(encoder: ImageEncoder, images_BCHW: Tensor, mode: Literal["va
     return _unpacked(last_PD, [group])[0].patches_BLD.unflatten(1, (rows, columns))
 
 
+def layer_features(encoder: ImageEncoder, images_BCHW: Tensor, places: Sequence[int]) -> list[Tensor]:
+    """Patch tokens after the blocks at `places` (0 is the first), before any final norm, [B, L, D] each."""
+    tokens_BTD, found = encoder._embed(View(images_BCHW)), {}
+    group = Group(tokens_BTD.shape[0], tokens_BTD.shape[1])
+    tokens_PD = tokens_BTD.flatten(0, 1)
+    for place, block in enumerate(encoder.blocks):
+        tokens_PD = block(tokens_PD, [group])
+        if place in places:
+            found[place] = _unpacked(tokens_PD, [group])[0].patches_BLD
+    return [found[place] for place in places]
+
+
 def _unpacked(tokens_PD: Tensor, groups: Sequence[Group]) -> list[ImageFeatures]:
     parts = tokens_PD.split([group.samples * group.length for group in groups])
     shaped = [part.view(group.samples, group.length, -1) for part, group in zip(parts, groups, strict=True)]

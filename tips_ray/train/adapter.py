@@ -40,8 +40,10 @@ log = logging.getLogger(__name__)
 WRITTEN_FOR = "2.60."
 ABORT_SECONDS = 15
 """Longest that workers may take to be stopped by Ctrl-C."""
-FORGOTTEN_SECONDS = 60
-"""Three times the interval at which who lives asks again."""
+RENEWED_SECONDS = 5
+"""How often a run asks again for its workers; Ray Data asks again every 10 s."""
+FORGOTTEN_SECONDS = 25
+"""After this long without being asked again, nodes are free for others; Ray has three minutes."""
 MOST_CHARACTERS = 200
 """Of an error in a cause."""
 
@@ -70,27 +72,32 @@ def shorten_waits(config: RunConfig) -> None:
         os.environ.setdefault(name, str(value))
 
 
-def start_coordinator(tick_seconds: float) -> None:
-    """The actor that counts nodes, on the head, before anybody makes it elsewhere and with a slow tick.
+class Coordinator(_AutoscalingCoordinatorActor):
+    """Shares out the nodes; forgets soon what a driver has asked for that was killed.
 
-    Ray pins it to the node of whoever asks first, and finds it by its name; without it no group changes any more.
-    What a driver has asked for is forgotten soon after it was killed, and not after Ray's three minutes: it would be
-    missing for the driver that goes on with the run.
+    It would be missing for the driver that goes on with the run.
     """
 
-    class Coordinator(_AutoscalingCoordinatorActor):
-        TICK_INTERVAL_S = tick_seconds
+    def __init__(self, tick_seconds: float, **given: Any) -> None:
+        self.TICK_INTERVAL_S = tick_seconds
+        super().__init__(**given)
 
-        def request_resources(self, *args: Any, expire_after_s: float, **kwargs: Any) -> None:
-            super().request_resources(*args, expire_after_s=min(expire_after_s, FORGOTTEN_SECONDS), **kwargs)
+    def request_resources(self, *args: Any, expire_after_s: float, **kwargs: Any) -> None:
+        super().request_resources(*args, expire_after_s=min(expire_after_s, FORGOTTEN_SECONDS), **kwargs)
 
+
+def start_coordinator(tick_seconds: float) -> None:
+    """On the head, before anybody makes it elsewhere and with a slow tick.
+
+    Ray pins it to the node of whoever asks first, and finds it by its name; without it no group changes any more.
+    """
     head = next(node["NodeID"] for node in ray.nodes() if HEAD_NODE_RESOURCE_LABEL in node["Resources"])
     name = "AutoscalingCoordinator"
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
     place = NodeAffinitySchedulingStrategy(head, soft=False)
-    actor.options(
-        name=name, namespace=name, get_if_exists=True, lifetime="detached", scheduling_strategy=place
-    ).remote()
+    actor.options(name=name, namespace=name, get_if_exists=True, lifetime="detached", scheduling_strategy=place).remote(
+        tick_seconds
+    )
 
 
 class ElasticTrainer(TorchTrainer):
@@ -130,6 +137,12 @@ class PlannedScaling(ElasticScalingPolicy):
         self._room = 0
         self._asked: tuple[float, float] | None = None
         """Which group, by its start, and since when."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """More often than Ray, since what is not asked for again is forgotten sooner."""
+        assert self._coordinator_client is not None
+        if time.monotonic() - self._coordinator_client._latest_autoscaling_request_time > RENEWED_SECONDS:
+            self._send_resource_request()
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)

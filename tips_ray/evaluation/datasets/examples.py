@@ -16,9 +16,11 @@ class Examples:
     images_NSS3: Tensor
     """uint8 RGB, squashed to a square."""
     labels: Sequence[Tensor] = ()
-    """int64 [H, W] for each image."""
+    """Whole numbers [H, W] for each image."""
     depth_m: Sequence[Tensor] = ()
     """float32 [H, W] for each image, 0 where there is none."""
+    normals: Sequence[Tensor] = ()
+    """float32 [3, H, W] for each image, of length 1, or 0 where there is none."""
     categories_N: Tensor | None = None
     """int64, the class of the whole image."""
     captions: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from tips_ray import storage
 from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig
-from tips_ray.data.decode import BadImage, decode
-from tips_ray.evaluation.datasets.examples import Dataset, Examples, squashed_image
+from tips_ray.evaluation.datasets.examples import Dataset, Examples
+from tips_ray.evaluation.datasets.images import read_image, require_images
 
-MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS = 50 * 2**20, 100_000_000
 TABLE = "captions.csv"
 
 
@@ -40,11 +39,11 @@ def captioned_folder(config: CaptionedFolderConfig, size_px: int) -> Dataset:
     left_out: Counter[str] = Counter()
     images, captions = [], []
     for name, texts in _captions(storage.join(config.folder, TABLE)).items():
-        image = _image(storage.join(config.folder, "images", name), size_px, left_out)
+        image = read_image(storage.join(config.folder, "images", name), size_px, left_out)
         if image is not None:
-            images.append(image)
+            images.append(image.pixels_SS3)
             captions.append(texts)
-    _require_images(images, config.folder, left_out)
+    require_images(images, config.folder, left_out)
     return Dataset(Examples(torch.stack(images), captions={"caption": captions}), left_out=left_out)
 
 
@@ -57,24 +56,17 @@ def _labelled(folder: str, size_px: int, left_out: Counter[str]) -> Examples:
         if label is None:
             left_out["no labels"] += 1
             continue
-        image = _image(storage.join(folder, "images", name), size_px, left_out)
-        if image is not None:
-            images.append(image)
-            labels.append(_label_map(storage.join(folder, "labels", label)))
-    _require_images(images, folder, left_out)
+        image = read_image(storage.join(folder, "images", name), size_px, left_out)
+        if image is None:
+            continue
+        labels_HW = _label_map(storage.join(folder, "labels", label))
+        if tuple(labels_HW.shape) != image.size:
+            left_out["labels of another size"] += 1
+            continue
+        images.append(image.pixels_SS3)
+        labels.append(labels_HW)
+    require_images(images, folder, left_out)
     return Examples(torch.stack(images), labels)
-
-
-def _image(uri: str, size_px: int, left_out: Counter[str]) -> Tensor | None:
-    try:
-        pixels_HWC = decode(storage.read_bytes(uri), MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, size_px)
-    except storage.NotFoundError:
-        left_out["missing"] += 1
-        return None
-    except BadImage as error:
-        left_out[error.reason] += 1
-        return None
-    return squashed_image(pixels_HWC, size_px)
 
 
 def _label_map(uri: str) -> Tensor:
@@ -86,7 +78,7 @@ def _label_map(uri: str) -> Tensor:
         raise ValueError(f"{uri} is no label map: {error}") from error
     if classes.ndim != 2 or classes.dtype.kind not in "ui":
         raise ValueError(f"{uri} has shape {classes.shape} {classes.dtype}; a label map has one class per pixel")
-    return torch.from_numpy(classes.astype(np.int64))
+    return torch.from_numpy(classes if classes.dtype == np.uint8 else classes.astype(np.int32))
 
 
 def _captions(uri: str) -> dict[str, list[str]]:
@@ -100,9 +92,3 @@ def _captions(uri: str) -> dict[str, list[str]]:
         if text:
             captions.setdefault(line["image"], []).append(text)
     return captions
-
-
-def _require_images(images: list[Tensor], folder: str, left_out: Counter[str]) -> None:
-    if not images:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        raise ValueError(f"{folder} has no image that can be used ({reasons or 'it has no images'})")

@@ -1,4 +1,4 @@
-"""The rendered world as a data set: exact labels and depth, both kinds of captions, and what stands out."""
+"""The rendered world as a data set: exact labels, depth and normals, both kinds of captions, and what stands out."""
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ def _examples(seed: int, count: int, size_px: int) -> Examples:
     scenes = [render_scene(seed, index, size_px) for index in range(count)]
     return Examples(
         torch.from_numpy(np.stack([scene.image_HWC for scene in scenes])),
-        [torch.from_numpy(scene.labels_HW).long() for scene in scenes],
+        [torch.from_numpy(scene.labels_HW) for scene in scenes],
         [torch.from_numpy(scene.depth_HW) for scene in scenes],
+        [torch.from_numpy(scene.normals_HWC).permute(2, 0, 1).contiguous() for scene in scenes],
         torch.tensor([_category(scene) for scene in scenes]),
         {
             "web": [[scene.web_caption] for scene in scenes],
