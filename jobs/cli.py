@@ -22,6 +22,7 @@ COMMANDS = {
     "doctor": "what is missing on this machine, with the cure",
     "report": "the run folder as one HTML page",
     "evaluate": "a run or any other encoder on segmentation, depth, retrieval, classification",
+    "ablate": "the paper's ablation on rendered scenes: a table, and which directions show",
     "export": "released npz files or a transformers folder -> transformers or timm folder",
 }
 
