@@ -7,22 +7,19 @@ tips-ray demo --long                    half an hour for a better show; out/demo
 """
 
 import argparse
-import io
 import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
-    from tips_ray.scenes import Scene
 
 CONFIGS = Path(__file__).parent / "configs"
 CAPTIONER = Path(__file__).parent / "scene_captioner"
-SHARD_ROWS, IMAGE_PX = 256, 112
 TRAIN_SEED, TEST_SEED = 0, 3  # 1 and 2 are those of train_captioner
 TEST_SCENES, PROBE_SCENES = 256, 512
 
@@ -57,12 +54,15 @@ def run(arguments: argparse.Namespace) -> None:
     overrides = [word for word in arguments.words if "=" in word]
     out = Path(folders[0]).resolve()
     from jobs.local_s3 import local_s3
+    from jobs.scene_shards import stored_scenes
 
     with local_s3(out / "s3") as server:
         os.environ.update(server.environment)
         _stage("S3 server", f"OpenStack Swift at {server.endpoint_url}")
         source = f"{server.make_bucket('scenes')}/train-{show.scenes}"
-        rate = _store_scenes(source, show.scenes)
+        rate = stored_scenes(source, TRAIN_SEED, show.scenes, {"caption": "web_caption"})
+        is_new = f"rendered and stored, {rate:.0f}/s" if rate else "are there"
+        _stage("scenes", f"{show.scenes:,} {is_new}: {source}")
         config = _config(show.config, out, source, overrides)
         from jobs.pretrain import pretrain
 
@@ -85,45 +85,6 @@ def _config(path: Path, out: Path, source: str, overrides: list[str]) -> "RunCon
 
     fixed = [f"storage={out / 'runs'}", f"data.sources=[{{uri: {source}}}]", f"captions.captioner.model={CAPTIONER}"]
     return load_config(RunConfig, path, ["name=demo", *fixed, *overrides])
-
-
-def _store_scenes(source: str, count: int) -> float:
-    """Put the training scenes there, once; returns scenes/s, 0 where they were there."""
-    from tips_ray import storage
-    from tips_ray.scenes import render_scene
-
-    started, marker = time.perf_counter(), f"{source}.complete"
-    if storage.exists(marker):
-        _stage("scenes", f"{count:,} are there: {source}")
-        return 0.0
-    for first in range(0, count, SHARD_ROWS):
-        scenes = [render_scene(TRAIN_SEED, index, IMAGE_PX) for index in range(first, first + SHARD_ROWS)]
-        storage.write_bytes(f"{source}/{first // SHARD_ROWS:03d}.parquet", _parquet(scenes))
-    storage.write_text(marker, "")
-    rate = count / (time.perf_counter() - started)
-    _stage("scenes", f"{count:,} rendered and stored, {rate:.0f}/s: {source}")
-    return rate
-
-
-def _parquet(scenes: "list[Scene]") -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = {
-        "image": [_jpeg(scene.image_HWC) for scene in scenes],
-        "caption": [scene.web_caption for scene in scenes],
-    }
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(table), buffer, row_group_size=64, compression="none")
-    return buffer.getvalue()
-
-
-def _jpeg(image_HWC: Any) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image_HWC).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
 
 
 def _write_report(out: Path, config: "RunConfig", folder: str, rates: dict[str, float]) -> str:

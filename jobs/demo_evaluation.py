@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jobs.demo_tasks import shown_tasks
 from jobs.live_captions import caption_store
 from tips_ray import storage
 from tips_ray.config import RunConfig
@@ -57,9 +58,12 @@ def evaluate(
         raise ValueError(f"{folder} holds no checkpoint that verifies; train first")
     load_checkpoint(after, found)
     tokenizer = load_tokenizer(config.captions.tokenizer or storage.join(folder, "tokenizer.json"))
-    scored = [_score(_encoder(state, tokenizer), test, train) for state in (before, after)]
+    encoders = [_encoder(state, tokenizer) for state in (before, after)]
+    scored = [_score(encoder, test, train) for encoder in encoders]
     scores = {"before": scored[0].scores, "after": scored[1].scores}
-    return Found(scores, {"gallery": _gallery(config), **_parts(scored, test)}, _line(scores, test_scenes))
+    parts, tasks = {"gallery": _gallery(config), **_parts(scored, test)}, shown_tasks(*encoders)
+    parts |= {"probes": parts["probes"] + tasks.probes, "task_pictures": tasks.pictures}
+    return Found(scores, parts, _line(scores, test_scenes))
 
 
 def _gallery(config: RunConfig) -> list[CaptionedImage]:

@@ -67,4 +67,10 @@ def _lines(name: str, record: dict[str, Any]) -> list[str]:
         return [f"{name}: skipped, {record['skipped']}"]
     left_out = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
     head = f"{name} ({record['seconds']} s)" + (f"; images left out: {left_out}" if left_out else "")
-    return [head, *(f"  {score:52} {value:.4g}" for score, value in record["scores"].items())]
+    errors = record.get("standard_errors", {})  # results of an earlier version have none
+    return [head, *(f"  {score:52} {_number(value, errors.get(score))}" for score, value in record["scores"].items())]
+
+
+def _number(value: float, error: float | None) -> str:
+    """With its standard error over the test images, where it has one."""
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

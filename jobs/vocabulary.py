@@ -27,16 +27,26 @@ def claim(
         ValueError: the folder holds a run with another config, or no vocabulary of this size can be trained.
     """
     from tips_ray import storage
-    from tips_ray.tokenizer import train_tokenizer
 
     uri = storage.resolved(config.captions.tokenizer or storage.join(folder.uri, "tokenizer.json"))
     content = None
     if not config.captions.tokenizer and not storage.exists(uri):
-        content = train_tokenizer(_texts(config, index, captions), config.text.vocab_size).source
+        content = trained_vocabulary(config, index, captions)
     folder.claim(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), step)
     if content:
         storage.write_bytes(uri, content)
     return uri
+
+
+def trained_vocabulary(config: "RunConfig", index: "Index", captions: "CaptionAccess | None" = None) -> bytes:
+    """A tokenizer's file, from a sample of the captions.
+
+    Raises:
+        ValueError: no vocabulary of this size can be trained.
+    """
+    from tips_ray.tokenizer import train_tokenizer
+
+    return train_tokenizer(_texts(config, index, captions), config.text.vocab_size).source
 
 
 def _texts(config: "RunConfig", index: "Index", captions: "CaptionAccess | None") -> Iterator[str]:

@@ -36,6 +36,8 @@ from tips_ray.train.run_folder import RunFolder
 PATIENCE_SECONDS, AWAY_SECONDS, MOST_NODES = 600, 10, 3
 COMPARED_STEPS, TOLERANCE = 30, 1e-5
 STEPS_PER_EVENT = 40
+ROWS, WINDOW_CHUNKS = 200, 50
+"""One window an epoch: to hand out thousands of small ones would take more of the machine than training."""
 PACE = {
     "min_workers": 1,
     "workers": 2,
@@ -105,7 +107,7 @@ def run(count: int, seed: int) -> None:
     """
     with tempfile.TemporaryDirectory() as place, local_s3(Path(place, "s3")) as server:
         os.environ.update(server.environment)
-        config = _config(server, write_scenes(Path(place, "scenes"), 40), count)
+        config = _config(server, write_scenes(Path(place, "scenes"), ROWS), count)
         nodes = Nodes()
         nodes.add(2)
         os.environ["RAY_ADDRESS"] = nodes.address
@@ -125,6 +127,7 @@ def _config(server: LocalS3, data: str, count: int) -> RunConfig:
     keys = {f"resources__{key}": value for key, value in PACE.items()} | {"resources__max_failures": 10}
     steps = {"schedule__total_steps": STEPS_PER_EVENT * (count + 1), "checkpoint_every_steps": 10}
     sizes = {"global_batch_images": 64, "micro_batch_images": 32, "data__log_samples": True}
+    sizes |= {"data__window_chunks": WINDOW_CHUNKS}
     config = tiny_run(Path("unused"), data, **keys, **steps, **sizes)
     return override(RunConfig, config.model_dump(mode="json"), {"storage": server.make_bucket("soak")})
 
@@ -152,6 +155,9 @@ def _check(soak: Soak, config: RunConfig, place: Path) -> None:
     changes = events(soak.folder, "change")
     lost, again = (sum(change[key] for change in changes) for key in ("seconds_lost", "steps_recomputed"))
     longest = max((change["seconds_lost"] for change in changes), default=0)
+    for change in changes:
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in change["seconds"].items())
+        print(f"{change['from']} -> {change['to']} in {change['seconds_lost']:.0f} s ({parts}): {change['cause']}")
     print(f"{len(changes)} changes, {again} steps again, {lost:.0f} s lost, {longest:.0f} s at most", flush=True)
 
 

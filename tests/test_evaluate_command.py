@@ -65,6 +65,13 @@ def test_every_task_has_scores_of_every_embedding_and_pictures(place, capsys):
         f"{name}/{kind}" for name in EMBEDDINGS for kind in ("web", "synthetic")
     }
     assert all(np.isfinite(value) for found in scores.values() for value in found.values())
+    for name, found in scores.items():
+        errors = tasks[name]["standard_errors"]
+        assert set(errors) == {key for key in found if not key.endswith("learning_rate")}
+        assert all(error >= 0 for error in errors.values())
+    hits = scores["captions"]["cls_web/web/text_to_image_recall_at_1"]
+    error = tasks["captions"]["standard_errors"]["cls_web/web/text_to_image_recall_at_1"]
+    assert error == pytest.approx((hits * (1 - hits) / 6) ** 0.5)
     names = {path.name for path in (place / "out" / "pictures").iterdir()}
     assert {"labels-segmentation.png", "depth-depth.png", "captions-cls_web-web.png"} <= names
     assert {"deep-depth.png", "normals-normals.png"} <= names
@@ -145,7 +152,7 @@ def test_a_model_without_texts_skips_what_needs_them(place):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "fast"], "--suite (fast) must be one of paper, quick, scenes, or a YAML file"),
+        (["--suite", "fast"], "--suite (fast) must be one of demo, paper, quick, scenes, or a YAML file"),
         (["tasks.labels.data=streets"], "tasks.labels.data (streets) must be one of scenes, photos"),
         (["tasks.depth.min_depth_m=30"], "min_depth_m (30.0) must be below max_depth_m (20.0)"),
         (["image_size_px=30"], "image_size_px (30) must be a multiple of the patch size (14)"),

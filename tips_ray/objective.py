@@ -31,14 +31,18 @@ class Centers(nn.Module):
         return self
 
 
-def contrastive_terms(embeddings: Embeddings, log_temperature: Tensor, valid_B: Tensor) -> dict[str, Tensor]:
-    """L_CLIP and L^_CLIP: each CLS token against its own caption, one temperature for both."""
+def contrastive_terms(
+    embeddings: Embeddings, log_temperature: Tensor, valid_B: Tensor, config: ObjectiveConfig
+) -> dict[str, Tensor]:
+    """L_CLIP and L^_CLIP, each only where its weight is not 0.
+
+    A CLS token meets its own caption, with one temperature for both.
+    """
     logit_scale = (-log_temperature).exp()
     cls_web_BD, cls_synthetic_BD, web_BD, synthetic_BD = embeddings
-    return {
-        "contrastive_web": contrastive_loss(cls_web_BD, web_BD, logit_scale, valid_B),
-        "contrastive_synthetic": contrastive_loss(cls_synthetic_BD, synthetic_BD, logit_scale, valid_B),
-    }
+    pairs = {"contrastive_web": (cls_web_BD, web_BD), "contrastive_synthetic": (cls_synthetic_BD, synthetic_BD)}
+    weights = _weights(config)
+    return {name: contrastive_loss(*pair, logit_scale, valid_B) for name, pair in pairs.items() if weights[name]}
 
 
 def self_supervised_terms(
@@ -89,13 +93,17 @@ def center_sums(teacher: TeacherScores, batch: Batch, config: ObjectiveConfig) -
 
 def weighted_total(terms: Mapping[str, Tensor], config: ObjectiveConfig) -> Tensor:
     """1/2 (L_CLIP + L^_CLIP) + alpha L_distill + beta L_mask over the terms present."""
-    weights = {
-        "contrastive_web": 0.5,
-        "contrastive_synthetic": 0.5,
+    weights = _weights(config)
+    return sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
+
+
+def _weights(config: ObjectiveConfig) -> dict[str, float]:
+    return {
+        "contrastive_web": config.web_weight,
+        "contrastive_synthetic": config.synthetic_weight,
         "distillation": config.alpha,
         "masked_image": config.beta,
     }
-    return sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
 
 
 def _target_mask(batch: Batch, config: ObjectiveConfig) -> Tensor:

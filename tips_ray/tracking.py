@@ -158,6 +158,18 @@ def start_tracking(
     return Tracking(uri, run.info.run_id, run.info.experiment_id)
 
 
+def prepare_tracking(config: RunConfig) -> None:
+    """Set up a new database ahead of several drivers, which would all do it at once.
+
+    Raises:
+        ConnectionError: the tracking server does not answer.
+    """
+    uri = tracking_uri(config)
+    if uri is not None:
+        require_answer(uri)
+        _experiment_id(_client(uri), uri, config.tracking.experiment)
+
+
 def track_scores(uri: str, experiment: str, model: str, folder: str, scores: Mapping[str, float]) -> None:
     """The MLflow run of the results in `folder`, made or taken up again, with their scores.
 

@@ -67,6 +67,16 @@ def _delayed(dataset: Dataset) -> Dataset:
     return dataset.map_batches(wait, batch_size=None, num_cpus=0.5)  # another number: a stage of its own
 
 
+def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):
+    """Windows are handed out for minutes in a long run: with one CPU for the stream no view would be made meanwhile."""
+    operator, cpus = training_stream(inputs, 0)._logical_plan.dag, {}
+    while operator.input_dependencies:
+        operator = operator.input_dependencies[0]
+        cpus[operator.name.partition("[")[0]] = operator.ray_remote_args.get("num_cpus", 1)
+    stages = ("MapBatches(_read_windows)", "StreamingRepartition", "MapBatches(_shifted)")
+    assert cpus == {"MapBatches(_views)": 1, **dict.fromkeys(stages, 0), "ReadRange": 1}
+
+
 @pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (4, 0), (2, 7)])
 def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step):
     dataset = _delayed(training_stream(inputs, start_step))

@@ -34,6 +34,7 @@ def _full(text: str = "a red box") -> Report:
         text_queries=[TextQuery(text, [_image(), _image(1)], [False, True])],
         image_queries=[ImageQuery(_image(), [text, "other"], [True, False])],
         probes=[ProbeScore(text, 0.25, 0.75), ProbeScore("rmse", 1.5, 0.5, higher_is_better=False)],
+        task_pictures={text: _image()},
         events=[{"time": text, "kind": "resume", "step": 20, text: {text: text}}],
         rejects=[{"step": 3, "sample_id": 4, "key": text, "reason": text}],
         config=text,
@@ -80,13 +81,14 @@ def test_every_part_is_there_and_every_tag_is_closed(tmp_path):
         "Loss curves",
         "What the patches know",
         "Retrieval",
+        "Tasks on frozen features",
         "Captions",
         "Throughput",
         "Events",
         "1 bad rows",
         "Next",
     ]
-    assert _elements(page).count("img") == 2 * 3 + 2 + 1 + 1
+    assert _elements(page).count("img") == 2 * 3 + 2 + 1 + 1 + 1
 
 
 def test_a_report_of_nothing_is_a_page_without_sections(tmp_path):

@@ -66,6 +66,15 @@ def test_a_sign_that_comes_and_goes_begins_anew_and_skipped_steps_lack_all_metri
         judge.judge(step, {} if step % 3 == 0 else {"health/cls_web/cosine": 1.0})
 
 
+def test_a_cls_token_that_nothing_trains_may_be_alike_for_all_images():
+    web, synthetic = ({f"health/cls_{name}/cosine": 1.0} for name in ("web", "synthetic"))
+    web_alone = {"objective__web_weight": 1, "objective__synthetic_weight": 0}
+    synthetic_alone = {"objective__web_weight": 0, "objective__synthetic_weight": 1}
+    assert _steps_until_stopped(synthetic, **web_alone) is None and _steps_until_stopped(web, **web_alone) == 5
+    assert _steps_until_stopped(web, **synthetic_alone) == 5  # distillation trains it
+    assert _steps_until_stopped(web, **synthetic_alone, objective__alpha=0) is None
+
+
 def test_a_run_may_be_told_to_go_on():
     assert _steps_until_stopped({"health/cls_web/cosine": 1.0}, health__stop_on_collapse=False) is None
 

@@ -120,6 +120,24 @@ def test_a_run_that_loses_a_node_goes_on_with_what_is_left(nodes, data, undistur
     _assert_same(folder, config, undisturbed)
 
 
+def test_a_run_that_falls_below_its_fewest_waits_and_goes_on_with_the_next_node(nodes, data, undisturbed, tmp_path):
+    config = _run(tmp_path, data, checkpoint_every_steps=5, resources__min_workers=2)
+    folder = RunFolder(f"{tmp_path}/tiny")
+    nodes.add(1, DATA)
+    nodes.add(1, TRAIN)
+    lost = nodes.add(1, TRAIN)
+    with running(config) as run:
+        wait_for_step(folder, 7, run)
+        nodes.kill(lost)
+        wait_until(lambda: bool(events(folder, "waiting")), run)
+        nodes.add(1, TRAIN)
+        run.result()
+    waiting = events(folder, "waiting")[0]
+    assert (waiting["room"], waiting["min_workers"]) == (1, 2) and _changes(folder) == [(2, 2)]
+    assert events(folder, "change")[0]["steps_recomputed"] <= 10
+    _assert_same(folder, config, undisturbed)
+
+
 def test_ctrl_c_ends_a_run_that_waits_for_nodes(nodes, data, tmp_path):
     config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))

@@ -33,6 +33,17 @@ def _attempt(uri: str, steps: range, restored_step: int | None = None) -> RunFol
     return folder
 
 
+def test_a_part_on_an_object_store_is_read_once_and_a_growing_file_again(uri, monkeypatch):
+    reads: list[str] = []
+    folder, read_text = _attempt(uri, range(1, 3)), storage.read_text
+    monkeypatch.setattr(storage, "read_text", lambda place: reads.append(place) or read_text(place))
+    assert _steps(folder) == [1, 2] and len(reads) == 1
+    folder.log_metrics(3, {"loss/total": 3.0})
+    folder.flush()
+    assert _steps(folder) == [1, 2, 3] and _steps(folder) == [1, 2, 3]
+    assert len(reads) == (3 if storage.is_local(uri) else 2)
+
+
 def test_the_first_claim_is_new_and_the_second_resumes(uri):
     assert RunFolder(uri).claim(CONFIG) == "new"
     assert RunFolder(uri).claim(CONFIG) == "resumed"

@@ -26,6 +26,8 @@ SWITCHES = {
     "masked contrastive view": {"objective__contrastive_view": "masked"},
     "frozen teacher": {"objective__teacher": "frozen"},
     "contrastive alone": {"objective__alpha": 0, "objective__beta": 0},
+    "web caption alone": {"objective__web_weight": 1, "objective__synthetic_weight": 0},
+    "synthetic caption alone": {"objective__web_weight": 0, "objective__synthetic_weight": 1, "objective__alpha": 0},
 }
 
 

@@ -82,12 +82,19 @@ class PrototypeHeadConfig(Schema):
 
 
 class ObjectiveConfig(Schema):
-    """1/2 (L_CLIP + L^_CLIP) + alpha L_distill + beta L_mask, with the switches of TIPSv2 off by default."""
+    """1/2 (L_CLIP + L^_CLIP) + alpha L_distill + beta L_mask, with the switches of TIPSv2 off by default.
+
+    With one caption alone its weight is 1 and the other's 0; the CLS token of the other is then one more register.
+    """
 
     alpha: NonNegativeFloat = 1.0
     """Weight of self-distillation (published). 0 leaves out the local crops' pass."""
     beta: NonNegativeFloat = 2.0
     """Weight of masked image modelling (published). 0 leaves out the masked pass."""
+    web_weight: NonNegativeFloat = 0.5
+    """Weight of L_CLIP between CLS-web and the web caption (published). 0 leaves the term out."""
+    synthetic_weight: NonNegativeFloat = 0.5
+    """Weight of L^_CLIP between CLS-synthetic and the synthetic caption (published). 0 leaves the term out."""
     initial_temperature: PositiveFloat = 0.07
     """(D) Start of the learned contrastive temperature, one for both captions; learned as a logarithm."""
     student_temperature: PositiveFloat = 0.1
@@ -116,6 +123,12 @@ class ObjectiveConfig(Schema):
     Its width and depth are its own; `head.num_prototypes` and `image.patch_size_px` must be this run's."""
     visible_weight: NonNegativeFloat = 0.0
     """iBOT++ (TIPSv2) at 1.0: weight of the mean over visible patches beside the mean over masked ones."""
+
+    @_model_validator(mode="after")
+    def _meets_a_caption(self):
+        if not self.web_weight and not self.synthetic_weight:
+            raise ValueError("web_weight (0) and synthetic_weight (0): one of them must be above 0")
+        return self
 
     @_model_validator(mode="after")
     def _switches_agree(self):

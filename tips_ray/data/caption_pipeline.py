@@ -22,11 +22,11 @@ from tips_ray.config import CaptionerConfig, RunConfig
 from tips_ray.data.captions import missing_chunks
 from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.pace import Pace
+from tips_ray.data.pipeline import SOURCE_BLOCKS, in_blocks
 from tips_ray.data.stream import CaptionAccess
 
 CHUNKS_PER_TASK = 2
 """Chunks that are read, and captioned, together: rows that end early leave room for those of the next chunk."""
-SOURCE_BLOCKS = 20
 READERS = 2
 """Read tasks at a time."""
 READ_CPUS = 1
@@ -70,9 +70,9 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
     resources = inputs.config.resources
     read: Any = partial(_read, inputs=inputs)
     rows = -(-due.num_rows // SOURCE_BLOCKS) or 1
+    source = ray.data.from_arrow([due.slice(first, rows) for first in range(0, due.num_rows, rows)])
     stream = (
-        ray.data.from_arrow([due.slice(first, rows) for first in range(0, due.num_rows, rows)])
-        .repartition(target_num_rows_per_block=CHUNKS_PER_TASK)
+        in_blocks(source, CHUNKS_PER_TASK)
         .map_batches(
             read,
             batch_size=CHUNKS_PER_TASK,

@@ -25,8 +25,8 @@ from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
 from tips_ray.data.stream import NOT_AT_ALL, StreamInputs, order_of, ordered_rows, read_chunks, views
 
-SOURCE_BLOCKS = 20
-"""Blocks of window numbers: many tiny read tasks are slow to start."""
+SOURCE_BLOCKS = 2
+"""Blocks of window numbers, each handed out by a task that holds no CPU: more of them would only take them all."""
 STEP_SECONDS = 0.01
 """Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
 WINDOWS_AT_ONCE = 2
@@ -39,7 +39,10 @@ _ROW = pa.schema(
 
 
 def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
-    """Training rows of the steps [start_step, total_steps), in blocks of exactly `images_per_pass` rows."""
+    """Training rows of the steps [start_step, total_steps), in blocks of exactly `images_per_pass` rows.
+
+    Reading holds no CPU either: it mostly waits, and with one CPU for the stream no view would be made meanwhile.
+    """
     config = inputs.config
     start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
     windows = order_of(inputs).windows(start, stop)
@@ -47,20 +50,30 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     shifted: Any = partial(_shifted, first=windows.start)
     read: Any = partial(_read_windows, inputs=inputs, start=start, stop=stop)
     make_views: Any = partial(_views, inputs=inputs)
+    source = ray.data.range(len(windows), override_num_blocks=min(max(len(windows), 1), SOURCE_BLOCKS))
     return (
-        ray.data.range(len(windows), override_num_blocks=min(max(len(windows), 1), SOURCE_BLOCKS))
-        .map_batches(shifted, batch_size=1)
-        .repartition(target_num_rows_per_block=1)
+        in_blocks(source.map_batches(shifted, batch_size=1, num_cpus=0), 1)
         .map_batches(
             read,
             batch_size=1,
             batch_format="numpy",
             compute=TaskPoolStrategy(WINDOWS_AT_ONCE * config.resources.data_cpus),
-            num_cpus=0,  # it mostly waits, and a CPU held by it would be missing for views: with one CPU, for ever
+            num_cpus=0,
         )
         .map_batches(make_views, batch_size=rows, batch_format="pyarrow", resources=config.resources.role("data"))
         .repartition(target_num_rows_per_block=rows, strict=True)  # Ray joins the two: views get full batches
     )
+
+
+def in_blocks(dataset: Dataset, rows: int) -> Dataset:
+    """Blocks of so many rows, handed out by tasks that hold no CPU.
+
+    Ray's own would hold one each until the last block is handed out, which takes minutes where there are many: with one
+    CPU for the stream, all that comes after would begin then.
+    """
+    dataset = dataset.repartition(target_num_rows_per_block=rows)
+    dataset._logical_plan.dag.ray_remote_args["num_cpus"] = 0  # `repartition` takes no arguments for its tasks
+    return dataset
 
 
 def tell_pace(inputs: StreamInputs, step: int) -> None:

@@ -1,6 +1,6 @@
 """Decoded chunks -> rows of embeddings. N rows of a chunk, G good ones, S side of images, D width, T texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -83,7 +83,7 @@ def layout_of(encoder: Encoder, config: EmbeddingConfig) -> Layout:
     return Layout(images, text_width, config.dtype)
 
 
-def _kept(features: Features, names: Sequence[str] | dict) -> dict[str, Tensor]:
+def _kept(features: Features, names: Iterable[str]) -> dict[str, Tensor]:
     """The named ones; a mean is over the patches of an image, in their own type."""
     makers = {"patches_mean": lambda: features.patches_BLD.mean(1), "patches": lambda: features.patches_BLD}
     return {name: makers[name]() if name in makers else features.embeddings[name] for name in names}

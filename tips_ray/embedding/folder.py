@@ -70,7 +70,8 @@ class EmbeddingFolder:
     def write(self, name: str, table: pa.Table) -> bool:
         """Keep a file whole; False, and nothing changes, where it is there already."""
         buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd", use_dictionary=["shard", "error"])
+        dictionaries: Any = ["shard", "error"]
+        pq.write_table(table, buffer, compression="zstd", use_dictionary=dictionaries)
         return storage.create_bytes(storage.join(self.rows_uri, name), buffer.getvalue().to_pybytes())
 
 

@@ -18,6 +18,8 @@ class Normals(NamedTuple):
     scores: dict[str, float]
     predictions: list[Tensor]
     """Unit vectors, [3, H, W]."""
+    degrees: list[float]
+    """Root mean squared angle of each image."""
 
 
 class SurfaceExamples(NamedTuple):
@@ -54,8 +56,8 @@ def dpt_normals(train: SurfaceExamples, test: SurfaceExamples, config: NormalsCo
     predictions = [
         normals_of(decoded(decoder, test.layers, place), one.shape[1:]) for place, one in enumerate(test.normals)
     ]
-    pairs = zip(predictions, test.normals, strict=True)
-    return Normals({"rmse_degrees": sum(_degrees(*pair) for pair in pairs) / len(predictions)}, predictions)
+    degrees = [_degrees(*pair) for pair in zip(predictions, test.normals, strict=True)]
+    return Normals({"rmse_degrees": sum(degrees) / len(degrees)}, predictions, degrees)
 
 
 def normals_of(maps_3hw: Tensor, size: Sequence[int]) -> Tensor:

@@ -24,11 +24,12 @@ from tips_ray.evaluation import pictures
 from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy, linear_accuracy
 from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.dense import DenseExamples
-from tips_ray.evaluation.depth_bins import dpt_depth, linear_depth
+from tips_ray.evaluation.depth_bins import Depth, dpt_depth, linear_depth
 from tips_ray.evaluation.features import FrozenData
 from tips_ray.evaluation.normals import SurfaceExamples, dpt_normals
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes, Segmentation, linear_segmentation
+from tips_ray.evaluation.uncertainty import mean_error, miou_error, rmse_error, share_error
 from tips_ray.evaluation.zero_shot import class_embeddings, zero_shot_accuracy, zero_shot_segmentation
 
 SHOWN_IMAGES, SHOWN_QUERIES, SHOWN_FOUND = 4, 4, 5
@@ -47,6 +48,8 @@ class Outcome:
     """Those of an embedding begin with its name: `cls_web/accuracy_k10`."""
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     """uint8 RGB by name."""
+    standard_errors: dict[str, float] = field(default_factory=dict)
+    """Over the test images, of the scores that are scores; see `uncertainty`."""
 
 
 def outcome_of(config: TaskConfig, data: FrozenData, seed: int) -> Outcome:
@@ -90,8 +93,7 @@ def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
         DenseExamples(found.patches_BLD, examples.depth_m, found.embeddings[name])
         for found, examples in ((data.train, train), (data.test, test))
     ]
-    found = linear_depth(*seen, config, seed)
-    return Outcome(found.scores, {"depth": _depth_rows(test, found.predictions_m, config.max_depth_m)})
+    return _depth_outcome(linear_depth(*seen, config, seed), test, config.max_depth_m)
 
 
 def _dpt_depth(config: DptDepthConfig, data: FrozenData, seed: int) -> Outcome:
@@ -99,7 +101,7 @@ def _dpt_depth(config: DptDepthConfig, data: FrozenData, seed: int) -> Outcome:
     if not test.depth_m:
         raise TaskSkipped("the data set has no depth")
     found = dpt_depth(data.layers, (train.depth_m, test.depth_m), config, seed)
-    return Outcome(found.scores, {"depth": _depth_rows(test, found.predictions_m, config.max_depth_m)})
+    return _depth_outcome(found, test, config.max_depth_m)
 
 
 def _normals(config: NormalsConfig, data: FrozenData, seed: int) -> Outcome:
@@ -110,20 +112,22 @@ def _normals(config: NormalsConfig, data: FrozenData, seed: int) -> Outcome:
     found = dpt_normals(
         SurfaceExamples(layers[0], train.normals), SurfaceExamples(layers[1], test.normals), config, seed
     )
-    return Outcome(found.scores, {"normals": _normals_rows(test, found.predictions)})
+    errors = {"rmse_degrees": mean_error(found.degrees)}
+    return Outcome(found.scores, {"normals": _normals_rows(test, found.predictions)}, errors)
 
 
 def _neighbours(config: NeighboursConfig, data: FrozenData, seed: int) -> Outcome:
     num_classes = len(data.dataset.category_names)
     return _by_embedding(
-        (name, knn_accuracy(train, test, num_classes, config)) for name, train, test in _categorised(data)
+        ((name, knn_accuracy(train, test, num_classes, config)) for name, train, test in _categorised(data)), data
     )
 
 
 def _classification(config: ClassificationConfig, data: FrozenData, seed: int) -> Outcome:
     num_classes = len(data.dataset.category_names)
     return _by_embedding(
-        (name, linear_accuracy(train, test, num_classes, config, seed)) for name, train, test in _categorised(data)
+        ((name, linear_accuracy(train, test, num_classes, config, seed)) for name, train, test in _categorised(data)),
+        data,
     )
 
 
@@ -131,14 +135,16 @@ def _zero_shot_classification(config: ZeroShotClassificationConfig, data: Frozen
     labels_N = _needed(data.dataset.test.categories_N, "classes of whole images")
     names = _text_embeddings(data)
     classes_CE = class_embeddings(data.encoder.texts, data.dataset.category_names, config.templates)
-    return _by_embedding((name, zero_shot_accuracy(data.test.embeddings[name], classes_CE, labels_N)) for name in names)
+    return _by_embedding(
+        ((name, zero_shot_accuracy(data.test.embeddings[name], classes_CE, labels_N)) for name in names), data
+    )
 
 
 def _retrieval(config: RetrievalConfig, data: FrozenData, seed: int) -> Outcome:
     test, names = data.dataset.test, _text_embeddings(data)
     if not test.captions:
         raise TaskSkipped("the data set has no captions")
-    scores, shown = {}, {}
+    scores, errors, shown = {}, {}, {}
     for kind, captions in test.captions.items():
         texts = [text for of_image in captions for text in of_image]
         counts = torch.tensor([len(of_image) for of_image in captions])
@@ -146,9 +152,13 @@ def _retrieval(config: RetrievalConfig, data: FrozenData, seed: int) -> Outcome:
         text_ME = data.encoder.texts(texts)
         for name in names:
             image_NE = data.test.embeddings[name]
-            scores[f"{name}/{kind}"] = retrieval(image_NE, text_ME, image_of_text_M, config.ranks)
+            scores[f"{name}/{kind}"] = found = retrieval(image_NE, text_ME, image_of_text_M, config.ranks)
+            errors[f"{name}/{kind}"] = {
+                key: share_error(share, len(image_NE) if key.startswith("image") else len(texts))
+                for key, share in found.items()
+            }
             shown[f"{name}-{kind}"] = _queries(image_NE, text_ME, image_of_text_M, texts, test)
-    return Outcome(_flat(scores), shown)
+    return Outcome(_flat(scores), shown, _flat(errors))
 
 
 _TASKS: Mapping[type, Callable[[Any, FrozenData, int], Outcome]] = {
@@ -191,8 +201,11 @@ def _categorised(data: FrozenData) -> Iterator[tuple[str, LabelledEmbeddings, La
         yield name, LabelledEmbeddings(train_NE, train_N), LabelledEmbeddings(test_NE, test_N)
 
 
-def _by_embedding(scores: Iterator[tuple[str, dict[str, float]]]) -> Outcome:
-    return Outcome(_flat(dict(scores)))
+def _by_embedding(scores: Iterator[tuple[str, dict[str, float]]], data: FrozenData) -> Outcome:
+    """Accuracies, with the learning rate beside some."""
+    found, images = _flat(dict(scores)), len(data.dataset.test.images_NSS3)
+    shares = {key: share for key, share in found.items() if not key.endswith("learning_rate")}
+    return Outcome(found, standard_errors={key: share_error(share, images) for key, share in shares.items()})
 
 
 def _flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -205,7 +218,13 @@ def _segmented(found: Segmentation, test: Examples, classes: Classes) -> Outcome
         [image.numpy(), *(pictures.overlay(image, labels, classes.num_classes) for labels in pair)]
         for image, *pair in triples
     ]
-    return Outcome(found.scores, {"segmentation": pictures.grid(rows)})
+    error = miou_error(found.predictions, test.labels, *classes)
+    return Outcome(found.scores, {"segmentation": pictures.grid(rows)}, {"miou": error})
+
+
+def _depth_outcome(found: Depth, test: Examples, max_depth_m: float) -> Outcome:
+    error = rmse_error(found.predictions_m, test.depth_m, max_depth_m)
+    return Outcome(found.scores, {"depth": _depth_rows(test, found.predictions_m, max_depth_m)}, {"rmse_m": error})
 
 
 def _depth_rows(test: Examples, predictions_m: Sequence[Tensor], max_depth_m: float) -> np.ndarray:

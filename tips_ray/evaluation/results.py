@@ -40,7 +40,8 @@ def run_suite(
         tell: called with each task's name and record.
 
     Returns:
-        By task: `scores` or `skipped` (the reason), `seconds`, `left_out` (images of the data set, by reason).
+        By task: `scores` and their `standard_errors` over the test images, or `skipped` (the reason); `seconds`,
+        `left_out` (images of the data set, by reason).
 
     Raises:
         ValueError: the folder holds results of other weights, or a task cannot be scored.
@@ -104,8 +105,8 @@ def _record(
     except TaskSkipped as reason:
         return {"skipped": str(reason)}, {}
     seconds = round(time.perf_counter() - started, 1)
-    record = {"scores": outcome.scores, "seconds": seconds, "left_out": dict(data.dataset.left_out)}
-    return record, outcome.pictures
+    found = {"scores": outcome.scores, "standard_errors": outcome.standard_errors}
+    return {**found, "seconds": seconds, "left_out": dict(data.dataset.left_out)}, outcome.pictures
 
 
 def _frozen(

@@ -77,6 +77,8 @@ class Report:
     text_queries: Sequence[TextQuery] = ()
     image_queries: Sequence[ImageQuery] = ()
     probes: Sequence[ProbeScore] = ()
+    task_pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What tasks of the evaluation show, by title."""
     events: Sequence[Mapping[str, Any]] = ()
     """Lines of `RunFolder.read_events`."""
     rejects: Sequence[Mapping[str, Any]] = ()

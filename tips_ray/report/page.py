@@ -38,6 +38,7 @@ def _page(report: Report, side_px: int) -> str:
         sections.curves(report),
         sections.feature_maps(report, side_px),
         sections.retrieval(report, side_px),
+        sections.tasks(report, side_px),
         sections.gallery(report, side_px),
         sections.throughput(report),
         sections.events(report),

@@ -100,6 +100,15 @@ def probes(report: Report) -> Html:
     return _section("Before and after", "The same measure on random and on trained weights.", _scrolled(table))
 
 
+def tasks(report: Report, side_px: int) -> Html:
+    """A picture of a task has several panels in a row, and is larger for it."""
+    pictures = [
+        tag("figure", tag("figcaption", title), picture(image, 3 * side_px, title))
+        for title, image in report.task_pictures.items()
+    ]
+    return _section("Tasks on frozen features", "", tag("div", *pictures, class_="tasks")) if pictures else NOTHING
+
+
 def events(report: Report) -> Html:
     if not report.events:
         return NOTHING

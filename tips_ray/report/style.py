@@ -42,6 +42,8 @@ img { display: block; width: 100%; height: auto; border-radius: 8px; background:
 .gallery p { margin: 8px 0 0; font-size: .88rem; line-height: 1.4; }
 .gallery .label, .label { color: var(--soft); font-size: .74rem; letter-spacing: .02em; display: block; }
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(320px, 100%), 1fr)); gap: 14px 22px; }
+.tasks { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(400px, 100%), 1fr)); gap: 14px 22px; }
+.tasks figcaption { font-size: .88rem; margin-bottom: 6px; }
 .map { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 6px; }
 .map .label { text-align: center; margin-top: 3px; }
 .query { display: grid; grid-template-columns: minmax(180px, 1fr) minmax(0, 3fr); gap: 8px 18px; align-items: center;

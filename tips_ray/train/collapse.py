@@ -27,9 +27,11 @@ class Sign(NamedTuple):
     cure: str
 
 
-def signs(num_prototypes: int) -> list[Sign]:
-    """All of them, in the order in which they are looked for."""
-    found = [sign for name in ("web", "synthetic") for sign in _signs_of_cls(f"health/cls_{name}")]
+def signs(config: RunConfig) -> list[Sign]:
+    """All of them, in the order in which they are looked for; a CLS token that nothing trains has none."""
+    objective, num_prototypes = config.objective, config.head.num_prototypes
+    trained = {"web": objective.web_weight or objective.alpha, "synthetic": objective.synthetic_weight}
+    found = [sign for name, weight in trained.items() if weight for sign in _signs_of_cls(f"health/cls_{name}")]
     return found + [_sign_of_head(f"health/{head}", num_prototypes) for head in ("distillation", "masked_image")]
 
 
@@ -63,7 +65,7 @@ class CollapseJudge:
 
     def __init__(self, config: RunConfig) -> None:
         self.health, self.warmup_steps = config.health, config.schedule.warmup_steps
-        self.signs = signs(config.head.num_prototypes) if self.health.stop_on_collapse else []
+        self.signs = signs(config) if self.health.stop_on_collapse else []
         self.in_a_row = dict.fromkeys((sign.metric for sign in self.signs), 0)
 
     def judge(self, step: int, metrics: Metrics) -> None:

@@ -100,16 +100,16 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Lines of all attempts in order, without those that a restart from an earlier step has replaced."""
-        return [_with_nan(line) for line in _read_attempts(self._metrics.uri, steps_done=0)]
+        return [_with_nan(line) for line in self._metrics.read_attempts(steps_done=0)]
 
     def read_samples(self) -> list[dict[str, Any]]:
         """One line per step and rank, by step, of the steps that count. `step` is the stream's: 0 for the first."""
-        lines = _read_attempts(self._samples.uri, steps_done=1)
+        lines = self._samples.read_attempts(steps_done=1)
         return sorted(lines, key=lambda line: (line["step"], line["rank"]))
 
     def read_events(self) -> list[dict[str, Any]]:
         """Events of all attempts, oldest first."""
-        return sorted(_read_folder(self._events.uri), key=lambda line: line["time"])
+        return sorted(self._events.read(), key=lambda line: line["time"])
 
     def final_failures(self) -> list[dict[str, Any]]:
         """Events of errors that all ranks raised alike, and that another attempt would meet again."""
@@ -117,7 +117,7 @@ class RunFolder:
 
     def read_rejects(self) -> list[dict[str, Any]]:
         """Every bad row once, however often a restart met it again."""
-        lines = {(line["step"], line["sample_id"]): line for line in _read_folder(self._rejects.uri)}
+        lines = {(line["step"], line["sample_id"]): line for line in self._rejects.read()}
         return [lines[key] for key in sorted(lines)]
 
     def described_rejects(self, shown: int = 3) -> str:
@@ -131,13 +131,14 @@ class RunFolder:
 
 
 class _Log:
-    """JSON lines of one kind from one writer."""
+    """JSON lines of one kind: from one writer, read from all."""
 
     def __init__(self, uri: str, stem: str) -> None:
         self.uri = uri
         self._stem = stem  # a pattern of `attempt` and `step`
         self._is_local = storage.is_local(uri)
         self._waiting: list[str] = []
+        self._known: dict[str, list[dict[str, Any]]] = {}  # parts of an object store, which never change, once read
         self.start_attempt(first_step=0)
 
     def start_attempt(self, first_step: int) -> None:
@@ -164,6 +165,32 @@ class _Log:
         self._waiting.clear()
         self._parts += 1
 
+    def read(self) -> list[dict[str, Any]]:
+        """Lines of all files, by their names."""
+        return [line for name in sorted(storage.list_names(self.uri)) for line in self._lines(name)]
+
+    def read_attempts(self, steps_done: int) -> list[dict[str, Any]]:
+        """Lines of all attempts in order, without those that a restart from an earlier step has replaced.
+
+        A line counts when its step plus `steps_done` is at most the step that each later attempt restored.
+        """
+        lines: list[dict[str, Any]] = []
+        names = sorted(storage.list_names(self.uri), key=_attempt_and_step)
+        for (_, first_step), parts in groupby(names, _attempt_and_step):
+            lines = [line for line in lines if line["step"] + steps_done <= first_step]
+            lines += [line for name in sorted(parts) for line in self._lines(name)]
+        return lines
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        """Whole lines only: a crash while writing leaves a last one without its newline."""
+        if name in self._known:
+            return self._known[name]
+        whole = storage.read_text(storage.join(self.uri, name)).split("\n")[:-1]
+        lines = [_parsed(line, f"{self.uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
+        if not self._is_local:
+            self._known[name] = lines
+        return lines
+
     def _create(self, text: str) -> str:
         """Write the first file under the next number that no other writer has."""
         attempt = max(map(_attempt, storage.list_names(self.uri)), default=0)
@@ -184,28 +211,6 @@ def _attempt(name: str) -> int:
 
 def _attempt_and_step(name: str) -> tuple[int, int]:
     return _attempt(name), int(name.partition("-from-")[2].partition(".")[0])
-
-
-def _read_attempts(uri: str, steps_done: int) -> list[dict[str, Any]]:
-    """Lines of all attempts in order, without those that a restart from an earlier step has replaced.
-
-    A line counts when its step plus `steps_done` is at most the step that each later attempt restored.
-    """
-    lines: list[dict[str, Any]] = []
-    for (_, first_step), parts in groupby(sorted(storage.list_names(uri), key=_attempt_and_step), _attempt_and_step):
-        lines = [line for line in lines if line["step"] + steps_done <= first_step]
-        lines += [line for name in sorted(parts) for line in _read_lines(uri, name)]
-    return lines
-
-
-def _read_folder(uri: str) -> list[dict[str, Any]]:
-    return [line for name in sorted(storage.list_names(uri)) for line in _read_lines(uri, name)]
-
-
-def _read_lines(uri: str, name: str) -> list[dict[str, Any]]:
-    """Whole lines only: a crash while writing leaves a last one without its newline."""
-    whole = storage.read_text(storage.join(uri, name)).split("\n")[:-1]
-    return [_parsed(line, f"{uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
 
 
 def _parsed(line: str, place: str) -> dict[str, Any]:

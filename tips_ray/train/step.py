@@ -145,8 +145,10 @@ def _contrastive(
     leaves = [_leaf(torch.cat(parts)) for parts in zip(*(embeddings for embeddings, _ in embedded), strict=True)]
     log_temperature = _leaf(embedded[0][1])
     with record_function("losses"):
-        terms = contrastive_terms(Embeddings(*leaves), log_temperature, torch.cat(list(valid)))
-        *slopes, slope = torch.autograd.grad(weighted_total(terms, objective), [*leaves, log_temperature])
+        terms = contrastive_terms(Embeddings(*leaves), log_temperature, torch.cat(list(valid)), objective)
+        total = weighted_total(terms, objective)
+        # An embedding that no term asks for gets zeros.
+        *slopes, slope = torch.autograd.grad(total, [*leaves, log_temperature], materialize_grads=True)
     sizes = [len(valid_B) for valid_B in valid]
     per_batch = zip(*(slope_BD.split(sizes) for slope_BD in slopes), strict=True)
     pullbacks = [Pullback(Embeddings(*rows), slope * (index == 0)) for index, rows in enumerate(per_batch)]

@@ -1,0 +1,51 @@
+"""The paper's ablation on rendered scenes: rows that differ in their objective alone, a table, its directions judged.
+
+  tips-ray ablate --quick                  one seed; below 45 minutes on two CPU cores
+  tips-ray ablate --full                   five seeds; takes up what --quick has left
+  tips-ray ablate --full at_a_time=1 base.resources.gpus_per_worker=1       on a GPU
+  tips-ray ablate MY.yaml base.schedule.total_steps=1000 --output out/my    a file like those of jobs/ablations
+
+Each row and seed is a run of `tips-ray pretrain --without-ray`, then of `tips-ray evaluate`; the same command again
+runs only what is missing. OUTPUT holds table.md, results.json, runs, evaluation, logs.
+"""
+
+import argparse
+from pathlib import Path
+
+ABLATIONS = Path(__file__).parent / "ablations"
+FULL = ("seeds=[0, 1, 2, 3, 4]",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `tips-ray ablate`."""
+    parser.add_argument("words", nargs="*", metavar="[FILE] KEY=VALUE", help="default: jobs/ablations/paper.yaml")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="one seed (the default)")
+    sizes.add_argument("--full", action="store_true", help="five seeds")
+    parser.add_argument("--output", metavar="FOLDER", default="out/ablation", help="default: out/ablation")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run what is missing, then write and print the table.
+
+    Raises:
+        ValueError: a wrong key, or the output holds runs with another config.
+        RunFailedError: a run failed.
+    """
+    from tips_ray.config import load_config
+    from tips_ray.config.ablation import AblationConfig
+
+    files = [Path(word) for word in arguments.words if "=" not in word]
+    if len(files) > 1:
+        raise ValueError(f"FILE must be one, not {', '.join(map(str, files))}; overrides are KEY=VALUE")
+    overrides = [word for word in arguments.words if "=" in word]
+    path = files[0] if files else ABLATIONS / "paper.yaml"
+    config = load_config(AblationConfig, path, [*(FULL if arguments.full else ()), *overrides])
+    out = Path(arguments.output).resolve()
+    from jobs.ablation_runs import prepared_runs, run_missing
+    from jobs.ablation_table import written_table
+
+    runs = prepared_runs(config, out)
+    run_missing(runs, config.at_a_time, out)
+    print(written_table(config, runs, out))
+    print(f"table        {out / 'table.md'}, {out / 'results.json'}")

@@ -1,0 +1,96 @@
+"""The table of an ablation from results by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_ablate_command import ABLATION
+
+from jobs.ablate import ABLATIONS
+from jobs.ablation_runs import RowRun
+from jobs.ablation_table import written_table
+from tips_ray.config import load_config, override
+from tips_ray.config.ablation import AblationConfig, trained_tokens
+from tips_ray.evaluation.encoders import TipsEncoder
+from tips_ray.evaluation.results import run_suite
+from tips_ray.models import train_tokenizer
+from tips_ray.train.state import new_state
+
+SCORES = {"clip": ((0.2, 0.4), (0.1, 0.1)), "tips": ((0.5, 0.7), (0.05, 0.25))}
+"""mIoU and recall of the CLS token that counts, by seed; errors over test images are 0.05."""
+TOKENS = {"clip": ("cls_web", "cls_synthetic"), "tips": ("cls_synthetic", "cls_web")}
+"""The one that counts for descriptions, and the other."""
+
+
+def _written(folder: Path, seeds: tuple[int, ...]) -> str:
+    config = override(AblationConfig, ABLATION, {"seeds": list(seeds)})
+    return written_table(config, [_run(config, folder, row, seed) for row in SCORES for seed in seeds], folder)
+
+
+def _run(config: AblationConfig, folder: Path, row: str, seed: int) -> RowRun:
+    miou, recall = (values[seed] for values in SCORES[row])
+    counts, other = (f"{token}/synthetic/text_to_image_recall_at_1" for token in TOKENS[row])
+    scores = {"labels": {"miou": miou}, "captions": {counts: recall, other: 0.99}}
+    tasks = {task: {"scores": found, "standard_errors": dict.fromkeys(found, 0.05)} for task, found in scores.items()}
+    results = folder / f"{row}-{seed}"
+    results.mkdir()
+    (results / "results.json").write_text(json.dumps({"tasks": tasks}))
+    return RowRun(row, seed, config.run(row, seed, "out", {"data.sources": [{"uri": "scenes"}]}), results)
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_several_seeds_give_mean_and_deviation_beside_the_paper_s_figures(tmp_path):
+    """mIoU differs by 0.3 and 0.3; recall by -0.05 and 0.15: deviation 0.141, margin 2 x 0.141 / sqrt 2."""
+    text = _written(tmp_path, (0, 1))
+    assert "4 steps of 8 images in every row, 20 rendered scenes; seeds 0, 1: ± is the standard deviation" in text
+    rows = _rows(text)
+    assert ["CLIP", "0.300 ± 0.141 (64.4)", "0.100 ± 0.000"] in rows
+    assert ["TIPS", "0.600 ± 0.141", "0.150 ± 0.141"] in rows
+    assert ["mIoU", "TIPS", "CLIP", "64.4 → 75.9", "+0.300", "0.000", "shows"] in rows
+    assert ["R@1", "TIPS", "CLIP", "62.9 → 77.3", "+0.050", "0.200", "cannot tell"] in rows
+    assert rows[-3:] == [["shows", "1"], ["does not show", "0"], ["cannot tell", "1"]]
+
+
+def test_one_seed_is_said_to_have_no_spread(tmp_path):
+    """Margin 2 sqrt(0.05^2 + 0.05^2)."""
+    text = _written(tmp_path, (0,))
+    assert "one seed, so that no spread over seeds is known: ± is the standard error over the test images" in text
+    assert ["CLIP", "0.200 ± 0.050 (64.4)", "0.100 ± 0.050"] in _rows(text)
+    assert ["mIoU", "TIPS", "CLIP", "64.4 → 75.9", "+0.300", "0.141", "shows"] in _rows(text)
+
+
+def test_results_json_has_every_value_and_verdict(tmp_path):
+    _written(tmp_path, (0, 1))
+    content = json.loads((tmp_path / "results.json").read_text())
+    found = content["rows"]["tips"]["labels"]
+    assert (found["values"], found["mean"]) == ([0.5, 0.7], pytest.approx(0.6))
+    assert [one["verdict"] for one in content["directions"]] == ["shows", "cannot tell"]
+    assert content["config"]["base"]["schedule"]["total_steps"] == 4
+
+
+def test_a_score_that_is_not_there_is_named(tmp_path):
+    config = override(AblationConfig, ABLATION, {"metrics.labels.score": "iou"})
+    runs = [_run(config, tmp_path, row, 0) for row in SCORES]
+    with pytest.raises(ValueError, match="task labels has no score iou; it has miou"):
+        written_table(config, runs, tmp_path)
+
+
+SMALL = [f"suite.tasks.{task}.probe={{steps: 2, learning_rates: [0.01]}}" for task in ("segmentation", "depth")]
+SMALL += ["suite.data.scenes={kind: scenes, train: 24, test: 24}", "suite.tasks.depth.num_bins=8"]
+
+
+def test_the_paper_s_suite_gives_every_score_that_its_metrics_name(tmp_path):
+    config = load_config(AblationConfig, ABLATIONS / "paper.yaml", SMALL)
+    runs = [config.run(row, 0, "out", {"data.sources": [{"uri": "scenes"}]}) for row in config.rows]
+    state = new_state(runs[0])
+    assert state.teacher.image is not None
+    tokenizer = train_tokenizer(["a red sphere is left of a small blue cube"], 40)
+    encoder = TipsEncoder(state.teacher.image, state.student.text, tokenizer)
+    records = run_suite(encoder, "model", config.suite, str(tmp_path), lambda name, record: None)
+    for run in runs:
+        for metric in config.metrics.values():
+            score = metric.score.format(**trained_tokens(run.objective))
+            assert records[metric.task]["scores"][score] >= 0 and records[metric.task]["standard_errors"][score] >= 0

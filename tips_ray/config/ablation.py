@@ -1,0 +1,118 @@
+"""An ablation: runs that differ in their objective alone, the scores they are compared by, the paper's directions."""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from tips_ray.config.evaluation import SuiteConfig
+from tips_ray.config.load import override
+from tips_ray.config.run import RunConfig
+from tips_ray.config.schema import ObjectiveConfig, Schema
+
+MAY_SET = ("objective.", "views.mask_ratio", "captions.per_image")
+"""Keys of a run that rows may differ in: all that leaves steps, images, their order and the first weights alone."""
+
+
+class RowConfig(Schema):
+    """One line of the table."""
+
+    title: str
+    set: dict[str, Any] = {}
+    """Dotted keys of the run and their values; only those of `MAY_SET`."""
+    paper: dict[str, float] = {}
+    """What the paper reports of this row, by metric."""
+
+    @model_validator(mode="after")
+    def _sets_the_objective_alone(self) -> Self:
+        for key in self.set:
+            if not key.startswith(MAY_SET):
+                raise ValueError(
+                    f"set.{key}: rows may differ in {', '.join(MAY_SET)} alone; set base.{key} for all rows"
+                )
+        return self
+
+
+class MetricConfig(Schema):
+    """One column of the table: a score of the suite."""
+
+    title: str
+    task: str
+    """Of the suite."""
+    score: str
+    """Of that task. `{web}` and `{synthetic}` stand for the CLS token that a row trains on that caption; a row with one
+    caption trains one token, which then stands for both."""
+    better: Literal["higher", "lower"] = "higher"
+
+
+class DirectionConfig(Schema):
+    """A finding of the paper: a row compared with another by one metric."""
+
+    row: str
+    over: str
+    """The row that it is compared with."""
+    metric: str
+    expect: Literal["better", "same"] = "better"
+    within: NonNegativeFloat = 0.02
+    """(D) Largest difference that still counts as the same."""
+    paper: str
+    """The paper's figures or words."""
+
+
+class AblationConfig(Schema):
+    """What `tips-ray ablate` does."""
+
+    base: dict[str, Any]
+    """A run without name, seed, storage and data source."""
+    scenes: PositiveInt
+    """Rendered ones to train on."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    at_a_time: PositiveInt = 2
+    """Runs side by side; the CPUs are shared out among them. 1 on a GPU."""
+    rows: Annotated[dict[str, RowConfig], Field(min_length=1)]
+    metrics: dict[str, MetricConfig]
+    directions: tuple[DirectionConfig, ...] = ()
+    suite: SuiteConfig
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        for place, name, known in self._names():
+            if name not in known:
+                raise ValueError(f"{place} ({name}) must be one of {', '.join(known)}")
+        return self
+
+    def _names(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """Where a name stands, the name, and those that it may be."""
+        for name, metric in self.metrics.items():
+            yield f"metrics.{name}.task", metric.task, self.suite.tasks
+        for row, config in self.rows.items():
+            for metric in config.paper:
+                yield f"rows.{row}.paper", metric, self.metrics
+        for number, direction in enumerate(self.directions):
+            for key in ("row", "over"):
+                yield f"directions.{number}.{key}", getattr(direction, key), self.rows
+            yield f"directions.{number}.metric", direction.metric, self.metrics
+
+    def run(self, row: str, seed: int, storage: str, places: Mapping[str, Any]) -> RunConfig:
+        """The run of one row and seed.
+
+        Args:
+            row: its name.
+            seed: one of `seeds`.
+            storage: folder of all runs.
+            places: dotted keys that say where data and vocabulary are.
+
+        Raises:
+            Faults: `base` or the row makes no valid run.
+        """
+        own = {"name": f"{row}-seed{seed}", "seed": seed, "storage": storage}
+        return override(RunConfig, self.base, {**own, **places, **self.rows[row].set})
+
+
+def trained_tokens(objective: ObjectiveConfig) -> dict[str, str]:
+    """For each kind of caption the CLS token that stands for it."""
+    if not objective.synthetic_weight:
+        return {"web": "cls_web", "synthetic": "cls_web"}
+    if not objective.web_weight:
+        return {"web": "cls_synthetic", "synthetic": "cls_synthetic"}
+    return {"web": "cls_web", "synthetic": "cls_synthetic"}
