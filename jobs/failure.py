@@ -91,6 +91,12 @@ def told_by_cause() -> Iterator[None]:
         raise root_cause(error) from None
 
 
+def last_words(error: BaseException) -> str:
+    """The end of what Ray says of an actor that cannot start: the actor's own error."""
+    lines = str(root_cause(error)).strip().splitlines()[-1:] or [type(error).__name__]
+    return lines[0].strip()[:MOST_CHARACTERS]
+
+
 def described(error: BaseException) -> str:
     """Our own errors are sentences; of others the kind matters too."""
     cause = root_cause(error)

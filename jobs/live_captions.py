@@ -1,6 +1,5 @@
 """Captions that the data do not hold, for the time of a run: from the store, or made beside training by a thread."""
 
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ END_SECONDS = 10
 """Longest that a run waits at its end for what an actor has under way; the next run would make it again."""
 TOLD_SHARE = 0.1
 """Of the time in which captions were made: a shorter wait of training is not worth a line."""
-MOST_CHARACTERS = 300
 
 
 def caption_store(config: "RunConfig") -> tuple["CaptionStore", "CaptionerConfig"]:
@@ -99,6 +97,7 @@ class Made:
 def caption_all(inputs: "CaptionInputs", due: "pa.Table") -> Made:
     """Make the captions of `due`, with a line now and then."""
     from jobs.progress import tenths
+    from jobs.ray_cluster import quiet_data
     from tips_ray.captioning.model_folder import description, model_folder
     from tips_ray.data.caption_pipeline import caption_stream
 
@@ -107,9 +106,7 @@ def caption_all(inputs: "CaptionInputs", due: "pa.Table") -> Made:
         return made
     inputs.access.store.describe(description(inputs.captioner, model_folder(inputs.captioner)))
     stream, is_due = caption_stream(inputs, due), tenths(due.num_rows)
-    for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the terminal; its log files keep all
-            handler.setLevel(logging.ERROR)
+    quiet_data()
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
         made.add(cast("dict[str, Any]", batch))
         if is_due(made.chunks):
@@ -137,11 +134,10 @@ def _beside(inputs: "CaptionInputs", due: "pa.Table") -> None:
 
 
 def why_stopped(error: Exception) -> str:
-    """A sentence. What Ray says of an actor that cannot start ends with the actor's own error."""
-    from jobs.failure import root_cause
+    """A sentence."""
+    from jobs.failure import last_words
 
-    reason = str(root_cause(error)).strip().splitlines()[-1:] or [type(error).__name__]
-    return f"captioning stopped: {reason[0].strip()[:MOST_CHARACTERS]}"
+    return f"captioning stopped: {last_words(error)}"
 
 
 def _tell_balance(made: Made, seconds: float, waits: tuple[float, float], config: "RunConfig") -> None:

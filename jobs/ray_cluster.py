@@ -1,5 +1,6 @@
 """The Ray that a run uses: the cluster at RAY_ADDRESS, or one of its own on this machine."""
 
+import logging
 import os
 import socket
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,13 @@ def connect(logical_cpus: float = 0) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS ({address()})" if address() else "Ray on this machine"
         raise ValueError(f"{where} takes no job: {' '.join(str(error).split())}") from None
+
+
+def quiet_data() -> None:
+    """Ray Data's warnings go to its log files alone, not to the terminal."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> None:

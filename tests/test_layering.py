@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "data": {"config", "keyed", "batch", "storage", "tokenizer", "captioning"},
     # data: images on disk; train: what a run has reached; scenes: exact truth
     "evaluation": {"config", "models", "storage", "data", "scenes", "train"},
+    "embedding": {"config", "storage", "data", "evaluation"},
     "train": {"config", "echo", "distributed", "batch", "models", "objective", "storage", "data", "tracking"},
 }
 
@@ -66,7 +67,8 @@ def test_config_imports_neither_torch_nor_ray():
 
 
 def test_planning_and_reading_a_stream_start_without_torch():
-    _assert_not_loaded("tips_ray.data.pipeline, tips_ray.data.caption_pipeline", "torch", "transformers")
+    pipelines = "tips_ray.data.pipeline, tips_ray.data.caption_pipeline, tips_ray.embedding.embed_pipeline"
+    _assert_not_loaded(pipelines, "torch", "transformers")
 
 
 def _assert_not_loaded(modules: str, *unwanted: str) -> None:

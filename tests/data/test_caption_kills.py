@@ -12,6 +12,7 @@ import pytest
 import yaml
 from captioning.tiny import write_paligemma
 from nodes import Nodes, nodes_of_cluster
+from processes import command_of, family
 from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
 from jobs.cli import main
@@ -34,33 +35,16 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(tmp_path, model):
     command = [sys.executable, "-m", "jobs.cli", "caption", str(tmp_path / "run.yaml")]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     until(lambda: len(objects(store)) >= 5)
-    workers = [pid for pid in _family(job.pid) if "Agent" not in _command(pid)]  # Ray's agents stay a minute
+    workers = [pid for pid in family(job.pid) if "Agent" not in command_of(pid)]  # Ray's agents stay a minute
     job.kill()
     job.wait()
-    until(lambda: not any(map(_command, workers)), 60)
+    until(lambda: not any(map(command_of, workers)), 60)
     before = objects(store)
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     after = objects(store)
     assert 5 <= len(before) < 50 and f"{len(before)} have their captions" in again.stdout
     assert due_chunks(index, config, store).num_rows == 0 and len(after) == 50
     assert {path: after[path] for path in before} == before
-
-
-def _family(root: int) -> list[int]:
-    """Processes below `root`."""
-    found = [root]
-    for pid in found:
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
-    return found[1:]
-
-
-def _command(pid: int) -> str:
-    """Of a living process."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 @pytest.fixture

@@ -25,7 +25,16 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
             f"{path}: none of its keys ({', '.join(map(str, tree))}) belongs to a {schema.__name__}; is it the config "
             f"of another command? A {schema.__name__} has {', '.join(schema.model_fields)}"
         )
-    return override(schema, tree, dict(map(_parse, overrides)))
+    return override(schema, tree, override_values(overrides))
+
+
+def override_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """`schedule.peak_lr=1e-3` as a dotted key and what YAML makes of its value.
+
+    Raises:
+        ValueError: one is without `=`, or its value is no YAML.
+    """
+    return dict(map(_parse, overrides))
 
 
 def override(schema: type[ConfigT], tree: Mapping[str, Any], values: Mapping[str, Any]) -> ConfigT:

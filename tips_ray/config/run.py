@@ -18,6 +18,7 @@ class ColumnsConfig(Schema):
 
     image: str | None = None
     web_caption: str | None = None
+    """An empty name: rows have none, and none is looked for."""
     synthetic_captions: tuple[str, ...] | None = None
     """One or several columns, or one column that holds a list."""
     key: str | None = None

@@ -116,6 +116,13 @@ def decode(image: bytes, max_bytes: int, max_pixels: int, smallest_side_px: int 
     return opened.pixels(reduction_for(min(opened.height, opened.width) / smallest_side_px))
 
 
+def squashed(image_HWC: np.ndarray, size_px: int) -> np.ndarray:
+    """uint8 [size_px, size_px, 3], bilinear with antialiasing, as the released inference code prepares images."""
+    if image_HWC.shape[:2] == (size_px, size_px):
+        return image_HWC.copy()
+    return np.array(Image.fromarray(image_HWC).resize((size_px, size_px), Image.Resampling.BILINEAR))
+
+
 def open_image(image: bytes, max_bytes: int, max_pixels: int) -> OpenedImage:
     """Read the header; arguments and errors as those of `decode`."""
     if not image:

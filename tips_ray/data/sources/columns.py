@@ -19,6 +19,7 @@ class Columns(NamedTuple):
     image: str
     """In a tar `jpg;png`: the first of these members that a row has."""
     web_caption: str
+    """Empty where none is wanted."""
     synthetic_captions: tuple[str, ...]
     """Empty where the data have none."""
     key: str
@@ -38,7 +39,9 @@ def resolve(wanted: ColumnsConfig, names: Sequence[str], shard: str, images: Seq
         ValueError: a named column is absent, or none is found for image or web caption; it lists those there are.
     """
     image = wanted.image or _detected("image", images, names, shard)
-    web = wanted.web_caption or _detected("web_caption", WEB, names, shard)
+    web = wanted.web_caption
+    if web is None:
+        web = _detected("web_caption", WEB, names, shard)
     others = [name for name in names if name not in (image, web)]
     synthetic = wanted.synthetic_captions
     if synthetic is None:

@@ -154,7 +154,7 @@ def _check_order(samples: Iterable[_Sample], images: list[str], shard: Shard) ->
 def _content(sample: _Sample, content: bytes, columns: Columns) -> Content:
     images = alternatives(columns.image)
     fault, fields = _fault(sample, images, len(content)), {}
-    wanted = {columns.web_caption, columns.key, *columns.synthetic_captions} - {"__key__"}
+    wanted = {columns.web_caption, columns.key, *columns.synthetic_captions} - {"__key__", ""}
     try:
         if not wanted <= sample.members.keys():
             fields = _json_fields(sample, lambda start, stop: content[start:stop])

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+
+from tips_ray.data.decode import squashed
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,5 @@ class Dataset:
 
 
 def squashed_image(image_HWC: np.ndarray, size_px: int) -> Tensor:
-    """uint8 [size_px, size_px, 3], bilinear with antialiasing, as the released inference code prepares images."""
-    if image_HWC.shape[:2] == (size_px, size_px):
-        return torch.from_numpy(image_HWC.copy())
-    resized = Image.fromarray(image_HWC).resize((size_px, size_px), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized))
+    """uint8 [size_px, size_px, 3], see `squashed`."""
+    return torch.from_numpy(squashed(image_HWC, size_px))

@@ -1,0 +1,98 @@
+"""Embedding through real Ray Data: every row once, with the encoder's own numbers, whoever works on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+from toy_embedding import embedding_config, plain_features, rows_of, write_model, write_source
+from toy_run import scene_row
+from writers import write_parquet
+
+from jobs.cli import main
+from jobs.embed import embed_all, embed_inputs
+from jobs.local_s3 import LocalS3
+from tips_ray import storage
+from tips_ray.embedding.folder import chunks_per_file
+
+ROWS = 40
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(s3_server) -> Iterator[LocalS3]:
+    """A real S3 server that s3:// means, also to the processes of the cluster, which starts after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
+        yield s3_server
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("embed")
+    write_model(folder / "model")
+    write_source(folder / "data", ROWS)
+    return folder
+
+
+def _embed(place: Path, out: str, *words: str) -> int:
+    return main(["embed", f"{place}/model", f"{place}/data", f"{place}/{out}", "chunk_rows=4", "captions=true", *words])
+
+
+def test_one_actor_and_two_make_the_same_files_with_the_numbers_of_a_plain_loop(place, cluster, capsys):
+    assert _embed(place, "one") == 0
+    shown = capsys.readouterr().out
+    assert f"{ROWS} rows; 0 have their embeddings" in shown and f"{ROWS} rows, 10 of 10 files" in shown
+    assert "2 rows have no image, see their column error: 1 not an image, 1 the image has no bytes" in shown
+    assert _embed(place, "two", "actors=2") == 0
+    one, two = (rows_of(place / out) for out in ("one", "two"))
+    assert one == two and [row["sample_id"] for row in one] == list(range(ROWS))
+    for number in (0, 6, 39):
+        for name in ("cls_web", "cls_synthetic"):
+            expected = plain_features(str(place / "model"), number).embeddings[name][0]
+            np.testing.assert_allclose(one[number][name], expected, atol=1e-5)
+
+
+def test_only_what_is_missing_is_made(place, cluster):
+    assert _embed(place, "part") == 0
+    paths = sorted((place / "part" / "embeddings").iterdir())
+    whole, lost = {path: path.read_bytes() for path in paths}, paths[::3]
+    for path in lost:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in paths if path not in lost}
+    assert _embed(place, "part", "actors=2") == 0
+    assert {path: path.read_bytes() for path in paths} == whole
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.slow
+def test_chunks_that_share_a_file_meet_in_it_whoever_encoded_them(tmp_path, place, cluster):
+    rows = [scene_row(number) for number in range(8)]
+    columns = {name: [rows[number % 8][name] for number in range(130)] for name in rows[0]}
+    write_parquet(tmp_path / "data" / "all.parquet", columns, row_group_size=40)
+    config = embedding_config(f"{tmp_path}/data", chunk_rows=1, actors=2)
+    inputs, index = embed_inputs(str(place / "model"), config, str(tmp_path / "out"))
+    assert chunks_per_file(index, inputs.layout) == 2
+    made = embed_all(inputs, inputs.folder.missing(index, inputs.layout))
+    assert (made.files, made.rows) == (65, 130) and not inputs.folder.missing(index, inputs.layout)
+    found = rows_of(tmp_path / "out")
+    assert [row["sample_id"] for row in found] == list(range(130))
+    assert all(row["cls_web"] == found[row["sample_id"] % 8]["cls_web"] for row in found)
+    assert found[0]["cls_web"] != found[1]["cls_web"]
+
+
+@pytest.mark.slow
+def test_from_an_object_store_to_an_object_store(place, server, cluster):
+    bucket = server.make_bucket("embed")
+    for path in (place / "data").iterdir():
+        storage.upload(path, f"{bucket}/data/{path.name}")
+    source, out = f"{bucket}/data/*.parquet", f"{bucket}/out"
+    assert main(["embed", f"{place}/model", source, out, "chunk_rows=4"]) == 0
+    assert _embed(place, "local") == 0
+    filesystem, rows = storage.filesystem(f"{out}/embeddings")
+    columns = ["sample_id", "cls_web", "cls_synthetic", "error"]
+    expected = ds.dataset(place / "local" / "embeddings").to_table(columns)
+    assert ds.dataset(rows, filesystem=filesystem).to_table(columns) == expected

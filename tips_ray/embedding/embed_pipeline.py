@@ -1,0 +1,116 @@
+"""Ray Data: chunks that have no embeddings yet -> files, in the order of the index, each written once.
+
+Read and decode in tasks, encode in actors that keep their encoder, write in tasks: chunks of one file may be encoded by
+several actors. Blocks of one chunk keep their order, so that the batch of a writer is a whole file.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
+
+from tips_ray.config.embedding import EmbeddingConfig
+from tips_ray.data.index import opened_index
+from tips_ray.data.pipeline import SOURCE_BLOCKS, in_blocks
+from tips_ray.embedding.decoded import decoded_chunk
+from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
+from tips_ray.embedding.layout import Layout
+
+READERS_PER_CPU = 2
+"""Tasks that read and decode: one waits for storage while the other decodes. A CPU each, and Ray would move them into
+the actors, which then decode instead of encoding."""
+WRITERS = 2
+"""Write tasks at a time."""
+WRITE_CPUS = 1
+"""Of all of them."""
+ENCODED = pa.schema([("chunk", pa.int64()), ("rows", pa.large_binary())])
+"""The second is a table as an Arrow stream."""
+_WRITTEN = pa.schema([("rows", pa.int64()), ("errors", pa.list_(pa.string()))])
+
+
+@dataclass(frozen=True)
+class EmbedInputs:
+    """What every task of the stream needs."""
+
+    config: EmbeddingConfig
+    model: str
+    """Where any process finds it."""
+    image_size_px: int
+    layout: Layout
+    index_uri: str
+    folder: EmbeddingFolder
+
+
+def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
+    """A row per file once it is there: `rows`, and `errors` of those that are bad.
+
+    Args:
+        inputs: the same as when `missing` was asked for.
+        missing: chunks of each file.
+    """
+    from tips_ray.embedding.embed_actor import EmbedActor  # readers and planners do without torch
+
+    config, index = inputs.config, opened_index(inputs.index_uri)
+    chunks = pa.table({"chunk": np.concatenate([np.arange(file.start, file.stop) for file in missing])})
+    rows = -(-chunks.num_rows // SOURCE_BLOCKS)
+    decode: Any = partial(_decoded, inputs=inputs)
+    write: Any = partial(_written, inputs=inputs)
+    source = ray.data.from_arrow([chunks.slice(first, rows) for first in range(0, chunks.num_rows, rows)])
+    stream = (
+        in_blocks(source, 1)
+        .map_batches(
+            decode,
+            batch_size=1,
+            batch_format="numpy",
+            compute=TaskPoolStrategy(READERS_PER_CPU * config.data_cpus),
+            num_cpus=1 / READERS_PER_CPU,
+        )
+        .map_batches(
+            EmbedActor,
+            fn_constructor_kwargs={"inputs": inputs},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=1, max_size=config.actors),
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor,
+        )
+        .map_batches(
+            write,
+            batch_size=chunks_per_file(index, inputs.layout),
+            batch_format="pyarrow",
+            compute=TaskPoolStrategy(WRITERS),
+            num_cpus=WRITE_CPUS / WRITERS,
+        )
+    )
+    stream.context.execution_options = ExecutionOptions(preserve_order=True)
+    stream.context.enable_progress_bars = False
+    return stream
+
+
+def _decoded(batch: dict[str, np.ndarray], inputs: EmbedInputs) -> Iterator[pa.Table]:
+    index = opened_index(inputs.index_uri)
+    for chunk in batch["chunk"].tolist():
+        yield decoded_chunk(index, chunk, inputs.image_size_px, inputs.config).table()
+
+
+def _written(table: pa.Table, inputs: EmbedInputs) -> pa.Table:
+    """Put the file that a batch is into the folder."""
+    index, chunks = opened_index(inputs.index_uri), table["chunk"].to_pylist()
+    _require_file(chunks, chunks_per_file(index, inputs.layout), len(index.chunks.rows))
+    rows = pa.concat_tables([pa.ipc.open_stream(part.as_buffer()).read_all() for part in table["rows"]])
+    inputs.folder.write(file_name(index, chunks), rows)
+    errors = [error for error in rows["error"].to_pylist() if error]
+    return pa.table([[rows.num_rows], [errors]], schema=_WRITTEN)
+
+
+def _require_file(chunks: list[int], step: int, total: int) -> None:
+    """A name says which samples are inside; a file that has others must not get one."""
+    start = chunks[0]
+    if start % step or chunks != list(range(start, min(start + step, total))):
+        raise RuntimeError(f"chunks {chunks} came together, which are no file; this is a fault of tips_ray")
