@@ -22,8 +22,8 @@ COMMANDS = {
     "doctor": "what is missing on this machine, with the cure",
     "report": "the run folder as one HTML page",
     "evaluate": "a run or any other encoder on segmentation, depth, retrieval, classification",
-    "embed": "embeddings of every image of a source as Parquet, each once",
     "ablate": "the paper's ablation on rendered scenes: a table, and which directions show",
+    "embed": "embeddings of every image of a source as Parquet, each once",
     "export": "released npz files or a transformers folder -> transformers or timm folder",
 }
 

@@ -69,7 +69,8 @@ def _delayed(dataset: Dataset) -> Dataset:
 
 def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):
     """Windows are handed out for minutes in a long run: with one CPU for the stream no view would be made meanwhile."""
-    operator, cpus = training_stream(inputs, 0)._logical_plan.dag, {}
+    operator: Any = training_stream(inputs, 0)._logical_plan.dag
+    cpus = {}
     while operator.input_dependencies:
         operator = operator.input_dependencies[0]
         cpus[operator.name.partition("[")[0]] = operator.ray_remote_args.get("num_cpus", 1)

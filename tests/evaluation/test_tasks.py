@@ -128,12 +128,13 @@ def test_a_class_is_the_mean_of_its_templates():
 class _Brightness(Encoder):
     """One-pixel patches in windows of 2 x 2; the embedding of a pixel is its red and its green."""
 
-    image_size_px, patch_size_px, embeddings, networks, has_text_patches = 2, 1, (), (), True
+    image_size_px, patch_size_px, embeddings, has_text_patches = 2, 1, (), True
+
+    @property
+    def networks(self):
+        return ()
 
     def features(self, images_BCHW):
-        raise NotImplementedError
-
-    def layers(self, images_BCHW):
         raise NotImplementedError
 
     def text_patches(self, images_BCHW: Tensor) -> Tensor:

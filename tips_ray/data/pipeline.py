@@ -72,7 +72,8 @@ def in_blocks(dataset: Dataset, rows: int) -> Dataset:
     CPU for the stream, all that comes after would begin then.
     """
     dataset = dataset.repartition(target_num_rows_per_block=rows)
-    dataset._logical_plan.dag.ray_remote_args["num_cpus"] = 0  # `repartition` takes no arguments for its tasks
+    stage: Any = dataset._logical_plan.dag
+    stage.ray_remote_args["num_cpus"] = 0  # `repartition` takes no arguments for its tasks
     return dataset
 
 

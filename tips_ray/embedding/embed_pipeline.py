@@ -17,11 +17,11 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrat
 
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import opened_index
+from tips_ray.data.pipeline import SOURCE_BLOCKS, in_blocks
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
 
-SOURCE_BLOCKS = 20
 READERS_PER_CPU = 2
 """Tasks that read and decode: one waits for storage while the other decodes. A CPU each, and Ray would move them into
 the actors, which then decode instead of encoding."""
@@ -61,9 +61,9 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
     rows = -(-chunks.num_rows // SOURCE_BLOCKS)
     decode: Any = partial(_decoded, inputs=inputs)
     write: Any = partial(_written, inputs=inputs)
+    source = ray.data.from_arrow([chunks.slice(first, rows) for first in range(0, chunks.num_rows, rows)])
     stream = (
-        ray.data.from_arrow([chunks.slice(first, rows) for first in range(0, chunks.num_rows, rows)])
-        .repartition(target_num_rows_per_block=1)
+        in_blocks(source, 1)
         .map_batches(
             decode,
             batch_size=1,

@@ -47,7 +47,7 @@ class Embedder:
 
     def _embedded(self, images_BSS3: Tensor) -> dict[str, np.ndarray]:
         images_BCHW = images_BSS3.to(self.device).permute(0, 3, 1, 2).float() / 255
-        kept = _kept(self.encoder.features(images_BCHW), self.layout.images)
+        kept = _kept(self.encoder.features(images_BCHW), list(self.layout.images))
         return {name: value.float().cpu().numpy().astype(self.layout.dtype) for name, value in kept.items()}
 
     def _caption_columns(self, chunk: DecodedChunk) -> dict[str, pa.Array]:

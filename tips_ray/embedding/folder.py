@@ -22,6 +22,7 @@ FILE_BYTES = 32 << 20
 """Of a large data set's files, about; a file passes through Ray as one block, which must stay below 128 MB."""
 MOST_CHUNKS, FEWEST_FILES = 64, 64
 """Of a file; of a data set, as far as it has so many chunks: a small one is shared out and kept in small parts too."""
+DICTIONARY: Any = ["shard", "error"]  # pyarrow's own types know of True and False alone
 _WORDS = {"weights": "of another encoder", "data": "of other data, or the data have changed since"}
 
 
@@ -70,8 +71,7 @@ class EmbeddingFolder:
     def write(self, name: str, table: pa.Table) -> bool:
         """Keep a file whole; False, and nothing changes, where it is there already."""
         buffer = pa.BufferOutputStream()
-        dictionaries: Any = ["shard", "error"]
-        pq.write_table(table, buffer, compression="zstd", use_dictionary=dictionaries)
+        pq.write_table(table, buffer, compression="zstd", use_dictionary=DICTIONARY)
         return storage.create_bytes(storage.join(self.rows_uri, name), buffer.getvalue().to_pybytes())
 
 

@@ -57,7 +57,10 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
 
     probes = trained_probes(train.rows, learned_n, config.num_bins, loss, config.probe, seed)
     held_out_R = [
-        _rmse(_predicted(probes, probe, train, held_out_m, config), [train.targets[place] for place in held_out_m])
+        _rmse(
+            _predicted(probes, probe, train, held_out_m, config),
+            [train.targets[place] for place in held_out_m.tolist()],
+        )
         for probe in range(len(config.probe.learning_rates))
     ]
     if min(held_out_R) == float("inf"):
@@ -168,8 +171,8 @@ def _predicted(
 ) -> list[Tensor]:
     """Image by image, which bounds memory."""
     return [
-        depth_of(probes(examples.rows(place[None]))[probe], examples.targets[place].shape, config)[0]
-        for place in places_n
+        depth_of(probes(examples.rows(torch.tensor([place])))[probe], examples.targets[place].shape, config)[0]
+        for place in places_n.tolist()
     ]
 
 

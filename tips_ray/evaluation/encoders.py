@@ -51,9 +51,9 @@ class Encoder(ABC):
     @abstractmethod
     def features(self, images_BCHW: Tensor) -> Features: ...
 
-    @abstractmethod
     def layers(self, images_BCHW: Tensor) -> list[Tensor]:
         """Patches [B, L, D] after a quarter, a half, three quarters and all of the blocks, before any final norm."""
+        raise NotImplementedError
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm embeddings [N, E], on the host; only where `text_embeddings` names any."""

@@ -76,8 +76,9 @@ def stored(parts: Iterator[Tensor], rows: int, scratch: Scratch) -> Tensor:
 class FrozenData:
     """Patches take N * L * D * 4 bytes of disk, half of it in fp16; layers four times that."""
 
-    def __init__(self, encoder: Encoder, dataset: Dataset, batch_images: int, scratch: Scratch) -> None:
-        self.encoder, self.dataset, self.batch_images, self.scratch = encoder, dataset, batch_images, scratch
+    def __init__(self, encoder: Encoder, dataset: Dataset, batch_images: int, scratch: Scratch | None = None) -> None:
+        self.encoder, self.dataset, self.batch_images = encoder, dataset, batch_images
+        self.scratch = scratch or Scratch()
 
     @cached_property
     def train(self) -> Features:

@@ -89,11 +89,11 @@ def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
     if not test.depth_m:
         raise TaskSkipped("the data set has no depth")
     name = data.encoder.embeddings[0]  # TIPS: CLS-web, whose place in the network is that of other models' CLS
-    seen = [
+    learned, judged = (
         DenseExamples(found.patches_BLD, examples.depth_m, found.embeddings[name])
         for found, examples in ((data.train, train), (data.test, test))
-    ]
-    return _depth_outcome(linear_depth(*seen, config, seed), test, config.max_depth_m)
+    )
+    return _depth_outcome(linear_depth(learned, judged, config, seed), test, config.max_depth_m)
 
 
 def _dpt_depth(config: DptDepthConfig, data: FrozenData, seed: int) -> Outcome:

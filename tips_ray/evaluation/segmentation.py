@@ -44,7 +44,7 @@ def linear_segmentation(
     learned_n, held_out_m = split_places(len(train.patches_NLD), config.probe)
     loss = _loss(train, classes, config.train_size_px)
     probes = trained_probes(train.rows, learned_n, classes.num_classes, loss, config.probe, seed)
-    held_out_labels = [train.targets[place] for place in held_out_m]
+    held_out_labels = [train.targets[place] for place in held_out_m.tolist()]
     held_out_R = [
         miou(_predicted(probes, probe, train, held_out_m), held_out_labels, classes)
         for probe in range(len(config.probe.learning_rates))
@@ -84,5 +84,5 @@ def _loss(train: DenseExamples, classes: Classes, size_px: int):
 
 def _predicted(probes: LinearProbes, probe: int, examples: DenseExamples, places_n: Tensor) -> Iterator[Tensor]:
     """Image by image, which bounds memory."""
-    for place in places_n:
-        yield classes_of(probes(examples.rows(place[None]))[probe, 0], examples.targets[place])
+    for place in places_n.tolist():
+        yield classes_of(probes(examples.rows(torch.tensor([place])))[probe, 0], examples.targets[place])
