@@ -1,6 +1,8 @@
 """The training stream through real Ray Data: on any number of workers, the global batches of `data.order`."""
 
 import random
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -76,6 +78,33 @@ def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):
         cpus[operator.name.partition("[")[0]] = operator.ray_remote_args.get("num_cpus", 1)
     stages = ("MapBatches(_read_windows)", "StreamingRepartition", "MapBatches(_shifted)")
     assert cpus == {"MapBatches(_views)": 1, **dict.fromkeys(stages, 0), "ReadRange": 1}
+
+
+CANCELLED_IN_AN_IMPORT = """
+import sys
+
+class Cancelled:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch.nn":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Cancelled())
+try:
+    import torch
+except KeyboardInterrupt:
+    pass
+from tips_ray.data.pipeline import leave_half_imported
+leave_half_imported()
+print("went on")
+"""
+
+
+def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
+    cancelled = subprocess.run([sys.executable, "-c", CANCELLED_IN_AN_IMPORT], capture_output=True, text=True)
+    assert (cancelled.returncode, cancelled.stdout, cancelled.stderr) == (1, "", "")
+    whole = CANCELLED_IN_AN_IMPORT.replace('"torch.nn"', '"no such module"')
+    assert subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True).stdout == "went on\n"
 
 
 @pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (4, 0), (2, 7)])

@@ -5,6 +5,8 @@ All blocks have exactly m rows and keep their order, so that a streaming split d
 the union of the workers' k-th batches is the k-th global batch, whatever W (measured; docs/decisions/0002-stream.md).
 """
 
+import importlib
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -29,6 +31,7 @@ SOURCE_BLOCKS = 2
 """Blocks of window numbers, each handed out by a task that holds no CPU: more of them would only take them all."""
 STEP_SECONDS = 0.01
 """Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
+TORCH_IS_BROKEN = "can only be initialized once per process"
 WINDOWS_AT_ONCE = 2
 """Windows that are read at a time, per CPU of the data stream."""
 _ROW = pa.schema(
@@ -152,4 +155,19 @@ def waiting_for(pace: ActorHandle, config: RunConfig) -> Waiting:
 
 
 def _views(table: pa.Table, inputs: StreamInputs) -> dict[str, np.ndarray]:
+    leave_half_imported()
     return views(table.to_pylist(), inputs)
+
+
+def leave_half_imported() -> None:
+    """End this process if torch cannot be imported in it any more; Ray takes the task to another one.
+
+    A task that is cancelled while it imports torch, as all are when a node goes, leaves a process in which every later
+    task would fail, and with them every restart of the run.
+    """
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        if TORCH_IS_BROKEN in str(error):
+            os._exit(1)
+        raise
