@@ -35,7 +35,7 @@ from tips_ray.train.run_folder import RunFolder
 
 PATIENCE_SECONDS, AWAY_SECONDS, MOST_NODES = 600, 10, 3
 COMPARED_STEPS, TOLERANCE = 30, 1e-5
-STEPS_PER_EVENT = 40
+STEPS_PER_EVENT = 10
 ROWS, WINDOW_CHUNKS = 200, 50
 """One window an epoch: to hand out thousands of small ones would take more of the machine than training."""
 PACE = {
