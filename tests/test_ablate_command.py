@@ -58,7 +58,7 @@ def _times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for part in ("logs", "evaluation") for path in (folder / part).rglob("*")}
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, capsys):
     assert _ablate(tmp_path) == 0
     out, shown = tmp_path / "out", capsys.readouterr().out

@@ -103,8 +103,6 @@ print("went on")
 def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
     cancelled = subprocess.run([sys.executable, "-c", CANCELLED_IN_AN_IMPORT], capture_output=True, text=True)
     assert (cancelled.returncode, cancelled.stdout, cancelled.stderr) == (1, "", "")
-    whole = CANCELLED_IN_AN_IMPORT.replace('"torch.nn"', '"no such module"')
-    assert subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True).stdout == "went on\n"
 
 
 @pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (4, 0), (2, 7)])
