@@ -11,6 +11,7 @@ from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.encoders import TipsEncoder
 from tips_ray.evaluation.features import FrozenData
 from tips_ray.evaluation.outcomes import Outcome, outcome_of
+from tips_ray.evaluation.probe import without_rates
 from tips_ray.report import ProbeScore
 
 SUITE = Path(__file__).parent / "suites" / "demo.yaml"
@@ -32,8 +33,7 @@ def shown_tasks(before: TipsEncoder, after: TipsEncoder) -> ShownTasks:
     probes = [
         ProbeScore(f"{task}: {score}".replace("_", " "), outcomes[0][task].scores[score], value, "rmse" not in score)
         for task, outcome in outcomes[1].items()
-        for score, value in outcome.scores.items()
-        if not score.endswith("learning_rate")
+        for score, value in without_rates(outcome.scores).items()
     ]
     pictures = {
         f"{task}: image, truth, prediction".replace("_", " "): picture

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 import ray
-from toy_embedding import embedding_config, write_model, write_source
+from toy_embedding import embedding_config, write_place, write_source
 from writers import jpeg, write_parquet, write_tar
 
 from jobs.cli import main
@@ -23,9 +23,7 @@ ROWS = 12
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A source, and its embeddings by the stages of the pipeline, one after the other."""
-    folder = tmp_path_factory.mktemp("embed")
-    write_model(folder / "model")
-    write_source(folder / "data", ROWS)
+    folder = write_place(tmp_path_factory.mktemp("embed"), ROWS)
     inputs, index = embed_inputs(str(folder / "model"), embedding_config(f"{folder}/data"), str(folder / "out"))
     actor = EmbedActor(inputs)
     for chunks in inputs.folder.missing(index, inputs.layout):

@@ -33,6 +33,13 @@ def write_source(folder: Path, rows: int) -> str:
     return write_scenes(folder, rows, BAD)
 
 
+def write_place(folder: Path, rows: int) -> Path:
+    """`model` and `data` below the folder."""
+    write_model(folder / "model")
+    write_source(folder / "data", rows)
+    return folder
+
+
 def rows_of(out: str | Path) -> list[dict[str, Any]]:
     """In the order in which pyarrow reads the folder."""
     return ds.dataset(f"{out}/embeddings").to_table().to_pylist()

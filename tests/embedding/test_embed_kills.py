@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import command_of, family
 from toy_captions import pids, until
-from toy_embedding import embedding_config, rows_of, write_model, write_source
+from toy_embedding import embedding_config, rows_of, write_place
 
 from jobs.embed import embed_all, embed_inputs
 
@@ -22,10 +22,7 @@ ROWS = 240
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("embed")
-    write_model(folder / "model")
-    write_source(folder / "data", ROWS)
-    return folder
+    return write_place(tmp_path_factory.mktemp("embed"), ROWS)
 
 
 def _files(out: Path) -> dict[Path, int]:

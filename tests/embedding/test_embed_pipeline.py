@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
-from toy_embedding import embedding_config, plain_features, rows_of, write_model, write_source
+from toy_embedding import embedding_config, plain_features, rows_of, write_place
 from toy_run import scene_row
 from writers import write_parquet
 
@@ -32,10 +32,7 @@ def server(s3_server) -> Iterator[LocalS3]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("embed")
-    write_model(folder / "model")
-    write_source(folder / "data", ROWS)
-    return folder
+    return write_place(tmp_path_factory.mktemp("embed"), ROWS)
 
 
 def _embed(place: Path, out: str, *words: str) -> int:

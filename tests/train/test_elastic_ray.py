@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from nodes import Nodes, events, nodes_of_cluster, running, wait_for_step, wait_until
+from nodes import Node, Nodes, events, nodes_of_cluster, running, wait_for_step, wait_until
 from toy_run import metrics_of_run, tiny_run, write_scenes
 
 from jobs import without_ray
@@ -51,6 +51,13 @@ def _run(storage: Path, data: str, **values: Any) -> RunConfig:
     return tiny_run(storage, data, **{**sizes, **pace, "micro_batch_images": 32, "data__log_samples": True, **values})
 
 
+def _nodes_of_two(nodes: Nodes) -> Node:
+    """For the data stream and for two workers; the last worker's, which may go."""
+    nodes.add(1, DATA)
+    nodes.add(1, TRAIN)
+    return nodes.add(1, TRAIN)
+
+
 def _assert_same(folder: RunFolder, config: RunConfig, undisturbed: RunFolder) -> None:
     """Every step held its batch, whoever did it, and came to the same losses."""
     index = index_of(config.data, f"{config.storage}/index")
@@ -89,9 +96,7 @@ def test_a_run_waits_for_its_fewest_workers_and_grows_with_a_node_without_doing_
 
 def test_a_drained_node_is_left_before_its_deadline_without_doing_a_step_twice(nodes, data, undisturbed, tmp_path):
     config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
-    nodes.add(1, DATA)
-    nodes.add(1, TRAIN)
-    leaving = nodes.add(1, TRAIN)
+    leaving = _nodes_of_two(nodes)
     with running(config) as run:
         wait_for_step(folder, 2, run)
         nodes.drain(leaving, seconds=600)  # that the run goes on before it, shows that nobody waits for it
@@ -106,9 +111,7 @@ def test_a_drained_node_is_left_before_its_deadline_without_doing_a_step_twice(n
 
 def test_a_run_that_loses_a_node_goes_on_with_what_is_left(nodes, data, undisturbed, tmp_path):
     config, folder = _run(tmp_path, data, checkpoint_every_steps=5), RunFolder(f"{tmp_path}/tiny")
-    nodes.add(1, DATA)
-    nodes.add(1, TRAIN)
-    lost = nodes.add(1, TRAIN)
+    lost = _nodes_of_two(nodes)
     with running(config) as run:
         wait_for_step(folder, 7, run)
         nodes.kill(lost)
@@ -123,9 +126,7 @@ def test_a_run_that_loses_a_node_goes_on_with_what_is_left(nodes, data, undistur
 def test_a_run_that_falls_below_its_fewest_waits_and_goes_on_with_the_next_node(nodes, data, undisturbed, tmp_path):
     config = _run(tmp_path, data, checkpoint_every_steps=5, resources__min_workers=2)
     folder = RunFolder(f"{tmp_path}/tiny")
-    nodes.add(1, DATA)
-    nodes.add(1, TRAIN)
-    lost = nodes.add(1, TRAIN)
+    lost = _nodes_of_two(nodes)
     with running(config) as run:
         wait_for_step(folder, 7, run)
         nodes.kill(lost)

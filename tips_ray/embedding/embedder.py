@@ -11,7 +11,7 @@ from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import Index
 from tips_ray.embedding.decoded import DecodedChunk
 from tips_ray.embedding.layout import SYNTHETIC, WEB, Layout, arrays, lists_of_arrays
-from tips_ray.evaluation.encoders import Encoder, Features, device_of
+from tips_ray.evaluation.encoders import Encoder, Features, device_of, in_unit_range
 
 
 class Embedder:
@@ -46,8 +46,8 @@ class Embedder:
         return columns
 
     def _embedded(self, images_BSS3: Tensor) -> dict[str, np.ndarray]:
-        images_BCHW = images_BSS3.to(self.device).permute(0, 3, 1, 2).float() / 255
-        kept = _kept(self.encoder.features(images_BCHW), list(self.layout.images))
+        features = self.encoder.features(in_unit_range(images_BSS3.to(self.device)))
+        kept = _kept(features, list(self.layout.images))
         return {name: value.float().cpu().numpy().astype(self.layout.dtype) for name, value in kept.items()}
 
     def _caption_columns(self, chunk: DecodedChunk) -> dict[str, pa.Array]:

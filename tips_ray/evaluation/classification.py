@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tips_ray.config.evaluation import ClassificationConfig, NeighboursConfig
 from tips_ray.evaluation.metrics import knn_votes, nearest
-from tips_ray.evaluation.probe import split_places, trained_probes
+from tips_ray.evaluation.probe import LEARNING_RATE, split_places, trained_probes
 
 
 class LabelledEmbeddings(NamedTuple):
@@ -60,7 +60,7 @@ def linear_accuracy(
     held_out_R = [accuracy(logits_m1C[:, 0], train.labels_N[held_out_m]) for logits_m1C in probes(rows_N1E[held_out_m])]
     chosen = held_out_R.index(max(held_out_R))
     found = accuracy(probes(test.embeddings_NE[:, None])[chosen, :, 0], test.labels_N)
-    return {"accuracy": found, "learning_rate": config.probe.learning_rates[chosen]}
+    return {"accuracy": found, LEARNING_RATE: config.probe.learning_rates[chosen]}
 
 
 def accuracy(scores_NC: Tensor, labels_N: Tensor) -> float:

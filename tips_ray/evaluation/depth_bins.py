@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from tips_ray.config.evaluation import BinsConfig, DepthConfig, DptDepthConfig
 from tips_ray.evaluation.dense import DenseExamples, squashed, upsampled
-from tips_ray.evaluation.dpt import decoded, trained_decoder
+from tips_ray.evaluation.dpt import LayerExamples, decoded, trained_decoder
 from tips_ray.evaluation.metrics import depth_rmse
-from tips_ray.evaluation.probe import LinearProbes, split_places, trained_probes
+from tips_ray.evaluation.probe import LEARNING_RATE, LinearProbes, split_places, trained_probes
 
 UPSAMPLING, SMALLEST_LOGIT, EPSILON, MEAN_WEIGHT, GRADIENT_WEIGHT = 4, 0.1, 0.001, 0.15, 0.5
 STRIDES = (1, 2, 4, 6)
@@ -67,39 +67,35 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
         raise ValueError(f"the depth probe diverged at every learning rate ({config.probe.learning_rates}); lower them")
     chosen = held_out_R.index(min(held_out_R))
     predictions_m = _predicted(probes, chosen, test, torch.arange(len(test.targets)), config)
-    scores = {"rmse_m": _rmse(predictions_m, test.targets), "learning_rate": config.probe.learning_rates[chosen]}
+    scores = {"rmse_m": _rmse(predictions_m, test.targets), LEARNING_RATE: config.probe.learning_rates[chosen]}
     return Depth(scores, predictions_m)
 
 
-def dpt_depth(
-    layers: tuple[Sequence[Tensor], Sequence[Tensor]],
-    targets: tuple[Sequence[Tensor], Sequence[Tensor]],
-    config: DptDepthConfig,
-    seed: int = 0,
-) -> Depth:
+def dpt_depth(train: LayerExamples, test: LayerExamples, config: DptDepthConfig, seed: int = 0) -> Depth:
     """`rmse_m` of a DPT decoder; no learning rate is chosen, all training images teach.
 
     Args:
-        layers: four [N, L, D] of the training and of the test images.
-        targets: of both, metres, 0 where there is none; those beyond `max_depth_m` do not count.
-        config: of bins and decoder.
+        train: layers, and metres, 0 where there is none.
+        test: the same.
+        config: of bins and decoder; targets beyond `max_depth_m` do not count.
         seed: of the decoder's start and batches.
 
     Raises:
         ValueError: a target is negative or not finite, an image has none, or the decoder diverged.
     """
-    train, test = (_in_range(some, config.max_depth_m) for some in targets)
-    target_NHW = squashed(train, config.train_size_px)
+    train, test = (one._replace(targets=_in_range(one.targets, config.max_depth_m)) for one in (train, test))
+    target_NHW = squashed(train.targets, config.train_size_px)
 
     def loss(maps_bKhw: Tensor, batch_b: Tensor) -> Tensor:
         return _loss(depth_of_maps(maps_bKhw, target_NHW.shape[-2:], config), target_NHW[batch_b])
 
-    decoder = trained_decoder(layers[0], torch.arange(len(train)), config.num_bins, loss, config.decoder, seed)
+    places_N = torch.arange(len(train.targets))
+    decoder = trained_decoder(train.layers, places_N, config.num_bins, loss, config.decoder, seed)
     predictions_m = [
-        depth_of_maps(decoded(decoder, layers[1], place)[None], target_m.shape, config)[0]
-        for place, target_m in enumerate(test)
+        depth_of_maps(decoded(decoder, test.layers, place)[None], target_m.shape, config)[0]
+        for place, target_m in enumerate(test.targets)
     ]
-    score = _rmse(predictions_m, test)
+    score = _rmse(predictions_m, test.targets)
     if score == float("inf"):
         raise ValueError(f"the depth decoder diverged; lower decoder.learning_rate ({config.decoder.learning_rate:g})")
     return Depth({"rmse_m": score}, predictions_m)

@@ -5,6 +5,7 @@ encoders, Probe3D, arXiv:2404.08636.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,15 @@ SCALES = (4.0, 2.0, 1.0, 0.5)
 """Of the maps made of the four layers, first layer first, relative to the grid."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(maps [b, C, 8 g, 8 g], places of the b images [b]) -> scalar."""
+
+
+class LayerExamples(NamedTuple):
+    """Images as a decoder sees them, and the truth about them."""
+
+    layers: Sequence[Tensor]
+    """Four tensors [N, L, D]."""
+    targets: Sequence[Tensor]
+    """For each image metres [H, W], or normals [3, H, W]; 0 where there is none."""
 
 
 class Decoder(nn.Module):

@@ -118,6 +118,11 @@ def quarters(depth: int) -> list[int]:
     return [max(round(depth * part / 4), 1) - 1 for part in (1, 2, 3, 4)]
 
 
+def in_unit_range(images_BSS3: Tensor) -> Tensor:
+    """uint8 images as an encoder takes them, [B, 3, S, S] in [0, 1]."""
+    return images_BSS3.permute(0, 3, 1, 2).float() / 255
+
+
 def device_of(network: nn.Module) -> torch.device:
     """Of its first parameter."""
     return next(network.parameters()).device

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tips_ray.evaluation.datasets import Dataset, Examples
-from tips_ray.evaluation.encoders import Encoder, Features
+from tips_ray.evaluation.encoders import Encoder, Features, in_unit_range
 
 Found = TypeVar("Found")
 
@@ -104,7 +104,7 @@ class FrozenData:
 
 def _by_batch(encode: Callable[[Tensor], Found], images_NSS3: Tensor, batch_images: int) -> Iterator[Found]:
     for images_bSS3 in images_NSS3.split(batch_images):
-        yield encode(images_bSS3.permute(0, 3, 1, 2).float() / 255)
+        yield encode(in_unit_range(images_bSS3))
 
 
 def _require_room(path: str, needed: int) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tips_ray.config.evaluation import NormalsConfig
-from tips_ray.evaluation.dpt import decoded, trained_decoder
+from tips_ray.evaluation.dpt import LayerExamples, decoded, trained_decoder
 from tips_ray.evaluation.metrics import normals_rmse_degrees
 
 
@@ -22,16 +22,7 @@ class Normals(NamedTuple):
     """Root mean squared angle of each image."""
 
 
-class SurfaceExamples(NamedTuple):
-    """Images as the decoder sees them, and their normals."""
-
-    layers: Sequence[Tensor]
-    """Four tensors [N, L, D]."""
-    normals: Sequence[Tensor]
-    """[3, H, W] each, of length 1, or 0 where there is none."""
-
-
-def dpt_normals(train: SurfaceExamples, test: SurfaceExamples, config: NormalsConfig, seed: int = 0) -> Normals:
+def dpt_normals(train: LayerExamples, test: LayerExamples, config: NormalsConfig, seed: int = 0) -> Normals:
     """`rmse_degrees`: root mean squared angle per image, and the mean of these.
 
     The loss is 1 - cosine, over pixels with a normal (D; Probe3D also predicts how sure it is).
@@ -40,10 +31,10 @@ def dpt_normals(train: SurfaceExamples, test: SurfaceExamples, config: NormalsCo
         ValueError: a normal is of another length than 1 and 0, or an image has none.
     """
     for examples in (train, test):
-        for normals_3HW in examples.normals:  # judged before any training
+        for normals_3HW in examples.targets:  # judged before any training
             _degrees(normals_3HW, normals_3HW)
     side = config.train_size_px
-    target_N3HW = torch.cat([F.interpolate(one[None], (side, side), mode="nearest-exact") for one in train.normals])
+    target_N3HW = torch.cat([F.interpolate(one[None], (side, side), mode="nearest-exact") for one in train.targets])
 
     def loss(maps_b3hw: Tensor, batch_b: Tensor) -> Tensor:
         found = F.interpolate(maps_b3hw, (side, side), mode="bilinear", align_corners=False)
@@ -51,12 +42,12 @@ def dpt_normals(train: SurfaceExamples, test: SurfaceExamples, config: NormalsCo
         cosine = F.cosine_similarity(found, target_N3HW[batch_b], dim=1)
         return ((1 - cosine) * is_known).sum() / is_known.sum().clamp(min=1)
 
-    places_N = torch.arange(len(train.normals))
+    places_N = torch.arange(len(train.targets))
     decoder = trained_decoder(train.layers, places_N, 3, loss, config.decoder, seed)
     predictions = [
-        normals_of(decoded(decoder, test.layers, place), one.shape[1:]) for place, one in enumerate(test.normals)
+        normals_of(decoded(decoder, test.layers, place), one.shape[1:]) for place, one in enumerate(test.targets)
     ]
-    degrees = [_degrees(*pair) for pair in zip(predictions, test.normals, strict=True)]
+    degrees = [_degrees(*pair) for pair in zip(predictions, test.targets, strict=True)]
     return Normals({"rmse_degrees": sum(degrees) / len(degrees)}, predictions, degrees)
 
 

@@ -25,8 +25,10 @@ from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy,
 from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.dense import DenseExamples
 from tips_ray.evaluation.depth_bins import Depth, dpt_depth, linear_depth
+from tips_ray.evaluation.dpt import LayerExamples
 from tips_ray.evaluation.features import FrozenData
-from tips_ray.evaluation.normals import SurfaceExamples, dpt_normals
+from tips_ray.evaluation.normals import dpt_normals
+from tips_ray.evaluation.probe import without_rates
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes, Segmentation, linear_segmentation
 from tips_ray.evaluation.uncertainty import mean_error, miou_error, rmse_error, share_error
@@ -86,8 +88,7 @@ def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData
 
 def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
     train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
-    if not test.depth_m:
-        raise TaskSkipped("the data set has no depth")
+    _needed(test.depth_m or None, "depth")
     name = data.encoder.embeddings[0]  # TIPS: CLS-web, whose place in the network is that of other models' CLS
     learned, judged = (
         DenseExamples(found.patches_BLD, examples.depth_m, found.embeddings[name])
@@ -97,23 +98,24 @@ def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
 
 
 def _dpt_depth(config: DptDepthConfig, data: FrozenData, seed: int) -> Outcome:
-    train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
-    if not test.depth_m:
-        raise TaskSkipped("the data set has no depth")
-    found = dpt_depth(data.layers, (train.depth_m, test.depth_m), config, seed)
-    return _depth_outcome(found, test, config.max_depth_m)
+    found = dpt_depth(*_layer_examples(data, lambda examples: examples.depth_m, "depth"), config, seed)
+    return _depth_outcome(found, data.dataset.test, config.max_depth_m)
 
 
 def _normals(config: NormalsConfig, data: FrozenData, seed: int) -> Outcome:
-    train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
-    if not test.normals:
-        raise TaskSkipped("the data set has no normals")
-    layers = data.layers
-    found = dpt_normals(
-        SurfaceExamples(layers[0], train.normals), SurfaceExamples(layers[1], test.normals), config, seed
-    )
+    found = dpt_normals(*_layer_examples(data, lambda examples: examples.normals, "normals"), config, seed)
     errors = {"rmse_degrees": mean_error(found.degrees)}
-    return Outcome(found.scores, {"normals": _normals_rows(test, found.predictions)}, errors)
+    return Outcome(found.scores, {"normals": _normals_rows(data.dataset.test, found.predictions)}, errors)
+
+
+def _layer_examples(
+    data: FrozenData, maps: Callable[[Examples], Sequence[Tensor]], what: str
+) -> tuple[LayerExamples, LayerExamples]:
+    """Training and test images."""
+    train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
+    _needed(maps(test) or None, what)
+    learned, judged = data.layers
+    return LayerExamples(learned, maps(train)), LayerExamples(judged, maps(test))
 
 
 def _neighbours(config: NeighboursConfig, data: FrozenData, seed: int) -> Outcome:
@@ -204,8 +206,8 @@ def _categorised(data: FrozenData) -> Iterator[tuple[str, LabelledEmbeddings, La
 def _by_embedding(scores: Iterator[tuple[str, dict[str, float]]], data: FrozenData) -> Outcome:
     """Accuracies, with the learning rate beside some."""
     found, images = _flat(dict(scores)), len(data.dataset.test.images_NSS3)
-    shares = {key: share for key, share in found.items() if not key.endswith("learning_rate")}
-    return Outcome(found, standard_errors={key: share_error(share, images) for key, share in shares.items()})
+    errors = {key: share_error(share, images) for key, share in without_rates(found).items()}
+    return Outcome(found, standard_errors=errors)
 
 
 def _flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -1,12 +1,14 @@
 """Linear probes on frozen features. N images, P rows of an image, D width, K outputs, R learning rates."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from tips_ray.config.evaluation import ProbeConfig, TrainingConfig
 
+LEARNING_RATE = "learning_rate"
+"""Under which a task says, beside its scores, which rate was chosen."""
 Rows = Callable[[Tensor], Tensor]
 """Places of n images [n] -> what is known of them, [n, P, D]."""
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -48,6 +50,11 @@ def trained_probes(
         optimizer.step()
         optimizer.zero_grad()
     return probes.requires_grad_(False).eval()
+
+
+def without_rates(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores alone; those of an embedding have its name before the rate's."""
+    return {name: value for name, value in scores.items() if not name.endswith(LEARNING_RATE)}
 
 
 def split_places(images: int, config: ProbeConfig) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tips_ray.config.evaluation import SuiteConfig
-
-NO_SCORE = "learning_rate"
+from tips_ray.evaluation.probe import without_rates
 
 
 def score_table(model: str, suite: SuiteConfig, tasks: Mapping[str, Mapping[str, Any]]) -> str:
@@ -14,7 +13,7 @@ def score_table(model: str, suite: SuiteConfig, tasks: Mapping[str, Mapping[str,
     lines = [_line(["task", "score", model, *models]), _line(["---"] * 2 + ["---:"] * (1 + len(models)))]
     for name, task in suite.tasks.items():
         record = tasks[name]
-        scores = {key: value for key, value in record.get("scores", {}).items() if not key.endswith(NO_SCORE)}
+        scores = without_rates(record.get("scores", {}))
         for score in dict.fromkeys([*scores, *task.published]):
             own = _number(scores[score]) if score in scores else record.get("skipped", "")
             known = task.published.get(score, {})

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tips_ray.config.evaluation import SegmentationConfig
 from tips_ray.evaluation.dense import DenseExamples, squashed, upsampled
 from tips_ray.evaluation.metrics import confusion_matrix, mean_iou_of
-from tips_ray.evaluation.probe import LinearProbes, split_places, trained_probes
+from tips_ray.evaluation.probe import LEARNING_RATE, LinearProbes, split_places, trained_probes
 
 _NO_CLASS = -100
 
@@ -52,7 +52,7 @@ def linear_segmentation(
     chosen = held_out_R.index(max(held_out_R))
     predictions = list(_predicted(probes, chosen, test, torch.arange(len(test.targets))))
     rate = config.probe.learning_rates[chosen]
-    return Segmentation({"miou": miou(predictions, test.targets, classes), "learning_rate": rate}, predictions)
+    return Segmentation({"miou": miou(predictions, test.targets, classes), LEARNING_RATE: rate}, predictions)
 
 
 def miou(predictions: Iterable[Tensor], labels: Iterable[Tensor], classes: Classes) -> float:

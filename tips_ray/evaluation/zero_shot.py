@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tips_ray.evaluation.classification import accuracy
 from tips_ray.evaluation.datasets import Examples
-from tips_ray.evaluation.encoders import Encoder
+from tips_ray.evaluation.encoders import Encoder, in_unit_range
 from tips_ray.evaluation.segmentation import Classes, Segmentation, classes_of, miou
 
 
@@ -75,7 +75,7 @@ def _cosines(encoder: Encoder, images_bSS3: Tensor, classes_CE: Tensor, windows:
     total_bGGC, seen_GG1 = torch.zeros(len(images_bSS3), side, side, len(classes_CE)), torch.zeros(side, side, 1)
     for y, x in product(range(0, windows * stride, stride), repeat=2):
         pixels = images_bSS3[:, patch * y : patch * (y + grid), patch * x : patch * (x + grid)]
-        patches_bLE = encoder.text_patches(pixels.permute(0, 3, 1, 2).float() / 255).float().cpu()
+        patches_bLE = encoder.text_patches(in_unit_range(pixels)).float().cpu()
         cosine_bLC = F.normalize(patches_bLE, dim=-1) @ classes_CE.T
         total_bGGC[:, y : y + grid, x : x + grid] += cosine_bLC.unflatten(1, (grid, grid))
         seen_GG1[y : y + grid, x : x + grid] += 1

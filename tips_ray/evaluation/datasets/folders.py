@@ -12,7 +12,7 @@ from torch import Tensor
 from tips_ray import storage
 from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import read_image, require_images
+from tips_ray.evaluation.datasets.images import by_stem, read_image, require_images
 
 TABLE = "captions.csv"
 
@@ -48,10 +48,9 @@ def captioned_folder(config: CaptionedFolderConfig, size_px: int) -> Dataset:
 
 
 def _labelled(folder: str, size_px: int, left_out: Counter[str]) -> Examples:
-    names = storage.list_names(storage.join(folder, "images"))
-    with_labels = {name.rsplit(".", 1)[0]: name for name in storage.list_names(storage.join(folder, "labels"))}
+    with_labels = by_stem(storage.join(folder, "labels"))
     images, labels = [], []
-    for name in names:
+    for name in storage.list_names(storage.join(folder, "images")):
         label = with_labels.get(name.rsplit(".", 1)[0])
         if label is None:
             left_out["no labels"] += 1
@@ -59,7 +58,7 @@ def _labelled(folder: str, size_px: int, left_out: Counter[str]) -> Examples:
         image = read_image(storage.join(folder, "images", name), size_px, left_out)
         if image is None:
             continue
-        labels_HW = _label_map(storage.join(folder, "labels", label))
+        labels_HW = _label_map(label)
         if tuple(labels_HW.shape) != image.size:
             left_out["labels of another size"] += 1
             continue

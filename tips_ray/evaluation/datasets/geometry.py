@@ -12,7 +12,7 @@ from torch import Tensor
 from tips_ray import storage
 from tips_ray.config.evaluation import GeometryFolderConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import read_image, require_images
+from tips_ray.evaluation.datasets.images import by_stem, read_image, require_images
 from tips_ray.evaluation.metrics import UNIT_TOLERANCE
 
 KINDS = ("depth", "normals")
@@ -36,8 +36,8 @@ def geometry_folder(config: GeometryFolderConfig, size_px: int) -> Dataset:
 def _part(folder: str, config: GeometryFolderConfig, size_px: int, left_out: Counter[str]) -> Examples:
     images: list[Tensor] = []
     found: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-    uris = {kind: _by_stem(storage.join(folder, kind)) for kind in KINDS}
-    for stem, uri in _by_stem(storage.join(folder, "images")).items():
+    uris = {kind: by_stem(storage.join(folder, kind)) for kind in KINDS}
+    for stem, uri in by_stem(storage.join(folder, "images")).items():
         image = read_image(uri, size_px, left_out)
         maps = None if image is None else _maps(stem, image.size, uris, config, left_out)
         if image is not None and maps is not None:
@@ -46,10 +46,6 @@ def _part(folder: str, config: GeometryFolderConfig, size_px: int, left_out: Cou
                 found[kind].append(one)
     require_images(images, folder, left_out)
     return Examples(torch.stack(images), depth_m=found["depth"], normals=found["normals"])
-
-
-def _by_stem(folder: str) -> dict[str, str]:
-    return {name.rsplit(".", 1)[0]: storage.join(folder, name) for name in storage.list_names(folder)}
 
 
 def _maps(

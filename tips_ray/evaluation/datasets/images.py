@@ -20,6 +20,11 @@ class FoundImage(NamedTuple):
     """Height and width before it was squashed."""
 
 
+def by_stem(folder: str) -> dict[str, str]:
+    """URIs of the files in a folder by their names without what follows the last dot."""
+    return {name.rsplit(".", 1)[0]: storage.join(folder, name) for name in storage.list_names(folder)}
+
+
 def read_image(uri: str, size_px: int, left_out: Counter[str]) -> FoundImage | None:
     """None, and counted by its reason, where there is no image or a bad one."""
     try:
