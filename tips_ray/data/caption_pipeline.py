@@ -16,6 +16,7 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import CaptionerConfig, RunConfig
@@ -35,9 +36,10 @@ _READ = pa.schema([("chunk", pa.int64()), ("images", pa.list_(pa.binary())), ("e
 
 
 def new_pace(lead_windows: int) -> ActorHandle:
-    """An actor that holds captioning back, see `Pace`."""
+    """An actor that holds captioning back, see `Pace`; on the driver's node, without which there is no run either."""
     actor: Any = ray.remote(num_cpus=0)(Pace)
-    return actor.remote(lead_windows)
+    place = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return actor.options(scheduling_strategy=place).remote(lead_windows)
 
 
 @dataclass(frozen=True)
