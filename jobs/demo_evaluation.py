@@ -18,7 +18,7 @@ from tips_ray.data.index import index_of
 from tips_ray.evaluation.dense import with_cls
 from tips_ray.evaluation.depth import linear_depth_rmse
 from tips_ray.evaluation.encoders import Features, TipsEncoder
-from tips_ray.evaluation.features import features_of
+from tips_ray.evaluation.features import encoding_here, features_of
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.models import Tokenizer, load_tokenizer
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
@@ -86,7 +86,7 @@ def _encoder(state: TrainState, tokenizer: Tokenizer) -> TipsEncoder:
 
 
 def _score(encoder: TipsEncoder, test: list[Scene], train: list[Scene]) -> _Scored:
-    features, probe = (features_of(encoder, _pixels(scenes)) for scenes in (test, train))
+    features, probe = (features_of(encoding_here(encoder), _pixels(scenes)) for scenes in (test, train))
     synthetic, web = (
         encoder.texts(captions)
         for captions in ([scene.synthetic_caption for scene in test], [scene.web_caption for scene in test])

@@ -9,7 +9,7 @@ from tips_ray.config import load_config
 from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.encoders import TipsEncoder
-from tips_ray.evaluation.features import FrozenData
+from tips_ray.evaluation.features import FrozenData, encoding_here
 from tips_ray.evaluation.outcomes import Outcome, outcome_of
 from tips_ray.evaluation.probe import without_rates
 from tips_ray.report import ProbeScore
@@ -44,5 +44,5 @@ def shown_tasks(before: TipsEncoder, after: TipsEncoder) -> ShownTasks:
 
 
 def _outcomes(encoder: TipsEncoder, dataset: Dataset, suite: SuiteConfig) -> dict[str, Outcome]:
-    data = FrozenData(encoder, dataset, suite.batch_images)
+    data = FrozenData(encoder, dataset, encoding_here(encoder, suite.batch_images))
     return {name: outcome_of(task, data, suite.seed) for name, task in suite.tasks.items()}

@@ -70,7 +70,7 @@ def embed_inputs(model: str, config: "EmbeddingConfig", out: str) -> "tuple[Embe
     from tips_ray.embedding.embed_pipeline import EmbedInputs
     from tips_ray.embedding.embedder import layout_of
     from tips_ray.embedding.folder import EmbeddingFolder
-    from tips_ray.evaluation.load_encoder import load_encoder
+    from tips_ray.evaluation.load_encoder import EncoderPlace, load_encoder
     from tips_ray.evaluation.results import fingerprint
 
     data, folder = config.data, EmbeddingFolder(out)
@@ -84,7 +84,7 @@ def embed_inputs(model: str, config: "EmbeddingConfig", out: str) -> "tuple[Embe
     below = storage.join(folder.uri, "index")
     index = index_of(data, below)
     folder.claim(decides, {"model": model, "source": config.source.uri, "columns": layout.shapes})
-    return EmbedInputs(config, _anywhere(model), size_px, layout, index_uri(data, index, below), folder), index
+    return EmbedInputs(config, EncoderPlace.of(model, encoder), layout, index_uri(data, index, below), folder), index
 
 
 @dataclass
@@ -115,7 +115,7 @@ def embed_all(inputs: "EmbedInputs", missing: "Sequence[range]") -> Made:
     from jobs.failure import RunFailedError, RunInterrupted, last_words
 
     made, config = Made(), inputs.config
-    _require_room(config)
+    ray_cluster.require_room_for_actor(config, BESIDE_CPUS + 1)
     ray_cluster.connect(config.actors * config.cpus_per_actor + config.data_cpus + BESIDE_CPUS)
     try:
         _follow(inputs, missing, made)
@@ -143,35 +143,8 @@ def _follow(inputs: "EmbedInputs", missing: "Sequence[range]", made: Made) -> No
             print(f"embeddings {made.rows:,} rows, {made.files} of {len(missing)} files, {rate:.0f}/s", flush=True)
 
 
-def _require_room(config: "EmbeddingConfig") -> None:
-    """Ray Data would wait for ever for what is not there."""
-    from jobs import ray_cluster
-
-    on_cluster = ray_cluster.address() is not None
-    have = ray_cluster.cluster_resources() if on_cluster else {"GPU": ray_cluster.gpus_here(), "CPU": float("inf")}
-    where = f"the cluster at RAY_ADDRESS ({ray_cluster.address()})" if on_cluster else "this machine"
-    cpus = config.cpus_per_actor + BESIDE_CPUS + 1
-    for kind, need, keys in (("GPU", config.gpus_per_actor, "gpus_per_actor"), ("CPU", cpus, "cpus_per_actor")):
-        if have.get(kind, 0) < need:
-            beside = "" if kind == "GPU" else f" and {BESIDE_CPUS + 1} beside it"
-            raise ValueError(
-                f"an actor needs {keys} ({getattr(config, keys):g}){beside}, and {where} offers "
-                f"{have.get(kind, 0):g} {ray_cluster.UNITS[kind]}"
-            )
-
-
 def _require_outside(out: str, source: str) -> None:
     from tips_ray import storage
 
     if f"{out}/".startswith(f"{storage.resolved(source)}/"):
         raise ValueError(f"OUT ({out}) must not lie in SOURCE ({source}): it would become a part of the data")
-
-
-def _anywhere(model: str) -> str:
-    """As any process of this machine finds it: a Ray worker does not stand where the user stands."""
-    from tips_ray import storage
-    from tips_ray.evaluation.load_encoder import TIMM_PREFIXES
-
-    if model.startswith("local-dir:"):
-        return f"local-dir:{storage.resolved(model.removeprefix('local-dir:'))}"
-    return model if model.startswith(TIMM_PREFIXES) else storage.resolved(model)

@@ -6,12 +6,22 @@
 
 MODEL: a run or one of its checkpoints, a transformers or timm folder, released npz, timm:NAME. A suite is a YAML like
 those in jobs/suites. The same command again runs only the tasks that have no result. Features of patches lie in a file
-meanwhile (scratch, patch_dtype); a small model takes minutes on a CPU.
+meanwhile (scratch, patch_dtype); a small model takes minutes on a CPU. With ray.actors=8 ray.gpus_per_actor=1, or with
+RAY_ADDRESS, images are encoded by actors and data sets go side by side; folders must be there on every node.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tips_ray.config.evaluation import RayConfig, SuiteConfig
+    from tips_ray.evaluation.encoders import Encoder
+    from tips_ray.evaluation.results import RunTasks
+    from tips_ray.evaluation.suite_tasks import EndedTask
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -44,13 +54,43 @@ def run(arguments: argparse.Namespace) -> None:
     folder = arguments.output or f"out/evaluation/{Path(arguments.model).name.replace(':', '-')}-{path.stem}"
     if suite.mlflow_uri:
         require_answer(suite.mlflow_uri)
-    found = run_suite(
-        encoder, arguments.model, suite, folder, lambda name, record: print("\n".join(_lines(name, record)), flush=True)
-    )
+
+    def tell(name: str, record: dict[str, Any]) -> None:
+        print("\n".join(_lines(name, record)), flush=True)
+
+    found = run_suite(encoder, arguments.model, suite, folder, tell, _task_runner(encoder, arguments.model, suite))
     if suite.mlflow_uri:
         scores = {f"{name}/{key}": value for name in found for key, value in found[name].get("scores", {}).items()}
         track_scores(suite.mlflow_uri, suite.experiment, arguments.model, folder, scores)
     print(f"results      {folder}/results.json, {folder}/table.md, {folder}/pictures")
+
+
+def _task_runner(encoder: "Encoder", model: str, suite: "SuiteConfig") -> "RunTasks":
+    """Here, or on Ray where the suite or RAY_ADDRESS says so."""
+    from jobs import ray_cluster
+    from tips_ray.config.evaluation import RayConfig
+    from tips_ray.evaluation.features import encoding_here
+    from tips_ray.evaluation.suite_tasks import tasks_here
+
+    config = suite.ray or (RayConfig() if ray_cluster.address() else None)
+    if config:
+        return partial(_tasks_on_ray, encoder, model, suite, config)
+    return partial(tasks_here, encoder, suite, encoding_here(encoder, suite.batch_images))
+
+
+def _tasks_on_ray(
+    encoder: "Encoder", model: str, suite: "SuiteConfig", config: "RayConfig", names: "Sequence[str]"
+) -> "Iterator[EndedTask]":
+    from jobs import ray_cluster
+    from jobs.failure import told_by_cause
+    from tips_ray.evaluation.load_encoder import EncoderPlace
+    from tips_ray.evaluation.suite_on_ray import tasks_on_ray
+
+    ray_cluster.require_room_for_actor(config, config.cpus_per_task)
+    ray_cluster.connect(config.actors * config.cpus_per_actor + config.cpus_per_task)
+    ray_cluster.quiet_data()
+    with told_by_cause():
+        yield from tasks_on_ray(encoder, EncoderPlace.of(model, encoder), suite, config, names)
 
 
 def _suite_path(suite: str) -> Path:

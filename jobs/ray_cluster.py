@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
+    from tips_ray.config.embedding import EmbeddingConfig
+    from tips_ray.config.evaluation import RayConfig
 
 ANSWER_SECONDS = 4
 CPUS_PER_CORE = 4
@@ -59,6 +61,25 @@ def resources_suffice(config: "RunConfig") -> str:
     _require_enough(config, have, f"this machine of {cores()} cores")
     shared = "" if cpus_needed(config) <= cores() else ", which share them"
     return f"{_needed(config)}; this machine has {cores()} cores{shared}"
+
+
+def require_room_for_actor(config: "EmbeddingConfig | RayConfig", beside_cpus: float) -> None:
+    """One encoder and what works beside it: Ray Data would wait for ever for what is not there.
+
+    Raises:
+        ValueError: this machine or the cluster has no room.
+    """
+    on_cluster = address() is not None
+    have = cluster_resources() if on_cluster else {"GPU": float(gpus_here()), "CPU": float("inf")}
+    where = f"the cluster at RAY_ADDRESS ({address()})" if on_cluster else "this machine"
+    cpus = config.cpus_per_actor + beside_cpus
+    for kind, need, keys in (("GPU", config.gpus_per_actor, "gpus_per_actor"), ("CPU", cpus, "cpus_per_actor")):
+        if have.get(kind, 0) < need:
+            beside = "" if kind == "GPU" else f" and {beside_cpus:g} beside it"
+            raise ValueError(
+                f"an actor needs {keys} ({getattr(config, keys):g}){beside}, and {where} offers "
+                f"{have.get(kind, 0):g} {UNITS[kind]}"
+            )
 
 
 def cluster_resources() -> dict[str, float]:

@@ -1,6 +1,7 @@
 """The table of an ablation from results by hand."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from jobs.ablation_table import written_table
 from tips_ray.config import load_config, override
 from tips_ray.config.ablation import AblationConfig, trained_tokens
 from tips_ray.evaluation.encoders import TipsEncoder
+from tips_ray.evaluation.features import encoding_here
 from tips_ray.evaluation.results import run_suite
+from tips_ray.evaluation.suite_tasks import tasks_here
 from tips_ray.models import train_tokenizer
 from tips_ray.train.state import new_state
 
@@ -89,7 +92,8 @@ def test_the_paper_s_suite_gives_every_score_that_its_metrics_name(tmp_path):
     assert state.teacher.image is not None
     tokenizer = train_tokenizer(["a red sphere is left of a small blue cube"], 40)
     encoder = TipsEncoder(state.teacher.image, state.student.text, tokenizer)
-    records = run_suite(encoder, "model", config.suite, str(tmp_path), lambda name, record: None)
+    run_tasks = partial(tasks_here, encoder, config.suite, encoding_here(encoder))
+    records = run_suite(encoder, "model", config.suite, str(tmp_path), lambda name, record: None, run_tasks)
     for run in runs:
         for metric in config.metrics.values():
             score = metric.score.format(**trained_tokens(run.objective))

@@ -100,7 +100,7 @@ def test_images_need_no_captions_to_be_embedded(kind, place, tmp_path):
     else:
         write_parquet(tmp_path / "data" / "0.parquet", {"image": [jpeg(number) for number in range(3)]})
     inputs, index = embed_inputs(str(place / "model"), embedding_config(f"{tmp_path}/data"), str(tmp_path / "out"))
-    chunk = decoded_chunk(index, 0, inputs.image_size_px, inputs.config)
+    chunk = decoded_chunk(index, 0, inputs.encoder.image_size_px, inputs.config)
     assert (index.rows, len(chunk.pixels_GSS3), chunk.web_captions) == (3, 3, [""] * 3)
     with pytest.raises(ValueError, match="no column has a common name for columns.web_caption"):
         embed_inputs(str(place / "model"), embedding_config(f"{tmp_path}/data", captions=True), str(tmp_path / "new"))

@@ -11,7 +11,7 @@ from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy
 from tips_ray.evaluation.datasets import Examples
 from tips_ray.evaluation.depth import linear_depth_rmse
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
-from tips_ray.evaluation.features import Scratch, features_of, layers_of, stored
+from tips_ray.evaluation.features import Scratch, encoding_here, features_of, layers_of, stored
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes
 from tips_ray.evaluation.zero_shot import (
@@ -54,20 +54,22 @@ def test_retrieval_counts_both_directions():
 def test_features_do_not_depend_on_the_batch_size():
     encoder = TipsEncoder.of_model(toy_model())
     images = torch.randint(0, 256, (5, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(features_of(encoder, images, 2), features_of(encoder, images, 5), atol=1e-6, rtol=0)
+    by_two, by_five = (features_of(encoding_here(encoder, size), images) for size in (2, 5))
+    torch.testing.assert_close(by_two, by_five, atol=1e-6, rtol=0)
     whole = encoder.features(images.permute(0, 3, 1, 2) / 255)
-    torch.testing.assert_close(features_of(encoder, images, 5), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(by_five, whole, atol=1e-6, rtol=0)
 
 
 def test_patches_in_half_precision_are_those_of_full_precision_rounded(tmp_path):
     encoder = TipsEncoder.of_model(toy_model())
     images = torch.randint(0, 256, (3, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    half, full = features_of(encoder, images, 2, Scratch(str(tmp_path), torch.float16)), features_of(encoder, images, 2)
+    encoding = encoding_here(encoder, 2)
+    half, full = features_of(encoding, images, Scratch(str(tmp_path), torch.float16)), features_of(encoding, images)
     assert half.patches_BLD.dtype == torch.float16 and torch.equal(half.patches_BLD, full.patches_BLD.half())
     assert torch.equal(half.embeddings["cls_web"], full.embeddings["cls_web"])
     assert not list(tmp_path.iterdir())  # the file has no name any more
     last = encoder.layers(images.permute(0, 3, 1, 2) / 255)[3]
-    torch.testing.assert_close(layers_of(encoder, images, 2, Scratch())[3], last.float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(layers_of(encoding, images)[3], last.float(), atol=1e-5, rtol=0)
 
 
 def test_features_without_room_on_the_disk_are_refused(monkeypatch, tmp_path):
@@ -151,7 +153,7 @@ def _of_colours(red_and_green: list, labels: list) -> Examples:
 
 def test_zero_shot_segmentation_gives_each_pixel_its_nearest_class():
     examples = _of_colours([[[3, 0], [0, 1]], [[0, 1], [0, 1]]], [[0, 0, 9, 1], [0, 0, 1, 1]])
-    found = zero_shot_segmentation(_Brightness(), examples, torch.eye(2), Classes(2, 9), 1, 4)
+    found = zero_shot_segmentation(encoding_here(_Brightness(), 4), examples, torch.eye(2), Classes(2, 9), 1)
     assert found.predictions[0].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
     assert found.scores["miou"] == pytest.approx((2 / 4 + 3 / 5) / 2)
 
@@ -161,7 +163,7 @@ def test_windows_cover_a_larger_image_and_share_what_overlaps():
     examples = _of_colours(colours, [[0, 0, 1], [0, 0, 1], [1, 1, 1]])
     encoder = _Brightness()
     assert windowed_size_px(encoder, 2) == 3 and windowed_size_px(encoder, 1) == 2
-    found = zero_shot_segmentation(encoder, examples, torch.eye(2), Classes(2, None), 2, 4)
+    found = zero_shot_segmentation(encoding_here(encoder, 4), examples, torch.eye(2), Classes(2, None), 2)
     assert found.scores["miou"] == 1 and encoder.seen == 4
 
 
@@ -176,4 +178,4 @@ def test_cosines_of_windows_are_averaged():
     examples = _of_colours([[[9, 0]] * 3] * 3, [[0] * 3] * 3)
     examples.images_NSS3[0, :, 1:, 2] = 255  # blue: windows of the right half are turned
     cosines = zero_shot._cosines(Turning(), examples.images_NSS3, torch.eye(2), 2)
-    assert cosines[0, 0].tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
+    assert cosines["cosines"][0, 0].tolist() == [[1, 0], [0.5, 0.5], [0, 1]]

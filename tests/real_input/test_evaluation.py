@@ -13,7 +13,7 @@ from tips_ray.data.decode import decode
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.datasets.examples import squashed_image
 from tips_ray.evaluation.encoders import Encoder, Features
-from tips_ray.evaluation.features import FrozenData
+from tips_ray.evaluation.features import FrozenData, encoding_here
 from tips_ray.evaluation.outcomes import outcome_of
 
 STREETS = SAMPLE.parent / "camvid-sample"
@@ -45,7 +45,9 @@ class _Oracle(Encoder):
 def test_captions_and_photos_keep_together_from_the_folder_to_the_score():
     dataset = load_dataset(CaptionedFolderConfig(folder=str(SAMPLE)), 16)
     assert (len(dataset.test.images_NSS3), dict(dataset.left_out)) == (400, {})
-    scores = outcome_of(RetrievalConfig(data="photos"), FrozenData(_Oracle(), dataset, 64), 0).scores
+    scores = outcome_of(
+        RetrievalConfig(data="photos"), FrozenData(_Oracle(), dataset, encoding_here(_Oracle())), 0
+    ).scores
     assert scores["pixels/caption/image_to_text_recall_at_1"] == 1
     assert scores["pixels/caption/text_to_image_recall_at_1"] > 0.99  # captions that two photos share
 

@@ -212,6 +212,18 @@ TaskConfig = Annotated[
 ]
 
 
+class RayConfig(Schema):
+    """Who works on a suite on Ray: a Ray task for each data set, and for its images a pool of actors."""
+
+    actors: PositiveInt = 1
+    """Most encoders that work at a time on a data set."""
+    cpus_per_actor: PositiveInt = 1
+    """Threads of each of them."""
+    gpus_per_actor: NonNegativeFloat = 0
+    cpus_per_task: PositiveInt = 1
+    """Threads of what trains and scores on the features of a data set."""
+
+
 class SuiteConfig(Schema):
     """What `tips-ray evaluate` does."""
 
@@ -222,6 +234,8 @@ class SuiteConfig(Schema):
     """Side to which images are squashed; None: the encoder's own."""
     batch_images: PositiveInt = 16
     """Images that the encoder takes at a time."""
+    ray: RayConfig | None = None
+    """None: this process does it all."""
     seed: int = 0
     """Of the probes' start and batches."""
     mlflow_uri: str | None = None

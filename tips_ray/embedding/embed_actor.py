@@ -1,13 +1,11 @@
 """Decoded chunks -> rows of embeddings, by an encoder that stays."""
 
 import pyarrow as pa
-import torch
 
 from tips_ray.data.index import opened_index
 from tips_ray.embedding.decoded import DecodedChunk
 from tips_ray.embedding.embed_pipeline import ENCODED, EmbedInputs
 from tips_ray.embedding.embedder import Embedder
-from tips_ray.evaluation.load_encoder import load_encoder
 
 
 class EmbedActor:
@@ -15,11 +13,8 @@ class EmbedActor:
 
     def __init__(self, inputs: EmbedInputs) -> None:
         config = inputs.config
-        torch.set_num_threads(max(int(config.cpus_per_actor), 1))
-        encoder = load_encoder(inputs.model, inputs.image_size_px)
-        for network in encoder.networks:
-            network.to("cuda" if config.gpus_per_actor else "cpu")
-        self.size_px = inputs.image_size_px
+        encoder = inputs.encoder.load(config.cpus_per_actor, config.gpus_per_actor)
+        self.size_px = encoder.image_size_px
         self.embedder = Embedder(encoder, inputs.layout, opened_index(inputs.index_uri), config.batch_images)
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ several actors. Blocks of one chunk keep their order, so that the batch of a wri
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,9 @@ from tips_ray.data.pipeline import SOURCE_BLOCKS, in_blocks
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
+
+if TYPE_CHECKING:
+    from tips_ray.evaluation.load_encoder import EncoderPlace  # with torch
 
 READERS_PER_CPU = 2
 """Tasks that read and decode: one waits for storage while the other decodes. A CPU each, and Ray would move them into
@@ -39,9 +42,7 @@ class EmbedInputs:
     """What every task of the stream needs."""
 
     config: EmbeddingConfig
-    model: str
-    """Where any process finds it."""
-    image_size_px: int
+    encoder: "EncoderPlace"
     layout: Layout
     index_uri: str
     folder: EmbeddingFolder
@@ -96,7 +97,7 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
 def _decoded(batch: dict[str, np.ndarray], inputs: EmbedInputs) -> Iterator[pa.Table]:
     index = opened_index(inputs.index_uri)
     for chunk in batch["chunk"].tolist():
-        yield decoded_chunk(index, chunk, inputs.image_size_px, inputs.config).table()
+        yield decoded_chunk(index, chunk, inputs.encoder.image_size_px, inputs.config).table()
 
 
 def _written(table: pa.Table, inputs: EmbedInputs) -> pa.Table:

@@ -1,4 +1,7 @@
-"""A data set as a frozen encoder sees it, encoded when a task first asks. N images, S side, L patches, D width."""
+"""A data set as a frozen encoder sees it, encoded when a task first asks. N images, S side, L patches, D width.
+
+b of the images are encoded at a time.
+"""
 
 import os
 import shutil
@@ -7,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import chain
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +18,7 @@ from torch import Tensor
 from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.encoders import Encoder, Features, in_unit_range
 
-Found = TypeVar("Found")
+PATCHES, LAYERS = "patches", "layers"
 
 
 class Scratch(NamedTuple):
@@ -26,26 +29,48 @@ class Scratch(NamedTuple):
     dtype: torch.dtype = torch.float32
 
 
-def features_of(
-    encoder: Encoder, images_NSS3: Tensor, batch_images: int = 64, scratch: Scratch | None = None
-) -> Features:
+EncodeBatch = Callable[[Encoder, Tensor], dict[str, Tensor]]
+"""An encoder and uint8 RGB images [b, S, S, 3] -> what it makes of them, by name, [b, ...]."""
+Encoding = Callable[[EncodeBatch, Tensor], Iterator[dict[str, Tensor]]]
+"""The same for all images of a data set, batch by batch, in their order."""
+
+
+def encoding_here(encoder: Encoder, batch_images: int = 64) -> Encoding:
+    """By the encoder of this process."""
+
+    def encoding(encode: EncodeBatch, images_NSS3: Tensor) -> Iterator[dict[str, Tensor]]:
+        for images_bSS3 in images_NSS3.split(batch_images):
+            yield encode(encoder, images_bSS3)
+
+    return encoding
+
+
+def features_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None = None) -> Features:
     """Of uint8 RGB images, on the host; embeddings in fp32, patches in a file of `scratch`."""
-    embeddings: dict[str, list[Tensor]] = {name: [] for name in encoder.embeddings}
+    embeddings: list[dict[str, Tensor]] = []
 
     def patches() -> Iterator[Tensor]:
-        for found in _by_batch(encoder.features, images_NSS3, batch_images):
-            for name, part_BE in found.embeddings.items():
-                embeddings[name].append(part_BE.float().cpu())
-            yield found.patches_BLD
+        for found in encoding(_features, images_NSS3):
+            yield found.pop(PATCHES)
+            embeddings.append({name: part_bE.float().cpu() for name, part_bE in found.items()})
 
     patches_NLD = stored(patches(), len(images_NSS3), scratch or Scratch())
-    return Features(patches_NLD, {name: torch.cat(parts) for name, parts in embeddings.items()})
+    return Features(patches_NLD, {name: torch.cat([part[name] for part in embeddings]) for name in embeddings[0]})
 
 
-def layers_of(encoder: Encoder, images_NSS3: Tensor, batch_images: int, scratch: Scratch) -> list[Tensor]:
+def layers_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None = None) -> list[Tensor]:
     """Four tensors [N, L, D], on the host, in a file."""
-    parts = (torch.stack(layers, dim=1) for layers in _by_batch(encoder.layers, images_NSS3, batch_images))
-    return list(stored(parts, len(images_NSS3), scratch).unbind(1))
+    parts = (found[LAYERS] for found in encoding(_layers, images_NSS3))
+    return list(stored(parts, len(images_NSS3), scratch or Scratch()).unbind(1))
+
+
+def _features(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
+    found = encoder.features(in_unit_range(images_bSS3))
+    return {PATCHES: found.patches_BLD, **found.embeddings}
+
+
+def _layers(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
+    return {LAYERS: torch.stack(encoder.layers(in_unit_range(images_bSS3)), dim=1)}
 
 
 def stored(parts: Iterator[Tensor], rows: int, scratch: Scratch) -> Tensor:
@@ -76,9 +101,8 @@ def stored(parts: Iterator[Tensor], rows: int, scratch: Scratch) -> Tensor:
 class FrozenData:
     """Patches take N * L * D * 4 bytes of disk, half of it in fp16; layers four times that."""
 
-    def __init__(self, encoder: Encoder, dataset: Dataset, batch_images: int, scratch: Scratch | None = None) -> None:
-        self.encoder, self.dataset, self.batch_images = encoder, dataset, batch_images
-        self.scratch = scratch or Scratch()
+    def __init__(self, encoder: Encoder, dataset: Dataset, encoding: Encoding, scratch: Scratch | None = None) -> None:
+        self.encoder, self.dataset, self.encoding, self.scratch = encoder, dataset, encoding, scratch
 
     @cached_property
     def train(self) -> Features:
@@ -96,15 +120,10 @@ class FrozenData:
         return self._layers(self.dataset.train), self._layers(self.dataset.test)
 
     def _layers(self, examples: Examples) -> list[Tensor]:
-        return layers_of(self.encoder, examples.images_NSS3, self.batch_images, self.scratch)
+        return layers_of(self.encoding, examples.images_NSS3, self.scratch)
 
     def _features(self, examples: Examples) -> Features:
-        return features_of(self.encoder, examples.images_NSS3, self.batch_images, self.scratch)
-
-
-def _by_batch(encode: Callable[[Tensor], Found], images_NSS3: Tensor, batch_images: int) -> Iterator[Found]:
-    for images_bSS3 in images_NSS3.split(batch_images):
-        yield encode(in_unit_range(images_bSS3))
+        return features_of(self.encoding, examples.images_NSS3, self.scratch)
 
 
 def _require_room(path: str, needed: int) -> None:

@@ -82,7 +82,7 @@ def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData
     if not data.encoder.has_text_patches:
         raise TaskSkipped("this model has no patches that meet texts")
     classes_CE = class_embeddings(data.encoder.texts, dataset.class_names, config.templates)
-    found = zero_shot_segmentation(data.encoder, dataset.test, classes_CE, classes, config.windows, data.batch_images)
+    found = zero_shot_segmentation(data.encoding, dataset.test, classes_CE, classes, config.windows)
     return _segmented(found, dataset.test, classes)
 
 

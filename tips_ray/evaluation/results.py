@@ -3,32 +3,32 @@
 import hashlib
 import io
 import json
-import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 
 from tips_ray import storage
-from tips_ray.config.evaluation import ScenesConfig, SuiteConfig, TaskConfig, ZeroShotSegmentationConfig
-from tips_ray.evaluation.datasets import fingerprint_of_data, load_dataset
+from tips_ray.config.evaluation import SuiteConfig
+from tips_ray.evaluation.datasets import fingerprint_of_data
 from tips_ray.evaluation.encoders import Encoder
-from tips_ray.evaluation.features import FrozenData, Scratch
-from tips_ray.evaluation.outcomes import TaskSkipped, outcome_of
 from tips_ray.evaluation.score_table import score_table
-from tips_ray.evaluation.zero_shot import windowed_size_px
+from tips_ray.evaluation.suite_tasks import EndedTask, Record
 
 RESULTS, TABLE = "results.json", "table.md"
-Record = dict[str, Any]
+RunTasks = Callable[[Sequence[str]], Iterable[EndedTask]]
 
 
 def run_suite(
-    encoder: Encoder, model: str, suite: SuiteConfig, folder: str, tell: Callable[[str, Record], None]
+    encoder: Encoder,
+    model: str,
+    suite: SuiteConfig,
+    folder: str,
+    tell: Callable[[str, Record], None],
+    run_tasks: RunTasks,
 ) -> dict[str, Record]:
-    """All tasks of the suite that are not done, one after the other; each is written down when it ends.
+    """All tasks of the suite that are not done; each is written down when it ends.
 
     Done is a task of the same config on the same data and image size. A skipped task is tried again.
 
@@ -38,6 +38,7 @@ def run_suite(
         suite: tasks and data sets.
         folder: where results are and go.
         tell: called with each task's name and record.
+        run_tasks: runs the tasks of these names.
 
     Returns:
         By task: `scores` and their `standard_errors` over the test images, or `skipped` (the reason); `seconds`,
@@ -47,12 +48,13 @@ def run_suite(
         ValueError: the folder holds results of other weights, or a task cannot be scored.
     """
     results = _Results(folder, model, fingerprint(encoder))
-    frozen: dict[tuple[str, int], FrozenData] = {}
-    for name in suite.tasks:
-        key = _key(suite, name, encoder)
-        if results.done(name, key) is None:
-            results.add(name, key, *_record(encoder, suite, name, frozen))
+    keys = {name: _key(suite, name, encoder) for name in suite.tasks}
+    done = [name for name, key in keys.items() if results.done(name, key)]
+    for name in done:
         tell(name, results.tasks[name])
+    for task in run_tasks([name for name in suite.tasks if name not in done]):
+        results.add(task, keys[task.name])
+        tell(task.name, task.record)
     found = {name: results.tasks[name] for name in suite.tasks}
     storage.write_text(storage.join(folder, TABLE), score_table(model, suite, found))
     return found
@@ -87,41 +89,12 @@ class _Results:
         record = self.tasks.get(name)
         return record if record and record["config"] == key and "scores" in record else None
 
-    def add(self, name: str, key: Record, record: Record, pictures: dict[str, np.ndarray]) -> None:
-        for title, pixels_HWC in pictures.items():
-            storage.write_bytes(storage.join(self.folder, "pictures", f"{name}-{title}.png"), _png(pixels_HWC))
-        self.tasks[name] = {**record, "config": key}
+    def add(self, task: EndedTask, key: Record) -> None:
+        for title, pixels_HWC in task.pictures.items():
+            storage.write_bytes(storage.join(self.folder, "pictures", f"{task.name}-{title}.png"), _png(pixels_HWC))
+        self.tasks[task.name] = {**task.record, "config": key}
         content = {"model": self.model, "weights": self.weights, "tasks": self.tasks}
         storage.write_text(storage.join(self.folder, RESULTS), json.dumps(content, indent=1) + "\n")
-
-
-def _record(
-    encoder: Encoder, suite: SuiteConfig, name: str, frozen: dict[tuple[str, int], FrozenData]
-) -> tuple[Record, dict[str, np.ndarray]]:
-    task, started = suite.tasks[name], time.perf_counter()
-    try:
-        data = _frozen(encoder, suite, task, frozen)
-        outcome = outcome_of(task, data, suite.seed)
-    except TaskSkipped as reason:
-        return {"skipped": str(reason)}, {}
-    seconds = round(time.perf_counter() - started, 1)
-    found = {"scores": outcome.scores, "standard_errors": outcome.standard_errors}
-    return {**found, "seconds": seconds, "left_out": dict(data.dataset.left_out)}, outcome.pictures
-
-
-def _frozen(
-    encoder: Encoder, suite: SuiteConfig, task: TaskConfig, frozen: dict[tuple[str, int], FrozenData]
-) -> FrozenData:
-    """The data of a task at the size that it takes, read once."""
-    config = suite.data[task.data]
-    if not isinstance(config, ScenesConfig) and config.folder is None:
-        raise TaskSkipped(f"data.{task.data}.folder is not given")
-    windows = task.windows if isinstance(task, ZeroShotSegmentationConfig) else 1
-    key = task.data, windowed_size_px(encoder, windows)
-    if key not in frozen:
-        scratch = Scratch(suite.scratch, torch.float16 if suite.patch_dtype == "fp16" else torch.float32)
-        frozen[key] = FrozenData(encoder, load_dataset(config, key[1]), suite.batch_images, scratch)
-    return frozen[key]
 
 
 def _key(suite: SuiteConfig, name: str, encoder: Encoder) -> Record:

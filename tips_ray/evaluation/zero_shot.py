@@ -3,7 +3,8 @@
 b of the images, S their side, G patches along it, E width of embeddings.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import torch
@@ -13,7 +14,10 @@ from torch.nn import functional as F
 from tips_ray.evaluation.classification import accuracy
 from tips_ray.evaluation.datasets import Examples
 from tips_ray.evaluation.encoders import Encoder, in_unit_range
+from tips_ray.evaluation.features import Encoding
 from tips_ray.evaluation.segmentation import Classes, Segmentation, classes_of, miou
+
+COSINES = "cosines"
 
 
 def class_embeddings(
@@ -42,24 +46,23 @@ def zero_shot_accuracy(image_NE: Tensor, classes_CE: Tensor, labels_N: Tensor) -
 
 
 def zero_shot_segmentation(
-    encoder: Encoder, examples: Examples, classes_CE: Tensor, classes: Classes, windows: int, batch_images: int
+    encoding: Encoding, examples: Examples, classes_CE: Tensor, classes: Classes, windows: int
 ) -> Segmentation:
     """`miou` of the class with the largest cosine, which is bilinearly upsampled; every class takes part.
 
     Args:
-        encoder: gives patches that meet texts.
+        encoding: by an encoder whose patches meet texts.
         examples: images of `windowed_size_px`, and labels.
         classes_CE: unit-norm embeddings of the classes.
         classes: what labels mean.
         windows: along each side; where they overlap, cosines are averaged.
-        batch_images: that the encoder takes at a time.
 
     Source: the values trick of TIPSv2, arXiv:2604.12012, for the patches.
     """
-    predictions = []
-    for images_bSS3, labels in _batches(examples, batch_images):
-        cosine_bGGC = _cosines(encoder, images_bSS3, classes_CE, windows)
-        predictions += [classes_of(one.flatten(0, 1), like) for one, like in zip(cosine_bGGC, labels, strict=True)]
+    predictions, labels = [], iter(examples.labels)
+    for found in encoding(partial(_cosines, classes_CE=classes_CE, windows=windows), examples.images_NSS3):
+        pairs = zip(found[COSINES], labels, strict=False)  # the labels go on with the next batch
+        predictions += [classes_of(one_GGC.flatten(0, 1), like) for one_GGC, like in pairs]
     return Segmentation({"miou": miou(predictions, examples.labels, classes)}, predictions)
 
 
@@ -68,7 +71,7 @@ def windowed_size_px(encoder: Encoder, windows: int) -> int:
     return encoder.patch_size_px * (_stride(encoder) * (windows - 1) + encoder.grid)
 
 
-def _cosines(encoder: Encoder, images_bSS3: Tensor, classes_CE: Tensor, windows: int) -> Tensor:
+def _cosines(encoder: Encoder, images_bSS3: Tensor, classes_CE: Tensor, windows: int) -> dict[str, Tensor]:
     """[b, G, G, C] of images with G patches along a side, of which an encoder's window has `encoder.grid`."""
     patch, grid, stride = encoder.patch_size_px, encoder.grid, _stride(encoder)
     side = images_bSS3.shape[1] // patch
@@ -79,14 +82,8 @@ def _cosines(encoder: Encoder, images_bSS3: Tensor, classes_CE: Tensor, windows:
         cosine_bLC = F.normalize(patches_bLE, dim=-1) @ classes_CE.T
         total_bGGC[:, y : y + grid, x : x + grid] += cosine_bLC.unflatten(1, (grid, grid))
         seen_GG1[y : y + grid, x : x + grid] += 1
-    return total_bGGC / seen_GG1
+    return {COSINES: total_bGGC / seen_GG1}
 
 
 def _stride(encoder: Encoder) -> int:
     return max(encoder.grid // 2, 1)
-
-
-def _batches(examples: Examples, batch_images: int) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
-    for first in range(0, len(examples.images_NSS3), batch_images):
-        some = slice(first, first + batch_images)
-        yield examples.images_NSS3[some], examples.labels[some]

@@ -1,0 +1,92 @@
+"""A suite on Ray: a Ray task for each data set runs its tasks; a pool of actors of Ray Data encodes the images."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy, ExecutionOptions
+from torch import Tensor
+
+from tips_ray.config.evaluation import RayConfig, SuiteConfig
+from tips_ray.evaluation.encoders import Encoder
+from tips_ray.evaluation.features import EncodeBatch, Encoding
+from tips_ray.evaluation.load_encoder import EncoderPlace
+from tips_ray.evaluation.suite_tasks import DataKey, EndedTask, data_key, tasks_here
+
+IMAGES = "data"
+"""The column of `ray.data.from_numpy`."""
+
+
+def tasks_on_ray(
+    encoder: Encoder, place: EncoderPlace, suite: SuiteConfig, config: RayConfig, names: Sequence[str]
+) -> Iterator[EndedTask]:
+    """Run these tasks on the Ray that this process has joined, in the order in which they end.
+
+    Args:
+        encoder: what is evaluated.
+        place: of the same encoder.
+        suite: tasks and data sets; its folders must be there on every node.
+        config: who works on it.
+        names: of tasks.
+
+    Raises:
+        RayError: a task cannot be scored, or its process was lost again and again.
+    """
+    groups: dict[DataKey, list[str]] = {}
+    for name in names:
+        groups.setdefault(data_key(suite, name, encoder), []).append(name)
+    task: Any = ray.remote(num_cpus=config.cpus_per_task, num_returns="streaming")(_tasks_of_a_data_set)
+    waiting, running = list(groups.values()), []
+    while waiting or running:
+        while waiting and len(running) < data_sets_at_a_time(config, ray.cluster_resources()["CPU"]):
+            running.append(task.remote(place, suite, config, waiting.pop(0)))
+        (ended,), _ = cast("Any", ray.wait(running, fetch_local=False))
+        try:
+            yield cast("EndedTask", ray.get(next(ended)))
+        except StopIteration:
+            running.remove(ended)
+
+
+def data_sets_at_a_time(config: RayConfig, cpus: float) -> int:
+    """So many that one actor still finds room: tasks that wait for the pool would else wait for each other."""
+    return max(int((cpus - config.cpus_per_actor) / config.cpus_per_task), 1)
+
+
+def _tasks_of_a_data_set(
+    place: EncoderPlace, suite: SuiteConfig, config: RayConfig, names: Sequence[str]
+) -> Iterator[EndedTask]:
+    encoder = place.load(config.cpus_per_task, gpus=0)
+    yield from tasks_here(encoder, suite, _encoding_by_actors(place, config, suite.batch_images), names)
+
+
+def _encoding_by_actors(place: EncoderPlace, config: RayConfig, batch_images: int) -> Encoding:
+    def encoding(encode: EncodeBatch, images_NSS3: Tensor) -> Iterator[dict[str, Tensor]]:
+        stream = ray.data.from_numpy([part.numpy() for part in images_NSS3.split(batch_images)]).map_batches(
+            EncodeActor,
+            fn_constructor_kwargs={"place": place, "config": config, "encode": encode},
+            batch_size=batch_images,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(min_size=1, max_size=config.actors),
+            num_cpus=config.cpus_per_actor,
+            num_gpus=config.gpus_per_actor,
+        )
+        stream.context.execution_options = ExecutionOptions(preserve_order=True)
+        stream.context.enable_progress_bars = False
+        for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+            yield {str(name): torch.tensor(part) for name, part in batch.items()}
+
+    return encoding
+
+
+class EncodeActor:
+    """One encoder; on a GPU where it holds a share of one."""
+
+    def __init__(self, place: EncoderPlace, config: RayConfig, encode: EncodeBatch) -> None:
+        self.encoder, self.encode = place.load(config.cpus_per_actor, config.gpus_per_actor), encode
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found = self.encode(self.encoder, torch.tensor(batch[IMAGES]))
+        return {name: part.cpu().numpy() for name, part in found.items()}
