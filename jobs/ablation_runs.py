@@ -111,8 +111,9 @@ def _chain(one: RowRun, suite: Path, out: Path) -> Chain:
 
 
 def _environment(at_a_time: int) -> dict[str, str]:
+    """Of the commands: their share of the CPUs, and no cluster, which an evaluation would else join."""
     threads = max((os.cpu_count() or 1) // at_a_time, 1)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, "RAY_ADDRESS": ""}
 
 
 def _is_complete(one: RowRun, suite: Path) -> bool:

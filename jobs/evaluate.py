@@ -81,16 +81,24 @@ def _task_runner(encoder: "Encoder", model: str, suite: "SuiteConfig") -> "RunTa
 def _tasks_on_ray(
     encoder: "Encoder", model: str, suite: "SuiteConfig", config: "RayConfig", names: "Sequence[str]"
 ) -> "Iterator[EndedTask]":
+    from ray.exceptions import RayError
+
     from jobs import ray_cluster
-    from jobs.failure import told_by_cause
+    from jobs.failure import RunFailedError, described, root_cause
     from tips_ray.evaluation.load_encoder import EncoderPlace
     from tips_ray.evaluation.suite_on_ray import tasks_on_ray
 
     ray_cluster.require_room_for_actor(config, config.cpus_per_task)
     ray_cluster.connect(config.actors * config.cpus_per_actor + config.cpus_per_task)
     ray_cluster.quiet_data()
-    with told_by_cause():
+    try:
         yield from tasks_on_ray(encoder, EncoderPlace.of(model, encoder), suite, config, names)
+    except RayError as error:
+        if isinstance(cause := root_cause(error), (ValueError, OSError)):
+            raise cause from None
+        raise RunFailedError(
+            f"evaluation stopped: {described(error)}; the same command runs the tasks that have no result"
+        ) from None
 
 
 def _suite_path(suite: str) -> Path:

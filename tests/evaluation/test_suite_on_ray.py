@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from ray.exceptions import WorkerCrashedError
 from toy_model import toy_model
 
+from jobs import ray_cluster
 from jobs.cli import main
 from tips_ray.config.evaluation import RayConfig
+from tips_ray.evaluation import suite_on_ray
 from tips_ray.evaluation.suite_on_ray import data_sets_at_a_time
 
 SUITE = """
@@ -57,6 +60,25 @@ def test_scores_on_ray_are_those_of_one_process(place, capsys):
     assert _evaluate(place, "wrong", "ray.actors=1", "tasks.named_labels.templates=[all]") == 2
     said = capsys.readouterr().err.strip()
     assert said == "error: template 'all' must have a {} where the name of the class goes"
+
+
+def test_a_process_that_is_lost_is_told_in_one_sentence(place, monkeypatch, capsys):
+    def lost(*arguments):
+        raise WorkerCrashedError()
+        yield
+
+    monkeypatch.setattr(suite_on_ray, "tasks_on_ray", lost)
+    monkeypatch.setattr(ray_cluster, "connect", lambda cpus: None)
+    assert _evaluate(place, "lost", "ray.actors=2") == 1
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("error: evaluation stopped: a worker process died")
+    assert told.endswith("; the same command runs the tasks that have no result") and "\n" not in told
+
+
+def test_an_actor_for_which_there_is_no_gpu_is_refused(place, monkeypatch, capsys):
+    monkeypatch.setattr(ray_cluster, "gpus_here", lambda: 0)
+    assert _evaluate(place, "none", "ray.gpus_per_actor=1") == 2
+    assert "an actor needs gpus_per_actor (1), and this machine offers 0 GPUs" in capsys.readouterr().err
 
 
 def test_tasks_leave_room_for_an_actor():
