@@ -61,14 +61,22 @@ class Soak:
 
     def happenings(self) -> list[Callable[[], None]]:
         """What can happen now."""
-        always = [self.lose_worker, self.lose_driver, self.lose_storage]
+        always = [self.lose_worker, self.lose_actor, self.lose_driver, self.lose_storage]
         fewer = [self.lose_node, self.drain_node] if self.others else []
         return always + fewer + ([self.join_node] if len(self.others) < MOST_NODES else [])
 
     def lose_worker(self) -> None:
-        workers = [actor["Pid"] for actor in _alive() if actor["ActorClassName"] == "RayTrainWorker"]
-        if workers:
-            _kill(self.random.choice(workers))
+        self._lose_one_of("RayTrainWorker")
+
+    def lose_actor(self) -> None:
+        self._lose_one_of("SplitCoordinator", "TrainController")
+
+    def _lose_one_of(self, *kinds: str) -> None:
+        found = [actor for actor in _alive() if actor["ActorClassName"] in kinds]
+        if found:
+            lost = self.random.choice(sorted(found, key=lambda actor: actor["Pid"]))
+            print(f"   {lost['ActorClassName']}", flush=True)
+            _kill(lost["Pid"])
 
     def lose_driver(self) -> None:
         supervisor = self.supervisor.pid
