@@ -70,7 +70,8 @@ def embed_inputs(model: str, config: "EmbeddingConfig", out: str) -> "tuple[Embe
     from tips_ray.embedding.embed_pipeline import EmbedInputs
     from tips_ray.embedding.embedder import layout_of
     from tips_ray.embedding.folder import EmbeddingFolder
-    from tips_ray.evaluation.load_encoder import EncoderPlace, load_encoder
+    from tips_ray.evaluation.encoder_place import EncoderPlace
+    from tips_ray.evaluation.load_encoder import load_encoder
     from tips_ray.evaluation.results import fingerprint
 
     data, folder = config.data, EmbeddingFolder(out)

@@ -85,8 +85,8 @@ def _tasks_on_ray(
 
     from jobs import ray_cluster
     from jobs.failure import RunFailedError, described, root_cause
-    from tips_ray.evaluation.load_encoder import EncoderPlace
-    from tips_ray.evaluation.suite_on_ray import tasks_on_ray
+    from tips_ray.evaluation.encoder_place import EncoderPlace
+    from tips_ray.evaluation.suite_pipeline import tasks_on_ray
 
     ray_cluster.require_room_for_actor(config, config.cpus_per_task)
     ray_cluster.connect(config.actors * config.cpus_per_actor + config.cpus_per_task)

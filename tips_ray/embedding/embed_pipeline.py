@@ -7,7 +7,7 @@ several actors. Blocks of one chunk keep their order, so that the batch of a wri
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,7 @@ from tips_ray.data.pipeline import SOURCE_BLOCKS, in_blocks
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
-
-if TYPE_CHECKING:
-    from tips_ray.evaluation.load_encoder import EncoderPlace  # with torch
+from tips_ray.evaluation.encoder_place import EncoderPlace
 
 READERS_PER_CPU = 2
 """Tasks that read and decode: one waits for storage while the other decodes. A CPU each, and Ray would move them into
@@ -42,7 +40,7 @@ class EmbedInputs:
     """What every task of the stream needs."""
 
     config: EmbeddingConfig
-    encoder: "EncoderPlace"
+    encoder: EncoderPlace
     layout: Layout
     index_uri: str
     folder: EmbeddingFolder

@@ -2,42 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
 
 from tips_ray import storage
+from tips_ray.evaluation.encoder_place import TIMM_PREFIXES
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.foreign_encoders import TimmEncoder, TransformersEncoder
 from tips_ray.models import load_official_image, load_official_text, load_tokenizer, load_transformers
 from tips_ray.train.origin import Origin, origin_at
 from tips_ray.train.trained import trained_model
-
-TIMM_PREFIXES = ("timm:", "local-dir:", "hf-hub:")
-
-
-class EncoderPlace(NamedTuple):
-    """Where any process of this machine finds an encoder: a Ray worker does not stand where the user stands."""
-
-    model: str
-    image_size_px: int
-
-    @classmethod
-    def of(cls, model: str, encoder: Encoder) -> "EncoderPlace":
-        """Of an encoder that `load_encoder` has found by this name."""
-        if model.startswith("local-dir:"):
-            model = f"local-dir:{storage.resolved(model.removeprefix('local-dir:'))}"
-        elif not model.startswith(TIMM_PREFIXES):
-            model = storage.resolved(model)
-        return cls(model, encoder.image_size_px)
-
-    def load(self, threads: float, gpus: float) -> Encoder:
-        """For an actor or task that holds so many CPUs and GPUs."""
-        torch.set_num_threads(max(int(threads), 1))
-        encoder = load_encoder(self.model, self.image_size_px)
-        for network in encoder.networks:
-            network.to("cuda" if gpus else "cpu")
-        return encoder
 
 
 def load_encoder(model: str, image_size_px: int | None = None) -> Encoder:

@@ -11,9 +11,9 @@ from ray.data import ActorPoolStrategy, ExecutionOptions
 from torch import Tensor
 
 from tips_ray.config.evaluation import RayConfig, SuiteConfig
+from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import EncodeBatch, Encoding
-from tips_ray.evaluation.load_encoder import EncoderPlace
 from tips_ray.evaluation.suite_tasks import DataKey, EndedTask, data_key, tasks_here
 
 IMAGES = "data"

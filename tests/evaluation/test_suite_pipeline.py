@@ -9,8 +9,8 @@ from toy_model import toy_model
 from jobs import ray_cluster
 from jobs.cli import main
 from tips_ray.config.evaluation import RayConfig
-from tips_ray.evaluation import suite_on_ray
-from tips_ray.evaluation.suite_on_ray import data_sets_at_a_time
+from tips_ray.evaluation import suite_pipeline
+from tips_ray.evaluation.suite_pipeline import data_sets_at_a_time
 
 SUITE = """
 data:
@@ -67,7 +67,7 @@ def test_a_process_that_is_lost_is_told_in_one_sentence(place, monkeypatch, caps
         raise WorkerCrashedError()
         yield
 
-    monkeypatch.setattr(suite_on_ray, "tasks_on_ray", lost)
+    monkeypatch.setattr(suite_pipeline, "tasks_on_ray", lost)
     monkeypatch.setattr(ray_cluster, "connect", lambda cpus: None)
     assert _evaluate(place, "lost", "ray.actors=2") == 1
     told = capsys.readouterr().err.strip()
