@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -60,17 +61,18 @@ def _assert_whole(uri: str) -> None:
     assert "loss/total" in storage.read_text(storage.join(uri, "report.html"))
 
 
+QUICK = ("tars", "s3")
+OF_TWO_SOURCES = [("folder", "local"), ("parquet", "s3")]
 RUNS = [
-    ("tars", "s3"),
-    pytest.param("folder", "s3", marks=pytest.mark.slow),
-    pytest.param("parquet", "local", marks=pytest.mark.slow),
-    pytest.param("hugging_face", "local", marks=pytest.mark.slow),
+    pytest.param(layout, place, marks=() if (layout, place) == QUICK else pytest.mark.slow)
+    for layout, place in product(("tars", "folder", "parquet", "hugging_face"), ("s3", "local"))
+    if (layout, place) not in OF_TWO_SOURCES
 ]
-"""Every format and place is in some run; test_formats.py reads them in all pairs."""
+"""With the run of two sources below, every format in every place."""
 
 
 @pytest.mark.parametrize(("layout", "place"), RUNS)
-def test_a_run_finishes_on_every_format(layout, place, places, tmp_path):
+def test_a_run_finishes_on_every_format_in_every_place(layout, place, places, tmp_path):
     _assert_whole(_pretrain(str(tmp_path), f"[{{uri: {places[place]}/{layout}}}]"))
 
 

@@ -77,14 +77,13 @@ def test_sharded_training_equals_one_process(ranks, micro_batches, replicas, val
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("ranks", "dtype", "steps", "bound"), [(2, torch.float64, 200, 1e-8), (4, torch.float32, 30, 1e-5)]
-)
-def test_the_losses_of_a_run_do_not_depend_on_the_number_of_ranks(ranks, dtype, steps, bound):
+@pytest.mark.parametrize(("dtype", "steps", "bound"), [(torch.float64, 200, 1e-8), (torch.float32, 30, 1e-5)])
+def test_the_losses_of_a_run_do_not_depend_on_the_number_of_ranks(dtype, steps, bound):
     (expected,) = run_on_ranks(1, _losses, dtype, steps)
     assert expected[-1] < 0.9 * expected[0]
-    for losses in run_on_ranks(ranks, _losses, dtype, steps):
-        torch.testing.assert_close(losses, expected, atol=bound, rtol=bound)
+    for ranks in (2, 4):
+        for losses in run_on_ranks(ranks, _losses, dtype, steps):
+            torch.testing.assert_close(losses, expected, atol=bound, rtol=bound)
 
 
 def _losses(dtype: torch.dtype, steps: int) -> Tensor:
