@@ -21,7 +21,7 @@ from tips_ray.tracking import prepare_tracking
 
 SUITE = "suite.yaml"
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-"""Fresh pages for every tensor were a tenth of the time."""
+"""Else every step asks the system for fresh pages; benchmarks/README.md has what that costs."""
 TRAIN_SEED = 0
 """World of the scenes to train on; the evaluation has others."""
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,33 +54,25 @@ def tasks_here(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, names: 
     Raises:
         ValueError: a task cannot be scored.
     """
-    frozen: dict[DataKey, FrozenData] = {}
-
-    def data_of(name: str) -> FrozenData:
-        key = data_key(suite, name, encoder)
-        if key not in frozen:
-            frozen[key] = _frozen(encoder, suite, key, encoding)
-        return frozen[key]
-
+    frozen = cache(partial(_frozen, encoder, suite, encoding))
     for name in names:
-        yield _ended(suite, name, data_of)
+        yield _ended(suite, name, partial(frozen, data_key(suite, name, encoder)))
 
 
-def _ended(suite: SuiteConfig, name: str, data_of: Callable[[str], FrozenData]) -> EndedTask:
+def _ended(suite: SuiteConfig, name: str, read: Callable[[], FrozenData]) -> EndedTask:
     started = time.perf_counter()
     try:
-        data = data_of(name)
+        data = read()
         outcome = outcome_of(suite.tasks[name], data, suite.seed)
     except TaskSkipped as reason:
         return EndedTask(name, {"skipped": str(reason)}, {})
     seconds = round(time.perf_counter() - started, 1)
     found = {"scores": outcome.scores, "standard_errors": outcome.standard_errors}
-    return EndedTask(
-        name, {**found, "seconds": seconds, "left_out": dict(data.dataset.left_out)}, dict(outcome.pictures)
-    )
+    record = {**found, "seconds": seconds, "left_out": dict(data.dataset.left_out)}
+    return EndedTask(name, record, outcome.pictures)
 
 
-def _frozen(encoder: Encoder, suite: SuiteConfig, key: DataKey, encoding: Encoding) -> FrozenData:
+def _frozen(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, key: DataKey) -> FrozenData:
     config = suite.data[key.data]
     if not isinstance(config, ScenesConfig) and config.folder is None:
         raise TaskSkipped(f"data.{key.data}.folder is not given")
