@@ -23,7 +23,8 @@ from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.models import Tokenizer, load_tokenizer
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
 from tips_ray.scenes import Scene, render_scene
-from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import newest_checkpoint
+from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.state import TrainState, new_state
 
 SHOWN, ROWS, NEAREST = 12, 4, 5

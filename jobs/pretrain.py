@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tips_ray.data.index import Index
     from tips_ray.data.stream import StreamInputs
     from tips_ray.train.run_folder import RunFolder
-    from tips_ray.train.sink import RunInputs
+    from tips_ray.train.run_inputs import RunInputs
 
 SHOWN = ("data", "run", "resources")
 """Checks whose findings every start shows; a dry run shows all."""
@@ -135,7 +135,7 @@ def _tracked(
     """What the ranks are told; leaves MLflow and the run folder with how the block ended."""
     from jobs.preflight import config_fingerprint
     from tips_ray.tracking import start_tracking
-    from tips_ray.train.sink import RunInputs
+    from tips_ray.train.run_inputs import RunInputs
 
     config = stream.config
     tracking = start_tracking(config, folder.uri, resumed_from_step, index.fingerprint)
@@ -167,8 +167,9 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder
     from tips_ray.train.adapter import ElasticTrainer, shorten_waits, start_coordinator
+    from tips_ray.train.pipeline import RestOfRun, WorkerInputs
     from tips_ray.train.run_folder import RunFolder
-    from tips_ray.train.worker import RestOfRun, WorkerInputs, run_worker
+    from tips_ray.train.worker import run_worker
 
     ray_cluster.connect(ray_cluster.cpus_needed(stream.config))
     ray.data.DataContext.get_current().enable_progress_bars = False

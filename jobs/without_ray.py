@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tips_ray.config import RunConfig
     from tips_ray.data.stream import StreamInputs
-    from tips_ray.train.sink import RunInputs
+    from tips_ray.train.run_inputs import RunInputs
 
 SHARED_MEMORY = Path("/dev/shm")
 """Data processes hand their batches over in it (Linux)."""
@@ -129,8 +129,8 @@ def pretrain(config: "RunConfig") -> str | None:
 def _lead(stream: "StreamInputs", run: "RunInputs") -> None:
     from jobs.failure import told_failures
     from jobs.progress import shown_progress
-    from tips_ray.train.attempt import resumed_step
     from tips_ray.train.run_folder import RunFolder
+    from tips_ray.train.run_inputs import resumed_step
 
     folder = RunFolder(run.uri)
     with told_failures(folder, (Exception,)), shown_progress(folder, run.config.schedule.total_steps):

@@ -67,8 +67,8 @@ def test_config_imports_neither_torch_nor_ray():
 
 
 def test_planning_and_reading_a_stream_start_without_torch():
-    pipelines = "tips_ray.data.pipeline, tips_ray.data.caption_pipeline, tips_ray.embedding.embed_pipeline"
-    _assert_not_loaded(pipelines, "torch", "transformers")
+    read = "tips_ray.data.pipeline, tips_ray.data.caption_pipeline"
+    _assert_not_loaded(f"{read}, tips_ray.train.pipeline, tips_ray.embedding.embed_pipeline", "torch", "transformers")
 
 
 def _assert_not_loaded(modules: str, *unwanted: str) -> None:

@@ -15,7 +15,8 @@ from tips_ray.data.index import index_of
 from tips_ray.data.stream import StreamInputs
 from tips_ray.scenes import render_scene
 from tips_ray.tokenizer import train_tokenizer
-from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import newest_checkpoint
+from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.state import new_state
 

@@ -17,9 +17,9 @@ from tips_ray.train.checkpoint import (
     checkpoint_at,
     drop_old_checkpoints,
     list_checkpoints,
-    load_checkpoint,
     newest_checkpoint,
 )
+from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.saving import save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("error")

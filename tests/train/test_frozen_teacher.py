@@ -12,7 +12,8 @@ from toy import rows, toy_batch, toy_config
 from toy_start import begun, numbers, trained_run
 
 from tips_ray.distributed import rank, world_size
-from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint
+from tips_ray.train.checkpoint import checkpoint_at
+from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.saving import save_checkpoint
 from tips_ray.train.start import begin, unloaded_teacher
 from tips_ray.train.state import new_state

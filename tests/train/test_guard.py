@@ -28,7 +28,8 @@ from tips_ray.train.loop import train
 from tips_ray.train.parallelize import shard
 from tips_ray.train.replay import Replay, replay
 from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.sink import RunInputs, RunSink
+from tips_ray.train.run_inputs import RunInputs
+from tips_ray.train.sink import RunSink
 from tips_ray.train.state import TrainState, new_state
 
 pytestmark = pytest.mark.heavy

@@ -13,7 +13,7 @@ from toy_run import tiny_run
 from tips_ray.config import RunConfig
 from tips_ray.train import micro_batch
 from tips_ray.train.micro_batch import RECORD, find, keep, largest_that_fits, noise, settled, step_fits
-from tips_ray.train.sink import RunInputs
+from tips_ray.train.run_inputs import RunInputs
 
 CPU = torch.device("cpu")
 

@@ -15,10 +15,11 @@ from toy_start import begun, numbers, released, sizes_of, trained_run
 from tips_ray import storage
 from tips_ray.train import attempt
 from tips_ray.train.attempt import run_attempt
-from tips_ray.train.checkpoint import load_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import newest_checkpoint
+from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.run_inputs import RunInputs
 from tips_ray.train.saving import save_checkpoint
-from tips_ray.train.sink import RunInputs
 from tips_ray.train.start import begin
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step

@@ -12,36 +12,20 @@ from tips_ray.data.collate import batch_from
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.storage import StorageError
-from tips_ray.train.checkpoint import checkpoint_at, load_checkpoint, newest_checkpoint
+from tips_ray.train.checkpoint import checkpoint_at
+from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
 from tips_ray.train.planned import PlannedStop
 from tips_ray.train.restart import Restart
 from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.sink import Report, RunInputs, RunSink, note_failure
+from tips_ray.train.run_inputs import RunInputs
+from tips_ray.train.sink import Report, RunSink, note_failure
 from tips_ray.train.start import begin, unloaded_teacher
 from tips_ray.train.state import TrainState, new_state
 
 OpenStream = Callable[[], tuple[int, Iterator[dict[str, Any]]]]
 """Gives the step at which this rank's stream begins, 0 or that of a checkpoint, and its micro-batches as columns."""
-
-
-def resumed_step(run: RunInputs) -> int:
-    """The step of the newest checkpoint that verifies, 0 where there is none.
-
-    Raises:
-        ValueError: the data are not those that it was trained on.
-    """
-    found = newest_checkpoint(run.checkpoints_uri)
-    if found is None:
-        return 0
-    given, trained = run.fingerprints["data_fingerprint"], found.manifest["data_fingerprint"]
-    if given != trained:
-        raise ValueError(
-            f"the data of {run.uri} have changed since step {found.step} (fingerprint {trained[:12]} -> "
-            f"{given[:12]}): restore them, or give the run another name"
-        )
-    return found.step
 
 
 def run_attempt(

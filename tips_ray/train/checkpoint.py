@@ -1,35 +1,19 @@
-"""A checkpoint: torch.distributed.checkpoint files and a manifest; found, verified, loaded. `saving.py` writes it.
+"""A checkpoint: torch.distributed.checkpoint files and a manifest; found, verified, fetched, without torch.
 
-One without a manifest does not exist; one whose files do not match it is damaged and passed over.
+One without a manifest does not exist; one whose files do not match it is damaged and passed over. `saving.py` writes
+one, `loading.py` fills a state with it.
 """
 
 import hashlib
 import json
 import logging
-import socket
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
-
 from tips_ray import storage
-from tips_ray.distributed import gather_objects
-from tips_ray.train.optim import fill_averages
-from tips_ray.train.state import TrainState
 
 VERSION = 2
 MANIFEST = "manifest.json"
@@ -44,31 +28,6 @@ class CheckpointInfo:
     uri: str
     step: int
     manifest: dict[str, Any]
-
-
-def load_checkpoint(state: TrainState, checkpoint: CheckpointInfo) -> None:
-    """Fill `state` in place, on any number of ranks; all of them call this. Files are read once per machine.
-
-    Raises:
-        ValueError: a file is missing or differs from the manifest; every rank raises.
-    """
-    tree = state_tree(state)
-    fill_from_checkpoint(tree, checkpoint)
-    for name in ("student", "teacher", "centers"):
-        set_model_state_dict(getattr(state, name), tree[name])
-    set_optimizer_state_dict(state.student, state.optimizer, optim_state_dict=tree["optimizer"], options=_OPTIONS)
-    state.step, state.bad_rows = checkpoint.step, checkpoint.manifest["bad_rows"]
-    state.skipped_steps = checkpoint.manifest["skipped_steps"]
-
-
-def fill_from_checkpoint(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
-    """Fill the tensors of `tree`, a part of what a checkpoint holds, in place; all ranks call it, each for its shards.
-
-    Raises:
-        ValueError: as for `load_checkpoint`.
-    """
-    with _fetched(checkpoint) as folder, one_process_is_fine():
-        load_state_dict(tree, checkpoint_id=folder, no_dist=not dist.is_initialized())
 
 
 def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:
@@ -144,30 +103,6 @@ def remove_checkpoint(uri: str) -> None:
     storage.delete_folder(uri)
 
 
-_OPTIONS = StateDictOptions()
-
-
-def state_tree(state: TrainState) -> dict[str, Any]:
-    fill_averages(state.optimizer)
-    return {
-        "student": get_model_state_dict(state.student),
-        "teacher": get_model_state_dict(state.teacher),
-        "centers": get_model_state_dict(state.centers),
-        "optimizer": get_optimizer_state_dict(state.student, state.optimizer, options=_OPTIONS),
-    }
-
-
-@contextmanager
-def one_process_is_fine() -> Iterator[None]:
-    """torch warns of a missing process group even where it is told that there is none."""
-    if dist.is_initialized():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-        yield
-
-
 def uri_of(checkpoints_uri: str, step: int) -> str:
     return storage.join(checkpoints_uri, f"step-{step:08d}")
 
@@ -194,22 +129,8 @@ def _manifest(uri: str) -> dict[str, Any] | None:
     return manifest
 
 
-@contextmanager
-def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
-    """A local folder with all files, read and verified by one rank of each machine for all ranks there."""
-    with tempfile.TemporaryDirectory() as own:
-        machine = socket.gethostname()
-        folder = next(path for name, path in gather_objects((machine, own)) if name == machine)
-        faults = gather_objects(_fetch(checkpoint, Path(own)) if folder == own else None)
-        fault = next(filter(None, faults), None)
-        if fault:
-            raise ValueError(f"checkpoint {checkpoint.uri} cannot be loaded: {fault}")
-        yield Path(folder)
-        gather_objects(None)  # the folder's owner waits for its readers
-
-
-def _fetch(checkpoint: CheckpointInfo, folder: Path) -> str | None:
-    """Copy all files to `folder`; returns what is wrong with them."""
+def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> str | None:
+    """Copy all files to `folder`; returns what is wrong with them, None if nothing."""
 
     def fetch(name: str, expected: dict[str, Any]) -> str | None:
         storage.download(storage.join(checkpoint.uri, name), folder / name)

@@ -27,7 +27,7 @@ from tips_ray.data.masking import patch_masks
 from tips_ray.train.attempt import prepared_state
 from tips_ray.train.health import Health
 from tips_ray.train.optim import fill_averages
-from tips_ray.train.sink import RunInputs
+from tips_ray.train.run_inputs import RunInputs
 from tips_ray.train.step import BadStepError, train_step
 
 RECORD = "micro_batch.json"

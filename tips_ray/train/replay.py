@@ -14,8 +14,8 @@ from tips_ray import storage
 from tips_ray.config import RunConfig, TrainConfig, override
 from tips_ray.train.attempt import prepared_state
 from tips_ray.train.bad_step import BadStep, Rows
-from tips_ray.train.checkpoint import load_checkpoint
 from tips_ray.train.first_bad import FirstBad, Watch
+from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.schedules import config_at
 from tips_ray.train.state import TrainState
 from tips_ray.train.step import accumulate_gradients, clip_gradients

@@ -28,11 +28,10 @@ from tips_ray.train.checkpoint import (
     CheckpointInfo,
     digest_of,
     manifest_of,
-    one_process_is_fine,
     remove_checkpoint,
-    state_tree,
     uri_of,
 )
+from tips_ray.train.loading import one_process_is_fine, state_tree
 from tips_ray.train.state import TrainState
 
 Result = TypeVar("Result")

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,35 +10,19 @@ import torch
 
 from tips_ray import storage
 from tips_ray.batch import Batch
-from tips_ray.config import RunConfig
 from tips_ray.distributed import gather_objects, rank, world_size
-from tips_ray.tracking import TrackingHandle
 from tips_ray.train.bad_step import save_bad_step
 from tips_ray.train.checkpoint import drop_old_checkpoints
 from tips_ray.train.machine import machine, versions
 from tips_ray.train.restart import Restart, attempt_before
 from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.run_inputs import RunInputs
 from tips_ray.train.saving import CheckpointWriter
 from tips_ray.train.state import TrainState
 
 log = logging.getLogger(__name__)
 Report = Callable[[str, dict[str, float]], None]
 """Told of the URI of every checkpoint once it is there on all ranks, with its step's metrics; every rank calls it."""
-
-
-@dataclass(frozen=True)
-class RunInputs:
-    """What every rank of a run is told; picklable."""
-
-    config: RunConfig
-    uri: str
-    """Run folder."""
-    fingerprints: dict[str, str]
-    tracking: TrackingHandle | None
-
-    @property
-    def checkpoints_uri(self) -> str:
-        return storage.join(self.uri, "checkpoints")
 
 
 class RunSink:

@@ -1,8 +1,7 @@
-"""A rank of a run inside a Ray Train worker, and the dataset that feeds it."""
+"""A rank of a run inside a Ray Train worker."""
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,49 +13,14 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint
 
-from tips_ray.data.pipeline import followed, tell_pace, training_stream
+from tips_ray.data.pipeline import followed
 from tips_ray.data.stream import StreamInputs
 from tips_ray.distributed import rank
 from tips_ray.train.adapter import asked_here
-from tips_ray.train.attempt import resumed_step, run_attempt
+from tips_ray.train.attempt import run_attempt
 from tips_ray.train.micro_batch import Found, find
-from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.sink import RunInputs
-
-
-@dataclass(frozen=True)
-class WorkerInputs:
-    """What a worker is told; picklable."""
-
-    stream: StreamInputs
-    run: RunInputs
-
-
-class RestOfRun:
-    """The dataset of an attempt: called at every start of the worker group, it looks up where the run stands.
-
-    Nobody else does: the rows say at which step they begin, and the workers load the checkpoint of that step.
-    """
-
-    def __init__(self, inputs: WorkerInputs) -> None:
-        self.inputs = inputs
-        self._known_stops = len(self._stops())  # of earlier drivers
-
-    def __call__(self) -> ray.data.Dataset:
-        """
-        Raises:
-            ValueError: a worker has stopped for a reason that would come again; or the data are not those that the
-                checkpoint was trained on.
-        """
-        stops = self._stops()[self._known_stops :]
-        if stops:
-            raise ValueError(stops[0])
-        step = resumed_step(self.inputs.run)
-        tell_pace(self.inputs.stream, step)
-        return training_stream(self.inputs.stream, step)
-
-    def _stops(self) -> list[str]:
-        return [event["error"] for event in RunFolder(self.inputs.run.uri).final_failures()]
+from tips_ray.train.pipeline import WorkerInputs
+from tips_ray.train.run_inputs import RunInputs
 
 
 def found_on_workers(run: RunInputs) -> list[Found]:
