@@ -166,7 +166,8 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
     from jobs.progress import shown_progress
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder
-    from tips_ray.train.adapter import ElasticTrainer, shorten_waits, start_coordinator
+    from tips_ray.train.adapter import ElasticTrainer, shorten_waits
+    from tips_ray.train.coordinator_adapter import start_coordinator
     from tips_ray.train.pipeline import RestOfRun, WorkerInputs
     from tips_ray.train.run_folder import RunFolder
     from tips_ray.train.worker import run_worker

@@ -67,8 +67,9 @@ def test_config_imports_neither_torch_nor_ray():
 
 
 def test_planning_and_reading_a_stream_start_without_torch():
-    read = "tips_ray.data.pipeline, tips_ray.data.caption_pipeline"
-    _assert_not_loaded(f"{read}, tips_ray.train.pipeline, tips_ray.embedding.embed_pipeline", "torch", "transformers")
+    streams = "tips_ray.data.pipeline, tips_ray.data.caption_pipeline, tips_ray.embedding.embed_pipeline"
+    restarts = "tips_ray.train.pipeline, tips_ray.train.coordinator_adapter"
+    _assert_not_loaded(f"{streams}, {restarts}", "torch", "transformers")
 
 
 def _assert_not_loaded(modules: str, *unwanted: str) -> None:

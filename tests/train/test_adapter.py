@@ -17,6 +17,7 @@ from toy_run import tiny_run
 from tips_ray.config import RunConfig
 from tips_ray.train import adapter
 from tips_ray.train.adapter import CountedFailures, PlannedScaling
+from tips_ray.train.coordinator_adapter import FORGOTTEN_SECONDS, RENEWED_SECONDS, Coordinator
 from tips_ray.train.planned import PlannedStop
 from tips_ray.train.run_folder import RunFolder
 
@@ -123,13 +124,13 @@ def test_nodes_of_a_driver_that_was_killed_are_soon_free_for_the_next():
     clock = [0.0]
     node = {"Alive": True, "NodeID": "a", "Resources": {"CPU": 2.0}, "Labels": {}}
     given = {"get_current_time": lambda: clock[0], "get_cluster_nodes": lambda: [node]}
-    coordinator = adapter.Coordinator(0.01, **given, send_resources_request=lambda bundles: None)
+    coordinator = Coordinator(0.01, **given, send_resources_request=lambda bundles: None)
     for requester in ("killed", "next"):
         coordinator.request_resources(requester, [{"CPU": 1.0}] * 2, expire_after_s=180)
     assert coordinator.get_reserved_resources("next") == {}
-    clock[0] = adapter.FORGOTTEN_SECONDS - 1.0
+    clock[0] = FORGOTTEN_SECONDS - 1.0
     coordinator.request_resources("next", [{"CPU": 1.0}] * 2, expire_after_s=180)
-    clock[0] = adapter.FORGOTTEN_SECONDS + 1.0
+    clock[0] = FORGOTTEN_SECONDS + 1.0
     assert coordinator.get_reserved_resources("next", recompute=True) == {"a": {"CPU": 2.0}}
 
 
@@ -138,11 +139,11 @@ def test_who_lives_asks_again_before_it_is_forgotten(config, tmp_path, monkeypat
     asked: list[float] = []
     policy._coordinator_client = SimpleNamespace(_latest_autoscaling_request_time=0.0)  # pyright: ignore
     monkeypatch.setattr(policy, "_send_resource_request", lambda: asked.append(1))
-    clock = iter([adapter.RENEWED_SECONDS - 1.0, adapter.RENEWED_SECONDS + 1.0])
+    clock = iter([RENEWED_SECONDS - 1.0, RENEWED_SECONDS + 1.0])
     monkeypatch.setattr(adapter.time, "monotonic", lambda: next(clock))
     policy._maybe_send_resource_request()
     policy._maybe_send_resource_request()
-    assert asked == [1] and 3 * adapter.RENEWED_SECONDS < adapter.FORGOTTEN_SECONDS
+    assert asked == [1] and 3 * RENEWED_SECONDS < FORGOTTEN_SECONDS
 
 
 def test_what_a_worker_says_of_another_that_is_gone_is_no_cause():

@@ -23,7 +23,7 @@ from tips_ray.config import CaptionerConfig, RunConfig
 from tips_ray.data.captions import missing_chunks
 from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.pace import Pace
-from tips_ray.data.pipeline import SOURCE_BLOCKS, in_blocks
+from tips_ray.data.pipeline import handed_out
 from tips_ray.data.stream import CaptionAccess
 
 CHUNKS_PER_TASK = 2
@@ -71,10 +71,8 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
 
     resources = inputs.config.resources
     read: Any = partial(_read, inputs=inputs)
-    rows = -(-due.num_rows // SOURCE_BLOCKS) or 1
-    source = ray.data.from_arrow([due.slice(first, rows) for first in range(0, due.num_rows, rows)])
     stream = (
-        in_blocks(source, CHUNKS_PER_TASK)
+        handed_out(due, CHUNKS_PER_TASK)
         .map_batches(
             read,
             batch_size=CHUNKS_PER_TASK,

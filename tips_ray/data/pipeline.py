@@ -27,8 +27,6 @@ from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
 from tips_ray.data.stream import NOT_AT_ALL, StreamInputs, order_of, ordered_rows, read_chunks, views
 
-SOURCE_BLOCKS = 2
-"""Blocks of window numbers, each handed out by a task that holds no CPU: more of them would only take them all."""
 STEP_SECONDS = 0.01
 """Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
 TORCH_IS_BROKEN = "can only be initialized once per process"
@@ -50,12 +48,10 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
     windows = order_of(inputs).windows(start, stop)
     rows = config.images_per_pass
-    shifted: Any = partial(_shifted, first=windows.start)
     read: Any = partial(_read_windows, inputs=inputs, start=start, stop=stop)
     make_views: Any = partial(_views, inputs=inputs)
-    source = ray.data.range(len(windows), override_num_blocks=min(max(len(windows), 1), SOURCE_BLOCKS))
     return (
-        in_blocks(source.map_batches(shifted, batch_size=1, num_cpus=0), 1)
+        handed_out(pa.table({"window": pa.array(windows, pa.int64())}), 1)
         .map_batches(
             read,
             batch_size=1,
@@ -68,13 +64,13 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     )
 
 
-def in_blocks(dataset: Dataset, rows: int) -> Dataset:
-    """Blocks of so many rows, handed out by tasks that hold no CPU.
+def handed_out(table: pa.Table, rows: int) -> Dataset:
+    """Blocks of so many rows of a table, in its order, by one task that holds no CPU.
 
-    Ray's own would hold one each until the last block is handed out, which takes minutes where there are many: with one
-    CPU for the stream, all that comes after would begin then.
+    Ray's own readers would hold one each until the last block is handed out, which takes minutes where there are many:
+    with one CPU for the stream, all that comes after would begin then.
     """
-    dataset = dataset.repartition(target_num_rows_per_block=rows)
+    dataset = ray.data.from_arrow(table).repartition(target_num_rows_per_block=rows)
     stage: Any = dataset._logical_plan.dag
     stage.ray_remote_args["num_cpus"] = 0  # `repartition` takes no arguments for its tasks
     return dataset
@@ -125,10 +121,6 @@ class InOrder(TrainDataConfig):
             for place, split in zip(output, dataset.streaming_split(world_size, equal=False), strict=True):
                 place[name] = split
         return output
-
-
-def _shifted(batch: dict[str, np.ndarray], first: int) -> dict[str, np.ndarray]:
-    return {"window": batch["id"] + first}
 
 
 def _read_windows(batch: dict[str, np.ndarray], inputs: StreamInputs, start: int, stop: int) -> Iterator[pa.Table]:

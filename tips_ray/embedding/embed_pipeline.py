@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
 
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import opened_index
-from tips_ray.data.pipeline import SOURCE_BLOCKS, in_blocks
+from tips_ray.data.pipeline import handed_out
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
@@ -57,12 +55,10 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
 
     config, index = inputs.config, opened_index(inputs.index_uri)
     chunks = pa.table({"chunk": np.concatenate([np.arange(file.start, file.stop) for file in missing])})
-    rows = -(-chunks.num_rows // SOURCE_BLOCKS)
     decode: Any = partial(_decoded, inputs=inputs)
     write: Any = partial(_written, inputs=inputs)
-    source = ray.data.from_arrow([chunks.slice(first, rows) for first in range(0, chunks.num_rows, rows)])
     stream = (
-        in_blocks(source, 1)
+        handed_out(chunks, 1)
         .map_batches(
             decode,
             batch_size=1,

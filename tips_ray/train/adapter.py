@@ -15,10 +15,6 @@ from typing import Any
 import ray
 import ray._private.state
 import ray.exceptions
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-    HEAD_NODE_RESOURCE_LABEL,
-    _AutoscalingCoordinatorActor,
-)
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
@@ -26,13 +22,13 @@ from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.echo import is_echo
 from tips_ray.train import planned
 from tips_ray.train.checkpoint import newest_step
+from tips_ray.train.coordinator_adapter import RENEWED_SECONDS
 from tips_ray.train.planned import PlannedStop
 from tips_ray.train.run_folder import RunFolder
 
@@ -40,10 +36,6 @@ log = logging.getLogger(__name__)
 WRITTEN_FOR = "2.60."
 ABORT_SECONDS = 15
 """Longest that workers may take to be stopped by Ctrl-C."""
-RENEWED_SECONDS = 5
-"""How often a run asks again for its workers; Ray Data asks again every 10 s."""
-FORGOTTEN_SECONDS = 25
-"""After this long without being asked again, nodes are free for others; Ray has three minutes."""
 MOST_CHARACTERS = 200
 """Of an error in a cause."""
 
@@ -70,34 +62,6 @@ def shorten_waits(config: RunConfig) -> None:
     }
     for name, value in seconds.items():
         os.environ.setdefault(name, str(value))
-
-
-class Coordinator(_AutoscalingCoordinatorActor):
-    """Shares out the nodes; forgets soon what a driver has asked for that was killed.
-
-    It would be missing for the driver that goes on with the run.
-    """
-
-    def __init__(self, tick_seconds: float, **given: Any) -> None:
-        self.TICK_INTERVAL_S = tick_seconds
-        super().__init__(**given)
-
-    def request_resources(self, *args: Any, expire_after_s: float, **kwargs: Any) -> None:
-        super().request_resources(*args, expire_after_s=min(expire_after_s, FORGOTTEN_SECONDS), **kwargs)
-
-
-def start_coordinator(tick_seconds: float) -> None:
-    """On the head, before anybody makes it elsewhere and with a slow tick.
-
-    Ray pins it to the node of whoever asks first, and finds it by its name; without it no group changes any more.
-    """
-    head = next(node["NodeID"] for node in ray.nodes() if HEAD_NODE_RESOURCE_LABEL in node["Resources"])
-    name = "AutoscalingCoordinator"
-    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Coordinator)
-    place = NodeAffinitySchedulingStrategy(head, soft=False)
-    actor.options(name=name, namespace=name, get_if_exists=True, lifetime="detached", scheduling_strategy=place).remote(
-        tick_seconds
-    )
 
 
 class ElasticTrainer(TorchTrainer):
