@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     encoder = load_encoder(arguments.model, suite.image_size_px)
     folder = arguments.output or f"out/evaluation/{Path(arguments.model).name.replace(':', '-')}-{path.stem}"
     if suite.mlflow_uri:
-        require_answer(suite.mlflow_uri)
+        require_answer(suite.mlflow_uri, "mlflow_uri")
 
     def tell(name: str, record: dict[str, Any]) -> None:
         print("\n".join(_lines(name, record)), flush=True)

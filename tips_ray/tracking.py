@@ -215,8 +215,12 @@ def _client(uri: str | None) -> "MlflowClient":
     return MlflowClient(uri)
 
 
-def require_answer(uri: str) -> None:
+def require_answer(uri: str, key: str = "tracking.mlflow_uri") -> None:
     """Ask once: MLflow itself would try for minutes. For a database, make the folder that holds it.
+
+    Args:
+        uri: of the tracking server.
+        key: of the config, which names it.
 
     Raises:
         ConnectionError: the tracking server does not answer.
@@ -233,7 +237,7 @@ def require_answer(uri: str) -> None:
     except OSError as error:
         reason = getattr(error, "reason", error)
         raise ConnectionError(
-            f"tracking.mlflow_uri ({address}) does not answer ({reason}): start that server or correct the address"
+            f"{key} ({address}) does not answer ({reason}): start that server or correct the address"
         ) from None
 
 

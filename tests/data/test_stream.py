@@ -3,13 +3,16 @@
 import random
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray.data import Dataset
+from ray.util.placement_group import placement_group, remove_placement_group
 from toy_run import toy_stream
 
 from tips_ray.data.columns import TRAINING_DTYPES
@@ -76,7 +79,19 @@ def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):
     while (operator := operator.input_dependencies[0]).input_dependencies:
         cpus[operator.name.partition("[")[0]] = operator.ray_remote_args.get("num_cpus", 1)
     assert cpus == {"MapBatches(_views)": 1, "MapBatches(_read_windows)": 0, "StreamingRepartition": 0}
-    assert operator.name == "FromArrow"  # no task
+
+
+def test_a_stream_is_made_where_no_cpu_is_free(cluster, inputs):
+    """Ray Train's controller makes it when the workers have taken their CPUs; to wait for one would be for ever."""
+    everything = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    try:
+        assert everything.wait(30)
+        made = threading.Thread(target=training_stream, args=(inputs, 0), daemon=True)
+        made.start()
+        made.join(20)
+        assert not made.is_alive()
+    finally:
+        remove_placement_group(everything)
 
 
 CANCELLED_IN_AN_IMPORT = """

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
-from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tips_ray.captioning.store import CaptionStore
@@ -23,7 +23,7 @@ from tips_ray.config import CaptionerConfig, RunConfig
 from tips_ray.data.captions import missing_chunks
 from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.pace import Pace
-from tips_ray.data.pipeline import handed_out
+from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.data.stream import CaptionAccess
 
 CHUNKS_PER_TASK = 2
@@ -91,9 +91,7 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
             resources=resources.role("caption"),
         )
     )
-    stream.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=_limits(inputs))
-    stream.context.enable_progress_bars = False
-    return stream
+    return in_order(stream, _limits(inputs))
 
 
 def _limits(inputs: CaptionInputs) -> ExecutionResources | None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
-from ray.data import Dataset, ExecutionOptions, TaskPoolStrategy
+from ray.data import Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig as TrainDataConfig
 
@@ -68,11 +68,23 @@ def handed_out(table: pa.Table, rows: int) -> Dataset:
     """Blocks of so many rows of a table, in its order, by one task that holds no CPU.
 
     Ray's own readers would hold one each until the last block is handed out, which takes minutes where there are many:
-    with one CPU for the stream, all that comes after would begin then.
+    with one CPU for the stream, all that comes after would begin then. `from_arrow` holds one as well, to count rows,
+    and its caller waits: for ever where that is Ray Train's controller and workers have just taken the last CPU.
     """
-    dataset = ray.data.from_arrow(table).repartition(target_num_rows_per_block=rows)
+    dataset = ray.data.from_blocks([table]).repartition(target_num_rows_per_block=rows)
     stage: Any = dataset._logical_plan.dag
     stage.ray_remote_args["num_cpus"] = 0  # `repartition` takes no arguments for its tasks
+    return dataset
+
+
+def in_order(dataset: Dataset, limits: ExecutionResources | None = None) -> Dataset:
+    """What it hands on keeps its source's order; no progress bar of each stage, the program shows its own.
+
+    Args:
+        limits: what it may plan with; None: all that is free.
+    """
+    dataset.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)
+    dataset.context.enable_progress_bars = False
     return dataset
 
 
@@ -115,10 +127,8 @@ class InOrder(TrainDataConfig):
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
-            dataset.context.execution_options = ExecutionOptions(preserve_order=True)
-            dataset.context.enable_progress_bars = False  # of each stage; the run shows its own
             dataset.context.custom_execution_callback_classes = [Breath]
-            for place, split in zip(output, dataset.streaming_split(world_size, equal=False), strict=True):
+            for place, split in zip(output, in_order(dataset).streaming_split(world_size, equal=False), strict=True):
                 place[name] = split
         return output
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import opened_index
-from tips_ray.data.pipeline import handed_out
+from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
@@ -83,9 +83,7 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
             num_cpus=WRITE_CPUS / WRITERS,
         )
     )
-    stream.context.execution_options = ExecutionOptions(preserve_order=True)
-    stream.context.enable_progress_bars = False
-    return stream
+    return in_order(stream)
 
 
 def _decoded(batch: dict[str, np.ndarray], inputs: EmbedInputs) -> Iterator[pa.Table]:

@@ -7,10 +7,11 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy, ExecutionOptions
+from ray.data import ActorPoolStrategy
 from torch import Tensor
 
 from tips_ray.config.evaluation import RayConfig, SuiteConfig
+from tips_ray.data.pipeline import in_order
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import EncodeBatch, Encoding
@@ -73,9 +74,7 @@ def _encoding_by_actors(place: EncoderPlace, config: RayConfig, batch_images: in
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
         )
-        stream.context.execution_options = ExecutionOptions(preserve_order=True)
-        stream.context.enable_progress_bars = False
-        for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+        for batch in in_order(stream).iter_batches(batch_size=None, batch_format="numpy"):
             yield {str(name): torch.tensor(part) for name, part in batch.items()}
 
     return encoding
