@@ -102,7 +102,8 @@ def described(error: BaseException) -> str:
     cause = root_cause(error)
     kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
     if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
-        return f"a worker process died, most often for want of memory ({text})"
+        lost = "the run's controller" if "TrainController" in text else "a worker process"
+        return f"{lost} died, most often for want of memory ({text})"
     if is_echo(cause):
         return f"another worker was lost ({text})"
     if "OutOfMemory" in kind:

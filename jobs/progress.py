@@ -76,12 +76,12 @@ def news(event: dict[str, Any]) -> str:
         return f"workers wait for nodes: there is room for {event['room']}, at least {event['min_workers']} must train"
     if event["kind"] == "idle":
         more = event["room"] - event["workers"]
-        return f"{event['workers']} workers train; {more} more would fit, but the global batch is not divided by them"
+        return f"workers: {event['workers']} train, {more} more would fit, but the global batch is not divided by them"
     if event["kind"] == "stop":
         return f"workers start again: {event['cause']}"
     if event["kind"] == "change":
         again = f"{event['steps_recomputed']} steps again, {event['seconds_lost']:.0f} s lost"
-        return f"{event['to']} workers go on from step {event['step']} ({event['from']} before); {again}"
+        return f"training goes on from step {event['step']}; workers: {event['to']} ({event['from']} before); {again}"
     return ""
 
 

@@ -55,6 +55,14 @@ def test_a_worker_that_died_is_called_so(folder):
     assert "a worker process died, most often for want of memory" in _failed(folder, WorkerGroupError("", {0: lost}))
 
 
+def test_a_controller_that_died_is_told_from_a_worker(folder):
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.exceptions import ActorDiedError
+
+    died = ActorDiedError(ActorDiedErrorContext(class_name="TrainController", actor_id=bytes(16)))
+    assert "step 7: the run's controller died" in _failed(folder, died)
+
+
 def test_an_error_of_the_controller_names_its_kind(folder):
     text = _failed(folder, ControllerError(WorkerGroupStartupTimeoutError(2)))
     assert "step 7: WorkerGroupStartupTimeoutError: The worker group startup timed out" in text

@@ -13,10 +13,10 @@ CHANGE = {"kind": "change", "step": 40, "from": 8, "to": 6, "steps_recomputed": 
 @pytest.mark.parametrize(
     ("event", "sentence"),
     [
-        (CHANGE, "6 workers go on from step 40 (8 before); 3 steps again, 21 s lost"),
+        (CHANGE, "training goes on from step 40; workers: 6 (8 before); 3 steps again, 21 s lost"),
         ({"kind": "stop", "cause": "lost: rank 3"}, "workers start again: lost: rank 3"),
         ({"kind": "waiting", "room": 1, "min_workers": 2}, "there is room for 1, at least 2 must train"),
-        ({"kind": "idle", "workers": 4, "room": 5}, "4 workers train; 1 more would fit"),
+        ({"kind": "idle", "workers": 4, "room": 5}, "workers: 4 train, 1 more would fit"),
         ({"kind": "checkpoint"}, ""),
     ],
 )
