@@ -23,7 +23,7 @@ from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.models import Tokenizer, load_tokenizer
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
 from tips_ray.scenes import Scene, render_scene
-from tips_ray.train.checkpoint import newest_checkpoint
+from tips_ray.train.checkpoint import checkpoints_of, newest_checkpoint
 from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.state import TrainState, new_state
 
@@ -54,7 +54,7 @@ def evaluate(
     test = [render_scene(test_seed, index, IMAGE_PX) for index in range(test_scenes)]
     train = [render_scene(train_seed, index, IMAGE_PX) for index in range(probe_scenes)]
     before, after = new_state(config), new_state(config)
-    found = newest_checkpoint(storage.join(folder, "checkpoints"))
+    found = newest_checkpoint(checkpoints_of(folder))
     if found is None:
         raise ValueError(f"{folder} holds no checkpoint that verifies; train first")
     load_checkpoint(after, found)

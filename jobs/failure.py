@@ -118,10 +118,9 @@ def _reached(folder: "RunFolder") -> int:
 
 
 def _resumes(folder: "RunFolder") -> str:
-    from tips_ray import storage
-    from tips_ray.train.checkpoint import list_checkpoints
+    from tips_ray.train.checkpoint import checkpoints_of, list_checkpoints
 
-    found = list_checkpoints(storage.join(folder.uri, "checkpoints"))
+    found = list_checkpoints(checkpoints_of(folder.uri))
     if found:
         return f"the same command resumes from step {found[-1].step}"
     return "the same command starts again from step 0, since there is no checkpoint yet"

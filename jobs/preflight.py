@@ -19,7 +19,7 @@ from tips_ray.data.index import Index, build_index, index_of
 from tips_ray.data.vocabulary import tokenizer_at
 from tips_ray.tokenizer import Tokenizer
 from tips_ray.tracking import require_answer, tracking_uri, without_credentials
-from tips_ray.train.checkpoint import list_checkpoints
+from tips_ray.train.checkpoint import checkpoints_of, list_checkpoints
 from tips_ray.train.origin import require_its_vocabulary, start_origin, teacher_origin
 from tips_ray.train.run_folder import MAY_DIFFER, RunFolder
 
@@ -103,7 +103,7 @@ def run_is_new_or_the_same(config: RunConfig) -> str:
         return f"{config.name} is new: {storage.resolved(folder)}"
     if config_fingerprint(known) != config_fingerprint(given):
         _refuse(folder, given)
-    found = list_checkpoints(storage.join(folder, "checkpoints"))
+    found = list_checkpoints(checkpoints_of(folder))
     if found and found[-1].step >= config.schedule.total_steps:
         return f"{config.name} is complete at step {found[-1].step}: {storage.resolved(folder)}"
     where = f"resumes from step {found[-1].step}" if found else "starts at step 0, it has no checkpoint yet"
@@ -131,7 +131,7 @@ def weights_fit(config: RunConfig) -> str:
     of_teacher = f"; the frozen teacher of {teacher}" if teacher else ""
     if config.start is None:
         return f"random weights{of_teacher}"
-    if list_checkpoints(storage.join(config.storage, config.name, "checkpoints")):
+    if list_checkpoints(checkpoints_of(storage.join(config.storage, config.name))):
         return f"start.uri is not read: the run has a checkpoint{of_teacher}"
     origin = start_origin(config)
     require_its_vocabulary(origin, config)

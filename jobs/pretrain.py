@@ -107,7 +107,7 @@ def pretrain(
     from tips_ray import storage
     from tips_ray.data.index import index_uri
     from tips_ray.data.stream import StreamInputs
-    from tips_ray.train.checkpoint import newest_checkpoint
+    from tips_ray.train.checkpoint import checkpoints_of, newest_checkpoint
     from tips_ray.train.run_folder import RunFolder
 
     checked = preflight(config, instead)
@@ -116,7 +116,7 @@ def pretrain(
         if check in SHOWN or level == "warn":
             print(f"{check:10} {text}", flush=True)
     folder = RunFolder(storage.resolved(storage.join(config.storage, config.name)))
-    found = newest_checkpoint(storage.join(folder.uri, "checkpoints"))
+    found = newest_checkpoint(checkpoints_of(folder.uri))
     if found and found.step >= config.schedule.total_steps:
         return folder.uri
     uri = index_uri(config.data, index, storage.join(config.storage, "index"))

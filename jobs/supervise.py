@@ -68,10 +68,9 @@ def _ended(command: Sequence[str]) -> int:
 
 
 def _saved_step(folder: "RunFolder") -> int:
-    from tips_ray import storage
-    from tips_ray.train.checkpoint import newest_step
+    from tips_ray.train.checkpoint import checkpoints_of, newest_step
 
-    return newest_step(storage.join(folder.uri, "checkpoints"))
+    return newest_step(checkpoints_of(folder.uri))
 
 
 def _would_come_again(folder: "RunFolder", since: str) -> bool:

@@ -27,7 +27,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.echo import is_echo
 from tips_ray.train import planned
-from tips_ray.train.checkpoint import newest_step
+from tips_ray.train.checkpoint import checkpoints_of, newest_step
 from tips_ray.train.coordinator_adapter import RENEWED_SECONDS
 from tips_ray.train.planned import PlannedStop
 from tips_ray.train.run_folder import RunFolder
@@ -191,7 +191,7 @@ class CountedFailures(DefaultFailurePolicy):
             return False
 
     def _counted(self, error: TrainingFailedError) -> FailureDecision:
-        saved = newest_step(storage.join(self.run_uri, "checkpoints"))
+        saved = newest_step(checkpoints_of(self.run_uri))
         if saved > self._saved_step:
             self._worker_group_failures, self._saved_step = 0, saved
         return super().make_decision(error)

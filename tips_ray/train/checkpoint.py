@@ -103,6 +103,11 @@ def remove_checkpoint(uri: str) -> None:
     storage.delete_folder(uri)
 
 
+def checkpoints_of(run_uri: str) -> str:
+    """The folder of a run's checkpoints."""
+    return storage.join(run_uri, "checkpoints")
+
+
 def uri_of(checkpoints_uri: str, step: int) -> str:
     return storage.join(checkpoints_uri, f"step-{step:08d}")
 

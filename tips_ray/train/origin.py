@@ -12,7 +12,7 @@ from tips_ray.config import RunConfig, TrainConfig
 from tips_ray.data.vocabulary import tokenizer_at
 from tips_ray.models.official import official_sizes
 from tips_ray.models.transformers_config import read_config
-from tips_ray.train.checkpoint import MANIFEST, CheckpointInfo, list_checkpoints
+from tips_ray.train.checkpoint import MANIFEST, CheckpointInfo, checkpoints_of, list_checkpoints
 
 _COMPARED = {
     "image": ("width", "depth", "num_heads", "ffn", "ffn_hidden", "patch_size_px", "gelu"),
@@ -160,7 +160,7 @@ def origin_at(key: str, uri: str) -> Origin:
 
 
 def _run_at(key: str, uri: str) -> Origin:
-    found = list_checkpoints(storage.join(uri, "checkpoints"))
+    found = list_checkpoints(checkpoints_of(uri))
     if not found:
         raise ValueError(f"{key} ({uri}) is a run without a checkpoint; wait for its first one, or give another run")
     return _of_run(key, uri, "run", uri, found[-1])

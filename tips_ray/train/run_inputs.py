@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.tracking import TrackingHandle
-from tips_ray.train.checkpoint import newest_checkpoint
+from tips_ray.train.checkpoint import checkpoints_of, newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class RunInputs:
 
     @property
     def checkpoints_uri(self) -> str:
-        return storage.join(self.uri, "checkpoints")
+        return checkpoints_of(self.uri)
 
 
 def resumed_step(run: RunInputs) -> int:

@@ -22,7 +22,7 @@ from tips_ray.distributed import gather_objects, rank
 from tips_ray.models import load_official_image, load_official_text, load_transformers, official_temperature
 from tips_ray.models.networks import Heads, Teacher
 from tips_ray.models.vision import ImageEncoder, resized_positions
-from tips_ray.train.checkpoint import digest_of, newest_checkpoint
+from tips_ray.train.checkpoint import checkpoints_of, digest_of, newest_checkpoint
 from tips_ray.train.loading import fill_from_checkpoint
 from tips_ray.train.origin import Origin, start_origin, teacher_origin
 from tips_ray.train.state import TrainState
@@ -70,7 +70,7 @@ def verified(origin: Origin) -> Origin:
     """
     if origin.kind != "run":
         return origin
-    found = newest_checkpoint(storage.join(origin.uri, "checkpoints"))
+    found = newest_checkpoint(checkpoints_of(origin.uri))
     if found is None:
         raise ValueError(f"{origin.key} ({origin.uri}): none of its checkpoints is whole; give another run")
     return replace(origin, checkpoint=found)
