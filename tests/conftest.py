@@ -1,5 +1,6 @@
 """Servers and clusters that tests share, and which tests run in one process of pytest-xdist (make test-fast)."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,16 @@ def folder(request, tmp_path) -> str:
     if request.param == "local":
         return str(tmp_path / "folder")
     return f"{request.getfixturevalue('s3').make_bucket('folders')}/{tmp_path.name}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_is_left() -> Iterator[None]:
+    """A file that leaves Ray behind fails itself, not the next one that starts it."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("this file left Ray running: end it, or take the fixture cluster")
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def _tasks(place, output: str) -> dict:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_scores_on_ray_are_those_of_one_process(place, capsys):
+def test_scores_on_ray_are_those_of_one_process(place, cluster, capsys):
     assert _evaluate(place, "here") == 0
     assert _evaluate(place, "ray", "ray.actors=2") == 0
     here, there = _tasks(place, "here"), _tasks(place, "ray")
