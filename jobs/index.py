@@ -100,7 +100,7 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
         lines += [
             f"  {source.uri} ({source.format}): {source.rows} rows",
             f"    image: {columns.image}; web_caption: {columns.web_caption}; synthetic_captions: {synthetic}",
-            *_sample_lines(_first_rows(index, number), config.captions.missing),
+            *_sample_lines(index.first_rows(number), config.captions.missing),
         ]
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
@@ -109,12 +109,6 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
         share = config.data.max_bad_fraction
         lines.append(f"{len(rejects)} of {index.rows} rows are bad; a run stops above data.max_bad_fraction ({share})")
     return lines
-
-
-def _first_rows(index: "Index", source: int) -> "list[SourceRow]":
-    """The rows of a source's first chunk."""
-    source_C = index.shards["source"].to_numpy()[index.chunks.shard]
-    return index.read(int((source_C == source).argmax()))
 
 
 def _sample_lines(rows: "list[SourceRow]", missing: str) -> list[str]:

@@ -109,10 +109,10 @@ def local_s3(root: Path, port: int | None = None) -> Iterator[LocalS3]:
     """Serve the objects below `root` until the context, or this process, ends.
 
     Raises:
-        RuntimeError: `swift` is not installed, or the server did not start; the message ends with its log.
+        OSError: `swift` is not installed, or the server did not start; the message ends with its log.
     """
     if find_spec("swift") is None:
-        raise RuntimeError(MISSING)
+        raise OSError(MISSING)
     root.mkdir(parents=True, exist_ok=True)
     root.joinpath(READY_FILE).unlink(missing_ok=True)
     process = _start(root, port or 0, _secret())
@@ -148,7 +148,7 @@ def _wait_for_port(process: subprocess.Popen, root: Path) -> int:
         code = process.poll()
         if code is not None or time.monotonic() > deadline:
             what = f"is not up after {START_SECONDS} s" if code is None else f"ended with code {code}"
-            raise RuntimeError(f"the local S3 server {what}; its log ends:\n{_tail(root / LOG_FILE)}")
+            raise OSError(f"the local S3 server {what}; its log ends:\n{_tail(root / LOG_FILE)}")
         time.sleep(0.02)
     return int(ready.read_text())
 
@@ -268,7 +268,7 @@ if __name__ == "__main__":
     elif len(sys.argv) == 2:
         try:
             main(sys.argv[1])
-        except RuntimeError as error:
+        except OSError as error:
             sys.exit(f"error: {error}")
     else:
         sys.exit("usage: python -m jobs.local_s3 FOLDER")

@@ -16,6 +16,7 @@ import s3fs
 from boto3.s3.transfer import TransferConfig
 
 from jobs import local_s3 as module
+from jobs.cli import main
 from jobs.local_s3 import ACCESS_KEY, REGION, LocalS3, local_s3
 
 pytestmark = pytest.mark.heavy
@@ -144,21 +145,24 @@ with local_s3(Path({str(tmp_path)!r})) as server:
 
 def test_a_server_that_cannot_start_says_why(s3_server, tmp_path):
     port = int(s3_server.endpoint_url.rpartition(":")[2])
-    with pytest.raises(RuntimeError, match=r"(?s)ended with code 1; its log ends:.*Address already in use"):
+    with pytest.raises(OSError, match=r"(?s)ended with code 1; its log ends:.*Address already in use"):
         with local_s3(tmp_path, port):
             pass
 
 
-def test_a_folder_is_served_once(tmp_path):
-    with local_s3(tmp_path) as server:
-        with pytest.raises(RuntimeError, match="is served by another process"), local_s3(tmp_path):
+def test_a_folder_is_served_once(tmp_path, capsys):
+    with local_s3(tmp_path / "s3") as server:
+        with pytest.raises(OSError, match="is served by another process"), local_s3(tmp_path / "s3"):
             pass
+        assert main(["demo", str(tmp_path)]) == 2
+        told = capsys.readouterr().err
+        assert "is served by another process" in told and told.count("\n") == 1
         server.make_bucket("still-there")
 
 
 def test_without_swift_the_message_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(RuntimeError, match="pip install swift"), local_s3(tmp_path):
+    with pytest.raises(OSError, match="pip install swift"), local_s3(tmp_path):
         pass
 
 

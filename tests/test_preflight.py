@@ -32,6 +32,13 @@ def test_a_good_run_has_an_index_and_no_fault(config):
     assert checked.require().rows == 8 and checked.faults == []
 
 
+def test_a_first_chunk_that_is_all_bad_is_a_fault_in_any_source(tmp_path):
+    good = write_scenes(tmp_path / "good", 8)
+    bad = write_scenes(tmp_path / "bad", 8, dict.fromkeys(range(8), {"image": b""}))
+    faults = preflight(tiny_run(tmp_path / "runs", good, bad)).faults
+    assert len(faults) == 1 and f"rows of the first chunk of {bad} are bad" in faults[0]
+
+
 def test_parameters_are_those_of_the_networks_that_a_worker_builds(config):
     state = new_state(config)
     built = [sum(weight.numel() for weight in network.parameters()) for network in (state.student, state.teacher)]

@@ -103,6 +103,11 @@ class Index:
         shard, columns = self.shard(int(self.chunks.shard[number]))
         return sources.read_chunk(shard, self.chunk(number), columns)
 
+    def first_rows(self, source: int) -> list[SourceRow]:
+        """The rows of a source's first chunk."""
+        source_C = self.shards["source"].to_numpy()[self.chunks.shard]
+        return self.read(int((source_C == source).argmax()))
+
 
 def index_of(data: DataConfig, folder: str, mapper: Mapper | None = None) -> Index:
     """The index of `data`: read where one is, else built and written.
