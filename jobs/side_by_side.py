@@ -36,7 +36,7 @@ def side_by_side(
         KeyboardInterrupt: Ctrl-C or SIGTERM came, and all were interrupted.
     """
     waiting, running = deque(chains), list[_Running]()
-    with _terminated_as_interrupted():
+    with _interruptible():
         try:
             while waiting or running:
                 while waiting and len(running) < at_a_time:
@@ -110,9 +110,12 @@ def _kill_session(process: subprocess.Popen) -> None:
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C, and both are heard: a shell's background job ignores Ctrl-C, as would what it starts."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
