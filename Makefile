@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?= 40
-PYTEST_ON_2 := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --no-loadscope-reorder
-
+PYTEST := $(BIN)/pytest --durations=15 --durations-min=5
+PYTEST_ON_2 := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --no-loadscope-reorder
 
 .PHONY: install demo check test test-fast test-ray soak
 
@@ -28,10 +28,10 @@ test-fast: install
 
 test: install
 	$(PYTEST_ON_2) -m "not ray and not slow and not gpu"
-	$(BIN)/pytest -m "ray and not slow and not gpu"
+	$(PYTEST) -m "ray and not slow and not gpu"
 
 test-ray: install
-	$(BIN)/pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 soak: install
 	$(BIN)/python tests/soak.py $(EVENTS)

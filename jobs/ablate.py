@@ -13,14 +13,14 @@ import argparse
 from pathlib import Path
 
 ABLATIONS = Path(__file__).parent / "ablations"
-FULL = ("seeds=[0, 1, 2, 3, 4]",)
+QUICK, FULL = "seeds=[0]", "seeds=[0, 1, 2, 3, 4]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tips-ray ablate`."""
     parser.add_argument("words", nargs="*", metavar="[FILE] KEY=VALUE", help="default: jobs/ablations/paper.yaml")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--quick", action="store_true", help="one seed (the default)")
+    sizes.add_argument("--quick", action="store_true", help="one seed, as the default file has it")
     sizes.add_argument("--full", action="store_true", help="five seeds")
     parser.add_argument("--output", metavar="FOLDER", default="out/ablation", help="default: out/ablation")
 
@@ -40,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"FILE must be one, not {', '.join(map(str, files))}; overrides are KEY=VALUE")
     overrides = [word for word in arguments.words if "=" in word]
     path = files[0] if files else ABLATIONS / "paper.yaml"
-    config = load_config(AblationConfig, path, [*(FULL if arguments.full else ()), *overrides])
+    seeds = [QUICK] * arguments.quick + [FULL] * arguments.full
+    config = load_config(AblationConfig, path, [*seeds, *overrides])
     out = Path(arguments.output).resolve()
     from jobs.ablation_runs import prepared_runs, run_missing
     from jobs.ablation_table import written_table

@@ -72,7 +72,6 @@ def embed_inputs(model: str, config: "EmbeddingConfig", out: str) -> "tuple[Embe
     from tips_ray.embedding.folder import EmbeddingFolder
     from tips_ray.evaluation.encoder_place import EncoderPlace
     from tips_ray.evaluation.load_encoder import load_encoder
-    from tips_ray.evaluation.results import fingerprint
 
     data, folder = config.data, EmbeddingFolder(out)
     _require_outside(folder.uri, config.source.uri)
@@ -80,7 +79,7 @@ def embed_inputs(model: str, config: "EmbeddingConfig", out: str) -> "tuple[Embe
     encoder = load_encoder(model, config.image_size_px)
     layout, size_px = layout_of(encoder, config), encoder.image_size_px
     options = config.model_dump(include={"patches", "captions", "dtype", "max_image_bytes", "max_image_pixels"})
-    decides = {"weights": fingerprint(encoder), "data": mark, "image_size_px": size_px, **options}
+    decides = {"weights": encoder.fingerprint, "data": mark, "image_size_px": size_px, **options}
     folder.check(decides)
     below = storage.join(folder.uri, "index")
     index = index_of(data, below)

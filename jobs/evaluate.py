@@ -81,6 +81,8 @@ def _task_runner(encoder: "Encoder", model: str, suite: "SuiteConfig") -> "RunTa
 def _tasks_on_ray(
     encoder: "Encoder", model: str, suite: "SuiteConfig", config: "RayConfig", names: "Sequence[str]"
 ) -> "Iterator[EndedTask]":
+    if not names:
+        return
     from ray.exceptions import RayError
 
     from jobs import ray_cluster
@@ -114,7 +116,7 @@ def _lines(name: str, record: dict[str, Any]) -> list[str]:
     if "skipped" in record:
         return [f"{name}: skipped, {record['skipped']}"]
     left_out = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
-    head = f"{name} ({record['seconds']} s)" + (f"; images left out: {left_out}" if left_out else "")
+    head = f"{name} ({record['seconds']} s)" + (f"; left out: {left_out}" if left_out else "")
     errors = record.get("standard_errors", {})  # results of an earlier version have none
     return [head, *(f"  {score:52} {_number(value, errors.get(score))}" for score, value in record["scores"].items())]
 

@@ -1,5 +1,6 @@
 """Servers and clusters that tests share, and which tests run in one process of pytest-xdist (make test-fast)."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,11 @@ class ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
         return "ranks" if "import run_on_ranks" in (ROOT / path).read_text() else path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell's background job ignores Ctrl-C, as would the commands that tests start and interrupt."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile:

@@ -86,6 +86,7 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
             ("base.schedule.peak_Ir=1",),
             "schedule.peak_Ir: Extra inputs are not permitted; did you mean schedule.peak_lr?",
         ),
+        (("metrics.labels.score='{wab}/miou'",), "metrics.labels.score (wab) must be one of web, synthetic"),
         (("rows.tips.set={seed: 3}",), "rows.tips: set.seed: rows may differ in objective."),
     ],
 )

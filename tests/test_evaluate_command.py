@@ -124,6 +124,9 @@ def test_a_task_whose_data_changed_runs_again(place):
 
     first = files()
     assert files() == first
+    scores = _tasks(place, "changing")["photos"]["scores"]
+    assert _evaluate(place, output="changing") == 0
+    assert _tasks(place, "changing")["photos"]["scores"] == scores, "a folder that is not given takes nothing away"
     table.write_text(table.read_text().replace("three", "four"))
     assert files() != first
 
@@ -155,6 +158,7 @@ def test_a_model_without_texts_skips_what_needs_them(place):
         (["--suite", "fast"], "--suite (fast) must be one of demo, paper, quick, scenes, or a YAML file"),
         (["tasks.labels.data=streets"], "tasks.labels.data (streets) must be one of scenes, photos"),
         (["tasks.depth.min_depth_m=30"], "min_depth_m (30.0) must be below max_depth_m (20.0)"),
+        (["data.photos.folder=none", "data.photos.kind=class_folder"], "none: no file is there"),
         (["image_size_px=30"], "image_size_px (30) must be a multiple of the patch size (14)"),
     ],
 )

@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 from writers import jpeg
 
-from tips_ray.config.evaluation import CaptionedFolderConfig, GeometryFolderConfig, LabelledFolderConfig, ScenesConfig
+from tips_ray.config.evaluation import (
+    CaptionedFolderConfig,
+    ClassFolderConfig,
+    GeometryFolderConfig,
+    LabelledFolderConfig,
+    ScenesConfig,
+)
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.datasets.examples import squashed_image
 from tips_ray.scenes import SHAPES, render_scene
@@ -33,13 +39,21 @@ def _write_labelled(folder, labels: np.ndarray) -> LabelledFolderConfig:
     (folder / "train" / "images" / "3.jpg").write_bytes(jpeg(3))
     (folder / "train" / "images" / "4.jpg").write_bytes(jpeg(4))
     (folder / "train" / "labels" / "4.png").write_bytes(_png(labels[:-1]))
+    return _labels_config(folder)
+
+
+def _labels_config(folder) -> LabelledFolderConfig:
     return LabelledFolderConfig(folder=str(folder), class_names=("a", "b"), ignore_index=9)
 
 
 def test_a_labelled_folder_keeps_labels_at_their_size_and_counts_what_it_leaves_out(tmp_path):
     labels = np.array([[0, 1, 9, 1], [1, 1, 0, 0], [9, 0, 1, 0]], np.uint8).repeat(2, 0).repeat(2, 1)
     dataset = load_dataset(_write_labelled(tmp_path, labels), 4)
-    assert dataset.left_out == {"not an image": 1, "no labels": 1, "labels of another size": 1}
+    assert dataset.left_out == {
+        f"{reason} (train)": 1 for reason in ("not an image", "no labels", "labels of another size")
+    }
+    alone = load_dataset(_labels_config(tmp_path), 4, with_train=False)
+    assert alone.train is None and len(alone.test.images_NSS3) == 2 and not alone.left_out
     assert dataset.train and dataset.train.images_NSS3.shape == dataset.test.images_NSS3.shape == (2, 4, 4, 3)
     assert all(torch.equal(found, torch.from_numpy(labels).long()) for found in dataset.train.labels)
     assert (dataset.class_names, dataset.ignore_index) == (("a", "b"), 9)
@@ -53,6 +67,10 @@ def test_a_labelled_folder_keeps_labels_at_their_size_and_counts_what_it_leaves_
             r"0.png has shape \(2, 3, 3\) uint8; a label map has one class per pixel",
         ),
         (b"no png", "0.png is no label map"),
+        (
+            _png(np.full((6, 8), 2, np.uint8)),
+            r"0.png has class 2, and there are 2 class_names: name it, .* \(ignore_index is 9\)",
+        ),
     ],
 )
 def test_a_wrong_label_map_is_named(content, message, tmp_path):
@@ -81,7 +99,9 @@ def test_a_geometry_folder_reads_both_forms_of_depth_and_takes_pixels_that_are_n
     dataset = load_dataset(_write_geometry(tmp_path, depth, normals), 4)
     expected = torch.full((6, 8), 2.5)
     expected[0] = 0
-    assert dataset.train and not dataset.left_out
+    counts = {"pixels of depth that is not finite": 8, "pixels of normals that are not of length 1": 16}
+    assert dataset.train
+    assert dataset.left_out == {f"{what} ({part})": n for what, n in counts.items() for part in ("train", "val")}
     for examples in (dataset.train, dataset.test):
         assert all(torch.equal(one, expected) for one in examples.depth_m) and len(examples.depth_m) == 2
         assert examples.normals[0].shape == (3, 6, 8) and not examples.normals[0][:, 2].any()
@@ -98,7 +118,9 @@ def test_an_image_without_geometry_is_counted_and_left_out(tmp_path):
         np.save(tmp_path / "train" / kind / f"{number}.npy", values)
     dataset = load_dataset(config, 4)
     assert dataset.train and len(dataset.train.images_NSS3) == 2
-    assert dataset.left_out == {"no depth": 1, "no depth in any pixel": 1, "depth of another size": 1}
+    assert dataset.left_out == {
+        f"{reason} (train)": 1 for reason in ("no depth", "no depth in any pixel", "depth of another size")
+    }
     np.save(tmp_path / "val" / "normals" / "0.npy", normals[..., :2])
     with pytest.raises(
         ValueError, match=r"0.npy has shape \(6, 8, 2\) float32; normals are floating point \[H, W, 3\]"
@@ -106,15 +128,63 @@ def test_an_image_without_geometry_is_counted_and_left_out(tmp_path):
         load_dataset(config, 4)
 
 
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("1.npy", lambda path: path.write_bytes(b""), "1.npy is no map: No data left in file"),
+        ("1.npy", lambda path: np.save(path, np.ones((1, 6, 8))), r"1.npy has shape \(1, 6, 8\); depth is \[H, W\]"),
+    ],
+)
+def test_a_wrong_map_of_depth_is_named(name, write, message, tmp_path):
+    normals = np.zeros((6, 8, 3), np.float32)
+    normals[..., 0] = 1
+    config = _write_geometry(tmp_path, np.ones((6, 8), np.float32), normals)
+    write(tmp_path / "val" / "depth" / name)
+    with pytest.raises(ValueError, match=message):
+        load_dataset(config, 4)
+
+
+def _write_classes(folder, part: str, **images: int) -> None:
+    for category, count in images.items():
+        (folder / part / category).mkdir(parents=True)
+        for number in range(count):
+            (folder / part / category / f"{number}.jpg").write_bytes(jpeg(number))
+
+
+def test_a_folder_of_classes_gives_each_image_the_class_of_its_folder(tmp_path):
+    _write_classes(tmp_path, "train", dog=1, big_cat=2, n01=1)
+    _write_classes(tmp_path, "val", n01=1, dog=1)
+    (tmp_path / "val" / "dog" / "bad.jpg").write_bytes(b"no image")
+    config = ClassFolderConfig(folder=str(tmp_path), class_names={"n01": "tench"})
+    dataset = load_dataset(config, 4)
+    assert dataset.category_names == ("big cat", "dog", "tench") and dataset.left_out == {"not an image (val)": 1}
+    assert dataset.train and dataset.train.categories_N is not None and dataset.test.categories_N is not None
+    assert dataset.train.categories_N.tolist() == [0, 0, 1, 2] and dataset.test.categories_N.tolist() == [1, 2]
+    assert dataset.train.images_NSS3.shape == (4, 4, 4, 3)
+    _write_classes(tmp_path, "val", fox=1)
+    with pytest.raises(ValueError, match="class 'fox' has no folder in train, which has 3"):
+        load_dataset(config, 4)
+
+
+def test_a_folder_of_classes_without_any_to_learn_from_is_enough_for_zero_shot(tmp_path):
+    _write_classes(tmp_path, "val", dog=1, cat=1)
+    dataset = load_dataset(ClassFolderConfig(folder=str(tmp_path)), 4, with_train=False)
+    assert dataset.category_names == ("cat", "dog") and dataset.train is None
+    with pytest.raises(ValueError, match="train has no image that can be used"):
+        load_dataset(ClassFolderConfig(folder=str(tmp_path)), 4)
+
+
 def test_captions_of_an_image_stay_together_in_the_order_of_the_table(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(jpeg(0))
     (tmp_path / "images" / "b.jpg").write_bytes(jpeg(200))
-    lines = ["image,caption", "b.jpg,first", "a.jpg,second", "b.jpg, third ", "a.jpg,", "gone.jpg,fourth"]
-    (tmp_path / "captions.csv").write_text("\n".join(lines))
+    (tmp_path / "images" / "none.jpg").write_bytes(jpeg(7))
+    lines = ["image,caption", "b.jpg,first", "a.jpg,second", "b.jpg, third ", "a.jpg,", "gone.jpg,fourth", ",fifth"]
+    lines.append("none.jpg,")
+    (tmp_path / "captions.csv").write_text("\ufeff" + "\n".join(lines))
     dataset = load_dataset(CaptionedFolderConfig(folder=str(tmp_path)), 4)
     assert dataset.test.captions == {"caption": [["first", "third"], ["second"]]} and dataset.train is None
-    assert dataset.left_out == {"missing": 1}
+    assert dataset.left_out == {"missing": 1, "no caption": 1}
     assert (
         dataset.test.images_NSS3[0, 0, 0, 0] > dataset.test.images_NSS3[1, 0, 0, 0] or len(dataset.test.captions) == 1
     )

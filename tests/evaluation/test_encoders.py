@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from toy_model import CAPTIONS, toy_model
 from toy_start import released, trained_run
 
+from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder, quarters
 from tips_ray.evaluation.load_encoder import load_encoder
 from tips_ray.models import TipsModel, dense_features, load_official_text, train_tokenizer
@@ -92,6 +93,18 @@ def test_a_run_gives_its_averaged_encoder_and_a_checkpoint_of_it_too(teacher, tm
     assert not torch.equal(earlier.features(_images(encoder))[0], encoder.features(_images(encoder))[0])
 
 
+def test_a_run_that_goes_on_is_not_mixed_with_what_it_was(tmp_path, monkeypatch):
+    uri = str(tmp_path / "run")
+    trained_run(uri, 1)
+    encoder = load_encoder(uri)
+    place = EncoderPlace.of(uri, encoder)
+    trained_run(uri, 2)
+    assert place.load(1, 0).fingerprint == encoder.fingerprint != load_encoder(uri).fingerprint
+    monkeypatch.setattr(encoder, "checkpoint_uri", None)
+    with pytest.raises(ValueError, match=r"MODEL \(.*run\) has changed since this command began; run it again"):
+        EncoderPlace.of(uri, encoder).load(1, 0)
+
+
 def test_a_run_is_read_with_the_vocabulary_of_its_folder(tmp_path):
     state, tokenizer = trained_run(str(tmp_path / "run"), 1), train_tokenizer(CAPTIONS, 50)
     tokenizer.save(tmp_path / "run" / "tokenizer.json")
@@ -164,6 +177,21 @@ def test_dinov2_with_registers_gives_cls_and_patches_without_registers(tmp_path)
     torch.testing.assert_close(normed, found.patches_BLD, **TOLERANCE)
 
 
+def test_what_a_folder_lacks_is_the_same_in_every_process(tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(
+        image_size=32,
+        patch_size=16,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+    )
+    _save(ViTModel(config, add_pooling_layer=False), tmp_path)
+    assert load_encoder(str(tmp_path)).fingerprint == load_encoder(str(tmp_path)).fingerprint
+
+
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
 def test_clip_and_siglip_meet_their_texts(kind, tmp_path):
     import transformers
@@ -192,6 +220,12 @@ def test_clip_and_siglip_meet_their_texts(kind, tmp_path):
     torch.testing.assert_close(cosine * scale + bias, logits, atol=1e-4, rtol=0)
     assert found.patches_BLD.shape == (2, 4, 32)
     assert [tuple(layer.shape) for layer in encoder.layers(_images(encoder))] == [(2, 4, 32)] * 4
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    otherwise_prepared = load_encoder(str(tmp_path))
+    backend.add_tokens(["another"])
+    backend.save_pretrained(tmp_path)
+    fingerprints = {one.fingerprint for one in (encoder, otherwise_prepared, load_encoder(str(tmp_path)))}
+    assert len(fingerprints) == 3
     larger = load_encoder(str(tmp_path), 48)
     assert larger.features(_images(larger)).patches_BLD.shape == (2, 9, 32)
 

@@ -10,7 +10,7 @@ from tips_ray.evaluation.classification import LabelledEmbeddings, linear_accura
 from tips_ray.evaluation.dense import DenseExamples, squashed, upsampled
 from tips_ray.evaluation.depth_bins import depth_of, gradient_loss, linear_depth, sig_loss
 from tips_ray.evaluation.probe import split_places, trained_probes
-from tips_ray.evaluation.segmentation import Classes, linear_segmentation, miou
+from tips_ray.evaluation.segmentation import Classes, classes_of, linear_segmentation, miou
 
 PROBE = ProbeConfig(learning_rates=(1e-2, 5e-2), steps=60, batch_images=8)
 SEGMENTATION = SegmentationConfig(data="toy", probe=PROBE, train_size_px=9)
@@ -57,6 +57,8 @@ def test_one_image_cannot_be_split():
 
 def test_maps_and_patches_meet_on_the_same_pixels():
     assert squashed([torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])], 2)[0].tolist() == [[2, 4], [6, 8]]
+    small, large = torch.ones(1, 1, dtype=torch.uint8), torch.full((1, 1), 300, dtype=torch.int32)
+    assert squashed([small, large], 1).flatten().tolist() == [1, 300]
     steps = upsampled(torch.tensor([0.0, 0, 1, 1])[None, :, None], (4, 2))[0, 0, :, 0]
     assert steps.tolist() == [0, 0.25, 0.75, 1]  # two rows of patches, half-pixel centres
 
@@ -68,6 +70,15 @@ def test_segmentation_finds_a_linear_law_and_noise_does_not():
     assert [tuple(one.shape) for one in found.predictions] == [(6, 9)] * 12
     shuffled = DenseExamples(train.patches_NLD.flip(0), train.targets)
     assert linear_segmentation(shuffled, test, classes, SEGMENTATION).scores["miou"] < 0.3
+
+
+def test_a_class_that_is_ignored_is_never_predicted():
+    """Class 0 would win everywhere."""
+    rows, like = torch.tensor([[9.0, 1, 2], [9, 2, 1], [9, 1, 2], [9, 1, 2]]), torch.zeros(2, 2)
+    assert classes_of(rows, like, Classes(3, 0)).tolist() == [[2, 1], [2, 2]]
+    assert not classes_of(rows, like, Classes(3, 255)).any() and not classes_of(rows, like, Classes(3, None)).any()
+    found = miou([classes_of(rows, like, Classes(3, 0))], [torch.tensor([[2, 1], [0, 2]])], Classes(3, 0))
+    assert found == 1  # and class 0 is left out of the mean
 
 
 def test_ignored_pixels_teach_nothing_and_do_not_count():

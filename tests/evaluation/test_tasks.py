@@ -1,3 +1,4 @@
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,10 @@ from toy_model import CAPTIONS, toy_model
 from tips_ray.config.evaluation import NeighboursConfig
 from tips_ray.evaluation import encoders, features, zero_shot
 from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy
-from tips_ray.evaluation.datasets import Examples
+from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.depth import linear_depth_rmse
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
-from tips_ray.evaluation.features import Scratch, encoding_here, features_of, layers_of, stored
+from tips_ray.evaluation.features import FrozenData, Scratch, encoding_here, features_of, layers_of, stored
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes
 from tips_ray.evaluation.zero_shot import (
@@ -68,11 +69,17 @@ def test_patches_in_half_precision_are_those_of_full_precision_rounded(tmp_path)
     assert half.patches_BLD.dtype == torch.float16 and torch.equal(half.patches_BLD, full.patches_BLD.half())
     assert torch.equal(half.embeddings["cls_web"], full.embeddings["cls_web"])
     assert not list(tmp_path.iterdir())  # the file has no name any more
+    alone = FrozenData(encoder, Dataset(Examples(images)), encoding, with_patches=False).test
+    assert not len(alone.patches_BLD) and torch.equal(alone.embeddings["cls_web"], full.embeddings["cls_web"])
     last = encoder.layers(images.permute(0, 3, 1, 2) / 255)[3]
     torch.testing.assert_close(layers_of(encoding, images)[3], last.float(), atol=1e-5, rtol=0)
 
 
 def test_features_without_room_on_the_disk_are_refused(monkeypatch, tmp_path):
+    def full(file: int, start: int, needed: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(features.os, "posix_fallocate", full)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
     with pytest.raises(ValueError, match=r"features of patches need 8.0 GB, .* has 1.0 GB free: set scratch to a"):
         stored(iter([torch.zeros(1, 1000, 1000)]), 2000, Scratch(str(tmp_path)))

@@ -1,6 +1,7 @@
 """An ablation: runs that differ in their objective alone, the scores they are compared by, the paper's directions."""
 
 from collections.abc import Iterator, Mapping
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -12,6 +13,8 @@ from tips_ray.config.schema import ObjectiveConfig, Schema
 
 MAY_SET = ("objective.", "views.mask_ratio", "captions.per_image")
 """Keys of a run that rows may differ in: all that leaves steps, images, their order and the first weights alone."""
+TOKENS = {"web": "cls_web", "synthetic": "cls_synthetic"}
+"""The CLS token that is trained on each kind of caption, where there are both."""
 
 
 class RowConfig(Schema):
@@ -85,6 +88,9 @@ class AblationConfig(Schema):
         """Where a name stands, the name, and those that it may be."""
         for name, metric in self.metrics.items():
             yield f"metrics.{name}.task", metric.task, self.suite.tasks
+            for _, token, _, _ in Formatter().parse(metric.score):
+                if token is not None:
+                    yield f"metrics.{name}.score", token, TOKENS
         for row, config in self.rows.items():
             for metric in config.paper:
                 yield f"rows.{row}.paper", metric, self.metrics
@@ -115,4 +121,4 @@ def trained_tokens(objective: ObjectiveConfig) -> dict[str, str]:
         return {"web": "cls_web", "synthetic": "cls_web"}
     if not objective.web_weight:
         return {"web": "cls_synthetic", "synthetic": "cls_synthetic"}
-    return {"web": "cls_web", "synthetic": "cls_synthetic"}
+    return TOKENS

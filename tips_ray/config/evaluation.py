@@ -4,7 +4,7 @@ TIPS names its probes and not their settings: learning rates, steps, batch and t
 them, else ours (D).
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -56,6 +56,16 @@ class CaptionedFolderConfig(Schema):
     """None: its tasks are skipped."""
 
 
+class ClassFolderConfig(Schema):
+    """`train/CLASS/*.jpg` and `val/CLASS/*.jpg`: the class of an image is its folder. Without `train`: zero-shot."""
+
+    kind: Literal["class_folder"] = "class_folder"
+    folder: str | None = None
+    """None: its tasks are skipped."""
+    class_names: dict[str, str] = {}
+    """What texts call a folder's class, such as `n01440764: tench`; default: the folder's name."""
+
+
 class TrainingConfig(Schema):
     """How what is trained on frozen features goes through them."""
 
@@ -99,6 +109,10 @@ class DecoderConfig(TrainingConfig):
 
 
 class _TaskConfig(Schema):
+    learns: ClassVar[bool] = True
+    """Whether it needs images to learn from."""
+    reads_patches: ClassVar[bool] = False
+    """Whether it reads what an encoder says of patches beside its embeddings."""
     data: str
     """Name of one of the suite's data sets."""
     published: dict[str, dict[str, float]] = {}
@@ -108,6 +122,7 @@ class _TaskConfig(Schema):
 class SegmentationConfig(_TaskConfig):
     """BatchNorm and a linear map on patches; logits bilinearly upsampled, cross-entropy, mIoU."""
 
+    reads_patches = True
     kind: Literal["segmentation"] = "segmentation"
     probe: ProbeConfig = ProbeConfig()
     train_size_px: PositiveInt = 112
@@ -134,6 +149,7 @@ class BinsConfig(_TaskConfig):
 class DepthConfig(BinsConfig):
     """A linear map on [patch, CLS] into the bins; SigLoss and gradient loss."""
 
+    reads_patches = True
     kind: Literal["depth"] = "depth"
     probe: ProbeConfig = ProbeConfig(weight_decay=0.01, learning_rates=(1e-2, 3e-2, 1e-1))
 
@@ -175,6 +191,7 @@ class ClassificationConfig(_TaskConfig):
 class RetrievalConfig(_TaskConfig):
     """Image to text and text to image, for each embedding that meets texts and each kind of caption."""
 
+    learns = False
     kind: Literal["retrieval"] = "retrieval"
     ranks: tuple[PositiveInt, ...] = (1, 5, 10)
 
@@ -182,6 +199,7 @@ class RetrievalConfig(_TaskConfig):
 class ZeroShotClassificationConfig(_TaskConfig):
     """The class whose text is nearest; a class's text is the mean over templates."""
 
+    learns = False
     kind: Literal["zero_shot_classification"] = "zero_shot_classification"
     templates: tuple[str, ...] = TEMPLATES
 
@@ -189,6 +207,7 @@ class ZeroShotClassificationConfig(_TaskConfig):
 class ZeroShotSegmentationConfig(_TaskConfig):
     """The class whose text is nearest to each patch; patches by the values trick, scores bilinearly upsampled."""
 
+    learns = False
     kind: Literal["zero_shot_segmentation"] = "zero_shot_segmentation"
     templates: tuple[str, ...] = TEMPLATES
     windows: PositiveInt = 1
@@ -196,7 +215,8 @@ class ZeroShotSegmentationConfig(_TaskConfig):
 
 
 DatasetConfig = Annotated[
-    ScenesConfig | LabelledFolderConfig | GeometryFolderConfig | CaptionedFolderConfig, Field(discriminator="kind")
+    ScenesConfig | LabelledFolderConfig | GeometryFolderConfig | CaptionedFolderConfig | ClassFolderConfig,
+    Field(discriminator="kind"),
 ]
 TaskConfig = Annotated[
     SegmentationConfig

@@ -31,8 +31,11 @@ def knn_accuracy(
         raise ValueError(f"neighbours ({config.neighbours}) all exceed the {len(train.labels_N)} training images")
     similarity_Nk, place_Nk = nearest(test.embeddings_NE, train.embeddings_NE, max(allowed))
     labels_Nk = train.labels_N[place_Nk]
-    votes = {k: knn_votes(similarity_Nk[:, :k], labels_Nk[:, :k], num_classes, config.temperature) for k in allowed}
-    return {f"accuracy_k{k}": accuracy(votes_NC, test.labels_N) for k, votes_NC in votes.items()}
+
+    def votes_NC(k: int) -> Tensor:
+        return knn_votes(similarity_Nk[:, :k], labels_Nk[:, :k], num_classes, config.temperature)
+
+    return {f"accuracy_k{k}": accuracy(votes_NC(k), test.labels_N) for k in allowed}
 
 
 def linear_accuracy(

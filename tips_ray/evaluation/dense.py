@@ -38,6 +38,10 @@ def upsampled(rows_NLC: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def squashed(targets: Sequence[Tensor], size_px: int) -> Tensor:
-    """Maps as one tensor [N, size_px, size_px], each pixel that of the nearest centre, dtype kept."""
-    resized = [F.interpolate(one[None, None].double(), (size_px, size_px), mode="nearest-exact") for one in targets]
-    return torch.cat(resized)[:, 0].to(targets[0].dtype)
+    """Maps as one tensor [N, size_px, size_px], each pixel that of the nearest centre; the widest of their dtypes."""
+    squashed_NHW = torch.empty(
+        len(targets), size_px, size_px, dtype=max((one.dtype for one in targets), key=lambda dtype: dtype.itemsize)
+    )
+    for place_HW, one in zip(squashed_NHW, targets, strict=True):
+        place_HW.copy_(F.interpolate(one[None, None].double(), (size_px, size_px), mode="nearest-exact")[0, 0])
+    return squashed_NHW

@@ -1,7 +1,9 @@
 """What every frozen encoder gives to the tasks, and TIPS as one. B images, L patches, D width, E of embeddings."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -37,6 +39,20 @@ class Encoder(ABC):
     """Those of them that meet texts; empty where there is no text tower, or no vocabulary for it."""
     has_text_patches: bool = False
     """Whether there are patches that meet texts."""
+    preparation: bytes = b""
+    """What is done to images and texts ahead of the weights, which decides the numbers with them: the vocabulary."""
+    checkpoint_uri: str | None = None
+    """Of a run's, that which was the newest whole one; others follow while it trains."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over names and values of all weights, and over `preparation`."""
+        digest = hashlib.sha256(self.preparation)
+        for network in self.networks:
+            for name, value in sorted(network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(value.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def grid(self) -> int:
@@ -81,6 +97,7 @@ class TipsEncoder(Encoder):
         self.image_size_px = image_size_px or image.config.image_size_px
         self.has_text_patches = text is not None and tokenizer is not None
         self.text_embeddings = self.embeddings if self.has_text_patches else ()
+        self.preparation = tokenizer.source if tokenizer else b""
 
     @classmethod
     def of_model(cls, model: TipsModel, image_size_px: int | None = None) -> "TipsEncoder":

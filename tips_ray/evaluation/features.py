@@ -3,6 +3,7 @@
 b of the images are encoded at a time.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -58,6 +59,14 @@ def features_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None
     return Features(patches_NLD, {name: torch.cat([part[name] for part in embeddings]) for name in embeddings[0]})
 
 
+def embeddings_of(encoding: Encoding, images_NSS3: Tensor) -> dict[str, Tensor]:
+    """The embeddings of `features_of` alone."""
+    parts = [
+        {name: part_bE.float().cpu() for name, part_bE in found.items()} for found in encoding(_embeddings, images_NSS3)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def layers_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None = None) -> list[Tensor]:
     """Four tensors [N, L, D], on the host, in a file."""
     parts = (found[LAYERS] for found in encoding(_layers, images_NSS3))
@@ -67,6 +76,10 @@ def layers_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None =
 def _features(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
     found = encoder.features(in_unit_range(images_bSS3))
     return {PATCHES: found.patches_BLD, **found.embeddings}
+
+
+def _embeddings(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
+    return encoder.features(in_unit_range(images_bSS3)).embeddings
 
 
 def _layers(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
@@ -83,13 +96,9 @@ def stored(parts: Iterator[Tensor], rows: int, scratch: Scratch) -> Tensor:
     """
     first = next(parts)
     shape = (rows, *first.shape[1:])
-    with tempfile.NamedTemporaryFile(dir=scratch.folder, prefix="tips-ray-features-", delete=False) as file:
-        path = file.name
-    try:
-        _require_room(path, prod(shape) * scratch.dtype.itemsize)
-        found = torch.from_file(path, shared=True, size=prod(shape), dtype=scratch.dtype).view(shape)
-    finally:
-        os.unlink(path)
+    with tempfile.NamedTemporaryFile(dir=scratch.folder, prefix="tips-ray-features-") as file:
+        _reserve(file.fileno(), os.path.dirname(file.name), prod(shape) * scratch.dtype.itemsize)
+        found = torch.from_file(file.name, shared=True, size=prod(shape), dtype=scratch.dtype).view(shape)
     place = 0
     for part in chain([first], parts):
         found[place : place + len(part)] = part
@@ -101,8 +110,17 @@ def stored(parts: Iterator[Tensor], rows: int, scratch: Scratch) -> Tensor:
 class FrozenData:
     """Patches take N * L * D * 4 bytes of disk, half of it in fp16; layers four times that."""
 
-    def __init__(self, encoder: Encoder, dataset: Dataset, encoding: Encoding, scratch: Scratch | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        dataset: Dataset,
+        encoding: Encoding,
+        scratch: Scratch | None = None,
+        with_patches: bool = True,
+    ) -> None:
+        """Without patches, `train` and `test` have none, and no file is written for them."""
         self.encoder, self.dataset, self.encoding, self.scratch = encoder, dataset, encoding, scratch
+        self.with_patches = with_patches
 
     @cached_property
     def train(self) -> Features:
@@ -123,14 +141,19 @@ class FrozenData:
         return layers_of(self.encoding, examples.images_NSS3, self.scratch)
 
     def _features(self, examples: Examples) -> Features:
-        return features_of(self.encoding, examples.images_NSS3, self.scratch)
+        if self.with_patches:
+            return features_of(self.encoding, examples.images_NSS3, self.scratch)
+        return Features(torch.empty(0), embeddings_of(self.encoding, examples.images_NSS3))
 
 
-def _require_room(path: str, needed: int) -> None:
-    folder = os.path.dirname(path)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+def _reserve(file: int, folder: str, needed: int) -> None:
+    """Take the room at once: a mapped file whose disk is full later on ends the process."""
+    try:
+        os.posix_fallocate(file, 0, needed)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
         raise ValueError(
-            f"features of patches need {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free: set scratch to a "
-            "larger disk, patch_dtype=fp16, or a smaller image_size_px"
-        )
+            f"features of patches need {needed / 1e9:.1f} GB, {folder} has {shutil.disk_usage(folder).free / 1e9:.1f} "
+            "GB free: set scratch to a larger disk, patch_dtype=fp16, or a smaller image_size_px"
+        ) from None

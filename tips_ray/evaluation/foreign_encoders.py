@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tips_ray.evaluation.encoders import TEXTS_AT_ONCE, Encoder, Features, device_of, quarters
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
 
 @contextmanager
@@ -45,6 +46,7 @@ class TimmEncoder(Encoder):
         self.image_size_px = image_size_px or config["input_size"][-1]
         self._is_tips = "tips" in config["architecture"]
         self._mean_std = config["mean"], config["std"]
+        self.preparation = json.dumps(self._mean_std).encode()
         self.embeddings = ("cls_web", "cls_synthetic") if self._is_tips else self._other_embeddings()
 
     @property
@@ -87,11 +89,12 @@ class TransformersEncoder(Encoder):
         from transformers import AutoModel
 
         self._mean_std = _mean_and_std(folder)
-        with _told_by_its_reader(str(folder)):
+        with _told_by_its_reader(str(folder)), torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)  # of what the folder lacks, such as a pooler: the same in every process
             self.network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
         config = getattr(self.network.config, "vision_config", self.network.config)
-        if not isinstance(getattr(config, "patch_size", None), int):
-            raise ValueError(f"MODEL ({folder}) is a {config.model_type}, which has no square patches")
+        if not all(isinstance(getattr(config, name, None), int) for name in ("patch_size", "image_size")):
+            raise ValueError(f"MODEL ({folder}) is a {config.model_type}, which has no square patches and images")
         self.patch_size_px = config.patch_size
         self.image_size_px = image_size_px or config.image_size
         self._has_text = hasattr(self.network, "get_image_features")
@@ -99,6 +102,7 @@ class TransformersEncoder(Encoder):
         self._prefix_tokens = self._count_prefix_tokens()
         self.embeddings = ("pooled",) if self._has_text or not self._prefix_tokens else ("cls",)
         self.text_embeddings = self.embeddings if self._tokenizer else ()
+        self.preparation = json.dumps(self._mean_std).encode() + _vocabulary(folder)
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -163,5 +167,11 @@ def _tokenizer(folder: Path) -> Any:
     """None where the folder has no vocabulary."""
     from transformers import AutoTokenizer
 
-    known = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
-    return AutoTokenizer.from_pretrained(folder) if any((folder / name).is_file() for name in known) else None
+    has_vocabulary = any((folder / name).is_file() for name in _VOCABULARIES)
+    return AutoTokenizer.from_pretrained(folder) if has_vocabulary else None
+
+
+def _vocabulary(folder: Path) -> bytes:
+    """What texts go through, as bytes."""
+    paths = (folder / name for name in (*_VOCABULARIES, "merges.txt", "tokenizer_config.json"))
+    return b"".join(path.read_bytes() for path in paths if path.is_file())

@@ -9,6 +9,7 @@ from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.foreign_encoders import TimmEncoder, TransformersEncoder
 from tips_ray.models import load_official_image, load_official_text, load_tokenizer, load_transformers
 from tips_ray.train.origin import Origin, origin_at
+from tips_ray.train.start import verified
 from tips_ray.train.trained import trained_model
 
 
@@ -43,7 +44,14 @@ def _encoder(model: str, image_size_px: int | None) -> Encoder:
         return _released(origin, image_size_px)
     if origin.kind == "transformers":
         raise ValueError(f"MODEL ({model}): a transformers folder must be local; copy it")
-    return TipsEncoder.of_model(trained_model(model), image_size_px)
+    return _of_run(verified(origin), image_size_px)
+
+
+def _of_run(origin: Origin, image_size_px: int | None) -> Encoder:
+    assert origin.checkpoint is not None
+    encoder = TipsEncoder.of_model(trained_model(origin), image_size_px)
+    encoder.checkpoint_uri = origin.checkpoint.uri
+    return encoder
 
 
 def _of_folder(config: Path, image_size_px: int | None) -> Encoder:

@@ -88,7 +88,7 @@ def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData
 
 def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
     train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
-    _needed(test.depth_m or None, "depth")
+    _needed(train.depth_m and test.depth_m or None, "depth")
     name = data.encoder.embeddings[0]  # TIPS: CLS-web, whose place in the network is that of other models' CLS
     learned, judged = (
         DenseExamples(found.patches_BLD, examples.depth_m, found.embeddings[name])
@@ -113,7 +113,7 @@ def _layer_examples(
 ) -> tuple[LayerExamples, LayerExamples]:
     """Training and test images."""
     train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
-    _needed(maps(test) or None, what)
+    _needed(maps(train) and maps(test) or None, what)
     learned, judged = data.layers
     return LayerExamples(learned, maps(train)), LayerExamples(judged, maps(test))
 

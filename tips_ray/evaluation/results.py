@@ -1,20 +1,19 @@
 """Results of a suite in a folder, local or s3://: `results.json`, a table and pictures. What has a result is done."""
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 from PIL import Image
-from torch import nn
 
 from tips_ray import storage
 from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.evaluation.datasets import fingerprint_of_data
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.score_table import score_table
-from tips_ray.evaluation.suite_tasks import EndedTask, Record
+from tips_ray.evaluation.suite_tasks import EndedTask, Record, not_given
 
 RESULTS, TABLE = "results.json", "table.md"
 RunTasks = Callable[[Sequence[str]], Iterable[EndedTask]]
@@ -30,7 +29,8 @@ def run_suite(
 ) -> dict[str, Record]:
     """All tasks of the suite that are not done; each is written down when it ends.
 
-    Done is a task of the same config on the same data and image size. A skipped task is tried again.
+    Done is a task of the same config on the same data and image size. A skipped task is tried again; it keeps the
+    scores that it had when its folder was given.
 
     Args:
         encoder: what is evaluated.
@@ -42,32 +42,24 @@ def run_suite(
 
     Returns:
         By task: `scores` and their `standard_errors` over the test images, or `skipped` (the reason); `seconds`,
-        `left_out` (images of the data set, by reason).
+        `left_out` (how many images, or pixels of some, by reason).
 
     Raises:
         ValueError: the folder holds results of other weights, or a task cannot be scored.
     """
-    results = _Results(folder, model, fingerprint(encoder))
+    results = _Results(folder, model, encoder.fingerprint)
     keys = {name: _key(suite, name, encoder) for name in suite.tasks}
     done = [name for name, key in keys.items() if results.done(name, key)]
     for name in done:
         tell(name, results.tasks[name])
-    for task in run_tasks([name for name in suite.tasks if name not in done]):
+    due = [name for name in suite.tasks if name not in done]
+    skipped = {name: task for name in due if (task := not_given(suite, name))}
+    for task in chain(skipped.values(), run_tasks([name for name in due if name not in skipped])):
         results.add(task, keys[task.name])
         tell(task.name, task.record)
     found = {name: results.tasks[name] for name in suite.tasks}
     storage.write_text(storage.join(folder, TABLE), score_table(model, suite, found))
     return found
-
-
-def fingerprint(encoder: Encoder) -> str:
-    """sha256 over names and values of all weights."""
-    digest = hashlib.sha256()
-    for network in encoder.networks:
-        for name, value in _weights(network):
-            digest.update(name.encode())
-            digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 class _Results:
@@ -90,6 +82,8 @@ class _Results:
         return record if record and record["config"] == key and "scores" in record else None
 
     def add(self, task: EndedTask, key: Record) -> None:
+        if "skipped" in task.record and "scores" in self.tasks.get(task.name, {}):
+            return
         for title, pixels_HWC in task.pictures.items():
             storage.write_bytes(storage.join(self.folder, "pictures", f"{task.name}-{title}.png"), _png(pixels_HWC))
         self.tasks[task.name] = {**task.record, "config": key}
@@ -108,10 +102,6 @@ def _key(suite: SuiteConfig, name: str, encoder: Encoder) -> Record:
         "patch_dtype": suite.patch_dtype,
         "seed": suite.seed,
     }
-
-
-def _weights(network: nn.Module):
-    return ((name, value.detach().float().cpu().numpy()) for name, value in sorted(network.state_dict().items()))
 
 
 def _png(pixels_HWC: np.ndarray) -> bytes:

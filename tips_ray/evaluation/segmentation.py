@@ -46,11 +46,11 @@ def linear_segmentation(
     probes = trained_probes(train.rows, learned_n, classes.num_classes, loss, config.probe, seed)
     held_out_labels = [train.targets[place] for place in held_out_m.tolist()]
     held_out_R = [
-        miou(_predicted(probes, probe, train, held_out_m), held_out_labels, classes)
+        miou(_predicted(probes, probe, train, held_out_m, classes), held_out_labels, classes)
         for probe in range(len(config.probe.learning_rates))
     ]
     chosen = held_out_R.index(max(held_out_R))
-    predictions = list(_predicted(probes, chosen, test, torch.arange(len(test.targets))))
+    predictions = list(_predicted(probes, chosen, test, torch.arange(len(test.targets)), classes))
     rate = config.probe.learning_rates[chosen]
     return Segmentation({"miou": miou(predictions, test.targets, classes), LEARNING_RATE: rate}, predictions)
 
@@ -61,19 +61,22 @@ def miou(predictions: Iterable[Tensor], labels: Iterable[Tensor], classes: Class
     return mean_iou_of(sum((confusion_matrix(*pair, *classes) for pair in pairs), torch.zeros((), dtype=torch.long)))
 
 
-def classes_of(rows_LC: Tensor, like: Tensor) -> Tensor:
-    """The class with the largest value at each pixel of a map as large as `like`; int32."""
-    return upsampled(rows_LC[None], like.shape).argmax(dim=1)[0].int()
+def classes_of(rows_LC: Tensor, like: Tensor, classes: Classes) -> Tensor:
+    """The class with the largest value at each pixel of a map as large as `like`, never one that is ignored; int32."""
+    values_CHW = upsampled(rows_LC[None], like.shape)[0]
+    if classes.ignore_index in range(classes.num_classes):
+        values_CHW[classes.ignore_index] = -torch.inf
+    return values_CHW.argmax(dim=0).int()
 
 
 def _loss(train: DenseExamples, classes: Classes, size_px: int):
     """Cross-entropy per pixel of the squashed labels; a batch that has none of a class counts like any other."""
-    labels_NHW = squashed(train.targets, size_px).int()
-    if classes.ignore_index is not None:
-        labels_NHW = labels_NHW.masked_fill(labels_NHW == classes.ignore_index, _NO_CLASS)
+    labels_NHW = squashed(train.targets, size_px)
 
     def loss(logits_RbLC: Tensor, batch_b: Tensor) -> Tensor:
         labels_bHW = labels_NHW[batch_b].long()
+        if classes.ignore_index is not None:
+            labels_bHW = labels_bHW.masked_fill(labels_bHW == classes.ignore_index, _NO_CLASS)
         pixels = (labels_bHW != _NO_CLASS).sum().clamp(min=1)
         parts = [upsampled(logits_bLC, labels_bHW.shape[-2:]) for logits_bLC in logits_RbLC]
         sums = [F.cross_entropy(part, labels_bHW, ignore_index=_NO_CLASS, reduction="sum") for part in parts]
@@ -82,7 +85,9 @@ def _loss(train: DenseExamples, classes: Classes, size_px: int):
     return loss
 
 
-def _predicted(probes: LinearProbes, probe: int, examples: DenseExamples, places_n: Tensor) -> Iterator[Tensor]:
+def _predicted(
+    probes: LinearProbes, probe: int, examples: DenseExamples, places_n: Tensor, classes: Classes
+) -> Iterator[Tensor]:
     """Image by image, which bounds memory."""
     for place in places_n.tolist():
-        yield classes_of(probes(examples.rows(torch.tensor([place])))[probe, 0], examples.targets[place])
+        yield classes_of(probes(examples.rows(torch.tensor([place])))[probe, 0], examples.targets[place], classes)

@@ -15,7 +15,7 @@ from tips_ray.data.pipeline import in_order
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import EncodeBatch, Encoding
-from tips_ray.evaluation.suite_tasks import DataKey, EndedTask, data_key, tasks_here
+from tips_ray.evaluation.suite_tasks import EndedTask, by_data, tasks_here
 
 IMAGES = "data"
 """The column of `ray.data.from_numpy`."""
@@ -36,11 +36,8 @@ def tasks_on_ray(
     Raises:
         RayError: a task cannot be scored, or its process was lost again and again.
     """
-    groups: dict[DataKey, list[str]] = {}
-    for name in names:
-        groups.setdefault(data_key(suite, name, encoder), []).append(name)
     task: Any = ray.remote(num_cpus=config.cpus_per_task, num_returns="streaming")(_tasks_of_a_data_set)
-    waiting, running = list(groups.values()), []
+    waiting, running = list(by_data(suite, names, encoder).values()), []
     while waiting or running:
         while waiting and len(running) < data_sets_at_a_time(config, ray.cluster_resources()["CPU"]):
             running.append(task.remote(place, suite, config, waiting.pop(0)))

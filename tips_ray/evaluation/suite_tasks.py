@@ -1,7 +1,7 @@
 """Tasks of a suite, run by this process, which reads and encodes each data set once."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -35,15 +35,27 @@ class DataKey(NamedTuple):
     size_px: int
 
 
-def data_key(suite: SuiteConfig, name: str, encoder: Encoder) -> DataKey:
-    """Of the task of that name."""
+def by_data(suite: SuiteConfig, names: Iterable[str], encoder: Encoder) -> dict[DataKey, list[str]]:
+    """Names of tasks by what they read."""
+    groups: dict[DataKey, list[str]] = {}
+    for name in names:
+        task = suite.tasks[name]
+        windows = task.windows if isinstance(task, ZeroShotSegmentationConfig) else 1
+        groups.setdefault(DataKey(task.data, windowed_size_px(encoder, windows)), []).append(name)
+    return groups
+
+
+def not_given(suite: SuiteConfig, name: str) -> EndedTask | None:
+    """The task as skipped, where nobody has said where its data are."""
     task = suite.tasks[name]
-    windows = task.windows if isinstance(task, ZeroShotSegmentationConfig) else 1
-    return DataKey(task.data, windowed_size_px(encoder, windows))
+    data = suite.data[task.data]
+    if isinstance(data, ScenesConfig) or data.folder is not None:
+        return None
+    return EndedTask(name, {"skipped": f"data.{task.data}.folder is not given"}, {})
 
 
 def tasks_here(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, names: Sequence[str]) -> Iterator[EndedTask]:
-    """Run these tasks, one after the other.
+    """Run these tasks, one after the other; those that read the same follow each other.
 
     Args:
         encoder: what is evaluated.
@@ -54,9 +66,10 @@ def tasks_here(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, names: 
     Raises:
         ValueError: a task cannot be scored.
     """
-    frozen = cache(partial(_frozen, encoder, suite, encoding))
-    for name in names:
-        yield _ended(suite, name, partial(frozen, data_key(suite, name, encoder)))
+    for key, group in by_data(suite, names, encoder).items():
+        frozen = cache(partial(_frozen, encoder, suite, encoding, key, group))
+        for name in group:
+            yield _ended(suite, name, frozen)
 
 
 def _ended(suite: SuiteConfig, name: str, read: Callable[[], FrozenData]) -> EndedTask:
@@ -72,9 +85,9 @@ def _ended(suite: SuiteConfig, name: str, read: Callable[[], FrozenData]) -> End
     return EndedTask(name, record, outcome.pictures)
 
 
-def _frozen(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, key: DataKey) -> FrozenData:
-    config = suite.data[key.data]
-    if not isinstance(config, ScenesConfig) and config.folder is None:
-        raise TaskSkipped(f"data.{key.data}.folder is not given")
+def _frozen(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, key: DataKey, names: Sequence[str]) -> FrozenData:
+    """What tasks of these names read; no more than they need."""
+    tasks = [suite.tasks[name] for name in names]
     scratch = Scratch(suite.scratch, torch.float16 if suite.patch_dtype == "fp16" else torch.float32)
-    return FrozenData(encoder, load_dataset(config, key.size_px), encoding, scratch)
+    dataset = load_dataset(suite.data[key.data], key.size_px, any(task.learns for task in tasks))
+    return FrozenData(encoder, dataset, encoding, scratch, any(task.reads_patches for task in tasks))

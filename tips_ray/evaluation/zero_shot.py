@@ -62,7 +62,7 @@ def zero_shot_segmentation(
     predictions, labels = [], iter(examples.labels)
     for found in encoding(partial(_cosines, classes_CE=classes_CE, windows=windows), examples.images_NSS3):
         pairs = zip(found[COSINES], labels, strict=False)  # the labels go on with the next batch
-        predictions += [classes_of(one_GGC.flatten(0, 1), like) for one_GGC, like in pairs]
+        predictions += [classes_of(one_GGC.flatten(0, 1), like, classes) for one_GGC, like in pairs]
     return Segmentation({"miou": miou(predictions, examples.labels, classes)}, predictions)
 
 

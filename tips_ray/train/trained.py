@@ -9,22 +9,19 @@ from tips_ray.config import ImageEncoderConfig, TextEncoderConfig
 from tips_ray.data.vocabulary import tokenizer_at
 from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer
 from tips_ray.train.loading import fill_from_checkpoint
-from tips_ray.train.origin import Origin, origin_at
-from tips_ray.train.start import verified
+from tips_ray.train.origin import Origin
 
 
-def trained_model(uri: str) -> TipsModel:
+def trained_model(origin: Origin) -> TipsModel:
     """Averaged image encoder, text encoder, vocabulary and temperature, fp32 on the CPU, in evaluation mode.
 
     Args:
-        uri: a run folder, of which the newest whole checkpoint counts, or one of its checkpoints; local or s3://.
+        origin: a checkpoint; of a run the one that `verified` has found.
 
     Raises:
-        ValueError: there is no such thing, or it is damaged.
+        ValueError: it is damaged.
     """
-    origin = verified(origin_at("MODEL", uri))
-    if origin.checkpoint is None:
-        raise ValueError(f"MODEL ({uri}) is neither a run folder nor a checkpoint of one")
+    assert origin.checkpoint is not None
     image = ImageEncoder(ImageEncoderConfig(**origin.sizes["image"]))
     text = TextEncoder(TextEncoderConfig(**origin.sizes["text"]))
     log_temperature = torch.empty(1)

@@ -52,7 +52,7 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     Raises:
         ValueError: a column is absent, or the table begins with a row instead of a header.
     """
-    header = _header(shard.path)
+    header = table_header(shard.path)
     if any(name.lower().endswith(IMAGE_SUFFIXES) for name in header):
         raise ValueError(
             f"{shard.path}: the first line must name the columns, and it is {', '.join(header)}; put a line "
@@ -64,7 +64,7 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
 
 def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
     """Group the lines by image; files are listed, not read."""
-    check(columns, _header(shard.path), shard.path)
+    check(columns, table_header(shard.path), shard.path)
     entries = _entries(shard, columns)
     starts = range(0, len(entries), chunk_rows)
     stops = [min(start + chunk_rows, len(entries)) for start in starts]
@@ -97,7 +97,7 @@ def _entries(shard: Shard, columns: Columns) -> list[_Entry]:
     if folder_shard(storage.stat(shard.path)) != shard:
         raise StorageError(f"{shard.path}: the folder is not as it was indexed; run tips-ray index again")
     entries: dict[str, _Entry] = {}
-    for line in _lines(shard.path):
+    for line in table_lines(shard.path):
         name = (line.get(columns.image) or "").strip()
         if not name:
             continue
@@ -132,11 +132,17 @@ def _images(table: str) -> list[StoredFile]:
     return [file for file in files if file.uri.lower().endswith(IMAGE_SUFFIXES)]
 
 
-def _header(table: str) -> list[str]:
+def table_header(table: str) -> list[str]:
+    """Names of the columns of a CSV or TSV, local or s3://."""
     return list(_reader(table).fieldnames or ())
 
 
-def _lines(table: str) -> Iterator[dict[str, str]]:
+def table_lines(table: str) -> Iterator[dict[str, str]]:
+    """Its lines, by column.
+
+    Raises:
+        StorageError: one cannot be read.
+    """
     reader = _reader(table)
     try:
         yield from reader

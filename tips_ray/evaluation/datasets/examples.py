@@ -30,7 +30,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to learn from, and others to be judged by."""
+    """Images to learn from, where somebody wants them, and others to be judged by."""
 
     test: Examples
     train: Examples | None = None
@@ -39,7 +39,7 @@ class Dataset:
     ignore_index: int | None = None
     category_names: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Images that were left out, by reason."""
+    """How many images, or pixels of some, were left out, by reason."""
 
 
 def squashed_image(image_HWC: np.ndarray, size_px: int) -> Tensor:

@@ -1,6 +1,5 @@
 """Data sets that lie in folders, local or s3://. An image that cannot be used is counted and left out."""
 
-import csv
 import io
 from collections import Counter
 
@@ -11,43 +10,49 @@ from torch import Tensor
 
 from tips_ray import storage
 from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig
+from tips_ray.data.sources.folder import table_header, table_lines
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import by_stem, read_image, require_images
+from tips_ray.evaluation.datasets.images import by_stem, read_image, read_parts, stacked
 
 TABLE = "captions.csv"
 
 
-def labelled_folder(config: LabelledFolderConfig, size_px: int) -> Dataset:
+def labelled_folder(config: LabelledFolderConfig, size_px: int, with_train: bool) -> Dataset:
     """`train` and `val`, each with `images/NAME.jpg` and `labels/NAME.png`.
 
     Raises:
-        ValueError: a folder is missing or has no image that can be used, or a label map is no map of classes.
+        ValueError: a folder is missing or has no image that can be used, or a label map is no map of these classes.
     """
     assert config.folder is not None
-    left_out: Counter[str] = Counter()
-    train, test = (_labelled(storage.join(config.folder, part), size_px, left_out) for part in ("train", "val"))
+
+    def part(uri: str, left_out: Counter[str]) -> Examples:
+        return _labelled(uri, config, size_px, left_out)
+
+    train, test, left_out = read_parts(config.folder, part, with_train)
     return Dataset(test, train, config.class_names, config.ignore_index, left_out=left_out)
 
 
 def captioned_folder(config: CaptionedFolderConfig, size_px: int) -> Dataset:
-    """`images` and `captions.csv`; images without a caption are not looked at.
+    """`images` and `captions.csv`; images without a caption are counted and not looked at.
 
     Raises:
         ValueError: the table is missing or has other columns, or there is no image that can be used.
     """
     assert config.folder is not None
-    left_out: Counter[str] = Counter()
+    named = _captions(storage.join(config.folder, TABLE))
+    uncaptioned = set(storage.list_names(storage.join(config.folder, "images"))) - named.keys()
+    left_out = +Counter({"no caption": len(uncaptioned)})
     images, captions = [], []
-    for name, texts in _captions(storage.join(config.folder, TABLE)).items():
+    for name, texts in named.items():
         image = read_image(storage.join(config.folder, "images", name), size_px, left_out)
         if image is not None:
             images.append(image.pixels_SS3)
             captions.append(texts)
-    require_images(images, config.folder, left_out)
-    return Dataset(Examples(torch.stack(images), captions={"caption": captions}), left_out=left_out)
+    images_NSS3 = stacked(images, config.folder, left_out)
+    return Dataset(Examples(images_NSS3, captions={"caption": captions}), left_out=left_out)
 
 
-def _labelled(folder: str, size_px: int, left_out: Counter[str]) -> Examples:
+def _labelled(folder: str, config: LabelledFolderConfig, size_px: int, left_out: Counter[str]) -> Examples:
     with_labels = by_stem(storage.join(folder, "labels"))
     images, labels = [], []
     for name in storage.list_names(storage.join(folder, "images")):
@@ -58,17 +63,16 @@ def _labelled(folder: str, size_px: int, left_out: Counter[str]) -> Examples:
         image = read_image(storage.join(folder, "images", name), size_px, left_out)
         if image is None:
             continue
-        labels_HW = _label_map(label)
+        labels_HW = _label_map(label, config)
         if tuple(labels_HW.shape) != image.size:
             left_out["labels of another size"] += 1
             continue
         images.append(image.pixels_SS3)
         labels.append(labels_HW)
-    require_images(images, folder, left_out)
-    return Examples(torch.stack(images), labels)
+    return Examples(stacked(images, folder, left_out), labels)
 
 
-def _label_map(uri: str) -> Tensor:
+def _label_map(uri: str, config: LabelledFolderConfig) -> Tensor:
     """A wrong map is an error and not left out: scores on fewer images are no longer comparable."""
     try:
         with Image.open(io.BytesIO(storage.read_bytes(uri))) as file:
@@ -77,17 +81,23 @@ def _label_map(uri: str) -> Tensor:
         raise ValueError(f"{uri} is no label map: {error}") from error
     if classes.ndim != 2 or classes.dtype.kind not in "ui":
         raise ValueError(f"{uri} has shape {classes.shape} {classes.dtype}; a label map has one class per pixel")
+    wrong = classes[(classes < 0) | (classes >= len(config.class_names)) & (classes != config.ignore_index)]
+    if wrong.size:
+        raise ValueError(
+            f"{uri} has class {wrong[0]}, and there are {len(config.class_names)} class_names: name it, or say which "
+            f"label does not count (ignore_index is {config.ignore_index})"
+        )
     return torch.from_numpy(classes if classes.dtype == np.uint8 else classes.astype(np.int32))
 
 
 def _captions(uri: str) -> dict[str, list[str]]:
     """Captions by image, in the order of the table; empty ones say nothing."""
-    table = csv.DictReader(io.StringIO(storage.read_text(uri), newline=""))
-    if not {"image", "caption"} <= set(table.fieldnames or ()):
-        raise ValueError(f"{uri} has the columns {', '.join(table.fieldnames or ())}; it needs image and caption")
+    columns = table_header(uri)
+    if not {"image", "caption"} <= set(columns):
+        raise ValueError(f"{uri} has the columns {', '.join(columns)}; it needs image and caption")
     captions: dict[str, list[str]] = {}
-    for line in table:
-        text = (line["caption"] or "").strip()
-        if text:
-            captions.setdefault(line["image"], []).append(text)
+    for line in table_lines(uri):
+        name, text = ((line[column] or "").strip() for column in ("image", "caption"))
+        if name and text:
+            captions.setdefault(name, []).append(text)
     return captions

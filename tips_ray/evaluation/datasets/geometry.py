@@ -12,24 +12,28 @@ from torch import Tensor
 from tips_ray import storage
 from tips_ray.config.evaluation import GeometryFolderConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import by_stem, read_image, require_images
+from tips_ray.evaluation.datasets.images import by_stem, read_image, read_parts, stacked
 from tips_ray.evaluation.metrics import UNIT_TOLERANCE
 
 KINDS = ("depth", "normals")
+WRONG = {"depth": "pixels of depth that is not finite", "normals": "pixels of normals that are not of length 1"}
 
 
-def geometry_folder(config: GeometryFolderConfig, size_px: int) -> Dataset:
+def geometry_folder(config: GeometryFolderConfig, size_px: int, with_train: bool) -> Dataset:
     """`train` and `val`, each with `images` and one or both of `depth` and `normals`.
 
-    Pixels of depth that is not finite, and of normals that are not of length 1, count as having none; an image without
-    any is left out.
+    Pixels of depth that is not finite, and of normals that are not of length 1, are counted and have none; an image
+    without any is left out.
 
     Raises:
         ValueError: a folder is missing or has no image that can be used, or a map is no map.
     """
     assert config.folder is not None
-    left_out: Counter[str] = Counter()
-    train, test = (_part(storage.join(config.folder, part), config, size_px, left_out) for part in ("train", "val"))
+
+    def part(uri: str, left_out: Counter[str]) -> Examples:
+        return _part(uri, config, size_px, left_out)
+
+    train, test, left_out = read_parts(config.folder, part, with_train)
     return Dataset(test, train, left_out=left_out)
 
 
@@ -44,8 +48,7 @@ def _part(folder: str, config: GeometryFolderConfig, size_px: int, left_out: Cou
             images.append(image.pixels_SS3)
             for kind, one in maps.items():
                 found[kind].append(one)
-    require_images(images, folder, left_out)
-    return Examples(torch.stack(images), depth_m=found["depth"], normals=found["normals"])
+    return Examples(stacked(images, folder, left_out), depth_m=found["depth"], normals=found["normals"])
 
 
 def _maps(
@@ -61,8 +64,9 @@ def _maps(
         if stem not in uris[kind]:
             left_out[f"no {kind}"] += 1
             return None
-        values = _array(uris[kind][stem])
-        one = _depth(values, config.depth_unit_m) if kind == "depth" else _normals(values, uris[kind][stem])
+        one, wrong = _depth(uris[kind][stem], config.depth_unit_m) if kind == "depth" else _normals(uris[kind][stem])
+        if wrong:
+            left_out[WRONG[kind]] += wrong
         if tuple(one.shape[-2:]) != size:
             left_out[f"{kind} of another size"] += 1
             return None
@@ -81,20 +85,27 @@ def _array(uri: str) -> np.ndarray:
             return np.load(content, allow_pickle=False)
         with Image.open(content) as file:
             return np.array(file)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{uri} is no map: {error}") from error
 
 
-def _depth(values: np.ndarray, unit_m: float) -> Tensor:
-    """Metres [H, W]; whole numbers are so many units."""
+def _depth(uri: str, unit_m: float) -> tuple[Tensor, int]:
+    """Metres [H, W], 0 where there are none, and how many are not finite; whole numbers are so many units."""
+    values = _array(uri)
+    if values.ndim != 2:
+        raise ValueError(f"{uri} has shape {values.shape}; depth is [H, W]")
     metres = values.astype(np.float32) * (unit_m if values.dtype.kind in "ui" else 1)
-    return torch.from_numpy(np.where(np.isfinite(metres) & (metres > 0), metres, 0).astype(np.float32))
+    is_finite = np.isfinite(metres)
+    kept = np.where(is_finite & (metres > 0), metres, 0).astype(np.float32)
+    return torch.from_numpy(kept), int((~is_finite).sum())
 
 
-def _normals(values: np.ndarray, uri: str) -> Tensor:
-    """[3, H, W]"""
+def _normals(uri: str) -> tuple[Tensor, int]:
+    """[3, H, W], 0 where there are none, and how many are of another length than 1 and 0."""
+    values = _array(uri)
     if values.ndim != 3 or values.shape[2] != 3 or values.dtype.kind != "f":
         raise ValueError(f"{uri} has shape {values.shape} {values.dtype}; normals are floating point [H, W, 3]")
     lengths = np.linalg.norm(values.astype(np.float64), axis=2)
     is_unit = np.abs(lengths - 1) <= UNIT_TOLERANCE
-    return torch.from_numpy(np.where(is_unit[..., None], values, 0).astype(np.float32)).permute(2, 0, 1).contiguous()
+    kept = np.where(is_unit[..., None], values, 0).astype(np.float32)
+    return torch.from_numpy(kept).permute(2, 0, 1).contiguous(), int((~is_unit & (lengths != 0)).sum())

@@ -11,9 +11,9 @@ TRAIN_SEED, TEST_SEED = 5, 6
 """Worlds that neither the demo nor its captioner learns from."""
 
 
-def rendered(config: ScenesConfig, size_px: int) -> Dataset:
+def rendered(config: ScenesConfig, size_px: int, with_train: bool) -> Dataset:
     """An image's category is the shape of the object that fills most of it."""
-    train = _examples(TRAIN_SEED, config.train, size_px)
+    train = _examples(TRAIN_SEED, config.train, size_px) if with_train else None
     test = _examples(TEST_SEED, config.test, size_px)
     return Dataset(test, train, CLASS_NAMES, None, SHAPES)
 

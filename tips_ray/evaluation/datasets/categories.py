@@ -1,0 +1,49 @@
+"""Images whose class is the name of their folder, local or s3://, as ImageNet lies. N images."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tips_ray import storage
+from tips_ray.config.evaluation import ClassFolderConfig
+from tips_ray.evaluation.datasets.examples import Dataset, Examples
+from tips_ray.evaluation.datasets.images import read_image, read_parts, stacked
+
+
+def class_folder(config: ClassFolderConfig, size_px: int, with_train: bool) -> Dataset:
+    """`train/CLASS/*.jpg` and `val/CLASS/*.jpg`; `val` may lack some classes of `train`, or be all there is.
+
+    Raises:
+        ValueError: a folder is missing or has no image that can be used, or `class_names` names none of the folders.
+    """
+    assert config.folder is not None
+    folders = _classes(config.folder, "train") or _classes(config.folder, "val")
+    unknown = [folder for folder in _classes(config.folder, "val") if folder not in folders]
+    unknown += [folder for folder in config.class_names if folder not in folders]
+    if unknown:
+        raise ValueError(f"{config.folder}: class {unknown[0]!r} has no folder in train, which has {len(folders)}")
+    names = tuple(config.class_names.get(folder, folder.replace("_", " ")) for folder in folders)
+
+    def part(uri: str, left_out: Counter[str]) -> Examples:
+        return _categorised(uri, folders, size_px, left_out)
+
+    train, test, left_out = read_parts(config.folder, part, with_train)
+    return Dataset(test, train, category_names=names, left_out=left_out)
+
+
+def _classes(folder: str, part: str) -> list[str]:
+    """Names of the folders of a part, sorted."""
+    return [uri.rsplit("/", 1)[-1] for uri in storage.list_folders(storage.join(folder, part))]
+
+
+def _categorised(folder: str, classes: Sequence[str], size_px: int, left_out: Counter[str]) -> Examples:
+    images, category_n = list[Tensor](), list[int]()
+    for category, name in enumerate(classes):
+        for file in storage.list_names(storage.join(folder, name)):
+            image = read_image(storage.join(folder, name, file), size_px, left_out)
+            if image is not None:
+                images.append(image.pixels_SS3)
+                category_n.append(category)
+    return Examples(stacked(images, folder, left_out), categories_N=torch.tensor(category_n))
