@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from jobs.ablate import ABLATIONS, FULL
+from jobs.ablate import ABLATIONS, FULL, QUICK
 from tips_ray.config import ObjectiveConfig, RunConfig, load_config, override
 from tips_ray.config.ablation import MAY_SET, AblationConfig, trained_tokens
 from tips_ray.train.state import new_state
@@ -61,7 +61,7 @@ def test_the_objectives_are_those_of_the_rows_names():
 
 
 def test_full_has_five_seeds_and_the_same_runs():
-    quick, full = load_config(AblationConfig, PAPER), load_config(AblationConfig, PAPER, FULL)
+    quick, full = (load_config(AblationConfig, PAPER, [seeds]) for seeds in (QUICK, FULL))
     assert len(set(full.seeds)) == 5 and quick.seeds == full.seeds[:1]
     assert full.model_dump(exclude={"seeds"}) == quick.model_dump(exclude={"seeds"})
 

@@ -117,7 +117,7 @@ def test_a_share_that_cannot_be_equal_is_refused(tmp_path):
         tiny_run(tmp_path, "unused", global_batch_images=9, micro_batch_images="auto")
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_memory_that_really_ends_is_noticed_on_a_cpu(tmp_path):
     with get_context("spawn").Pool(1) as pool:
         config = tiny_run(tmp_path, "unused", global_batch_images=400_000, resources__workers=1)
