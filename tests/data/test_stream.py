@@ -6,15 +6,18 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from ray.data import Dataset
+from ray.data._internal.logical.optimizers import get_execution_plan
 from ray.util.placement_group import placement_group, remove_placement_group
 from toy_run import toy_stream
 
+from tips_ray.config import RunConfig, override
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import index_of, run_order
 from tips_ray.data.pipeline import InOrder, training_stream
@@ -79,6 +82,13 @@ def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):
     while (operator := operator.input_dependencies[0]).input_dependencies:
         cpus[operator.name.partition("[")[0]] = operator.ray_remote_args.get("num_cpus", 1)
     assert cpus == {"MapBatches(_views)": 1, "MapBatches(_read_windows)": 0, "StreamingRepartition": 0}
+
+
+@pytest.mark.parametrize("roles", [False, True])
+def test_blocks_are_cut_by_the_tasks_that_make_the_views(cluster, inputs, roles):
+    config = override(RunConfig, inputs.config.model_dump(mode="json"), {"resources.roles": roles})
+    plan, _ = get_execution_plan(training_stream(replace(inputs, config=config), 0)._logical_plan)
+    assert plan.dag.name == "MapBatches(_views)->StreamingRepartition[num_rows_per_block=2,strict=True]"
 
 
 def test_a_stream_is_made_where_no_cpu_is_free(cluster, inputs):

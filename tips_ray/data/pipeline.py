@@ -50,7 +50,7 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
     rows = config.images_per_pass
     read: Any = partial(_read_windows, inputs=inputs, start=start, stop=stop)
     make_views: Any = partial(_views, inputs=inputs)
-    return (
+    stream = (
         handed_out(pa.table({"window": pa.array(windows, pa.int64())}), 1)
         .map_batches(
             read,
@@ -60,8 +60,10 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
             num_cpus=0,
         )
         .map_batches(make_views, batch_size=rows, batch_format="pyarrow", resources=config.resources.role("data"))
-        .repartition(target_num_rows_per_block=rows, strict=True)  # Ray joins the two: views get full batches
+        .repartition(target_num_rows_per_block=rows, strict=True)
     )
+    _join_last_stages(stream)
+    return stream
 
 
 def handed_out(table: pa.Table, rows: int) -> Dataset:
@@ -75,6 +77,16 @@ def handed_out(table: pa.Table, rows: int) -> Dataset:
     stage: Any = dataset._logical_plan.dag
     stage.ray_remote_args["num_cpus"] = 0  # `repartition` takes no arguments for its tasks
     return dataset
+
+
+def _join_last_stages(stream: Dataset) -> None:
+    """Make Ray run `repartition` in the tasks of the stage before, which get full batches so.
+
+    It does so where both ask for the same resources. On its own it wants a CPU too, which Ray may never give it while
+    the first stage's tasks wait for training.
+    """
+    last: Any = stream._logical_plan.dag
+    last.ray_remote_args.update(last.input_dependencies[0].ray_remote_args)
 
 
 def in_order(dataset: Dataset, limits: ExecutionResources | None = None) -> Dataset:
