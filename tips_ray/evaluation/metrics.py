@@ -122,7 +122,7 @@ def normals_rmse_degrees(prediction: Array, target: Array, mask: Array, pooled: 
 def nearest(query_QD: Array, bank_ND: Array, k: int) -> tuple[Tensor, Tensor]:
     """The k rows of the bank with the largest cosine, best first: their cosines and places, both [Q, k].
 
-    Exact; memory does not grow with Q * N.
+    Exact; memory grows neither with Q * N nor beyond one bank.
 
     Raises:
         ValueError: widths differ, a value is not finite, or k is not between 1 and N.
@@ -132,12 +132,14 @@ def nearest(query_QD: Array, bank_ND: Array, k: int) -> tuple[Tensor, Tensor]:
         shapes = f"query_QD {tuple(query_QD.shape)} and bank_ND {tuple(bank_ND.shape)}"
         raise ValueError(f"{shapes} must be two matrices of equal width")
     _in_candidates(k, len(bank_ND))
-    for name, rows in (("query_QD", query_QD), ("bank_ND", bank_ND)):
-        _finite(name, rows)
-    query_QD, bank_ND = F.normalize(query_QD, dim=1), F.normalize(bank_ND, dim=1)
-    found = [_nearest_of_some(some_QD, bank_ND, k) for some_QD in query_QD.split(QUERIES_AT_ONCE)]
-    similarity, place = zip(*found, strict=True)
-    return torch.cat(similarity), torch.cat(place)
+    query_QD = _directions("query_QD", query_QD)
+    similarity_Qk, place_Qk = query_QD.new_empty(len(query_QD), 0), torch.empty(len(query_QD), 0, dtype=torch.long)
+    for first in range(0, len(bank_ND), CANDIDATES_AT_ONCE):
+        part_ND = _directions("bank_ND", bank_ND[first : first + CANDIDATES_AT_ONCE])
+        similarity, place = _nearest_of_part(query_QD, part_ND, k)
+        similarity_Qk, best_Qk = torch.cat([similarity_Qk, similarity], dim=1).topk(min(k, first + len(part_ND)), dim=1)
+        place_Qk = torch.cat([place_Qk, place + first], dim=1).gather(1, best_Qk)
+    return similarity_Qk, place_Qk
 
 
 def knn_votes(similarity_Qk: Tensor, labels_Qk: Tensor, num_classes: int, temperature: float) -> Tensor:
@@ -199,16 +201,17 @@ def recall_at_k(similarity_QN: Array, positives_QN: Array, k: int) -> float:
     return positives_QN.gather(1, top_Qk).any(dim=1).double().mean().item()
 
 
-def _nearest_of_some(query_QD: Tensor, bank_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best of each part of the bank, then the best of these."""
-    similarities, places = [], []
-    for first in range(0, len(bank_ND), CANDIDATES_AT_ONCE):
-        part_ND = bank_ND[first : first + CANDIDATES_AT_ONCE]
-        best = (query_QD @ part_ND.T).topk(min(k, len(part_ND)), dim=1)
-        similarities.append(best.values)
-        places.append(best.indices + first)
-    best = torch.cat(similarities, dim=1).topk(k, dim=1)
-    return best.values, torch.cat(places, dim=1).gather(1, best.indices)
+def _nearest_of_part(query_QD: Tensor, part_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and places in the part, of as many as it has."""
+    found = [(some_QD @ part_ND.T).topk(min(k, len(part_ND)), dim=1) for some_QD in query_QD.split(QUERIES_AT_ONCE)]
+    values, indices = zip(*found, strict=True)
+    return torch.cat(values), torch.cat(indices)
+
+
+def _directions(name: str, rows_ND: Tensor) -> Tensor:
+    """Of length 1."""
+    _finite(name, rows_ND)
+    return F.normalize(rows_ND, dim=1)
 
 
 def _root_mean(squared: Tensor, valid: Tensor, rule: str, pooled: bool) -> float:
