@@ -96,26 +96,20 @@ def storage_is_writable(config: RunConfig) -> str:
 def run_is_new_or_the_same(config: RunConfig) -> str:
     """Whether the name is free, or where its run stands."""
     folder = storage.join(config.storage, config.name)
-    given = config.model_dump(mode="json")
+    given = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    found = list_checkpoints(checkpoints_of(folder))
     try:
-        known = yaml.safe_load(storage.read_text(storage.join(folder, "config.yaml")))
+        RunFolder(storage.resolved(folder)).config_changes(given, found[-1].step if found else 0)
     except storage.NotFoundError:
         return f"{config.name} is new: {storage.resolved(folder)}"
-    if config_fingerprint(known) != config_fingerprint(given):
-        _refuse(folder, given)
-    found = list_checkpoints(checkpoints_of(folder))
+    except storage.StorageError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}; give the run another name, or these keys their old values") from None
     if found and found[-1].step >= config.schedule.total_steps:
         return f"{config.name} is complete at step {found[-1].step}: {storage.resolved(folder)}"
     where = f"resumes from step {found[-1].step}" if found else "starts at step 0, it has no checkpoint yet"
     return f"{config.name} has the same config and {where}: {storage.resolved(folder)}"
-
-
-def _refuse(folder: str, given: Mapping[str, Any]) -> None:
-    """The sentence of the run folder, which writes nothing when it refuses."""
-    try:
-        RunFolder(storage.resolved(folder)).claim(yaml.safe_dump(given, sort_keys=False))
-    except ValueError as error:
-        raise ValueError(f"{error}; give the run another name, or these keys their old values") from None
 
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:

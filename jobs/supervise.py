@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 TRIES = 5
 """In a row, without a new checkpoint in between."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 def supervise(command: Sequence[str], folder: "RunFolder", sleep: Callable[[float], None] = time.sleep) -> int:
@@ -35,7 +35,7 @@ def supervise(command: Sequence[str], folder: "RunFolder", sleep: Callable[[floa
         begun = datetime.now(UTC).isoformat()
         code = _ended(command)
         has_run = has_run or code != MISTAKE  # later on, what looks like one is a cluster that is away
-        if code in (0, INTERRUPTED) or not has_run or _would_come_again(folder, begun):
+        if code in (0, INTERRUPTED, TERMINATED) or not has_run or _would_come_again(folder, begun):
             return code
         failed, saved = (1, _saved_step(folder)) if _saved_step(folder) > saved else (failed + 1, saved)
         if failed == TRIES:
@@ -54,17 +54,32 @@ def start_command(arguments: Sequence[str]) -> list[str]:
 
 
 def _ended(command: Sequence[str]) -> int:
-    """The exit code; negative: the signal that killed it. Ctrl-C reaches the driver too, which then ends by itself."""
+    """The exit code; negative: the signal that killed it. Ctrl-C reaches the driver too, which then ends by itself.
+
+    SIGTERM is handed on, and means the run: the code is `TERMINATED`, however the driver takes it.
+    """
+    terminated = False
+
+    def terminate(number: int, frame: object) -> None:
+        nonlocal terminated
+        terminated = True
+        driver.terminate()
+
     with subprocess.Popen(command) as driver:
-        before = signal.signal(signal.SIGTERM, lambda number, frame: driver.terminate())
+        before = signal.signal(signal.SIGTERM, terminate)
         try:
-            while True:
-                try:
-                    return driver.wait()
-                except KeyboardInterrupt:
-                    continue
+            code = _waited(driver)
+            return TERMINATED if terminated and code else code
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def _waited(driver: subprocess.Popen) -> int:
+    while True:
+        try:
+            return driver.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def _saved_step(folder: "RunFolder") -> int:

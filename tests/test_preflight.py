@@ -1,5 +1,7 @@
 """Sizes and checks of a run before it starts."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -11,9 +13,11 @@ from jobs import ray_cluster
 from jobs.findings import Doubt, findings
 from jobs.preflight import config_fingerprint, preflight
 from jobs.sizes import model_sizes, parameters, row_bytes, schedule_sizes
+from tips_ray import storage
 from tips_ray.config import Faults
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.models import train_tokenizer
+from tips_ray.train.checkpoint import VERSION
 from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.state import new_state
 
@@ -84,6 +88,21 @@ def test_a_known_name_resumes_and_other_workers_are_no_other_run(config, tmp_pat
     texts = {finding.check: finding.text for finding in preflight(again).findings}
     assert "tiny has the same config and starts at step 0" in texts["run"]
     assert _levels(tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), seed=1))["run"] == "fail"
+
+
+def test_looking_at_a_run_writes_nothing_and_its_past_stays(config, tmp_path):
+    def changed(from_step: int, **values):
+        changes = [{"from_step": from_step, "peak_lr": 1e-4}]
+        return tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), schedule__changes=changes, **values)
+
+    folder = f"{config.storage}/tiny"
+    RunFolder(folder).claim(yaml.safe_dump(config.model_dump(mode="json")))
+    storage.write_text(f"{folder}/checkpoints/step-00000006/manifest.json", json.dumps({"version": VERSION, "step": 6}))
+    before = storage.read_text(f"{folder}/config.yaml")
+    assert _levels(changed(9, data__log_samples=True, keep_last=7))["run"] == "ok"
+    fault = next(finding for finding in preflight(changed(3)).findings if finding.check == "run")
+    assert fault.level == "fail" and "schedule.changes" in fault.text
+    assert storage.read_text(f"{folder}/config.yaml") == before and not RunFolder(folder).read_events()
 
 
 def test_storage_that_cannot_be_written_is_one_fault(config, tmp_path):

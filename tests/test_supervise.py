@@ -1,12 +1,16 @@
 """A driver that ends is started again, as long as that may help."""
 
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs.failure import RunFailedError
-from jobs.supervise import TRIES, supervise
+from jobs.supervise import TERMINATED, TRIES, supervise
 from tips_ray.train.run_folder import RunFolder
 
 
@@ -46,6 +50,19 @@ def test_a_mistake_at_the_first_start_is_not_tried_again(folder, tmp_path):
 
 def test_an_interrupted_driver_is_not_started_again(folder, tmp_path):
     assert supervise(_driver(tmp_path, "sys.exit(130)"), folder, _no_wait) == 130
+
+
+def test_sigterm_ends_driver_and_supervisor(folder, tmp_path):
+    ready = tmp_path / "ready"
+    driver = [sys.executable, "-c", f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"]
+
+    def terminate() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    assert supervise(driver, folder, _no_wait) == TERMINATED
 
 
 def test_a_run_without_progress_is_given_up(folder, tmp_path):

@@ -1,13 +1,18 @@
 """The run folder on a local disk and on a real S3 server: two kinds of file, one behaviour."""
 
+import errno
+import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tips_ray import storage
+from tips_ray.storage import StorageError
+from tips_ray.train import run_folder
 from tips_ray.train.run_folder import RunFolder
 
 CONFIG = "name: small\nschedule: {peak_lr: 0.001}\nresources: {workers: 2}\ndata: {sources: [{uri: a}]}\n"
@@ -212,6 +217,28 @@ def test_a_broken_line_that_no_crash_explains_is_an_error(tmp_path):
     path.write_text("not json\n" + path.read_text())
     with pytest.raises(ValueError, match=r"attempt-0001-from-00000000\.jsonl, line 1"):
         folder.read_metrics()
+
+
+def test_a_line_that_a_full_disk_has_cut_is_taken_back_and_written_whole_by_the_next_try(tmp_path, monkeypatch):
+    folder = _attempt(str(tmp_path), range(1, 3))
+    path = next((tmp_path / "metrics").iterdir())
+    before, size = path.read_bytes(), path.stat().st_size
+
+    def full(open_file: Any, content: bytes) -> int:
+        if open_file.tell() > size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return io.FileIO.write(open_file, content[:7])
+
+    class Full(io.FileIO):
+        write = full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "open", lambda path, *_, **__: Full(path, "ab"), raising=False)
+        with pytest.raises(StorageError, match="no space is left on the device"):
+            folder.log_metrics(3, {"loss": 1.0})
+    assert path.read_bytes() == before
+    folder.flush()
+    assert _steps(folder) == [1, 2, 3]
 
 
 def test_a_local_line_is_there_before_any_flush(tmp_path):

@@ -13,6 +13,7 @@ from toy_run import tiny_run
 from toy_start import begun, numbers, released, sizes_of, trained_run
 
 from tips_ray import storage
+from tips_ray.storage import StorageError
 from tips_ray.train import attempt
 from tips_ray.train.attempt import run_attempt
 from tips_ray.train.checkpoint import newest_checkpoint
@@ -20,6 +21,7 @@ from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.run_inputs import RunInputs
 from tips_ray.train.saving import save_checkpoint
+from tips_ray.train.sink import note_failure
 from tips_ray.train.start import begin
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step
@@ -250,6 +252,12 @@ def test_weights_that_do_not_fit_are_told_in_the_run_folder_and_end_the_run(tmp_
     (event,) = RunFolder(f"{tmp_path}/run").read_events()
     assert (event["kind"], event["error"], event["is_final"]) == ("failure", "of another size", True)
     assert told == "of another size"
+
+
+@pytest.mark.parametrize(("may_pass", "is_final"), [(True, False), (False, True)])
+def test_storage_that_may_come_back_is_no_final_failure(tmp_path, may_pass, is_final):
+    note_failure(folder := RunFolder(str(tmp_path)), 3, StorageError("away", may_pass))
+    assert [event["is_final"] for event in folder.read_events()] == [is_final]
 
 
 def _with_misfits(folder: str) -> str:

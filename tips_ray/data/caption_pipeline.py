@@ -106,9 +106,9 @@ def _limits(inputs: CaptionInputs) -> ExecutionResources | None:
 
 
 def _read(batch: dict[str, np.ndarray], inputs: CaptionInputs) -> Iterator[pa.Table]:
-    """Encoded images of the chunks that are due, once they are."""
+    """Encoded images of the chunks that are due, once the first of them is: training may wait for it alone."""
     index = opened_index(inputs.index_uri)
-    if inputs.access.pace and not _is_due(int(batch["window"].max()), inputs.access.pace):
+    if inputs.access.pace and not _is_due(int(batch["window"].min()), inputs.access.pace):
         return
     for chunk in batch["chunk"].tolist():
         rows = index.read(chunk)

@@ -11,7 +11,6 @@ from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.models.networks import Student, Teacher
-from tips_ray.storage import StorageError
 from tips_ray.train.checkpoint import checkpoint_at
 from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.loop import train
@@ -74,8 +73,7 @@ def _filled(state: TrainState, run: RunInputs, first_step: int) -> dict[str, dic
     try:
         return begin(state, run.config)
     except ValueError as error:  # of all ranks alike, such as weights that do not fit: another start would not help
-        if not (isinstance(error, StorageError) and error.may_pass):
-            note_failure(RunFolder(run.uri, rank()), 0, error)
+        note_failure(RunFolder(run.uri, rank()), 0, error)
         raise
 
 

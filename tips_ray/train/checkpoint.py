@@ -134,8 +134,8 @@ def _manifest(uri: str) -> dict[str, Any] | None:
     return manifest
 
 
-def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> str | None:
-    """Copy all files to `folder`; returns what is wrong with them, None if nothing."""
+def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> storage.StorageError | None:
+    """Copy all files to `folder`; returns what is wrong with them or with the storage, None if nothing."""
 
     def fetch(name: str, expected: dict[str, Any]) -> str | None:
         storage.download(storage.join(checkpoint.uri, name), folder / name)
@@ -143,9 +143,10 @@ def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> str | None:
         return None if found == expected["sha256"] else f"the sha256 of {name} differs from the manifest's"
 
     try:
-        return _first_fault(fetch, checkpoint)
+        fault = _first_fault(fetch, checkpoint)
     except storage.StorageError as error:
-        return str(error)
+        return error
+    return storage.StorageError(fault) if fault else None
 
 
 def _fault(checkpoint: CheckpointInfo) -> str | None:

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
 
 from tips_ray.distributed import gather_objects
+from tips_ray.storage import StorageError
 from tips_ray.train.checkpoint import CheckpointInfo, fetch_files
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.state import TrainState
@@ -81,6 +82,6 @@ def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
         faults = gather_objects(fetch_files(checkpoint, Path(own)) if folder == own else None)
         fault = next(filter(None, faults), None)
         if fault:
-            raise ValueError(f"checkpoint {checkpoint.uri} cannot be loaded: {fault}")
+            raise StorageError(f"checkpoint {checkpoint.uri} cannot be loaded: {fault}", fault.may_pass)
         yield Path(folder)
         gather_objects(None)  # the folder's owner waits for its readers

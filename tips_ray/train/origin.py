@@ -174,7 +174,9 @@ def _checkpoint_at(key: str, uri: str) -> Origin:
             f"{key} ({uri}) is a checkpoint outside of a run: {run_uri} has no config.yaml, which tells its sizes; "
             "copy the run with it"
         )
-    found = next(checkpoint for checkpoint in list_checkpoints(checkpoints_uri) if checkpoint.uri == uri)
+    found = next((checkpoint for checkpoint in list_checkpoints(checkpoints_uri) if checkpoint.uri == uri), None)
+    if found is None:
+        raise ValueError(f"{key} ({uri}): its {MANIFEST} is damaged; give another checkpoint, or the run's folder")
     return _of_run(key, uri, "checkpoint", run_uri, found)
 
 

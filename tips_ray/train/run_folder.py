@@ -45,27 +45,36 @@ class RunFolder:
         self._rejects = _Log(storage.join(self.uri, "rejects"), f"rank-{rank:05d}-attempt-{{attempt:04d}}")
 
     def claim(self, config_text: str, step: int = 0) -> Literal["new", "resumed"]:
-        """Store `config_text` as the run's config, or compare it with the one that is there.
+        """Store `config_text` as the run's config, or compare it with the one that is there: see `config_changes`."""
+        if storage.create_text(self._config_uri, config_text):
+            return "new"
+        changes = self.config_changes(config_text, step)
+        if changes:
+            self.log_event("config", None, changes=changes)
+            self.flush()
+            storage.write_text(self._config_uri, config_text)
+        return "resumed"
+
+    def config_changes(self, config_text: str, step: int) -> dict[str, str]:
+        """Keys in which the run's config differs -> `there -> given`; nothing is written.
 
         `schedule.changes` from `step` on, where the run goes on, may differ as well: nothing was computed with them.
 
         Raises:
+            NotFoundError: there is no run.
             ValueError: the run has another config in a key that is not in `MAY_DIFFER`; all of them are listed.
         """
-        config_uri = storage.join(self.uri, "config.yaml")
-        if storage.create_text(config_uri, config_text):
-            return "new"
-        there, given = yaml.safe_load(storage.read_text(config_uri)), yaml.safe_load(config_text)
+        there, given = yaml.safe_load(storage.read_text(self._config_uri)), yaml.safe_load(config_text)
         changes = _changes(there, given)
         used = _changes(_used(there, step), _used(given, step))
         refused = [f"  {key}: {change}" for key, change in used.items() if not _may_differ(key)]
         if refused:
             raise ValueError("\n".join([f"{self.uri} holds a run with another config (there -> given):", *refused]))
-        if changes:
-            self.log_event("config", None, changes=changes)
-            self.flush()
-            storage.write_text(config_uri, config_text)
-        return "resumed"
+        return changes
+
+    @property
+    def _config_uri(self) -> str:
+        return storage.join(self.uri, "config.yaml")
 
     def drop_after(self, step: int) -> None:
         """Call it after restoring `step`: what earlier attempts logged of later steps no longer counts.
@@ -158,8 +167,7 @@ class _Log:
         if self._name is None:
             self._name = self._create(text)
         elif self._is_local:
-            with open(self._uri_of(self._name), "a", encoding="utf-8") as file:
-                file.write(text)
+            _append(self._uri_of(self._name), text)
         else:
             storage.write_text(self._uri_of(self._name), text)
         self._waiting.clear()
@@ -203,6 +211,23 @@ class _Log:
     def _uri_of(self, name: str) -> str:
         """Of the local file, or of the next part on an object store."""
         return storage.join(self.uri, name + (".jsonl" if self._is_local else f".part-{self._parts:06d}.jsonl"))
+
+
+def _append(path: str, text: str) -> None:
+    """All of it or nothing: what a full disk has cut would be no line, and the next try would stand behind it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    content = text.encode()
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError as error:
+            file.truncate(size)
+            raise storage.failure(path, error) from error
 
 
 def _attempt(name: str) -> int:

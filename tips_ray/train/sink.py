@@ -170,7 +170,8 @@ class RunSink:
 
 def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
     """An event of this rank; final: all ranks raise it alike, and would again."""
-    is_final = isinstance(error, (ValueError, FloatingPointError))
+    may_pass = isinstance(error, storage.StorageError) and error.may_pass
+    is_final = isinstance(error, (ValueError, FloatingPointError)) and not may_pass
     if rank() == 0 or not is_final:
         what = {"error": str(error), "type": type(error).__name__, "is_final": is_final}
         folder.log_event("failure", step, rank=rank(), **what)

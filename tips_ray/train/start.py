@@ -213,7 +213,7 @@ def _from_first_rank(action: Callable[[], Result]) -> Result:
         try:
             outcome = action()
         except (ValueError, OSError) as error:
-            outcome = ValueError(str(error))
+            outcome = error if isinstance(error, storage.StorageError) else ValueError(str(error))
     outcome = gather_objects(outcome)[0]
     if isinstance(outcome, ValueError):
         raise outcome
