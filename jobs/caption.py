@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jobs.live_captions import caption_all, caption_store, why_stopped
     from tips_ray import storage
     from tips_ray.config import RunConfig, load_config
-    from tips_ray.data.caption_pipeline import CaptionInputs, due_chunks
+    from tips_ray.data.caption_pipeline import READ_CPUS, CaptionInputs, due_chunks
     from tips_ray.data.index import index_of, index_uri
     from tips_ray.data.stream import CaptionAccess
 
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"data       {index.rows:,} rows in {total:,} chunks; {total - due.num_rows:,} have their captions", flush=True
     )
     if due.num_rows:
+        ray_cluster.require_room_for_captioner(config, READ_CPUS)
         ray_cluster.connect(
             config.resources.captioners * config.resources.cpus_per_captioner + config.resources.data_cpus
         )

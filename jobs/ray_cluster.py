@@ -69,17 +69,46 @@ def require_room_for_actor(config: "EmbeddingConfig | RayConfig", beside_cpus: f
     Raises:
         ValueError: this machine or the cluster has no room.
     """
+    cpus = config.cpus_per_actor + beside_cpus
+    _require_room(
+        "an actor",
+        [
+            ("GPU", f"gpus_per_actor ({config.gpus_per_actor:g})", config.gpus_per_actor),
+            ("CPU", f"cpus_per_actor ({config.cpus_per_actor:g}) and {beside_cpus:g} beside it", cpus),
+        ],
+    )
+
+
+def require_room_for_captioner(config: "RunConfig", beside_cpus: float) -> None:
+    """One captioner and what reads for it, as `require_room_for_actor`.
+
+    Raises:
+        ValueError: this machine or the cluster has no room.
+    """
+    resources = config.resources
+    cpus, gpus = resources.cpus_per_captioner, resources.gpus_per_captioner
+    _require_room(
+        "a captioner",
+        [
+            ("GPU", f"resources.gpus_per_captioner ({gpus:g})", gpus),
+            ("CPU", f"resources.cpus_per_captioner ({cpus:g}) and {beside_cpus:g} beside it", cpus + beside_cpus),
+            *(
+                (name, f"a node of the role {name} (resources.roles)", need)
+                for name, need in resources.role("caption").items()
+            ),
+        ],
+    )
+
+
+def _require_room(who: str, needs: list[tuple[str, str, float]]) -> None:
+    """Kind, words and amount of each need against what the cluster or this machine has."""
     on_cluster = address() is not None
     have = cluster_resources() if on_cluster else {"GPU": float(gpus_here()), "CPU": float("inf")}
     where = f"the cluster at RAY_ADDRESS ({address()})" if on_cluster else "this machine"
-    cpus = config.cpus_per_actor + beside_cpus
-    for kind, need, keys in (("GPU", config.gpus_per_actor, "gpus_per_actor"), ("CPU", cpus, "cpus_per_actor")):
+    for kind, keys, need in needs:
         if have.get(kind, 0) < need:
-            beside = "" if kind == "GPU" else f" and {beside_cpus:g} beside it"
-            raise ValueError(
-                f"an actor needs {keys} ({getattr(config, keys):g}){beside}, and {where} offers "
-                f"{have.get(kind, 0):g} {UNITS[kind]}"
-            )
+            unit = UNITS.get(kind, f"of {kind}")
+            raise ValueError(f"{who} needs {keys}, and {where} offers {have.get(kind, 0):g} {unit}")
 
 
 def cluster_resources() -> dict[str, float]:

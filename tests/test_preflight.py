@@ -198,3 +198,18 @@ def test_a_role_that_no_node_has_is_named(tmp_path, monkeypatch):
     ):
         keys = {"resources__roles": True, "resources__min_workers": None}
         _elastic(tmp_path, monkeypatch, {"CPU": 9.0, "train": 4.0}, **keys)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"resources__gpus_per_captioner": 1}, r"resources.gpus_per_captioner \(1\), and this machine offers 0 GPUs"),
+        ({"resources__roles": True}, "a node of the role caption .*, and this machine offers 0 of caption"),
+    ],
+)
+def test_captioning_without_room_for_a_captioner_is_refused(values, message, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_cluster, "gpus_here", lambda: 0)
+    with pytest.raises(ValueError, match=f"a captioner needs {message}"):
+        ray_cluster.require_room_for_captioner(tiny_run(tmp_path, "a", **values), 1)
+    ray_cluster.require_room_for_captioner(tiny_run(tmp_path, "a"), 1)

@@ -1,15 +1,17 @@
 """Captions of the store meet the rows of their chunks: by place, checked by hash, waited for within bounds."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from writers import write_pairs
 
 from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
 from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import DataConfig
-from tips_ray.data import captions
+from tips_ray.data import caption_pipeline, captions
 from tips_ray.data.captions import Waiting, missing_chunks, place_of, read_captions, with_captions
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index, build_index
@@ -100,6 +102,16 @@ def test_captions_are_waited_for_and_not_longer_than_is_allowed(index, store, mo
     assert read_captions(index, [1], store, Waiting(60, look))[1].captions == _made(index, 1).captions
     with pytest.raises(ValueError, match="1 of 1 chunks have no captions"):
         read_captions(index, [3], store, Waiting(0.05))
+
+
+def test_chunks_that_are_read_together_come_when_the_first_of_them_is_due(monkeypatch):
+    """Where few chunks are due, the next may lie far beyond the lead, and training waits for the first."""
+    asked = []
+    monkeypatch.setattr(caption_pipeline, "_is_due", lambda window, pace: asked.append(window))
+    monkeypatch.setattr(caption_pipeline, "opened_index", lambda uri: None)
+    inputs: Any = SimpleNamespace(index_uri="", access=SimpleNamespace(pace=object()))
+    batch = {"window": np.array([3, 190]), "chunk": np.array([7, 8])}
+    assert list(caption_pipeline._read(batch, inputs)) == [] and asked == [3]
 
 
 def test_captions_that_will_never_come_are_not_waited_for(index, store):

@@ -2,9 +2,11 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
+from tips_ray.data.sources import linked
 from tips_ray.storage import StorageError
 
 
@@ -125,6 +128,60 @@ def test_urls_are_downloaded_and_tried_again_where_that_may_help(tmp_path, web_s
     rows = _linked(tmp_path, [f"{web_server}/a.jpg", gone, nobody], "url")
     assert rows[0]["image"] == jpeg(0) and rows[1]["error"] == f"{gone}: no download (status 404)"
     assert rows[2]["error"] == f"{nobody}: no download (NewConnectionError)"
+
+
+@pytest.fixture
+def stubborn_server() -> Iterator[str]:
+    """URL of a server whose /endless never ends, and whose /cut promises more than it sends at the first request."""
+    asked = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            is_cut = self.path == "/cut" and self.path not in asked
+            asked.add(self.path)
+            self.send_response(200)
+            if self.path == "/cut":
+                self.send_header("Content-Length", str(len(jpeg(4))))
+            self.end_headers()
+            with suppress(OSError):
+                while self.path == "/endless":
+                    self.wfile.write(b"x")
+                    time.sleep(0.01)
+                self.wfile.write(jpeg(4)[: 10 if is_cut else None])
+
+        def log_message(self, format, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_download_ends_whatever_the_server_does(tmp_path, stubborn_server, monkeypatch):
+    monkeypatch.setattr(linked, "WHOLE_DOWNLOAD_SECONDS", 0.5)
+    endless, cut = f"{stubborn_server}/endless", f"{stubborn_server}/cut"
+    rows = _linked(tmp_path, [endless, cut], "url")
+    assert rows[0]["error"] == f"{endless}: no download (not here after 0.5 s)" and rows[1]["image"] == jpeg(4)
+    monkeypatch.setattr(linked, "DOWNLOAD_BYTES", 5)
+    rows = _linked(tmp_path, [endless], "url")
+    assert rows[0]["error"] == f"{endless}: no download (more than 5 bytes)"
+
+
+def test_what_is_no_place_is_a_bad_row(tmp_path):
+    places = [str(tmp_path), "ftp://there/a.jpg", "a" * 5000, "http://[bad", "x\0y"]
+    errors = [row["error"] for row in _linked(tmp_path, places)]
+    assert all("there is no such image" in error or "no download" in error for error in errors), errors
+
+
+def test_bytes_that_are_no_text_become_a_character_that_says_so(tmp_path):
+    captions = pa.array([b"caf\xe9", b"tea"]).cast(pa.binary())
+    broken = pa.StringArray.from_buffers(2, *captions.buffers()[1:])
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), broken)
+    write_parquet(tmp_path / "x.parquet", {"image": [jpeg(1), jpeg(2)], "caption": broken, "synthetic_captions": lists})
+    rows, _, _ = read_all(tmp_path)
+    assert captions_in(rows) == [("caf\ufffd", ["caf\ufffd"]), ("tea", ["tea"])]
 
 
 def test_the_path_of_a_hugging_face_struct_stands_in_for_bytes_that_are_not_there(tmp_path):

@@ -111,6 +111,30 @@ def test_a_damaged_header_ends_the_shard_and_is_listed(tmp_path):
     )
 
 
+@pytest.mark.parametrize("record", [b"0 path=x", b"5abc=1", b"15 size=-1024\n\n", b"999999999999999999999 x"])
+def test_a_damaged_extended_header_ends_the_shard_and_is_listed(tmp_path, record):
+    long = "n" * 120
+    write_tar(tmp_path / "x.tar", [*pair("00000", 0, "web"), *pair(long, 1, "web")], tarfile.PAX_FORMAT)
+    content = bytearray((tmp_path / "x.tar").read_bytes())
+    place = content.index(b" path=" + long.encode()) - 3
+    content[place : place + len(record)] = record
+    (tmp_path / "x.tar").write_bytes(content)
+    rows, rejects, _ = read_all(tmp_path)
+    assert rows[0]["key"] == "00000" and len(rows) <= 2
+    if not record.startswith(b"999"):
+        assert [row["key"] for row in rows] == ["00000"]
+        assert "the extended tar header at byte" in rejects[-1].reason and "is damaged" in rejects[-1].reason
+
+
+def test_names_and_captions_that_are_no_unicode_are_told_apart_and_can_be_stored(tmp_path):
+    members = [*pair("caf\udce9", 0, "web", re_caption="half \ud83d"), *pair("caf\udce8", 1, "web", re_caption="whole")]
+    write_tar(tmp_path / "x.tar", members)
+    rows, _, _ = read_all(tmp_path)
+    assert [row["key"] for row in rows] == ["caf\\xe9", "caf\\xe8"]
+    assert captions_in(rows)[0][1] == ["half \ufffd\ufffd\ufffd"]
+    assert all(text.encode() for row in rows for text in (row["key"], *row["synthetic_captions"]))
+
+
 def test_a_tar_without_order_is_refused(tmp_path):
     write_tar(tmp_path / "x.tar", [("a.jpg", b"a"), ("b.jpg", b"b"), ("a.txt", b"a"), ("b.txt", b"b")])
     with pytest.raises(ValueError, match="members of a are not next to each other; .*--sort=name"):

@@ -88,12 +88,12 @@ def captions(web: Any, synthetic: Iterable[Any]) -> tuple[str, list[str]]:
 
 
 def texts(value: Any) -> list[str]:
-    """The captions in a cell: none, one, or a list of them."""
+    """The captions in a cell: none, one, or a list of them; half a character, as JSON may hold it, becomes U+FFFD."""
     if value is None or value != value:  # NaN is what pandas writes for an empty cell
         return []
     if isinstance(value, (list, tuple)):
         return [text for part in value for text in texts(part)]
-    text = str(value).strip()
+    text = str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace").strip()
     return [text] if text else []
 
 

@@ -1,6 +1,7 @@
 """Images that a table names by path, by s3:// key or by URL."""
 
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -14,7 +15,10 @@ from tips_ray.storage import NotFoundError
 NAMES = ("image_path", "path", "file_name", "filename", "file", "s3_key", "s3_uri", "image_url", "url")
 READERS = 16
 """Images that are fetched at the same time."""
-DOWNLOAD_SECONDS = 20
+DOWNLOAD_SECONDS, WHOLE_DOWNLOAD_SECONDS = 20, 120
+"""Longest wait for more of an image, and for all of it."""
+DOWNLOAD_BYTES, PART_BYTES = 256 * 2**20, 2**20
+"""More is no image; read so much at a time."""
 BUSY = (408, 429, 500, 502, 503, 504)
 """Answers of a web server that may pass."""
 
@@ -29,11 +33,11 @@ class Fetched(NamedTuple):
 def fetch_all(places: Sequence[str], table: str) -> list[Fetched]:
     """Images at `places`: a URL, an s3:// key, an absolute path, or a path from the folder of `table`.
 
-    An empty place gives no bytes. What is not there is a fault of its row; a URL that does not answer is one too, since
-    the web forgets.
+    An empty place gives no bytes. What is not there, or is no place, is a fault of its row; a URL that does not answer
+    is one too, since the web forgets.
 
     Raises:
-        StorageError: the object store fails after three tries.
+        StorageError: storage fails after three tries, and may come back.
     """
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(partial(_fetch, folder=os.path.dirname(table)), places))
@@ -49,17 +53,42 @@ def _fetch(place: str, folder: str) -> Fetched:
         return Fetched(storage.read_bytes(uri))
     except NotFoundError:
         return Fetched(b"", f"there is no such image: {uri}")
+    except storage.StorageError as error:
+        if error.may_pass:
+            raise
+        return Fetched(b"", f"there is no such image: {error}")
+    except ValueError as error:
+        return Fetched(b"", f"there is no such image: {uri} ({error})")
 
 
 def _downloaded(url: str) -> Fetched:
-    try:
-        answer = _pool().request("GET", url)
-    except urllib3.exceptions.HTTPError as error:
-        reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
-        return Fetched(b"", f"{url}: no download ({type(reason).__name__})")
+    """A body that breaks off is asked for once more."""
+    for _ in range(2):
+        try:
+            answer = _pool().request("GET", url, preload_content=False)
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
+            return Fetched(b"", f"{url}: no download ({type(reason).__name__})")
+        try:
+            return _body(answer, url)
+        except urllib3.exceptions.HTTPError as error:
+            fault = f"{url}: no download ({type(error).__name__})"
+        finally:
+            answer.close()
+    return Fetched(b"", fault)
+
+
+def _body(answer: urllib3.HTTPResponse, url: str) -> Fetched:
     if answer.status != 200:
         return Fetched(b"", f"{url}: no download (status {answer.status})")
-    return Fetched(answer.data)
+    ends, content = time.monotonic() + WHOLE_DOWNLOAD_SECONDS, bytearray()
+    while part := answer.read1(PART_BYTES):  # `stream` and `read` wait until a part is full
+        content += part
+        if len(content) > DOWNLOAD_BYTES:
+            return Fetched(b"", f"{url}: no download (more than {DOWNLOAD_BYTES:,} bytes)")
+        if time.monotonic() > ends:
+            return Fetched(b"", f"{url}: no download (not here after {WHOLE_DOWNLOAD_SECONDS} s)")
+    return Fetched(bytes(content))
 
 
 @lru_cache(maxsize=1)

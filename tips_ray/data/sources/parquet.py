@@ -110,8 +110,29 @@ def _read_rows(shard: Shard, chunk: Chunk, columns: Columns) -> list[dict[str, A
 def _rows(batches: Iterator[pa.RecordBatch], skip: int) -> Iterator[dict[str, Any]]:
     """Rows from number `skip` on; those before are not turned into Python objects."""
     for batch in batches:
-        yield from batch.slice(min(skip, batch.num_rows)).to_pylist()
+        yield from _as_objects(batch.slice(min(skip, batch.num_rows)))
         skip -= min(skip, batch.num_rows)
+
+
+def _as_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Some writers put other bytes than UTF-8 into strings: what is none becomes U+FFFD."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = {name: _lossy(batch.column(name)) for name in batch.schema.names}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _lossy(column: pa.Array) -> list[Any]:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        cells = column.cast(pa.large_binary()).to_pylist()
+        return [None if cell is None else cell.decode("utf-8", "replace") for cell in cells]
+    if pa.types.is_list(column.type):
+        return [None if cell.values is None else _lossy(cell.values) for cell in column]
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise _DamagedError(str(error)) from None
 
 
 def _warn_of_large_groups(shard: Shard, metadata: pq.FileMetaData) -> None:

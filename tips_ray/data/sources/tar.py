@@ -43,7 +43,10 @@ def members(read: ReadRange, start: int, stop: int) -> Iterator[Member]:
         first, payload = position if first is None else first, position + BLOCK
         if kind in (b"x", b"L"):
             position = _padded(payload, size)
-            extended |= _extension(kind, read(payload, payload + size))
+            try:
+                extended |= _extension(kind, read(payload, payload + size))
+            except ValueError:
+                raise BrokenTarError(f"the extended tar header at byte {payload} is damaged") from None
             continue
         size = int(extended.get("size", size))
         position = _padded(payload, size)
@@ -72,7 +75,7 @@ def _number(field: bytes) -> int:
     """Octal text, or binary behind a first byte of 0x80 in files above 8 GB."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+    return _whole(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
 
 def _padded(payload: int, size: int) -> int:
@@ -82,17 +85,32 @@ def _padded(payload: int, size: int) -> int:
 def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
+    return (prefix + b"/" + name if prefix else name).decode("utf-8", "backslashreplace")
 
 
 def _extension(kind: bytes, payload: bytes) -> dict[str, str]:
-    """What an extended header says about the member behind it: `path`, `size`."""
+    """What an extended header says about the member behind it: `path`, `size`.
+
+    Raises:
+        ValueError: it is damaged; the header's checksum does not cover it.
+    """
     if kind == b"L":
-        return {"path": payload.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
+        return {"path": payload.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")}
     records = {}
     while payload[:1].isdigit():
-        length, _, _ = payload.partition(b" ")
-        name, _, value = payload[len(length) + 1 : int(length) - 1].partition(b"=")
-        records[name.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        payload = payload[int(length) :]
+        digits, _, _ = payload.partition(b" ")
+        length = int(digits)
+        if length <= len(digits):
+            raise ValueError(f"a record of {length} bytes")
+        name, _, value = payload[len(digits) + 1 : length - 1].partition(b"=")
+        records[name.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")
+        payload = payload[length:]
+    _whole(records.get("size", "0"))
     return records
+
+
+def _whole(text: str | bytes, base: int = 10) -> int:
+    number = int(text, base)
+    if number < 0:
+        raise ValueError(f"{number} bytes")
+    return number
