@@ -224,13 +224,11 @@ def test_a_line_that_a_full_disk_has_cut_is_taken_back_and_written_whole_by_the_
     path = next((tmp_path / "metrics").iterdir())
     before, size = path.read_bytes(), path.stat().st_size
 
-    def full(open_file: Any, content: bytes) -> int:
-        if open_file.tell() > size:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return io.FileIO.write(open_file, content[:7])
-
     class Full(io.FileIO):
-        write = full
+        def write(self, content: Any, /) -> int:
+            if self.tell() > size:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(content[:7])
 
     with monkeypatch.context() as patch:
         patch.setattr(run_folder, "open", lambda path, *_, **__: Full(path, "ab"), raising=False)

@@ -26,8 +26,8 @@ from tips_ray.train.run_inputs import RunInputs
 def found_on_workers(run: RunInputs) -> list[Found]:
     """What fits on each worker's device, tried on all at once."""
     resources = run.config.resources
-    options = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
-    task: Any = ray.remote(**options, resources=resources.role("train"), max_calls=1)(_found_here)
+    options: Any = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, "max_calls": 1}
+    task: Any = ray.remote(**options, resources=resources.role("train"))(_found_here)
     return ray.get([task.remote(run) for _ in range(resources.workers)])
 
 

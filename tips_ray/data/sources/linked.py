@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import urllib3
 
@@ -63,6 +63,7 @@ def _fetch(place: str, folder: str) -> Fetched:
 
 def _downloaded(url: str) -> Fetched:
     """A body that breaks off is asked for once more."""
+    fault = ""
     for _ in range(2):
         try:
             answer = _pool().request("GET", url, preload_content=False)
@@ -78,7 +79,7 @@ def _downloaded(url: str) -> Fetched:
     return Fetched(b"", fault)
 
 
-def _body(answer: urllib3.HTTPResponse, url: str) -> Fetched:
+def _body(answer: Any, url: str) -> Fetched:
     if answer.status != 200:
         return Fetched(b"", f"{url}: no download (status {answer.status})")
     ends, content = time.monotonic() + WHOLE_DOWNLOAD_SECONDS, bytearray()
