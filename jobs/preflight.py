@@ -203,7 +203,7 @@ def _described(index: Index) -> str:
         rows = index.first_rows(number)
         if all(row["error"] for row in rows):
             raise ValueError(
-                f"data.sources: all {len(rows)} rows of the first chunk of {source.uri} are bad, the first since "
+                f"data.sources ({source.uri}): all {len(rows)} rows of the first chunk are bad, the first since "
                 f"{rows[0]['error']}; tips-ray index shows what was found"
             )
     return f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"

@@ -40,7 +40,8 @@ def test_a_first_chunk_that_is_all_bad_is_a_fault_in_any_source(tmp_path):
     good = write_scenes(tmp_path / "good", 8)
     bad = write_scenes(tmp_path / "bad", 8, dict.fromkeys(range(8), {"image": b""}))
     faults = preflight(tiny_run(tmp_path / "runs", good, bad)).faults
-    assert len(faults) == 1 and f"rows of the first chunk of {bad} are bad" in faults[0]
+    assert len(faults) == 1 and faults[0].startswith(f"data.sources ({bad}): all ")
+    assert " rows of the first chunk are bad, the first since " in faults[0]
 
 
 def test_parameters_are_those_of_the_networks_that_a_worker_builds(config):

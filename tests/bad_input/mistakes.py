@@ -264,7 +264,7 @@ CATALOGUE = (
     Mistake(
         "image column of paths",
         _columns(image=[f"{number}.jpg" for number in range(ROWS)]),
-        ("are bad, the first since there is no such image: ",),
+        ("all 5 rows of the first chunk are bad, the first since there is no such image: ",),
     ),
     Mistake("no Parquet inside", _damaged, ("this is no Parquet file, or it is cut",)),
     Mistake("data changed under an index", _changed_data, ("train.parquet changed since the data were indexed",)),

@@ -120,10 +120,8 @@ def test_a_damaged_extended_header_ends_the_shard_and_is_listed(tmp_path, record
     content[place : place + len(record)] = record
     (tmp_path / "x.tar").write_bytes(content)
     rows, rejects, _ = read_all(tmp_path)
-    assert rows[0]["key"] == "00000" and len(rows) <= 2
-    if not record.startswith(b"999"):
-        assert [row["key"] for row in rows] == ["00000"]
-        assert "the extended tar header at byte" in rejects[-1].reason and "is damaged" in rejects[-1].reason
+    assert [row["key"] for row in rows] == ["00000"]
+    assert "the extended tar header at byte" in rejects[-1].reason and "is damaged" in rejects[-1].reason
 
 
 def test_names_and_captions_that_are_no_unicode_are_told_apart_and_can_be_stored(tmp_path):

@@ -53,17 +53,22 @@ def features_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None
     def patches() -> Iterator[Tensor]:
         for found in encoding(_features, images_NSS3):
             yield found.pop(PATCHES)
-            embeddings.append({name: part_bE.float().cpu() for name, part_bE in found.items()})
+            embeddings.append(_on_host(found))
 
     patches_NLD = stored(patches(), len(images_NSS3), scratch or Scratch())
-    return Features(patches_NLD, {name: torch.cat([part[name] for part in embeddings]) for name in embeddings[0]})
+    return Features(patches_NLD, _joined(embeddings))
 
 
 def embeddings_of(encoding: Encoding, images_NSS3: Tensor) -> dict[str, Tensor]:
     """The embeddings of `features_of` alone."""
-    parts = [
-        {name: part_bE.float().cpu() for name, part_bE in found.items()} for found in encoding(_embeddings, images_NSS3)
-    ]
+    return _joined([_on_host(found) for found in encoding(_embeddings, images_NSS3)])
+
+
+def _on_host(embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: part_bE.float().cpu() for name, part_bE in embeddings.items()}
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -100,7 +100,7 @@ def _extension(kind: bytes, payload: bytes) -> dict[str, str]:
     while payload[:1].isdigit():
         digits, _, _ = payload.partition(b" ")
         length = int(digits)
-        if length <= len(digits):
+        if not len(digits) < length <= len(payload):
             raise ValueError(f"a record of {length} bytes")
         name, _, value = payload[len(digits) + 1 : length - 1].partition(b"=")
         records[name.decode("utf-8", "replace")] = value.decode("utf-8", "backslashreplace")

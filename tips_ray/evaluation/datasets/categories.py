@@ -19,9 +19,9 @@ def class_folder(config: ClassFolderConfig, size_px: int, with_train: bool) -> D
         ValueError: a folder is missing or has no image that can be used, or `class_names` names none of the folders.
     """
     assert config.folder is not None
-    folders = _classes(config.folder, "train") or _classes(config.folder, "val")
-    unknown = [folder for folder in _classes(config.folder, "val") if folder not in folders]
-    unknown += [folder for folder in config.class_names if folder not in folders]
+    learned, judged = (_classes(config.folder, part) for part in ("train", "val"))
+    folders = learned or judged
+    unknown = [folder for folder in (*judged, *config.class_names) if folder not in folders]
     if unknown:
         raise ValueError(f"{config.folder}: class {unknown[0]!r} has no folder in train, which has {len(folders)}")
     names = tuple(config.class_names.get(folder, folder.replace("_", " ")) for folder in folders)
