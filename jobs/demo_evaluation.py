@@ -12,7 +12,7 @@ from jobs.demo_tasks import shown_tasks
 from jobs.live_captions import caption_store
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.data.captions import Waiting, read_captions, with_captions
+from tips_ray.data.captions import captions_folder, read_captions, with_captions
 from tips_ray.data.decode import decode
 from tips_ray.data.index import index_of
 from tips_ray.evaluation.dense import with_cls
@@ -73,7 +73,7 @@ def _gallery(config: RunConfig) -> list[CaptionedImage]:
     rows, most = index.read(0), (config.data.max_image_bytes, config.data.max_image_pixels)
     if config.captions.source != "column":
         store, _ = caption_store(config)
-        rows = with_captions(rows, read_captions(index, [0], store, Waiting())[0])
+        rows = with_captions(rows, read_captions(index, [0], store)[0], captions_folder(index, 0, store))
     return [
         CaptionedImage(decode(row["image"], *most), row["web_caption"], " | ".join(row["synthetic_captions"]))
         for row in rows[:SHOWN]

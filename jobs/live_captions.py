@@ -67,6 +67,8 @@ def captions_of(config: "RunConfig", index: "Index", index_uri: str) -> Iterator
     pace: Any = new_pace(config.captions.lead_windows)
     access = CaptionAccess(store, pace)
     due = due_chunks(index, config, store, config.schedule.total_steps * config.global_batch_images)
+    if due.num_rows:
+        print(f"captions   {due.num_rows:,} chunks to make; training begins with the first of them", flush=True)
     inputs = CaptionInputs(config, captioner, index_uri, access)
     thread = threading.Thread(target=_beside, args=(inputs, due), name="captioning", daemon=True)
     thread.start()
@@ -101,14 +103,16 @@ def caption_all(inputs: "CaptionInputs", due: "pa.Table") -> Made:
     from tips_ray.captioning.model_folder import description, model_folder
     from tips_ray.data.caption_pipeline import caption_stream
 
-    made, started = Made(), time.monotonic()
+    made, started, pace = Made(), time.monotonic(), inputs.access.pace
     if not due.num_rows:
         return made
     inputs.access.store.describe(description(inputs.captioner, model_folder(inputs.captioner)))
-    stream, is_due = caption_stream(inputs, due), tenths(due.num_rows)
+    stream, is_due = caption_stream(inputs, due), tenths(due.num_rows, told=-1)
     quiet_data()
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
         made.add(cast("dict[str, Any]", batch))
+        if pace:
+            pace.add_made.remote(len(batch["chunk"]))
         if is_due(made.chunks):
             rate = made.images / (time.monotonic() - started)
             print(

@@ -62,20 +62,19 @@ def _from_data(index: "Index") -> Iterator[list]:
 
 
 def _from_store(config: "RunConfig", index: "Index", captions: "CaptionAccess") -> Iterator[list]:
-    from tips_ray.data.captions import read_captions, with_captions
+    from tips_ray.data.captions import captions_folder, read_captions, with_captions
     from tips_ray.data.index import run_order
 
     order = run_order(index, config.data, config.seed, config.global_batch_images)
     chunks = list(dict.fromkeys(order.window_rows(0).chunk_N.tolist()))
     found = read_captions(index, chunks, captions.store, _waiting(config, captions))
-    return (with_captions(index.read(chunk), found[chunk]) for chunk in chunks)
+    folders = {chunk: captions_folder(index, chunk, captions.store) for chunk in chunks}
+    return (with_captions(index.read(chunk), found[chunk], folders[chunk]) for chunk in chunks)
 
 
-def _waiting(config: "RunConfig", captions: "CaptionAccess") -> "Waiting":
-    from tips_ray.data.captions import Waiting
-
+def _waiting(config: "RunConfig", captions: "CaptionAccess") -> "Waiting | None":
     if captions.pace is None:
-        return Waiting()  # they are there
+        return None  # they are there
     from tips_ray.data.pipeline import waiting_for  # imports Ray, which makes these captions
 
     return waiting_for(captions.pace, config)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,15 @@ from toy_captions import caption_inputs, captioned_run, objects, pids, until
 from jobs.live_captions import caption_all, captions_of
 from jobs.pretrain import pretrain
 from tips_ray.captioning.captioner import Captioner
+from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import RunConfig
+from tips_ray.data.caption_actor import CaptionActor
 from tips_ray.data.caption_pipeline import due_chunks
-from tips_ray.data.captions import Waiting, place_of, read_captions
+from tips_ray.data.captions import place_of, read_captions
 from tips_ray.data.decode import decode
 from tips_ray.data.index import Index
 from tips_ray.data.pace import Pace
+from tips_ray.data.stream import CaptionAccess
 from tips_ray.train.run_folder import RunFolder
 
 
@@ -66,6 +70,13 @@ def test_chunks_are_due_in_the_order_in_which_the_run_reads_them(tmp_path, model
     assert first_steps["window"].to_pylist() == [0, 0, 0]
 
 
+def test_a_captioner_whose_files_differ_on_this_machine_makes_no_captions(tmp_path, model):
+    _, inputs = caption_inputs(captioned_run(tmp_path, model))
+    other = CaptionAccess(CaptionStore(f"{tmp_path}/captions", "0123456789abcdef"))
+    with pytest.raises(ValueError, match=r"on .* differs from that of the program .*, not 0123456789abcdef; put the"):
+        CaptionActor(replace(inputs, access=other), lambda: False)
+
+
 @pytest.mark.ray
 def test_every_chunk_is_captioned_once_with_the_captioners_own_texts(tmp_path, model, cluster):
     config = captioned_run(tmp_path, model)
@@ -75,7 +86,7 @@ def test_every_chunk_is_captioned_once_with_the_captioners_own_texts(tmp_path, m
     made = caption_all(inputs, due_chunks(index, config, store))
     assert (made.chunks, made.images, made.bad_images) == (9, 36, 1)
     assert due_chunks(index, config, store).num_rows == 0
-    found = read_captions(index, range(10), store, Waiting())
+    found = read_captions(index, range(10), store)
     assert found[3].captions == _kept.captions
     captioner = Captioner(inputs.captioner)
     for number in (0, 1, 9):
@@ -123,7 +134,7 @@ def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cl
     with captions_of(config, index, inputs.index_uri) as access:
         assert access is not None and access.pace is not None
         deadline = time.monotonic() + 120
-        while not (why := ray.get(access.pace.failure.remote())):
+        while not (why := ray.get(access.pace.news.remote()).failure):
             assert time.monotonic() < deadline
             time.sleep(0.2)
     assert "captioning stopped" in why and "cannot be loaded" in why

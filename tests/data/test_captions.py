@@ -1,6 +1,6 @@
 """Captions of the store meet the rows of their chunks: by place, checked by hash, waited for within bounds."""
 
-import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +12,10 @@ from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
 from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import DataConfig
 from tips_ray.data import caption_pipeline, captions
-from tips_ray.data.captions import Waiting, missing_chunks, place_of, read_captions, with_captions
+from tips_ray.data.captions import Waiting, captions_folder, missing_chunks, place_of, read_captions, with_captions
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index, build_index
+from tips_ray.data.pace import News
 
 
 @pytest.fixture
@@ -69,39 +70,72 @@ def test_missing_chunks_are_those_without_an_object(index, store):
 
 def test_rows_get_the_captions_of_their_own_image(index, store):
     _write(index, store, 2)
-    found = read_captions(index, [2], store, Waiting())
-    rows = with_captions(index.read(2), found[2])
+    found = read_captions(index, [2], store)
+    rows = with_captions(index.read(2), found[2], "")
     assert [row["synthetic_captions"] for row in rows] == [[f"of {row['key']}"] for row in rows]
     assert not any(row["error"] for row in rows)
 
 
 def test_captions_of_other_bytes_make_the_row_bad_and_an_error_of_the_captioner_leaves_it_without():
     made = ChunkCaptions(0, image_sha256([b"a", b"x", b"c"]), [["A"], ["X"], []], ["", "", "no image"])
-    one, other, third = with_captions([_row(b"a"), _row(b"b"), _row(b"c", synthetic_captions=["old"])], made)
+    given = [_row(b"a"), _row(b"b"), _row(b"c", synthetic_captions=["old"])]
+    one, other, third = with_captions(given, made, "s3://bucket/of-shard")
     assert (one["synthetic_captions"], one["error"]) == (["A"], "")
-    assert "another image" in other["error"] and other["image"] == b""
+    assert "another image (sha256 differs): delete s3://bucket/of-shard" in other["error"] and other["image"] == b""
     assert (third["synthetic_captions"], third["error"]) == ([], "")
 
 
 def test_captions_that_should_be_there_and_are_not_are_an_error_at_once(index, store):
     _write(index, store, 0)
     with pytest.raises(ValueError, match="1 of 2 chunks have no captions in .*run tips-ray caption first"):
-        read_captions(index, [0, 1], store, Waiting())
+        read_captions(index, [0, 1], store)
 
 
-def test_captions_are_waited_for_and_not_longer_than_is_allowed(index, store, monkeypatch):
-    monkeypatch.setattr(captions, "POLL_SECONDS", (0.01, 0.02))
+def test_an_image_that_the_captioner_could_not_read_is_a_row_without_captions():
+    """A download may fail while it is captioned and go well in training."""
+    made = ChunkCaptions(0, image_sha256([b""]), [[]], ["cannot be downloaded"])
+    (row,) = with_captions([_row(b"a")], made, "")
+    assert (row["synthetic_captions"], row["error"], row["image"]) == ([], "", b"a")
+
+
+def test_captions_lie_in_the_folder_that_the_sentence_names(index, store):
+    _write(index, store, 2)
+    (path,) = Path(captions_folder(index, 2, store)).iterdir()
+    assert path.name == "00000000-00000001.parquet"
+
+
+def test_captions_that_take_longer_than_the_wait_are_waited_for_while_others_are_made(index, store, clock):
     looks = []
 
-    def look(seconds: float) -> str:
-        looks.append(time.monotonic())
-        if len(looks) == 3:
+    def news(seconds: float) -> News:
+        looks.append(clock.now)
+        clock.now += 40
+        if len(looks) == 9:
             _write(index, store, 1)
-        return ""
+        return News(made=len(looks) // 2, failure="")
 
-    assert read_captions(index, [1], store, Waiting(60, look))[1].captions == _made(index, 1).captions
-    with pytest.raises(ValueError, match="1 of 1 chunks have no captions"):
-        read_captions(index, [3], store, Waiting(0.05))
+    assert read_captions(index, [1], store, Waiting(60, news))[1].captions == _made(index, 1).captions
+    assert len(looks) == 9
+
+
+def test_a_captioner_that_makes_nothing_is_waited_for_so_long(index, store, clock):
+    def news(seconds: float) -> News:
+        clock.now += 25
+        return News(made=7, failure="")
+
+    with pytest.raises(
+        ValueError, match=r"1 of 1 chunks have no captions in .*none were made for 75 s.*room for a cap"
+    ):
+        read_captions(index, [3], store, Waiting(60, news))
+    assert clock.now == 4 * 25
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """The time that readers see."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(captions.time, "monotonic", lambda: clock.now)
+    return clock
 
 
 def test_chunks_that_are_read_together_come_when_the_first_of_them_is_due(monkeypatch):
@@ -115,5 +149,5 @@ def test_chunks_that_are_read_together_come_when_the_first_of_them_is_due(monkey
 
 
 def test_captions_that_will_never_come_are_not_waited_for(index, store):
-    with pytest.raises(ValueError, match="captions of 1 chunks will not come: the captioner broke"):
-        read_captions(index, [3], store, Waiting(3600, lambda seconds: "the captioner broke"))
+    with pytest.raises(ValueError, match="1 of 1 chunks have no captions .*none will come: the captioner broke"):
+        read_captions(index, [3], store, Waiting(3600, lambda seconds: News(0, "the captioner broke")))

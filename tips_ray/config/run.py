@@ -91,7 +91,7 @@ class CaptionsConfig(Schema):
     lead_windows: PositiveInt = 8
     """Windows that `live` captioning may be ahead of what training reads."""
     wait_seconds: PositiveFloat = 600
-    """Longest that training waits for the captions of a window, with `live`."""
+    """With `live`: longest time without any new captions that training waits for some."""
     per_image: PositiveInt = 1
     """A, synthetic captions of an image that training draws from (TIPSv2 alternates between several)."""
     tokenizer: str | None = None

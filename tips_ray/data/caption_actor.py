@@ -1,5 +1,6 @@
 """Images of whole chunks -> their captions in the store, by a captioner that stays."""
 
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import torch
 
 from tips_ray.captioning.captioner import Captioned, Captioner
 from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
+from tips_ray.captioning.model_folder import fingerprint, model_folder
 from tips_ray.data.caption_pipeline import CaptionInputs
 from tips_ray.data.captions import place_of
 from tips_ray.data.decode import BadImage, decode
@@ -25,7 +27,12 @@ class CaptionActor:
     """A captioner that fills the store; whatever it does may be done again without harm."""
 
     def __init__(self, inputs: CaptionInputs, is_over: Callable[[], bool]) -> None:
-        """`is_over`: nobody needs more captions; what still waits for this actor is left undone."""
+        """`is_over`: nobody needs more captions; what still waits for this actor is left undone.
+
+        Raises:
+            ValueError: the model on this machine is another than that of the store.
+        """
+        _require_its_store(inputs)
         torch.set_num_threads(max(int(inputs.config.resources.cpus_per_captioner), 1))
         self.captioner, self.inputs, self.is_over = Captioner(inputs.captioner), inputs, is_over
         self.index = opened_index(inputs.index_uri)
@@ -64,3 +71,14 @@ class CaptionActor:
             return decode(image, data.max_image_bytes, data.max_image_pixels)
         except BadImage as error:
             return str(error)
+
+
+def _require_its_store(inputs: CaptionInputs) -> None:
+    """A folder of the same name may hold other files here; the store has one captioner for good."""
+    found, wanted = fingerprint(inputs.captioner, model_folder(inputs.captioner)), inputs.access.store.fingerprint
+    if not found.startswith(wanted):
+        raise ValueError(
+            f"captions.captioner.model ({inputs.captioner.model}) on {socket.gethostname()} differs from that of the "
+            f"program that started captioning: its captions would be kept as {found[: len(wanted)]}, not {wanted}; put "
+            "the same files on every machine, or give an s3:// prefix"
+        )

@@ -1,37 +1,31 @@
 """Captions of the store for the chunks of an index: where they are kept, how they join the rows."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tips_ray.captioning.chunks import CaptionedShard, ChunkCaptions, image_sha256
+from tips_ray import storage
+from tips_ray.captioning.chunks import NO_IMAGE, CaptionedShard, ChunkCaptions, image_sha256
 from tips_ray.captioning.store import CaptionStore
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index
+from tips_ray.data.pace import News
 
 POLL_SECONDS = (0.2, 5.0)
 """Between two looks for captions that are not made yet: the first, and the longest."""
-TELL_SECONDS = 30.0
-log = logging.getLogger(__name__)
-
-
-def _sleep(seconds: float) -> str:
-    time.sleep(seconds)
-    return ""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """What a reader does about captions that are not there yet."""
+    """What a reader does about captions that are not there yet, since they are made beside it."""
 
-    seconds: float = 0.0
-    """0: they should be there by now."""
-    pause: Callable[[float], str] = _sleep
-    """Between two looks: returns after so many seconds with nothing, or as soon as it is known why none will come."""
+    seconds: float
+    """Longest time in which no chunk is captioned, whichever it is: a slow captioner is waited for, a dead one not."""
+    news: Callable[[float], News]
+    """Of captioning: after so many seconds, or as soon as it has failed."""
 
 
 def captioned_shard(index: Index, number: int) -> CaptionedShard:
@@ -58,59 +52,78 @@ def missing_chunks(index: Index, store: CaptionStore) -> NDArray[np.int64]:
 
 
 def read_captions(
-    index: Index, chunks: Sequence[int], store: CaptionStore, waiting: Waiting
+    index: Index, chunks: Sequence[int], store: CaptionStore, waiting: Waiting | None = None
 ) -> dict[int, ChunkCaptions]:
     """The captions of `chunks` of the index.
 
+    Args:
+        waiting: None: they should be there by now.
+
     Raises:
-        ValueError: they did not come in time, or will not.
+        ValueError: they are not, did not come, or will not.
     """
     found: dict[int, ChunkCaptions] = {}
-    started, pause, told = time.monotonic(), POLL_SECONDS[0], TELL_SECONDS
+    patience = _Patience(waiting) if waiting else None
     while True:
         left = [chunk for chunk in chunks if chunk not in found]
         parts = store.read_many([place_of(index, chunk) for chunk in left])
         found |= {chunk: part for chunk, part in zip(left, parts, strict=True) if part is not None}
         if len(found) == len(chunks):
             return found
-        waited = time.monotonic() - started
-        missing = len(chunks) - len(found)
-        _require_hope(missing, len(chunks), waited, store, waiting)
-        if waited > told:
-            log.info("%d of %d chunks wait for captions since %.0f s", missing, len(chunks), waited)
-            told += TELL_SECONDS
-        never = waiting.pause(pause)
-        if never:
-            raise ValueError(f"captions of {missing} chunks will not come: {never}")
-        pause = min(2 * pause, POLL_SECONDS[1])
+        missing = f"{len(chunks) - len(found)} of {len(chunks)} chunks have no captions in {store.folder}"
+        if patience is None:
+            raise ValueError(f"{missing}: run tips-ray caption first, or set captions.source=live")
+        patience.wait(missing)
 
 
-def with_captions(rows: Sequence[SourceRow], captions: ChunkCaptions) -> list[SourceRow]:
+def with_captions(rows: Sequence[SourceRow], captions: ChunkCaptions, folder: str) -> list[SourceRow]:
     """The rows of a chunk with the store's captions for synthetic ones.
 
-    A row without captions keeps the captioner's reason as long as it has no fault of its own. Captions that were made
-    from other bytes make a row bad: a text that belongs to another image is worse than none.
+    An image that the captioner could not read has none. Captions that were made from other bytes make a row bad: a
+    text that belongs to another image is worse than none.
+
+    Args:
+        folder: of the shard's captions, for the sentence about such a row.
     """
     hashes = image_sha256(row["image"] for row in rows)
-    return [
-        _joined(row, texts, error, own == made)
-        for row, texts, error, own, made in zip(
-            rows, captions.captions, captions.error, hashes, captions.sha256, strict=True
-        )
-    ]
+    fault = f"its captions were made from another image (sha256 differs): delete {folder} and caption again"
+    joined = []
+    for row, own, made, texts, error in zip(rows, hashes, *captions[1:], strict=True):
+        if not row["error"] and made not in (own, NO_IMAGE):
+            row = SourceRow(**{**row, "error": fault, "image": b""})
+        joined.append(SourceRow(**{**row, "synthetic_captions": [] if error else list(texts)}))
+    return joined
 
 
-def _joined(row: SourceRow, texts: list[str], error: str, is_same_image: bool) -> SourceRow:
-    if not row["error"] and not is_same_image:
-        fault = "its captions were made from another image (sha256 differs): caption the data again"
-        return SourceRow(**{**row, "error": fault, "image": b""})
-    return SourceRow(**{**row, "synthetic_captions": [] if error else list(texts)})
+def captions_folder(index: Index, chunk: int, store: CaptionStore) -> str:
+    """Where the captions of a chunk's shard are."""
+    return storage.join(store.folder, place_of(index, chunk)[0].name)
 
 
-def _require_hope(missing: int, asked: int, waited: float, store: CaptionStore, waiting: Waiting) -> None:
-    if waited >= waiting.seconds:
-        after = f" after {waited:.0f} s" if waiting.seconds else ""
-        raise ValueError(
-            f"{missing} of {asked} chunks have no captions in {store.folder}{after}: run tips-ray caption first, "
-            "or set captions.source=live"
-        )
+@dataclass
+class _Patience:
+    """Of one reader; it begins anew with every chunk that is captioned anywhere."""
+
+    waiting: Waiting
+    made: int = -1
+    since: float = field(default_factory=time.monotonic)
+    pause: float = POLL_SECONDS[0]
+
+    def wait(self, missing: str) -> None:
+        """Until it is worth another look.
+
+        Raises:
+            ValueError: no captions will come any more.
+        """
+        news = self.waiting.news(self.pause)
+        if news.failure:
+            raise ValueError(f"{missing}, and none will come: {news.failure}")
+        if news.made != self.made:
+            self.made, self.since = news.made, time.monotonic()
+        quiet = time.monotonic() - self.since
+        if quiet > self.waiting.seconds:
+            raise ValueError(
+                f"{missing}, and none were made for {quiet:.0f} s: see whether the cluster has room for a captioner "
+                "(ray status), or raise captions.wait_seconds if a chunk takes longer"
+            )
+        self.pause = min(2 * self.pause, POLL_SECONDS[1])

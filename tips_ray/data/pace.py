@@ -3,6 +3,16 @@
 import asyncio
 import time
 from contextlib import suppress
+from typing import NamedTuple
+
+
+class News(NamedTuple):
+    """Of captioning, for those who wait for it."""
+
+    made: int
+    """Chunks so far."""
+    failure: str
+    """Why no more will come; empty: they do."""
 
 
 class Pace:
@@ -10,7 +20,7 @@ class Pace:
 
     def __init__(self, lead_windows: int) -> None:
         self.lead_windows, self._wanted, self._moved = lead_windows, 0, asyncio.Event()
-        self._failure, self._is_over = "", False
+        self._made, self._failure, self._is_over = 0, "", False
         self._waited_seconds, self._held_seconds = 0.0, 0.0
 
     async def want(self, window: int) -> None:
@@ -33,13 +43,17 @@ class Pace:
         """Nobody needs more captions."""
         return self._is_over
 
-    async def failure(self, wait_seconds: float = 0.0) -> str:
-        """Why captions will not come, as soon as that is known; empty after so many seconds without such news."""
+    async def add_made(self, chunks: int) -> None:
+        """So many more have their captions."""
+        self._made += chunks
+
+    async def news(self, wait_seconds: float = 0.0) -> News:
+        """After so many seconds, or as soon as it is known that no more captions will come."""
         deadline = time.monotonic() + wait_seconds
         while not self._failure and (left := deadline - time.monotonic()) > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._moved.wait(), left)
-        return self._failure
+        return News(self._made, self._failure)
 
     async def add_waited(self, seconds: float) -> None:
         """Training waited for rows."""

@@ -25,7 +25,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.captions import Waiting
 from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
-from tips_ray.data.stream import NOT_AT_ALL, StreamInputs, order_of, ordered_rows, read_chunks, views
+from tips_ray.data.stream import StreamInputs, order_of, ordered_rows, read_chunks, views
 
 STEP_SECONDS = 0.01
 """Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
@@ -148,7 +148,7 @@ class InOrder(TrainDataConfig):
 def _read_windows(batch: dict[str, np.ndarray], inputs: StreamInputs, start: int, stop: int) -> Iterator[pa.Table]:
     """Ordered rows at positions [start, stop) of each window, a part of a window at a time."""
     index, order = opened_index(inputs.index_uri), order_of(inputs)
-    waiting = waiting_for(inputs.pace, inputs.config) if inputs.pace else NOT_AT_ALL
+    waiting = waiting_for(inputs.pace, inputs.config) if inputs.pace else None
     for window in batch["window"].tolist():
         rows = order.window_rows(window).between(start, stop)
         if inputs.pace:
@@ -165,7 +165,7 @@ def waiting_for(pace: ActorHandle, config: RunConfig) -> Waiting:
     The pause is a call of an actor, not a sleep: a task that waits for an answer lends its CPU to others meanwhile.
     Captions of the windows to come would else hold the CPUs that views of the first one need.
     """
-    return Waiting(config.captions.wait_seconds, lambda seconds: str(ray.get(pace.failure.remote(seconds))))
+    return Waiting(config.captions.wait_seconds, lambda seconds: ray.get(pace.news.remote(seconds)))
 
 
 def _views(table: pa.Table, inputs: StreamInputs) -> dict[str, np.ndarray]:

@@ -10,12 +10,11 @@ import numpy as np
 
 from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import RunConfig
-from tips_ray.data.captions import Waiting, read_captions, with_captions
+from tips_ray.data.captions import Waiting, captions_folder, read_captions, with_captions
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.order import Order, OrderedRows
 
-NOT_AT_ALL = Waiting()
 READERS = 16
 """Chunks of a window that are read at a time."""
 
@@ -58,20 +57,25 @@ def order_of(inputs: StreamInputs) -> Order:
 
 
 def read_chunks(
-    index: Index, rows: OrderedRows, store: CaptionStore | None = None, waiting: Waiting = NOT_AT_ALL
+    index: Index, rows: OrderedRows, store: CaptionStore | None = None, waiting: Waiting | None = None
 ) -> dict[int, list[SourceRow]]:
     """Every chunk that `rows` lie in, by its number and read once.
 
     With a store its captions stand in the rows; they are waited for before any bytes are read.
 
     Raises:
-        ValueError: captions did not come in time, or will not.
+        ValueError: captions are not there, did not come, or will not.
     """
     numbers = np.unique(rows.chunk_N).tolist()
     captions = read_captions(index, numbers, store, waiting) if store else {}
     with ThreadPoolExecutor(READERS) as pool:
         chunks = dict(zip(numbers, pool.map(index.read, numbers), strict=True))
-    return {number: with_captions(chunk, captions[number]) for number, chunk in chunks.items()} if store else chunks
+    if store is None:
+        return chunks
+    return {
+        number: with_captions(chunk, captions[number], captions_folder(index, number, store))
+        for number, chunk in chunks.items()
+    }
 
 
 def ordered_rows(rows: OrderedRows, chunks: Mapping[int, Sequence[SourceRow]]) -> list[dict[str, Any]]:
