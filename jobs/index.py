@@ -92,6 +92,8 @@ def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
 
 
 def _lines(index: "Index", config: "RunConfig") -> list[str]:
+    from tips_ray.data.unread import unread_bytes
+
     uri = config.data.index or f"{config.storage.rstrip('/')}/index/{index.fingerprint}"
     lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {uri}"]
     for number, source in enumerate(index.sources):
@@ -105,6 +107,7 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
     lines += [f"  {row['path']} row {row['row']} {row['key']}" for row in rejects[:SHOWN_REJECTS]]
+    lines += [f"{path}: {lost:,} bytes at its end are not used" for path, lost in unread_bytes(index).items()]
     if len(rejects) > config.data.max_bad_fraction * index.rows:
         share = config.data.max_bad_fraction
         lines.append(f"{len(rejects)} of {index.rows} rows are bad; a run stops above data.max_bad_fraction ({share})")

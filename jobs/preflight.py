@@ -16,6 +16,7 @@ from jobs.findings import Doubt, Finding, findings
 from tips_ray import storage
 from tips_ray.config import Faults, RunConfig
 from tips_ray.data.index import Index, build_index, index_of
+from tips_ray.data.unread import unread_bytes
 from tips_ray.data.vocabulary import tokenizer_at
 from tips_ray.tokenizer import Tokenizer
 from tips_ray.tracking import require_answer, tracking_uri, without_credentials
@@ -63,6 +64,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
 
     checks: dict[str, Callable[[], str]] = {
         "data": data,
+        "shards": lambda: shards_are_whole(result.index, config.data.max_bad_fraction) if result.index else "unknown",
         "run": lambda: run_is_new_or_the_same(config) if is_writable else "unknown",
         "start": lambda: weights_fit(config),
         "tokenizer": lambda: tokenizer_fits(config),
@@ -192,6 +194,22 @@ def tracking_answers(config: RunConfig) -> str:
         )
     require_answer(uri)
     return f"MLflow at {without_credentials(uri)}"
+
+
+def shards_are_whole(index: Index, most: float) -> str:
+    """Behind a damaged header of a tar nothing is found: how many rows are lost is unknown, their bytes are not."""
+    unread = unread_bytes(index)
+    if not unread:
+        return "all are read to their end"
+    lost, total = sum(unread.values()), int(index.shards["bytes"].to_numpy().sum())
+    text = (
+        f"data.sources: {len(unread)} of {index.shards.num_rows} shards have a damaged tar header, {lost / total:.1%} "
+        f"of all bytes lie behind one and are not used, e.g. in {next(iter(unread))}; write these shards again "
+        "(tips-ray index lists them)"
+    )
+    if lost > most * total:
+        raise ValueError(f"{text}, or raise data.max_bad_fraction ({most:g}) to go on without")
+    raise Doubt(text)
 
 
 def _index(config: RunConfig) -> Index:

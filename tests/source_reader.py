@@ -8,7 +8,7 @@ def read_all(uri, chunk_rows=64, **options):
     """All rows of a source, its scans' rejects, and its columns."""
     source = SourceConfig(uri=str(uri), **options)
     shards = sources.shards(source)
-    columns = sources.columns_of(shards[0], source.columns)
+    columns = sources.columns_of(shards, source.columns)
     scans = [(shard, sources.scan(shard, columns, chunk_rows)) for shard in shards]
     rows = [row for shard, scan in scans for chunk in scan.chunks for row in sources.read_chunk(shard, chunk, columns)]
     return rows, [reject for _, scan in scans for reject in scan.rejects], columns

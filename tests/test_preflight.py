@@ -8,6 +8,7 @@ import yaml
 from toy import toy_config
 from toy_run import tiny_run, write_scenes
 from toy_start import trained_run
+from writers import write_pairs
 
 from jobs import ray_cluster
 from jobs.findings import Doubt, findings
@@ -42,6 +43,19 @@ def test_a_first_chunk_that_is_all_bad_is_a_fault_in_any_source(tmp_path):
     faults = preflight(tiny_run(tmp_path / "runs", good, bad)).faults
     assert len(faults) == 1 and faults[0].startswith(f"data.sources ({bad}): all ")
     assert " rows of the first chunk are bad, the first since " in faults[0]
+
+
+def test_bytes_behind_damaged_tar_headers_are_a_doubt_and_above_the_bad_fraction_a_fault(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        write_pairs(tmp_path / "tars" / name, rows=5)
+    content = (tmp_path / "tars" / "b.tar").read_bytes()
+    (tmp_path / "tars" / "b.tar").write_bytes(content.replace(b"00003.jpg", b"9.jpg\0\0\0\0"))
+    config = tiny_run(tmp_path / "runs", str(tmp_path / "tars"), data__max_bad_fraction=0.5)
+    text = _text_of(config, "shards")
+    assert _levels(config)["shards"] == "warn" and "1 of 2 shards have a damaged tar header, " in text
+    assert f"e.g. in {tmp_path}/tars/b.tar; write these shards again" in text
+    (fault,) = preflight(tiny_run(tmp_path / "runs", str(tmp_path / "tars"))).faults
+    assert fault == f"{text}, or raise data.max_bad_fraction (0.01) to go on without"
 
 
 def test_parameters_are_those_of_the_networks_that_a_worker_builds(config):

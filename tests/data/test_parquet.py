@@ -27,7 +27,7 @@ def test_parquet_gives_rows_by_row_group(tmp_path):
     table |= {"synthetic_caption": [f"made {n}" for n in range(12)], "uid": [f"u{n}" for n in range(12)]}
     write_parquet(tmp_path / "x.parquet", table, row_group_size=5)
     (shard,) = sources.shards(SourceConfig(uri=str(tmp_path)))
-    chunks = sources.scan(shard, sources.columns_of(shard, ColumnsConfig()), chunk_rows=3).chunks
+    chunks = sources.scan(shard, sources.columns_of([shard], ColumnsConfig()), chunk_rows=3).chunks
     assert [chunk[:4] for chunk in chunks] == [(0, 3, 0, 0), (3, 2, 0, 3), (5, 3, 1, 0), (8, 2, 1, 3), (10, 2, 2, 0)]
     rows, _, _ = read_all(tmp_path, chunk_rows=3)
     assert [row["key"] for row in rows] == [f"u{n}" for n in range(12)]

@@ -34,7 +34,7 @@ def test_a_tar_gives_its_rows_whatever_its_dialect(tmp_path, format):
 def test_chunks_of_a_tar_are_cut_by_rows_and_read_their_own_bytes(tmp_path):
     write_pairs(tmp_path / "x.tar", rows=10)
     (shard,) = sources.shards(SourceConfig(uri=str(tmp_path)))
-    columns = sources.columns_of(shard, ColumnsConfig())
+    columns = sources.columns_of([shard], ColumnsConfig())
     chunks = sources.scan(shard, columns, chunk_rows=4).chunks
     assert [(chunk.row, chunk.rows) for chunk in chunks] == [(0, 4), (4, 4), (8, 2)]
     assert all(one.stop == other.start for one, other in itertools.pairwise(chunks))
@@ -52,7 +52,7 @@ def test_scanning_a_local_tar_reads_headers_and_no_payloads(tmp_path, monkeypatc
     (shard,) = sources.shards(SourceConfig(uri=str(tmp_path)))
     read, read_bytes = [], storage.read_bytes
     monkeypatch.setattr(storage, "read_bytes", lambda *place: read.append(read_bytes(*place)) or read[-1])
-    columns = sources.columns_of(shard, ColumnsConfig())
+    columns = sources.columns_of([shard], ColumnsConfig())
     assert sources.scan(shard, columns, 64).rows == 20
     assert sum(map(len, read)) < shard.bytes / 4
 
@@ -154,7 +154,7 @@ def test_two_tars_in_one_file_are_read_as_one(tmp_path):
 def test_a_tar_that_changed_since_it_was_indexed_is_refused(tmp_path):
     write_pairs(tmp_path / "x.tar", rows=4)
     (shard,) = sources.shards(SourceConfig(uri=str(tmp_path)))
-    columns = sources.columns_of(shard, ColumnsConfig())
+    columns = sources.columns_of([shard], ColumnsConfig())
     (chunk,) = sources.scan(shard, columns, 64).chunks
     write_pairs(tmp_path / "x.tar", rows=3)
     with pytest.raises(StorageError, match="x.tar: the tar is not the one that was indexed"):
@@ -226,7 +226,7 @@ def test_a_folder_with_two_tables_asks_for_one(tmp_path):
 def test_a_photo_that_is_gone_is_a_bad_row_and_a_folder_that_changed_is_refused(tmp_path):
     write_folder(tmp_path, ["a.jpg", "b.jpg"], ["image,caption", "a.jpg,x", "b.jpg,y"])
     (shard,) = sources.shards(SourceConfig(uri=str(tmp_path)))
-    columns = sources.columns_of(shard, ColumnsConfig())
+    columns = sources.columns_of([shard], ColumnsConfig())
     (chunk,) = sources.scan(shard, columns, 64).chunks
     (tmp_path / "a.jpg").unlink()
     assert [row["error"] for row in sources.read_chunk(shard, chunk, columns)] == ["the file is gone", ""]

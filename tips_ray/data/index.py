@@ -141,9 +141,7 @@ def build_index(data: DataConfig, mapper: Mapper | None = None) -> Index:
         ValueError: a source has no rows, or a shard lacks a column; StorageError (one too): it cannot be read.
     """
     listed = _listed(data)
-    columns = [
-        sources.columns_of(shards[0], source.columns) for shards, source in zip(listed, data.sources, strict=True)
-    ]
+    columns = [sources.columns_of(shards, source.columns) for shards, source in zip(listed, data.sources, strict=True)]
     jobs = [(shard, columns[number]) for number, shards in enumerate(listed) for shard in shards]
     scans = list((mapper or _in_threads)(partial(_scan, data.chunk_rows), jobs))
     shards = _shard_table(listed, scans)

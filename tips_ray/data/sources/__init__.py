@@ -1,6 +1,7 @@
 """Data sets as they are on disk: WebDataset tars, Parquet files, a folder of images with a CSV."""
 
 import os
+from collections.abc import Sequence
 from types import ModuleType
 
 from tips_ray import storage
@@ -8,7 +9,7 @@ from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import folder, parquet, webdataset
 from tips_ray.data.sources.columns import Columns
-from tips_ray.data.sources.shard import Chunk, Reject, Scan, Shard
+from tips_ray.data.sources.shard import Chunk, NoRowsError, Reject, Scan, Shard
 from tips_ray.storage import StoredFile
 
 __all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "columns_of", "read_chunk", "scan", "shards"]
@@ -33,13 +34,20 @@ def shards(source: SourceConfig) -> list[Shard]:
     return [Shard(file.uri, name, file.bytes, file.etag) for file in chosen]
 
 
-def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
-    """`wanted`, filled up by what the shard has.
+def columns_of(shards: Sequence[Shard], wanted: ColumnsConfig) -> Columns:
+    """`wanted`, filled up by what the first of a source's shards that has rows holds.
 
     Raises:
+        NoRowsError: none has any.
         ValueError: a named column is absent, or none of the common names is there; it lists the columns there are.
     """
-    return _FORMATS[shard.format].columns_of(shard, wanted)
+    empty = []
+    for shard in shards:
+        try:
+            return _FORMATS[shard.format].columns_of(shard, wanted)
+        except NoRowsError as error:
+            empty.append(error)
+    raise empty[0]
 
 
 def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
@@ -47,7 +55,7 @@ def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
 
     Args:
         shard: one of `shards`.
-        columns: from `columns_of` the first shard of the source.
+        columns: from `columns_of` the shards of the source.
         chunk_rows: rows per chunk; the last one of a shard (Parquet: of a row group) may have fewer.
 
     Raises:

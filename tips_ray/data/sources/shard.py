@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tips_ray.data.columns import SourceRow
+from tips_ray.storage import StorageError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Chunk(NamedTuple):
     stop: int
     first_sample: int = 0
     """Sample id of the first row; known once all shards are counted."""
+
+
+class NoRowsError(StorageError):
+    """A shard has no row, so that nothing is known of its columns."""
 
 
 class Reject(NamedTuple):

@@ -10,7 +10,7 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources.columns import Columns, alternatives, captions, check, resolve
-from tips_ray.data.sources.shard import Chunk, Content, Reject, Scan, Shard, source_rows
+from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Reject, Scan, Shard, source_rows
 from tips_ray.data.sources.tar import BrokenTarError, Member, ReadRange, members
 from tips_ray.storage import StorageError
 
@@ -41,8 +41,8 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     """Resolved columns: members and JSON fields alike. The image is any common image member, the key the name's."""
     read = _block_reader(shard)
     samples, fault = _readable(read, shard, JSON_SAMPLES)
-    if fault and not samples:
-        raise StorageError(f"{shard.path}: {fault}; write the shard again or leave it out")
+    if not samples:
+        raise NoRowsError(f"{shard.path}: {fault or 'there are no rows in it'}; write the shard again or leave it out")
     names = _names(samples, read)
     if wanted.image is None and names.intersection(IMAGE_MEMBERS):
         wanted = wanted.model_copy(update={"image": ";".join(IMAGE_MEMBERS)})

@@ -1,0 +1,56 @@
+"""Tars that cannot be read to their end, and tars without rows, beside whole ones."""
+
+from pathlib import Path
+
+import pytest
+from writers import write_pairs, write_tar
+
+from tips_ray.config import DataConfig
+from tips_ray.data.index import Index, build_index
+from tips_ray.data.unread import unread_bytes
+
+
+def _index(folder: Path) -> Index:
+    return build_index(DataConfig.model_validate({"sources": [{"uri": str(folder)}], "chunk_rows": 2}))
+
+
+def _damage(path: Path, name: bytes) -> int:
+    """Spoil the header of the member of this name; returns where it begins."""
+    content = bytearray(path.read_bytes())
+    place = content.index(name)
+    content[place] = ord("9")
+    path.write_bytes(content)
+    return place
+
+
+def test_bytes_behind_a_damaged_header_are_counted_by_shard(tmp_path):
+    for name in ("a.tar", "b.tar", "c.tar"):
+        write_pairs(tmp_path / name, rows=5)
+    place = _damage(tmp_path / "b.tar", b"00003.jpg")
+    _damage(tmp_path / "c.tar", b"00000.jpg")
+    size = (tmp_path / "b.tar").stat().st_size
+    index = _index(tmp_path)
+    assert index.shards["rows"].to_pylist() == [5, 3, 0]
+    assert unread_bytes(index) == {str(tmp_path / "b.tar"): size - place, str(tmp_path / "c.tar"): size}
+
+
+def test_whole_tars_have_no_unread_bytes_whatever_lies_at_their_end(tmp_path):
+    write_pairs(tmp_path / "a.tar", rows=3)
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes() + bytes(10240))
+    assert unread_bytes(_index(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("content", [b"", bytes(10240), b"<html>not found</html>" * 99])
+def test_a_first_tar_without_rows_does_not_hide_the_others(tmp_path, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    write_pairs(tmp_path / "b.tar", rows=3)
+    index = _index(tmp_path)
+    assert index.shards["rows"].to_pylist() == [0, 3] and [row["key"] for row in index.read(0)] == ["00000", "00001"]
+    assert (index.sample(0)[0].path, index.sample(2)[1]) == (str(tmp_path / "b.tar"), 2)
+
+
+def test_a_source_of_empty_tars_is_refused_with_the_first_ones_name(tmp_path):
+    write_tar(tmp_path / "a.tar", [])
+    write_tar(tmp_path / "b.tar", [])
+    with pytest.raises(ValueError, match=r"a\.tar: there are no rows in it; write the shard again or leave it out"):
+        _index(tmp_path)
