@@ -19,6 +19,10 @@ SCHEMA = pa.schema(
     [("sha256", pa.string()), ("captions", pa.list_(pa.string())), ("shard", pa.string()), ("row", pa.int64())]
 )
 BLOCK_ROWS = 65_536
+MOST_CHARACTERS = 200
+"""Of a reason."""
+TEXT = "utf-8-sig"
+"""Encoding of text files; spreadsheets begin theirs with a byte order mark."""
 Row = dict[str, Any]
 
 
@@ -51,13 +55,13 @@ def captions_by_hash(source: str) -> dict[bytes, list[str]]:
     All of them are held in memory: some 400 bytes a row.
 
     Raises:
-        ValueError: the file is of another kind, or has not these columns; the row is named.
+        ValueError: the file is of another kind or damaged, or has not these columns; the row is named.
     """
     reader = _of_suffix(source, {".parquet": _read_parquet, ".jsonl": _read_lines, ".csv": _read_csv})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "captions")
         storage.download(source, path)
-        return dict(_entry(source, number, row) for number, row in enumerate(reader(path), start=1))
+        return dict(_entries(source, reader(path)))
 
 
 def rekeyed(row: int, sha256: list[bytes], errors: list[str], known: dict[bytes, list[str]]) -> ChunkCaptions | None:
@@ -99,15 +103,33 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _read_lines(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding=TEXT) as file:
         yield from map(json.loads, filter(str.strip, file))
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding=TEXT, newline="") as file:
         for row in csv.DictReader(file):
-            text = row.get("captions") or ""
-            yield {**row, "captions": json.loads(text) if text.startswith("[") else text}
+            yield {**row, "captions": _texts(row.get("captions") or "")}
+
+
+def _texts(cell: str) -> str | list[str]:
+    """A list where the cell is one of texts in JSON; a caption may begin with a bracket too."""
+    try:
+        found = json.loads(cell) if cell.startswith("[") else cell
+    except json.JSONDecodeError:
+        return cell
+    return found if all(isinstance(text, str) for text in found) else cell
+
+
+def _entries(source: str, rows: Iterator[Row]) -> Iterator[tuple[bytes, list[str]]]:
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield _entry(source, number, row if isinstance(row, dict) else {})
+    except (pa.ArrowException, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())[:MOST_CHARACTERS]
+        raise ValueError(f"{source} behind row {number}: it cannot be read: {reason}") from None
 
 
 def _entry(source: str, number: int, row: Row) -> tuple[bytes, list[str]]:
@@ -120,7 +142,7 @@ def _entry(source: str, number: int, row: Row) -> tuple[bytes, list[str]]:
     if len(key) != 32 or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(
             f"{source} row {number}: it needs sha256 (64 hexadecimal digits of the image file's hash) and captions "
-            f"(a list of texts), there are {', '.join(map(str, row))}; rename the columns"
+            f"(a list of texts), there are {', '.join(map(str, row)) or 'no columns'}; rename the columns"
         )
     return key, [text for text in map(str.strip, texts) if text]
 
