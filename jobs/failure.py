@@ -104,6 +104,8 @@ def described(error: BaseException) -> str:
     if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
         lost = "the run's controller" if "TrainController" in text else "a worker process"
         return f"{lost} died, most often for want of memory ({text})"
+    if kind == "WorkerGroupStartupFailedError":
+        return f"workers died while they started ({last_words(cause)})"
     if is_echo(cause):
         return f"another worker was lost ({text})"
     if "OutOfMemory" in kind:

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import ray
 from ray.train import FailureConfig, ScalingConfig
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, elastic
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from toy_run import tiny_run
 
+from jobs.failure import described
 from tips_ray.config import RunConfig
 from tips_ray.train import adapter
 from tips_ray.train.adapter import CountedFailures, PlannedScaling
@@ -120,6 +121,30 @@ def test_a_group_that_lost_its_data_and_does_not_leave_is_stopped(policy, monkey
     assert event["cause"] == "room for 2 workers instead of 4, and they do not leave"
 
 
+def test_a_group_whose_data_stream_lost_its_room_leaves_and_waits_unless_that_passes(policy, monkeypatch):
+    clock, asked = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(adapter.time, "monotonic", lambda: clock.now)
+    worker = SimpleNamespace(
+        metadata=SimpleNamespace(node_id="a"), execute_async=lambda ask, reason: asked.append(reason)
+    )
+    group = SimpleNamespace(start_time=0.0, num_workers=2, workers=[worker] * 2)
+
+    def look(cpus: int, seconds: float) -> Any:
+        _offer(policy, monkeypatch, workers=2, cpus=cpus)
+        clock.now += seconds
+        return policy.make_decision_for_running_worker_group(group, None)
+
+    assert isinstance(look(cpus=2, seconds=0), NoopDecision) and not asked
+    assert isinstance(look(cpus=4, seconds=adapter.BELOW_SECONDS + 1), NoopDecision) and not asked
+    assert isinstance(look(cpus=2, seconds=1), NoopDecision) and not asked
+    assert isinstance(look(cpus=2, seconds=adapter.BELOW_SECONDS + 1), NoopDecision)
+    assert asked == ["room for 1 workers, at least 2 must train"] * 2
+    decision = look(cpus=2, seconds=121)
+    assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
+    event = RunFolder(policy.run_uri).read_events()[0]
+    assert event["cause"] == "room for 1 workers, at least 2 must train, and they do not leave"
+
+
 def test_nodes_of_a_driver_that_was_killed_are_soon_free_for_the_next():
     clock = [0.0]
     node = {"Alive": True, "NodeID": "a", "Resources": {"CPU": 2.0}, "Labels": {}}
@@ -165,3 +190,14 @@ def test_a_checkpoint_since_the_last_failure_makes_it_forgotten(tmp_path, monkey
     monkeypatch.setattr(adapter, "newest_step", lambda uri: next(steps))
     decisions = [failures.make_decision(LOST) for _ in range(4)]
     assert decisions == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]
+
+
+def test_workers_that_die_while_they_start_are_failures_and_named(tmp_path):
+    failures = CountedFailures(FailureConfig(max_failures=1), str(tmp_path))
+    failure = WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")
+    failure.__cause__ = RuntimeError("its process was killed\nfor want of memory")
+    decisions = [failures.make_decision(ControllerError(failure)) for _ in range(2)]
+    assert decisions == [FailureDecision.RETRY, FailureDecision.RAISE]
+    (event,) = RunFolder(str(tmp_path)).read_events()
+    assert event["cause"] == "a worker died while it started: its process was killed for want of memory"
+    assert described(ControllerError(failure)).startswith("workers died while they started (At least one")

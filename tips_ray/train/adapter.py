@@ -17,7 +17,7 @@ import ray._private.state
 import ray.exceptions
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 WRITTEN_FOR = "2.60."
 ABORT_SECONDS = 15
 """Longest that workers may take to be stopped by Ctrl-C."""
+BELOW_SECONDS = 3 * RENEWED_SECONDS
+"""How long room must be too little for a running group; a coordinator that starts anew knows of none for a while."""
 MOST_CHARACTERS = 200
 """Of an error in a cause."""
 
@@ -99,8 +101,10 @@ class PlannedScaling(ElasticScalingPolicy):
         self.config, self.run_uri = config, run_uri
         self._told: dict[str, Any] = {}
         self._room = 0
+        self._below: tuple[float, float] | None = None
+        """Which group, by its start, has too little room, and since when."""
         self._asked: tuple[float, float] | None = None
-        """Which group, by its start, and since when."""
+        """Which group was asked to leave, and since when."""
 
     def _maybe_send_resource_request(self) -> None:
         """More often than Ray, since what is not asked for again is forgotten sooner."""
@@ -109,18 +113,34 @@ class PlannedScaling(ElasticScalingPolicy):
             self._send_resource_request()
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        """Too little room for the fewest is for Ray no reason to stop; its data stream may be what has no room."""
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-        if not isinstance(decision, ResizeDecision):
+        workers, started = worker_group_state.workers, worker_group_state.start_time
+        if self._stays_below(started):
+            decision, reason = self._get_resize_decision(self.config.worker_counts[0]), self._too_little()
+        elif isinstance(decision, ResizeDecision):
+            reason = f"room for {decision.num_workers} workers instead of {len(workers)}"
+        else:
             return decision
-        workers = worker_group_state.workers
         is_drained = any(worker.metadata.node_id in draining_nodes() for worker in workers)
-        reason = f"room for {decision.num_workers} workers instead of {len(workers)}"
-        if decision.num_workers < len(workers) and not is_drained and self._is_stuck(worker_group_state.start_time):
+        if self._room < len(workers) and not is_drained and self._is_stuck(started):
             note_event(self.run_uri, "stop", cause=f"{reason}, and they do not leave", planned=False)
             return decision
         for worker in workers:
             worker.execute_async(planned.ask, f"drain: {reason}" if is_drained else reason)
         return NoopDecision()
+
+    def _stays_below(self, started: float) -> bool:
+        """There is room for fewer workers than must train, and that is no passing state."""
+        if self._room >= self.config.worker_counts[0]:
+            self._below = None
+            return False
+        if self._below is None or self._below[0] != started:
+            self._below = started, time.monotonic()
+        return time.monotonic() - self._below[1] > BELOW_SECONDS
+
+    def _too_little(self) -> str:
+        return f"room for {self._room} workers, at least {self.config.worker_counts[0]} must train"
 
     def _is_stuck(self, started: float) -> bool:
         """The group of this start was asked to leave long ago; the data that it waits for may have gone with a node."""
@@ -175,6 +195,10 @@ class CountedFailures(DefaultFailurePolicy):
         self._known_failures = len(RunFolder(run_uri).final_failures())  # of earlier drivers
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Ray would start workers that die in their start again for ever, and say nothing."""
+        failure = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(failure, WorkerGroupStartupFailedError):
+            training_failed_error = WorkerGroupError(str(failure), {0: failure})  # which one is not known
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
             return super().make_decision(training_failed_error)
         reason = planned_reason(training_failed_error)
@@ -209,13 +233,19 @@ def cause_of(error: TrainingFailedError) -> str:
         return "a node was taken away before its workers had saved"
     assert isinstance(error, WorkerGroupError)
     failures = sorted(error.worker_failures.items())
+    if isinstance(failures[0][1], WorkerGroupStartupFailedError):
+        return f"a worker died while it started: {_shortened(failures[0][1].__cause__ or failures[0][1])}"
     lost = [rank for rank, failure in failures if isinstance(failure, WorkerHealthCheckFailedError)]
     if lost:
         return f"lost: rank {', '.join(map(str, lost))}"
     rank, failure = next((one for one in failures if not is_echo(one[1])), failures[0])
     if is_echo(failure):
         return f"lost: a worker, as rank {rank} noticed"
-    return f"rank {rank}: {type(failure).__name__}: {' '.join(str(failure).split())[:MOST_CHARACTERS]}"
+    return f"rank {rank}: {type(failure).__name__}: {_shortened(failure)}"
+
+
+def _shortened(error: BaseException) -> str:
+    return " ".join(str(error).split())[:MOST_CHARACTERS]
 
 
 def note_event(run_uri: str, kind: str, **what: Any) -> None:
