@@ -1,6 +1,6 @@
 """The paper's ablation on rendered scenes: rows that differ in their objective alone, a table, its directions judged.
 
-  tips-ray ablate --quick                  one seed; about 45 minutes on two CPU cores
+  tips-ray ablate --quick                  one seed; 33 minutes on two CPU cores
   tips-ray ablate --full                   five seeds; takes up what --quick has left
   tips-ray ablate --full at_a_time=1 base.resources.gpus_per_worker=1       on a GPU
   tips-ray ablate MY.yaml base.schedule.total_steps=1000 --output out/my    a file like those of jobs/ablations

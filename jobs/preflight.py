@@ -21,7 +21,7 @@ from tips_ray.data.vocabulary import tokenizer_at
 from tips_ray.tokenizer import Tokenizer
 from tips_ray.tracking import require_answer, tracking_uri, without_credentials
 from tips_ray.train.checkpoint import checkpoints_of, list_checkpoints
-from tips_ray.train.origin import require_its_vocabulary, start_origin, teacher_origin
+from tips_ray.train.origin import require_its_vocabulary, start_origin, teacher_origin, teacher_sizes
 from tips_ray.train.run_folder import MAY_DIFFER, RunFolder
 
 
@@ -122,13 +122,14 @@ def config_fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def weights_fit(config: RunConfig) -> str:
-    """What a new run begins with is there and has the sizes of the config; a frozen teacher must stay to be read."""
+    """What a new run begins with is there and has the sizes of the config; of a teacher a known run needs the sizes."""
+    if list_checkpoints(checkpoints_of(storage.join(config.storage, config.name))):
+        teacher = teacher_sizes(config) if config.objective.frozen_teacher else None
+        return f"nothing is read but the run's own checkpoint{' and the sizes of its teacher' if teacher else ''}"
     teacher = teacher_origin(config).described() if config.objective.frozen_teacher else None
     of_teacher = f"; the frozen teacher of {teacher}" if teacher else ""
     if config.start is None:
         return f"random weights{of_teacher}"
-    if list_checkpoints(checkpoints_of(storage.join(config.storage, config.name))):
-        return f"start.uri is not read: the run has a checkpoint{of_teacher}"
     origin = start_origin(config)
     require_its_vocabulary(origin, config)
     grid = origin.grid if "image" in origin.sizes else config.image.grid

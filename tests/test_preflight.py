@@ -1,6 +1,7 @@
 """Sizes and checks of a run before it starts."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_a_run_that_resumes_needs_nothing_of_what_it_began_with(config, tmp_path
     gone = tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), start__uri=str(tmp_path / "gone"))
     assert len(preflight(gone).faults) == 1
     trained_run(f"{gone.storage}/tiny", 1)
-    assert _text_of(gone, "start") == "start.uri is not read: the run has a checkpoint"
+    assert _text_of(gone, "start") == "nothing is read but the run's own checkpoint"
 
 
 def test_a_teacher_that_is_not_there_is_one_fault_and_one_that_is_counts(config, tmp_path):
@@ -181,8 +182,13 @@ def test_a_teacher_that_is_not_there_is_one_fault_and_one_that_is_counts(config,
     checked = preflight(distilled("teacher"))
     assert checked.faults == [] and _text_of(distilled("teacher"), "start").endswith("/teacher at step 1")
     assert parameters(distilled("teacher"))[1] > parameters(config)[1]
+    shutil.rmtree(tmp_path / "teacher" / "checkpoints")
+    (fault,) = preflight(distilled("teacher")).faults
+    assert "teacher) is a run without a checkpoint; wait for its first one" in fault
     (fault,) = preflight(distilled("nowhere")).faults
     assert fault.startswith(f"objective.frozen_teacher ({tmp_path}/nowhere): there is neither")
+    trained_run(str(tmp_path / "runs" / "tiny"), 1)
+    assert _text_of(distilled("teacher"), "start").endswith("the run's own checkpoint and the sizes of its teacher")
 
 
 def _elastic(tmp_path, monkeypatch, have: dict[str, float], **values) -> str:

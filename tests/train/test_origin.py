@@ -138,6 +138,15 @@ def test_another_architectures_folder_is_refused(tmp_path):
     assert "start.uri" in (text := _refusal(tmp_path)) and "model_type ('siglip') must be 'tipsv2'" in text
 
 
+def test_a_checkpoint_whose_manifest_is_damaged_is_refused(tmp_path):
+    trained_run(str(tmp_path), 1)
+    checkpoint = tmp_path / "checkpoints" / "step-00000001"
+    (checkpoint / "manifest.json").write_text("{")
+    assert _refusal(checkpoint) == (
+        f"start.uri ({checkpoint}): its manifest.json is damaged; give another checkpoint, or the run's folder"
+    )
+
+
 def _teacher(uri: object, **values: Any):
     return teacher_origin(toy_config(objective__teacher="frozen", objective__frozen_teacher=str(uri), **values))
 

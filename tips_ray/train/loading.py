@@ -1,6 +1,5 @@
 """A checkpoint -> TrainState, on any number of ranks; each machine reads the files once."""
 
-import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -75,10 +74,12 @@ def one_process_is_fine() -> Iterator[None]:
 
 @contextmanager
 def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
-    """A local folder with all files, read and verified by one rank of each machine for all ranks there."""
+    """A local folder with all files, read and verified by one rank of each machine for all ranks there.
+
+    A machine is where the same temporary folders are: names of hosts may be the same on several, or differ on one.
+    """
     with tempfile.TemporaryDirectory() as own:
-        machine = socket.gethostname()
-        folder = next(path for name, path in gather_objects((machine, own)) if name == machine)
+        folder = next(path for path in gather_objects(own) if Path(path).is_dir())
         faults = gather_objects(fetch_files(checkpoint, Path(own)) if folder == own else None)
         fault = next(filter(None, faults), None)
         if fault:

@@ -115,6 +115,20 @@ def teacher_origin(config: TrainConfig) -> Origin:
     return origin
 
 
+def teacher_sizes(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Sizes of `objective.frozen_teacher`, for which the config of its run is enough; weights may be gone.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    assert config.objective.frozen_teacher is not None
+    uri = storage.resolved(config.objective.frozen_teacher)
+    for run_uri in (uri, uri.rsplit("/", 2)[0]):  # a run, or one of its checkpoints
+        if storage.exists(storage.join(run_uri, "config.yaml")):
+            return _run_config("objective.frozen_teacher", uri, run_uri)[1]
+    return teacher_origin(config).sizes
+
+
 def require_its_vocabulary(origin: Origin, config: RunConfig) -> None:
     """A text encoder means the ids of its own tokenizer.
 
@@ -181,12 +195,17 @@ def _checkpoint_at(key: str, uri: str) -> Origin:
 
 
 def _of_run(key: str, uri: str, kind: Literal["run", "checkpoint"], run_uri: str, checkpoint: CheckpointInfo) -> Origin:
+    config, sizes = _run_config(key, uri, run_uri)
+    return Origin(key, uri, kind, sizes, {}, run_uri, config, checkpoint)
+
+
+def _run_config(key: str, uri: str, run_uri: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The config of a run, and what sizes it gives."""
     config = yaml.safe_load(storage.read_text(storage.join(run_uri, "config.yaml")))
     try:
-        sizes = {section: config[section] for section in _COMPARED}
+        return config, {section: config[section] for section in _COMPARED}
     except (KeyError, TypeError):
         raise ValueError(f"{key} ({uri}): {run_uri}/config.yaml is not the config of a run") from None
-    return Origin(key, uri, kind, sizes, {}, run_uri, config, checkpoint)
 
 
 def _transformers_at(key: str, uri: str) -> Origin:

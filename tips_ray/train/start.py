@@ -24,7 +24,7 @@ from tips_ray.models.networks import Heads, Teacher
 from tips_ray.models.vision import ImageEncoder, resized_positions
 from tips_ray.train.checkpoint import checkpoints_of, digest_of, newest_checkpoint
 from tips_ray.train.loading import fill_from_checkpoint
-from tips_ray.train.origin import Origin, start_origin, teacher_origin
+from tips_ray.train.origin import Origin, start_origin, teacher_origin, teacher_sizes
 from tips_ray.train.state import TrainState
 
 Result = TypeVar("Result")
@@ -55,7 +55,7 @@ def unloaded_teacher(config: TrainConfig) -> Teacher | None:
     """The network of `objective.frozen_teacher` with its own sizes, on the meta device; None where none is named."""
     if config.objective.frozen_teacher is None:
         return None
-    sizes = teacher_origin(config).sizes
+    sizes = teacher_sizes(config)
     with torch.device("meta"):
         image = ImageEncoder(ImageEncoderConfig(**sizes["image"]))
         heads = Heads(image.config.width, PrototypeHeadConfig(**sizes["head"]))
