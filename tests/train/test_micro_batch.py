@@ -4,6 +4,8 @@ import json
 import resource
 from dataclasses import replace
 from multiprocessing import get_context
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch.distributed as dist
 from toy_run import tiny_run
 
 from tips_ray.config import RunConfig
-from tips_ray.train import micro_batch
+from tips_ray.train import micro_batch, worker
 from tips_ray.train.micro_batch import RECORD, find, keep, largest_that_fits, noise, settled, step_fits
 from tips_ray.train.run_inputs import RunInputs
 
@@ -115,6 +117,21 @@ def test_noise_is_as_large_as_the_rows_of_the_stream(run):
 def test_a_share_that_cannot_be_equal_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"global_batch_images \(9\) must be divisible by resources.workers \(2\)"):
         tiny_run(tmp_path, "unused", global_batch_images=9, micro_batch_images="auto")
+
+
+def test_it_is_tried_with_the_places_of_the_workers_and_on_nodes_of_their_role(run, monkeypatch):
+    asked: list[dict[str, Any]] = []
+
+    def remote(**options: Any) -> Any:
+        asked.append(options)
+        return lambda task: SimpleNamespace(remote=lambda run: "found")
+
+    monkeypatch.setattr(worker.ray, "remote", remote)
+    monkeypatch.setattr(worker.ray, "get", list)
+    resources = run.config.resources.model_copy(update={"roles": True, "gpus_per_worker": 1.0})
+    inputs = replace(run, config=run.config.model_copy(update={"resources": resources}))
+    assert worker.found_on_workers(inputs) == ["found", "found"]
+    assert asked == [{"num_cpus": 1.0, "num_gpus": 1.0, "max_calls": 1, "resources": {"train": 1.0}}]
 
 
 @pytest.mark.slow
