@@ -105,7 +105,7 @@ def described(error: BaseException) -> str:
         lost = "the run's controller" if "TrainController" in text else "a worker process"
         return f"{lost} died, most often for want of memory ({text})"
     if kind == "WorkerGroupStartupFailedError":
-        return f"workers died while they started ({last_words(cause)})"
+        return text  # as `tips_ray.train.adapter` has named it
     if is_echo(cause):
         return f"another worker was lost ({text})"
     if "OutOfMemory" in kind:

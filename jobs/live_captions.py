@@ -103,7 +103,7 @@ def caption_all(inputs: "CaptionInputs", due: "pa.Table") -> Made:
     from tips_ray.captioning.model_folder import description, model_folder
     from tips_ray.data.caption_pipeline import caption_stream
 
-    made, started, pace = Made(), time.monotonic(), inputs.access.pace
+    made, started = Made(), time.monotonic()
     if not due.num_rows:
         return made
     inputs.access.store.describe(description(inputs.captioner, model_folder(inputs.captioner)))
@@ -111,8 +111,6 @@ def caption_all(inputs: "CaptionInputs", due: "pa.Table") -> Made:
     quiet_data()
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
         made.add(cast("dict[str, Any]", batch))
-        if pace:
-            pace.add_made.remote(len(batch["chunk"]))
         if is_due(made.chunks):
             rate = made.images / (time.monotonic() - started)
             print(
@@ -131,6 +129,7 @@ def _beside(inputs: "CaptionInputs", due: "pa.Table") -> None:
     started = time.monotonic()
     try:
         made = caption_all(inputs, due)
+        ray.get(pace.finish.remote())
         _tell_balance(made, time.monotonic() - started, ray.get(pace.waits.remote()), inputs.config)
     except Exception as error:  # whatever it is, training must not wait for captions that never come
         if ray.is_initialized():  # after Ctrl-C it may be gone, and a call would join another cluster of this machine

@@ -66,7 +66,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         "data": data,
         "shards": lambda: shards_are_whole(result.index, config.data.max_bad_fraction) if result.index else "unknown",
         "run": lambda: run_is_new_or_the_same(config) if is_writable else "unknown",
-        "start": lambda: weights_fit(config),
+        "start": lambda: weights_fit(config) if is_writable else "unknown",
         "tokenizer": lambda: tokenizer_fits(config),
         "captions": lambda: captions_come(config),
         "resources": lambda: ray_cluster.resources_suffice(config),

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tips_ray.captioning.exchange import captions_by_hash
@@ -22,6 +24,7 @@ def _read(path: Path, content: bytes) -> list[list[str]]:
         ("[logo] a red shoe", ["[logo] a red shoe"]),
         ('"[1, 2]"', ["[1, 2]"]),
         ("[]", []),
+        ("[" * 20_000, ["[" * 20_000]),
     ],
 )
 def test_a_cell_is_a_list_of_texts_only_where_it_is_one_in_json(tmp_path, cell, texts):
@@ -32,6 +35,15 @@ def test_a_byte_order_mark_belongs_to_no_name(tmp_path):
     mark, line = b"\xef\xbb\xbf", json.dumps({"sha256": DIGEST, "captions": ["größe"]}, ensure_ascii=False).encode()
     assert _read(tmp_path / "x.csv", mark + f"sha256,captions\n{DIGEST},größe\n".encode()) == [["größe"]]
     assert _read(tmp_path / "x.jsonl", mark + line) == [["größe"]]
+
+
+def test_a_damaged_page_is_named_by_file_and_row(tmp_path):
+    table = pa.table({"sha256": [DIGEST] * 2000, "captions": [[str(number)] for number in range(2000)]})
+    pq.write_table(table, tmp_path / "x.parquet", compression="snappy", use_dictionary=False)
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[200:240] = bytes(40)
+    with pytest.raises(ValueError, match=r"x.parquet behind row 0: it cannot be read: .*"):
+        _read(tmp_path / "x.parquet", bytes(content))
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,10 @@ def test_captions_that_should_be_there_and_are_not_are_an_error_at_once(index, s
         read_captions(index, [0, 1], store)
 
 
-def test_an_image_that_the_captioner_could_not_read_is_a_row_without_captions():
+@pytest.mark.parametrize("content", [b"", b"<html>try later</html>"])
+def test_an_image_that_the_captioner_could_not_read_is_a_row_without_captions(content):
     """A download may fail while it is captioned and go well in training."""
-    made = ChunkCaptions(0, image_sha256([b""]), [[]], ["cannot be downloaded"])
+    made = ChunkCaptions(0, image_sha256([content]), [[]], ["cannot be downloaded, or not an image"])
     (row,) = with_captions([_row(b"a")], made, "")
     assert (row["synthetic_captions"], row["error"], row["image"]) == ([], "", b"a")
 
@@ -146,6 +147,14 @@ def test_chunks_that_are_read_together_come_when_the_first_of_them_is_due(monkey
     inputs: Any = SimpleNamespace(index_uri="", access=SimpleNamespace(pace=object()))
     batch = {"window": np.array([3, 190]), "chunk": np.array([7, 8])}
     assert list(caption_pipeline._read(batch, inputs)) == [] and asked == [3]
+
+
+def test_captions_that_come_with_the_last_news_are_found(index, store):
+    def news(seconds: float) -> News:
+        _write(index, store, 3)
+        return News(1, "captioning is done")
+
+    assert read_captions(index, [3], store, Waiting(60, news))[3].captions == _made(index, 3).captions
 
 
 def test_captions_that_will_never_come_are_not_waited_for(index, store):

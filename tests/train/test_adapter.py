@@ -1,11 +1,13 @@
 """Ray's internals are as we know them, and our two policies decide as they should; no cluster."""
 
 import inspect
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -115,10 +117,12 @@ def test_a_group_that_lost_its_data_and_does_not_leave_is_stopped(policy, monkey
     worker = SimpleNamespace(metadata=SimpleNamespace(node_id="a"), execute_async=lambda ask, reason: None)
     group = SimpleNamespace(start_time=0.0, num_workers=4, workers=[worker] * 4)
     assert isinstance(policy.make_decision_for_running_worker_group(group, None), NoopDecision)
-    decision = policy.make_decision_for_running_worker_group(group, None)
-    assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
-    event = RunFolder(policy.run_uri).read_events()[0]
-    assert event["cause"] == "room for 2 workers instead of 4, and they do not leave"
+    with pytest.raises(WorkerGroupError) as stopped:
+        policy.make_decision_for_running_worker_group(group, None)
+    failures = CountedFailures(FailureConfig(max_failures=0), policy.run_uri)
+    assert failures.make_decision(stopped.value) == FailureDecision.RETRY
+    (event,) = RunFolder(policy.run_uri).read_events()
+    assert event["cause"] == "room for 2 workers instead of 4, and they do not leave" and not event["planned"]
 
 
 def test_a_group_whose_data_stream_lost_its_room_leaves_and_waits_unless_that_passes(policy, monkeypatch):
@@ -128,6 +132,8 @@ def test_a_group_whose_data_stream_lost_its_room_leaves_and_waits_unless_that_pa
         metadata=SimpleNamespace(node_id="a"), execute_async=lambda ask, reason: asked.append(reason)
     )
     group = SimpleNamespace(start_time=0.0, num_workers=2, workers=[worker] * 2)
+    policy.scaling_config.elastic_resize_monitor_interval_s = 60  # Ray's own look is seldom
+    monkeypatch.setattr(elastic, "time_monotonic", lambda: 61.0 + clock.now)
 
     def look(cpus: int, seconds: float) -> Any:
         _offer(policy, monkeypatch, workers=2, cpus=cpus)
@@ -136,13 +142,11 @@ def test_a_group_whose_data_stream_lost_its_room_leaves_and_waits_unless_that_pa
 
     assert isinstance(look(cpus=2, seconds=0), NoopDecision) and not asked
     assert isinstance(look(cpus=4, seconds=adapter.BELOW_SECONDS + 1), NoopDecision) and not asked
-    assert isinstance(look(cpus=2, seconds=1), NoopDecision) and not asked
+    assert isinstance(look(cpus=2, seconds=61), NoopDecision) and not asked
     assert isinstance(look(cpus=2, seconds=adapter.BELOW_SECONDS + 1), NoopDecision)
     assert asked == ["room for 1 workers, at least 2 must train"] * 2
-    decision = look(cpus=2, seconds=121)
-    assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
-    event = RunFolder(policy.run_uri).read_events()[0]
-    assert event["cause"] == "room for 1 workers, at least 2 must train, and they do not leave"
+    with pytest.raises(WorkerGroupError, match="room for 1 workers, at least 2 must train, and they do not leave"):
+        look(cpus=2, seconds=121)
 
 
 def test_nodes_of_a_driver_that_was_killed_are_soon_free_for_the_next():
@@ -196,8 +200,18 @@ def test_workers_that_die_while_they_start_are_failures_and_named(tmp_path):
     failures = CountedFailures(FailureConfig(max_failures=1), str(tmp_path))
     failure = WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")
     failure.__cause__ = RuntimeError("its process was killed\nfor want of memory")
-    decisions = [failures.make_decision(ControllerError(failure)) for _ in range(2)]
-    assert decisions == [FailureDecision.RETRY, FailureDecision.RAISE]
+    error = ControllerError(failure)
+    assert [failures.make_decision(error) for _ in range(2)] == [FailureDecision.RETRY, FailureDecision.RAISE]
     (event,) = RunFolder(str(tmp_path)).read_events()
     assert event["cause"] == "a worker died while it started: its process was killed for want of memory"
-    assert described(ControllerError(failure)).startswith("workers died while they started (At least one")
+    assert described(pickle.loads(pickle.dumps(error))) == event["cause"]  # as the driver gets it
+
+
+def test_workers_whose_node_is_taken_while_they_start_are_no_failures(tmp_path):
+    failures = CountedFailures(FailureConfig(max_failures=0), str(tmp_path))
+    taken = RayActorError(preempted=True)
+    failure = WorkerGroupStartupFailedError("One of the worker actors failed to initialize")
+    failure.__cause__ = taken
+    for error in (ControllerError(failure), ControllerError(taken)):
+        assert failures.make_decision(error) == FailureDecision.RETRY
+    assert failures.make_decision(ControllerError(RayActorError())) == FailureDecision.RAISE

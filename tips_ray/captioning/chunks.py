@@ -12,8 +12,6 @@ import pyarrow.parquet as pq
 
 VERSION = 1
 METADATA = b"tips_ray"
-NO_IMAGE = bytes(32)
-"""In place of the sha256 of an image that could not be read."""
 SCHEMA = pa.schema(
     [("row", pa.int64()), ("sha256", pa.binary(32)), ("captions", pa.list_(pa.string())), ("error", pa.string())]
 )
@@ -52,7 +50,7 @@ class ChunkCaptions(NamedTuple):
     row: int
     """First row in the shard."""
     sha256: list[bytes]
-    """Of the encoded image, or `NO_IMAGE`."""
+    """Of the encoded image; 32 zero bytes where it could not be read."""
     captions: list[list[str]]
     error: list[str]
 
@@ -111,8 +109,8 @@ def damaged(uri: str, reason: str) -> DamagedError:
 
 
 def image_sha256(images: Iterable[bytes]) -> list[bytes]:
-    """The checked column; `NO_IMAGE` for an image without bytes."""
-    return [hashlib.sha256(image).digest() if image else NO_IMAGE for image in images]
+    """The checked column; zeros for an image without bytes."""
+    return [hashlib.sha256(image).digest() if image else bytes(32) for image in images]
 
 
 def _table(chunk: ChunkCaptions, schema: pa.Schema) -> pa.Table:

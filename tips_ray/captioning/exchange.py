@@ -117,7 +117,7 @@ def _texts(cell: str) -> str | list[str]:
     """A list where the cell is one of texts in JSON; a caption may begin with a bracket too."""
     try:
         found = json.loads(cell) if cell.startswith("[") else cell
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return cell
     return found if all(isinstance(text, str) for text in found) else cell
 
@@ -127,7 +127,7 @@ def _entries(source: str, rows: Iterator[Row]) -> Iterator[tuple[bytes, list[str
     try:
         for number, row in enumerate(rows, start=1):
             yield _entry(source, number, row if isinstance(row, dict) else {})
-    except (pa.ArrowException, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (pa.ArrowException, OSError, csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:MOST_CHARACTERS]
         raise ValueError(f"{source} behind row {number}: it cannot be read: {reason}") from None
 

@@ -50,6 +50,8 @@ class CaptionActor:
             self.inputs.access.store.write(
                 shard, number, ChunkCaptions(self.index.chunk(row["chunk"]).row, sha256, texts, errors)
             )
+            if self.inputs.access.pace:
+                self.inputs.access.pace.add_made.remote(1)
             bad.append(sum(map(bool, errors)))
         seconds = (time.perf_counter() - started) / max(len(rows), 1)
         columns = [[row["chunk"] for row in rows], [len(row["images"]) for row in rows], bad, [seconds] * len(rows)]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tips_ray import storage
-from tips_ray.captioning.chunks import NO_IMAGE, CaptionedShard, ChunkCaptions, image_sha256
+from tips_ray.captioning.chunks import CaptionedShard, ChunkCaptions, image_sha256
 from tips_ray.captioning.store import CaptionStore
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index
@@ -89,7 +89,7 @@ def with_captions(rows: Sequence[SourceRow], captions: ChunkCaptions, folder: st
     fault = f"its captions were made from another image (sha256 differs): delete {folder} and caption again"
     joined = []
     for row, own, made, texts, error in zip(rows, hashes, *captions[1:], strict=True):
-        if not row["error"] and made not in (own, NO_IMAGE):
+        if not row["error"] and not error and made != own:
             row = SourceRow(**{**row, "error": fault, "image": b""})
         joined.append(SourceRow(**{**row, "synthetic_captions": [] if error else list(texts)}))
     return joined
@@ -108,16 +108,18 @@ class _Patience:
     made: int = -1
     since: float = field(default_factory=time.monotonic)
     pause: float = POLL_SECONDS[0]
+    failure: str = ""
 
     def wait(self, missing: str) -> None:
-        """Until it is worth another look.
+        """Until it is worth another look; it is once more after the last captions.
 
         Raises:
             ValueError: no captions will come any more.
         """
+        if self.failure:
+            raise ValueError(f"{missing}, and none will come: {self.failure}")
         news = self.waiting.news(self.pause)
-        if news.failure:
-            raise ValueError(f"{missing}, and none will come: {news.failure}")
+        self.failure = news.failure
         if news.made != self.made:
             self.made, self.since = news.made, time.monotonic()
         quiet = time.monotonic() - self.since

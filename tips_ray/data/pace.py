@@ -15,6 +15,9 @@ class News(NamedTuple):
     """Why no more will come; empty: they do."""
 
 
+FINISHED = "captioning is done with what was missing when the run began; the same command again makes the rest"
+
+
 class Pace:
     """How far training is, and how far captioning and the reading of rows may therefore go."""
 
@@ -37,6 +40,11 @@ class Pace:
     async def end(self, failure: str = "") -> None:
         """No more captions: the run is over, or (with a reason) captioning failed."""
         self._is_over, self._failure = True, failure
+        self._move()
+
+    async def finish(self) -> None:
+        """All that was missing when the run began is captioned; who waits for more, waits in vain."""
+        self._failure = self._failure or FINISHED
         self._move()
 
     async def is_over(self) -> bool:

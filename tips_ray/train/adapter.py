@@ -117,30 +117,28 @@ class PlannedScaling(ElasticScalingPolicy):
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         workers, started = worker_group_state.workers, worker_group_state.start_time
         if self._stays_below(started):
-            decision, reason = self._get_resize_decision(self.config.worker_counts[0]), self._too_little()
+            reason = f"room for {self._room} workers, at least {self.config.worker_counts[0]} must train"
         elif isinstance(decision, ResizeDecision):
             reason = f"room for {decision.num_workers} workers instead of {len(workers)}"
         else:
             return decision
         is_drained = any(worker.metadata.node_id in draining_nodes() for worker in workers)
         if self._room < len(workers) and not is_drained and self._is_stuck(started):
-            note_event(self.run_uri, "stop", cause=f"{reason}, and they do not leave", planned=False)
-            return decision
+            cause = f"{reason}, and they do not leave"
+            raise WorkerGroupError(cause, {0: StuckStop(cause)})  # Ray asks for room before it starts a group again
         for worker in workers:
             worker.execute_async(planned.ask, f"drain: {reason}" if is_drained else reason)
         return NoopDecision()
 
     def _stays_below(self, started: float) -> bool:
         """There is room for fewer workers than must train, and that is no passing state."""
-        if self._room >= self.config.worker_counts[0]:
+        if self._latest_reserved_resources is None or self._room >= self.config.worker_counts[0]:
             self._below = None
             return False
+        self._latest_monitor_time = float("-inf")  # Ray's policy looks again with the next poll
         if self._below is None or self._below[0] != started:
             self._below = started, time.monotonic()
         return time.monotonic() - self._below[1] > BELOW_SECONDS
-
-    def _too_little(self) -> str:
-        return f"room for {self._room} workers, at least {self.config.worker_counts[0]} must train"
 
     def _is_stuck(self, started: float) -> bool:
         """The group of this start was asked to leave long ago; the data that it waits for may have gone with a node."""
@@ -186,6 +184,10 @@ class PlannedScaling(ElasticScalingPolicy):
         self._told = what
 
 
+class StuckStop(PlannedStop):
+    """A group that was asked to leave and does not is stopped; what it did since the last checkpoint is done again."""
+
+
 class CountedFailures(DefaultFailurePolicy):
     """A planned stop is no failure, and a checkpoint since the last failure makes that one forgotten."""
 
@@ -196,15 +198,16 @@ class CountedFailures(DefaultFailurePolicy):
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Ray would start workers that die in their start again for ever, and say nothing."""
-        failure = getattr(training_failed_error, "controller_failure", None)
-        if isinstance(failure, WorkerGroupStartupFailedError):
-            training_failed_error = WorkerGroupError(str(failure), {0: failure})  # which one is not known
+        started = failure_of_start(training_failed_error)
+        if started:
+            training_failed_error = WorkerGroupError(str(started), {0: started})  # which one is not known
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
             return super().make_decision(training_failed_error)
         reason = planned_reason(training_failed_error)
         decision = FailureDecision.RETRY if reason else self._counted(training_failed_error)
         if decision == FailureDecision.RETRY and not self._is_over():
-            note_event(self.run_uri, "stop", cause=reason or cause_of(training_failed_error), planned=bool(reason))
+            cause = reason or (in_start(started) if started else cause_of(training_failed_error))
+            note_event(self.run_uri, "stop", cause=cause, planned=bool(reason) and not is_stuck(training_failed_error))
         return decision
 
     def _is_over(self) -> bool:
@@ -227,14 +230,32 @@ def planned_reason(error: TrainingFailedError) -> str:
     return next((str(failure) for failure in failures if isinstance(failure, PlannedStop)), "")
 
 
+def is_stuck(error: TrainingFailedError) -> bool:
+    """The group did not leave by itself."""
+    return isinstance(error, WorkerGroupError) and any(isinstance(e, StuckStop) for e in error.worker_failures.values())
+
+
+def failure_of_start(error: TrainingFailedError) -> Exception | None:
+    """Of what a worker died before it trained, None where none did; the driver, which gets no causes, is told too."""
+    failure = getattr(error, "controller_failure", None)
+    if isinstance(failure, WorkerGroupStartupFailedError):
+        cause = failure.__cause__ or failure
+        failure.args = (in_start(cause),)
+        return cause if isinstance(cause, Exception) else failure
+    return failure if isinstance(failure, ray.exceptions.RayActorError) else None
+
+
+def in_start(failure: BaseException) -> str:
+    """One line."""
+    return f"a worker died while it started: {_shortened(failure)}"
+
+
 def cause_of(error: TrainingFailedError) -> str:
     """One line: a worker that is gone before what the others say of it."""
     if isinstance(error, PreemptionError):
         return "a node was taken away before its workers had saved"
     assert isinstance(error, WorkerGroupError)
     failures = sorted(error.worker_failures.items())
-    if isinstance(failures[0][1], WorkerGroupStartupFailedError):
-        return f"a worker died while it started: {_shortened(failures[0][1].__cause__ or failures[0][1])}"
     lost = [rank for rank, failure in failures if isinstance(failure, WorkerHealthCheckFailedError)]
     if lost:
         return f"lost: rank {', '.join(map(str, lost))}"
