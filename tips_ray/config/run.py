@@ -129,10 +129,10 @@ class ResourcesConfig(Schema):
     cpus_per_worker: NonNegativeFloat = 1
     max_failures: NonNegativeInt = 2
     """Times in a row, without a new checkpoint in between, that the workers start again from the newest one after one
-    of them was lost, before the run stops. An error that would come again (bad rows, a loss that is not finite) stops
-    it at once."""
+    of them was lost, also in its start, before the run stops. An error that would come again (bad rows, a loss that is
+    not finite) stops it at once."""
     resize_seconds: PositiveFloat = 60
-    """(D) Shortest time between two looks at whether there is room for more workers; each growth costs a restart."""
+    """(D) Shortest time between two looks at how many workers there is room for; each change costs a restart."""
     poll_seconds: PositiveFloat = 1
     """(D) How often workers, drained nodes and what nodes offer are looked at."""
     placement_seconds: PositiveFloat = 10
