@@ -1,5 +1,6 @@
 """Write a model for transformers (AutoModel, AutoProcessor, pipeline) or for timm, offline and without code of ours.
 
+  tips-ray export out/runs/photos --to transformers OUT        (a run, or one of its checkpoints; s3:// too)
   tips-ray export --image vision.npz --text text.npz --tokenizer tokenizer.model --to transformers OUT
   tips-ray export --image vision.npz --to timm OUT
   tips-ray export FOLDER --to timm OUT        (FOLDER: one that transformers reads)
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tips-ray export`."""
     parser.usage = "tips-ray export [FOLDER | --image NPZ --text NPZ] --to {transformers,timm} OUT"
-    parser.add_argument("paths", nargs="+", type=Path, metavar="[FOLDER] OUT", help="source, unless npz; new folder")
+    parser.add_argument("paths", nargs="+", metavar="[FOLDER] OUT", help="source, unless npz; new folder")
     parser.add_argument("--to", required=True, choices=("transformers", "timm"), help="who is to read OUT")
     parser.add_argument("--image", type=Path, metavar="NPZ", help="released image encoder")
     parser.add_argument("--text", type=Path, metavar="NPZ", help="released text encoder; timm needs none")
@@ -32,11 +33,13 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: no source or two of them, or what the readers and writers of `tips_ray.models` refuse.
     """
-    *sources, folder = arguments.paths
+    *sources, out = arguments.paths
+    if "://" in out:
+        raise ValueError(f"OUT ({out}) must be a folder of this machine; copy it from there")
     _check_source(arguments, sources)
     from tips_ray.models import TipsModel, export_timm, export_transformers
 
-    model = _source(arguments, sources)
+    model, folder = _source(arguments, sources), Path(out)
     if arguments.to == "timm":
         export_timm(model, folder)
     else:
@@ -45,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(_report(arguments.to, folder, model))
 
 
-def _check_source(arguments: argparse.Namespace, sources: list[Path]) -> None:
+def _check_source(arguments: argparse.Namespace, sources: list[str]) -> None:
     """Before torch is loaded."""
     npz = [name for name in ("image", "text", "tokenizer", "num_heads") if getattr(arguments, name) is not None]
     if len(sources) > 1:
@@ -58,14 +61,28 @@ def _check_source(arguments: argparse.Namespace, sources: list[Path]) -> None:
         raise ValueError("--to transformers needs --text: such a folder holds both encoders")
 
 
-def _source(arguments: argparse.Namespace, sources: list[Path]) -> "TipsModel | ImageEncoder":
-    from tips_ray.models import load_official, load_official_image, load_transformers
+def _source(arguments: argparse.Namespace, sources: list[str]) -> "TipsModel | ImageEncoder":
+    from tips_ray.models import load_official, load_official_image
 
     if sources:
-        return load_transformers(sources[0])
+        return _of_folder(sources[0])
     if arguments.text:
         return load_official(arguments.image, arguments.text, arguments.tokenizer, arguments.num_heads)
     return load_official_image(arguments.image, arguments.num_heads)
+
+
+def _of_folder(uri: str) -> "TipsModel":
+    """Of a run the averaged image encoder of its newest checkpoint that is whole, as `tips-ray evaluate` takes it."""
+    from tips_ray import storage
+    from tips_ray.models import load_transformers
+    from tips_ray.train.checkpoint import MANIFEST
+    from tips_ray.train.origin import origin_at
+    from tips_ray.train.start import verified
+    from tips_ray.train.trained import trained_model
+
+    if any(storage.exists(storage.join(storage.resolved(uri), name)) for name in ("config.yaml", MANIFEST)):
+        return trained_model(verified(origin_at("FOLDER", uri)))
+    return load_transformers(Path(uri))
 
 
 def _report(to: str, folder: Path, model: "TipsModel | ImageEncoder") -> str:

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from toy_model import CAPTIONS, toy_model
+from toy_start import trained_run
 
 from jobs.cli import main
 from tips_ray.models import load_transformers
@@ -47,6 +48,17 @@ def test_released_files_become_a_transformers_and_then_a_timm_folder(released, c
         torch.testing.assert_close(network(images), model.image(images).cls_web_BD, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("source", ["@/run", "@/run/checkpoints/step-00000001"])
+def test_a_run_is_written_with_its_averaged_image_encoder(tmp_path, source):
+    state = trained_run(str(tmp_path / "run"), 1)
+    assert _main(f"export {source} --to transformers @/out", tmp_path) == 0
+    loaded = load_transformers(tmp_path / "out")
+    teacher, student = state.teacher.image.state_dict(), state.student.text.state_dict()
+    torch.testing.assert_close(loaded.image.state_dict(), teacher, atol=0, rtol=0)
+    torch.testing.assert_close(loaded.text.state_dict(), student, atol=0, rtol=0)
+    assert _main(f"export {source} --to timm @/timm", tmp_path) == 0
+
+
 def test_the_printed_next_command_loads_what_was_written(released, capsys):
     folder, _ = released
     for line in (f"{NPZ} --to transformers @/out", "export --image @/image.npz --num-heads 2 --to timm @/timm"):
@@ -67,6 +79,7 @@ def test_the_printed_next_command_loads_what_was_written(released, capsys):
         ("export --image @/absent.npz --to timm @/out", "No such file or directory"),
         ("export @ --to timm @/out", "it has no config.json"),
         (f"{NPZ} --to timm @", "exists and is not an empty folder"),
+        (f"{NPZ} --to timm s3://bucket/x", "OUT (s3://bucket/x) must be a folder of this machine"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(released, line, message, capsys):
