@@ -12,6 +12,7 @@ gpus_per_actor, data_cpus and the others of tips_ray/config/embedding.py. RAY_AD
 """
 
 import argparse
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -76,15 +77,17 @@ def embed_inputs(model: str, config: "EmbeddingConfig", out: str) -> "tuple[Embe
     data, folder = config.data, EmbeddingFolder(out)
     _require_outside(folder.uri, config.source.uri)
     mark = data_fingerprint(data)
-    encoder = load_encoder(model, config.image_size_px)
+    encoder = load_encoder(folder.checkpoint_of(model) or model, config.image_size_px)
     layout, size_px = layout_of(encoder, config), encoder.image_size_px
     options = config.model_dump(include={"patches", "captions", "dtype", "max_image_bytes", "max_image_pixels"})
     decides = {"weights": encoder.fingerprint, "data": mark, "image_size_px": size_px, **options}
     folder.check(decides)
     below = storage.join(folder.uri, "index")
     index = index_of(data, below)
-    folder.claim(decides, {"model": model, "source": config.source.uri, "columns": layout.shapes})
-    return EmbedInputs(config, EncoderPlace.of(model, encoder), layout, index_uri(data, index, below), folder), index
+    place = EncoderPlace.of(model, encoder)
+    note = {"model": model, "checkpoint": place.model if encoder.checkpoint_uri else None}
+    folder.claim(decides, {**note, "source": config.source.uri, "columns": layout.shapes})
+    return EmbedInputs(config, place, layout, index_uri(data, index, below), folder), index
 
 
 @dataclass
@@ -146,5 +149,6 @@ def _follow(inputs: "EmbedInputs", missing: "Sequence[range]", made: Made) -> No
 def _require_outside(out: str, source: str) -> None:
     from tips_ray import storage
 
-    if f"{out}/".startswith(f"{storage.resolved(source)}/"):
+    plain = re.split(r"/[^/]*[*?{]", storage.resolved(source))[0]
+    if f"{out}/".startswith(f"{plain}/"):
         raise ValueError(f"OUT ({out}) must not lie in SOURCE ({source}): it would become a part of the data")

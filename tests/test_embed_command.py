@@ -1,6 +1,8 @@
 """`tips-ray embed` up to Ray: mistakes are one sentence, and a finished folder needs no Ray."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pyarrow.dataset as ds
 import pytest
 import ray
 from toy_embedding import embedding_config, write_place, write_source
+from toy_start import trained_run
 from writers import jpeg, write_parquet, write_tar
 
 from jobs.cli import main
@@ -16,6 +19,7 @@ from jobs.embed import embed_inputs
 from tips_ray.embedding import embed_pipeline
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.embed_actor import EmbedActor
+from tips_ray.storage import StorageError
 
 ROWS = 12
 
@@ -64,6 +68,7 @@ def test_what_the_docs_say_of_reading_holds(place):
         ([], {"source": "nothing"}, "no file is there"),
         (["source.columns.image=photo"], {"out": "new"}, "columns.image is 'photo', which is not there"),
         ([], {"out": "data/0000.parquet/out"}, "must not lie in SOURCE"),
+        ([], {"source": "data/**/*.parquet", "out": "data/out"}, "must not lie in SOURCE"),
         ([], {"out": "model/config.json/out"}, "model/config.json"),
         (["gpus_per_actor=99"], {"out": "gpus"}, "an actor needs gpus_per_actor (99), and this machine offers"),
     ],
@@ -74,6 +79,39 @@ def test_a_mistake_ends_in_one_sentence(words, names, message, place, capsys, mo
     assert _embed(place, *words, **names) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"decides": 3}'])
+def test_a_damaged_manifest_is_named(place, tmp_path, content):
+    (tmp_path / "embedding.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/embedding.json is damaged; choose another OUT"):
+        embed_inputs(str(place / "model"), embedding_config(f"{place}/data"), str(tmp_path))
+
+
+def test_a_run_that_trains_on_is_embedded_with_the_checkpoint_that_it_was_begun_with(place, tmp_path):
+    run, config = tmp_path / "run", embedding_config(f"{place}/data")
+    trained_run(str(run), 1)
+    first, _ = embed_inputs(str(run), config, str(tmp_path / "out"))
+    trained_run(str(run), 1, 2)
+    again, _ = embed_inputs(str(run), config, str(tmp_path / "out"))
+    assert again.encoder == first.encoder and again.encoder.model.endswith("step-00000001")
+    other, _ = embed_inputs(str(run), config, str(tmp_path / "new"))
+    assert other.encoder.model.endswith("step-00000002")
+    shutil.rmtree(first.encoder.model)
+    with pytest.raises(ValueError, match=r"holds embeddings by .*/step-00000001, which is there no more"):
+        embed_inputs(str(run), config, str(tmp_path / "out"))
+
+
+def test_a_file_is_not_written_while_its_images_are_away(place, tmp_path):
+    inputs, index = embed_inputs(str(place / "model"), embedding_config(f"{place}/data"), str(tmp_path / "out"))
+    file = next(file for file in inputs.folder.missing(index, inputs.layout) if 0 in file)  # row 3 is no image
+    rows = pa.concat_tables(map(EmbedActor(inputs), embed_pipeline._decoded({"chunk": np.array(file)}, inputs)))
+    strict = replace(inputs, config=inputs.config.model_copy(update={"max_bad_fraction": 0.0}))
+    with pytest.raises(StorageError, match=r"rows of a file have no image, e.g. .*or raise max_bad_fraction \(0\)"):
+        embed_pipeline._written(rows, strict)
+    assert file in inputs.folder.missing(index, inputs.layout)
+    embed_pipeline._written(rows, inputs)
+    assert file not in inputs.folder.missing(index, inputs.layout)
 
 
 def test_a_mistake_about_columns_leaves_the_folder_free(place, tmp_path):

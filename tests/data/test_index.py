@@ -172,6 +172,17 @@ def test_the_fingerprint_tells_data_apart_and_nothing_else(data, tmp_path):
     assert fingerprint(data) != before, "written again: the time of change stands for the content"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("index.json", b"{"), ("index.json", b"[]"), ("index.json", b"{}"), ("chunks.parquet", b"PAR")],
+)
+def test_a_damaged_index_is_named(data, tmp_path, name, content):
+    write_index(build_index(data), uri := str(tmp_path / "index"))
+    (tmp_path / "index" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{uri} is no whole index \(.*\); delete it, and it is made again"):
+        read_index(uri)
+
+
 def test_a_source_without_rows_is_refused(tmp_path):
     write_parquet(tmp_path / "x.parquet", {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
     with pytest.raises(ValueError, match=f"{tmp_path}: there are no rows in it"):

@@ -126,8 +126,8 @@ def test_urls_are_downloaded_and_tried_again_where_that_may_help(tmp_path, web_s
     write_folder(tmp_path / "web", ["a.jpg"], ["x"])
     gone, nobody = f"{web_server}/none.jpg", "http://127.0.0.1:9/x.jpg"
     rows = _linked(tmp_path, [f"{web_server}/a.jpg", gone, nobody], "url")
-    assert rows[0]["image"] == jpeg(0) and rows[1]["error"] == f"{gone}: no download (status 404)"
-    assert rows[2]["error"] == f"{nobody}: no download (NewConnectionError)"
+    assert rows[0]["image"] == jpeg(0) and rows[1]["error"] == f"no download: {gone} (status 404)"
+    assert rows[2]["error"] == f"no download: {nobody} (NewConnectionError)"
 
 
 @pytest.fixture
@@ -163,10 +163,10 @@ def test_a_download_ends_whatever_the_server_does(tmp_path, stubborn_server, mon
     monkeypatch.setattr(linked, "WHOLE_DOWNLOAD_SECONDS", 0.5)
     endless, cut = f"{stubborn_server}/endless", f"{stubborn_server}/cut"
     rows = _linked(tmp_path, [endless, cut], "url")
-    assert rows[0]["error"] == f"{endless}: no download (not here after 0.5 s)" and rows[1]["image"] == jpeg(4)
+    assert rows[0]["error"] == f"no download: {endless} (not here after 0.5 s)" and rows[1]["image"] == jpeg(4)
     monkeypatch.setattr(linked, "DOWNLOAD_BYTES", 5)
     rows = _linked(tmp_path, [endless], "url")
-    assert rows[0]["error"] == f"{endless}: no download (more than 5 bytes)"
+    assert rows[0]["error"] == f"no download: {endless} (more than 5 bytes)"
 
 
 def test_what_is_no_place_is_a_bad_row(tmp_path):

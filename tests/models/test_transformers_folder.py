@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from toy import toy_config
@@ -138,6 +139,13 @@ def test_feed_forward_widths_survive_the_ratio(sizes):
         theirs = (Tipsv2VisionSwiGLUFFN if config.use_swiglu_ffn else Tipsv2VisionMLP)(config)
     last = theirs.down_proj if config.use_swiglu_ffn else theirs.fc2
     assert last.in_features == sizes["ffn_hidden"]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_disk_that_is_full_is_an_error_of_the_system_and_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match=rf"{tmp_path}/folder cannot be written: .*No space left"):
+        with new_folder(tmp_path / "folder"):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):

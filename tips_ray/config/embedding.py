@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from tips_ray.config.run import DataConfig, SourceConfig
+from tips_ray.config.run import DataConfig, Share, SourceConfig
 from tips_ray.config.schema import Schema
 
 
@@ -36,6 +36,9 @@ class EmbeddingConfig(Schema):
     cpus_per_actor: NonNegativeFloat = 1
     """Threads of each of them."""
     gpus_per_actor: NonNegativeFloat = 0
+    max_bad_fraction: Share = 0.5
+    """(D) Of the rows of a file; with more bad ones it is not written and all stops, since then it is rather the
+    storage of the images that is away than so many of them."""
     data_cpus: PositiveInt = 1
     """CPUs that read and decode images."""
 
@@ -43,8 +46,9 @@ class EmbeddingConfig(Schema):
     def data(self) -> DataConfig:
         """The source as an index knows it; where captions are not embedded it needs none."""
         source, columns = self.source, self.source.columns
-        if not self.captions and self.index is None and columns.web_caption is None:
-            source = source.model_copy(update={"columns": columns.model_copy(update={"web_caption": ""})})
+        if not self.captions and self.index is None:
+            none = {"web_caption": columns.web_caption or "", "synthetic_captions": columns.synthetic_captions or ()}
+            source = source.model_copy(update={"columns": columns.model_copy(update=none)})
         return DataConfig(
             sources=(source,),
             index=self.index,

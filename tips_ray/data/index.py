@@ -21,6 +21,7 @@ from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.order import Order
 from tips_ray.data.sources import Chunk, Columns, Scan, Shard
+from tips_ray.storage import StorageError
 
 VERSION = 1
 THREADS = 16
@@ -221,10 +222,14 @@ def read_index(uri: str) -> Index:
         NotFoundError: there is none.
         ValueError: it is of another version, or damaged.
     """
-    head = json.loads(storage.read_text(storage.join(uri, "index.json")))
-    if head["version"] != VERSION:
-        raise ValueError(f"{uri} has index version {head['version']}, this program reads version {VERSION}")
-    shards, chunks, rejects = (_read_table(uri, name) for name in ("shards", "chunks", "rejects"))
+    try:
+        head = json.loads(storage.read_text(storage.join(uri, "index.json")))
+        if head["version"] != VERSION:
+            raise StorageError(f"{uri} has index version {head['version']}, this program reads version {VERSION}")
+        shards, chunks, rejects = (_read_table(uri, name) for name in ("shards", "chunks", "rejects"))
+    except (json.JSONDecodeError, KeyError, TypeError, pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise StorageError(f"{uri} is no whole index ({reason}); delete it, and it is made again") from None
     described = tuple(_read_source(source) for source in head["sources"])
     columns = ChunkTable(*(chunks[name].to_numpy() for name in ChunkTable._fields))
     return Index(head["fingerprint"], head["chunk_rows"], described, shards, columns, rejects)

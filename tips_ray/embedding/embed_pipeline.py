@@ -20,6 +20,7 @@ from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
 from tips_ray.evaluation.encoder_place import EncoderPlace
+from tips_ray.storage import StorageError
 
 READERS_PER_CPU = 2
 """Tasks that read and decode: one waits for storage while the other decodes. A CPU each, and Ray would move them into
@@ -97,9 +98,19 @@ def _written(table: pa.Table, inputs: EmbedInputs) -> pa.Table:
     index, chunks = opened_index(inputs.index_uri), table["chunk"].to_pylist()
     _require_file(chunks, chunks_per_file(index, inputs.layout), len(index.chunks.rows))
     rows = pa.concat_tables([pa.ipc.open_stream(part.as_buffer()).read_all() for part in table["rows"]])
-    inputs.folder.write(file_name(index, chunks), rows)
     errors = [error for error in rows["error"].to_pylist() if error]
+    _require_images(errors, rows.num_rows, inputs.config.max_bad_fraction)
+    inputs.folder.write(file_name(index, chunks), rows)
     return pa.table([[rows.num_rows], [errors]], schema=_WRITTEN)
+
+
+def _require_images(errors: list[str], rows: int, most: float) -> None:
+    """What is written stays; rows without an image since the storage is away for a while would stay so too."""
+    if len(errors) > most * rows:
+        raise StorageError(
+            f"{len(errors)} of {rows} rows of a file have no image, e.g. {errors[0]}; see whether the images are still "
+            f"there, or raise max_bad_fraction ({most:g}) if the data are so"
+        )
 
 
 def _require_file(chunks: list[int], step: int, total: int) -> None:

@@ -42,15 +42,28 @@ class EmbeddingFolder:
         Raises:
             ValueError: the folder holds embeddings that depend on something else.
         """
-        try:
-            held = json.loads(storage.read_text(self._manifest))["decides"]
-        except NotFoundError:
+        held = self._read().get("decides")
+        if held is None:
             return
         wanted = {"version": VERSION, **decides}
         for name in {**held, **wanted}:
             if held.get(name) != wanted.get(name):
                 what = _WORDS.get(name) or f"with {name} {held.get(name)}, not {wanted.get(name)}"
                 raise ValueError(f"{self.uri} holds embeddings {what}; choose another OUT")
+
+    def checkpoint_of(self, model: str) -> str:
+        """The checkpoint that embeddings by `model`, a run that may train on, were begun with; empty: none were.
+
+        Raises:
+            ValueError: it is there no more.
+        """
+        held = self._read()
+        checkpoint = held.get("checkpoint") or ""
+        if held.get("model") != model or not checkpoint:
+            return ""
+        if not storage.exists(storage.join(checkpoint, "manifest.json")):
+            raise ValueError(f"{self.uri} holds embeddings by {checkpoint}, which is there no more; choose another OUT")
+        return checkpoint
 
     def claim(self, decides: Mapping[str, Any], note: Mapping[str, Any]) -> None:
         """Write down what the embeddings are of, unless that is there and the same; see `check`.
@@ -62,6 +75,19 @@ class EmbeddingFolder:
         content = {"decides": {"version": VERSION, **decides}, **note}
         if not storage.create_text(self._manifest, json.dumps(content, indent=1) + "\n"):
             self.check(decides)
+
+    def _read(self) -> dict[str, Any]:
+        """The content of `embedding.json`, empty where there is none."""
+        try:
+            content = storage.read_text(self._manifest)
+        except NotFoundError:
+            return {}
+        try:
+            held = json.loads(content)
+            dict(held["decides"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{self._manifest} is damaged; choose another OUT") from None
+        return held
 
     def missing(self, index: Index, layout: Layout) -> list[range]:
         """Chunks of each file that is not there, in their order."""

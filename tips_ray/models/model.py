@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.models.text import TextEncoder
 from tips_ray.models.vision import ImageEncoder
@@ -98,5 +100,7 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
             path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
         temporary.chmod(0o755)
         os.rename(temporary, folder)
+    except SafetensorError as error:  # no OSError, though it tells of a full disk
+        raise OSError(f"{folder} cannot be written: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -63,33 +63,37 @@ def _fetch(place: str, folder: str) -> Fetched:
 
 def _downloaded(url: str) -> Fetched:
     """A body that breaks off is asked for once more."""
-    fault = ""
+    outcome = Fetched(b"")
     for _ in range(2):
         try:
             answer = _pool().request("GET", url, preload_content=False)
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             reason = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
-            return Fetched(b"", f"{url}: no download ({type(reason).__name__})")
+            return _no_download(url, type(reason).__name__)
         try:
             return _body(answer, url)
         except urllib3.exceptions.HTTPError as error:
-            fault = f"{url}: no download ({type(error).__name__})"
+            outcome = _no_download(url, type(error).__name__)
         finally:
             answer.close()
-    return Fetched(b"", fault)
+    return outcome
 
 
 def _body(answer: Any, url: str) -> Fetched:
     if answer.status != 200:
-        return Fetched(b"", f"{url}: no download (status {answer.status})")
+        return _no_download(url, f"status {answer.status}")
     ends, content = time.monotonic() + WHOLE_DOWNLOAD_SECONDS, bytearray()
     while part := answer.read1(PART_BYTES):  # `stream` and `read` wait until a part is full
         content += part
         if len(content) > DOWNLOAD_BYTES:
-            return Fetched(b"", f"{url}: no download (more than {DOWNLOAD_BYTES:,} bytes)")
+            return _no_download(url, f"more than {DOWNLOAD_BYTES:,} bytes")
         if time.monotonic() > ends:
-            return Fetched(b"", f"{url}: no download (not here after {WHOLE_DOWNLOAD_SECONDS} s)")
+            return _no_download(url, f"not here after {WHOLE_DOWNLOAD_SECONDS} s")
     return Fetched(bytes(content))
+
+
+def _no_download(url: str, reason: str) -> Fetched:
+    return Fetched(b"", f"no download: {url} ({reason})")
 
 
 @lru_cache(maxsize=1)
