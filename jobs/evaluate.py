@@ -86,7 +86,8 @@ def _tasks_on_ray(
     from ray.exceptions import RayError
 
     from jobs import ray_cluster
-    from jobs.failure import RunFailedError, described, root_cause
+    from jobs.failure import RunFailedError, described
+    from tips_ray.causes import root_cause
     from tips_ray.evaluation.encoder_place import EncoderPlace
     from tips_ray.evaluation.suite_pipeline import tasks_on_ray
 

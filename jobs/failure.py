@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tips_ray.echo import is_echo
+from tips_ray.causes import is_echo, root_cause
 
 if TYPE_CHECKING:
     from tips_ray.train.run_folder import RunFolder
@@ -37,12 +37,11 @@ def told_failures(folder: "RunFolder", kinds: tuple[type[Exception], ...] | None
         with _own_interrupts():
             yield
     except KeyboardInterrupt:
-        raise RunInterrupted(f"interrupted at step {_reached(folder)}; {_resumes(folder)}") from None
+        raise RunInterrupted(f"interrupted{_reached(folder)}; {_resumes(folder)}") from None
     except kinds as error:
-        uri = _write_traceback(folder)
+        kept = _write_traceback(folder)
         raise RunFailedError(
-            f"training stopped at step {_reached(folder)}: {described(error)}; "
-            f"once that is mended, {_resumes(folder)}; the traceback is in {uri}"
+            f"training stopped{_reached(folder)}: {described(error)}; once that is mended, {_resumes(folder)}; {kept}"
         ) from None
 
 
@@ -65,19 +64,6 @@ def _own_interrupts() -> Iterator[None]:
     finally:
         if is_main:
             signal.signal(signal.SIGINT, handler)
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error at the bottom of what Ray wraps; of several workers' errors one that is no echo of another's."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        causes = [root_cause(failures[rank]) for rank in sorted(failures)]
-        return next((cause for cause in causes if not is_echo(cause)), causes[0])
-    for name in ("controller_failure", "health_check_failure", "_base_exc", "cause"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            return root_cause(inner)
-    return error
 
 
 @contextmanager
@@ -114,30 +100,42 @@ def described(error: BaseException) -> str:
     return text if is_sentence and text else f"{kind}: {text}"
 
 
-def _reached(folder: "RunFolder") -> int:
-    metrics = folder.read_metrics()
-    return metrics[-1]["step"] if metrics else 0
+def _reached(folder: "RunFolder") -> str:
+    """Empty while the storage is away: the cause matters more."""
+    from tips_ray import storage
+
+    try:
+        metrics = folder.read_metrics()
+    except storage.StorageError:
+        return ""
+    return f" at step {metrics[-1]['step'] if metrics else 0}"
 
 
 def _resumes(folder: "RunFolder") -> str:
+    from tips_ray import storage
     from tips_ray.train.checkpoint import checkpoints_of, list_checkpoints
 
-    found = list_checkpoints(checkpoints_of(folder.uri))
+    try:
+        found = list_checkpoints(checkpoints_of(folder.uri))
+    except storage.StorageError:
+        return "the same command resumes from the newest checkpoint"
     if found:
         return f"the same command resumes from step {found[-1].step}"
     return "the same command starts again from step 0, since there is no checkpoint yet"
 
 
 def _write_traceback(folder: "RunFolder") -> str:
-    """Called while the error is handled; the file gets the next free number."""
+    """Called while the error is handled; the file gets the next free number. Returns words about it."""
     from tips_ray import storage
 
-    number = 1 + len(storage.list_names(storage.join(folder.uri, "errors")))
-    while True:
-        uri = storage.join(folder.uri, "errors", f"attempt-{number:04d}.txt")
-        if storage.create_text(uri, traceback.format_exc()):
-            return uri
-        number += 1
+    content = traceback.format_exc()
+    try:
+        number = 1 + len(storage.list_names(storage.join(folder.uri, "errors")))
+        while not storage.create_text(uri := storage.join(folder.uri, "errors", f"attempt-{number:04d}.txt"), content):
+            number += 1
+    except storage.StorageError as error:
+        return f"its traceback is not kept: {error}"
+    return f"the traceback is in {uri}"
 
 
 def sentences(error: BaseException) -> list[str]:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -59,6 +59,7 @@ def captions_of(config: "RunConfig", index: "Index", index_uri: str) -> Iterator
         yield CaptionAccess(store)
         return
     import ray
+    from ray.exceptions import RayError
 
     from jobs import ray_cluster
     from tips_ray.data.caption_pipeline import CaptionInputs, due_chunks, new_pace
@@ -75,7 +76,8 @@ def captions_of(config: "RunConfig", index: "Index", index_uri: str) -> Iterator
     try:
         yield access
     finally:
-        ray.get(pace.end.remote())
+        with suppress(RayError):  # how training ended matters more
+            ray.get(pace.end.remote())
         thread.join(END_SECONDS)
 
 

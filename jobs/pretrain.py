@@ -134,6 +134,7 @@ def _tracked(
 ) -> "Iterator[RunInputs]":
     """What the ranks are told; leaves MLflow and the run folder with how the block ended."""
     from jobs.preflight import config_fingerprint
+    from tips_ray import storage
     from tips_ray.tracking import start_tracking
     from tips_ray.train.run_inputs import RunInputs
 
@@ -151,8 +152,11 @@ def _tracked(
         status = "KILLED"
         raise
     finally:
-        folder.log_event("end", None, status=status)
-        folder.flush()
+        try:
+            folder.log_event("end", None, status=status)
+            folder.flush()
+        except storage.StorageError as error:  # how training ended matters more
+            print(f"run        its end ({status}) is not in the events: {error}", flush=True)
         tracking.finish(status)
 
 
@@ -175,6 +179,8 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
     ray_cluster.connect(ray_cluster.cpus_needed(stream.config))
     ray.data.DataContext.get_current().enable_progress_bars = False
     config, folder = _with_micro_batch(inputs), RunFolder(inputs.uri)
+    notes = storage.join(folder.uri, "ray")  # of Ray about an earlier start, which a kill may have damaged
+    storage.delete_folder(notes)
     job = WorkerInputs(replace(stream, config=config), replace(inputs, config=config))
     shorten_waits(config)
     start_coordinator(config.resources.poll_seconds)
@@ -186,7 +192,7 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
         scaling_config=_scaling(config),
         run_config=ray.train.RunConfig(
             name="ray",
-            storage_path=storage.join(folder.uri, "ray"),
+            storage_path=notes,
             failure_config=ray.train.FailureConfig(max_failures=config.resources.max_failures),
         ),
         datasets={"train": RestOfRun(job)},

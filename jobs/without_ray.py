@@ -141,7 +141,7 @@ def _lead(stream: "StreamInputs", run: "RunInputs") -> None:
 def _follow(config: "RunConfig") -> None:
     """What rank 0 has in common with this one, it tells."""
     from jobs.failure import RunFailedError, described
-    from tips_ray.echo import is_echo
+    from tips_ray.causes import is_echo
     from tips_ray.storage import StorageError
 
     try:

@@ -8,8 +8,9 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs import cli, failure
-from jobs.failure import RunFailedError, RunInterrupted, root_cause, told_failures
+from jobs.failure import RunFailedError, RunInterrupted, told_failures
 from tips_ray import storage
+from tips_ray.causes import root_cause
 from tips_ray.train.run_folder import RunFolder
 
 BAD_ROWS = ValueError("data.max_bad_fraction (0.01) is exceeded: 3 of 8 rows were bad; mend the data")
@@ -79,6 +80,18 @@ def test_the_whole_traceback_is_in_a_file_of_its_own(folder):
         uri = storage.join(folder.uri, "errors", f"attempt-000{number}.txt")
         assert _failed(folder, WorkerGroupError("Traceback of the worker", {0: BAD_ROWS})).endswith(uri)
         assert "Traceback of the worker" in storage.read_text(uri)
+
+
+def test_the_cause_is_told_also_where_the_storage_is_away(folder, monkeypatch):
+    def away(*arguments):
+        raise storage.StorageError("s3://b: cannot be reached", may_pass=True)
+
+    for name in ("list_names", "list_folders", "create_text"):
+        monkeypatch.setattr(storage, name, away)
+    assert _failed(folder, WorkerGroupError("", {0: BAD_ROWS})) == (
+        f"training stopped: {BAD_ROWS}; once that is mended, the same command resumes from the newest checkpoint; its "
+        "traceback is not kept: s3://b: cannot be reached"
+    )
 
 
 def test_what_is_not_a_failed_training_passes_through(folder):

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "config": set(),
-    "echo": set(),
+    "causes": {"storage"},
     "distributed": set(),
     "keyed": set(),
     "batch": set(),
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     # data: images on disk; train: what a run has reached; scenes: exact truth
     "evaluation": {"config", "models", "storage", "data", "scenes", "train"},
     "embedding": {"config", "storage", "data", "evaluation"},
-    "train": {"config", "echo", "distributed", "batch", "models", "objective", "storage", "data", "tracking"},
+    "train": {"config", "causes", "distributed", "batch", "models", "objective", "storage", "data", "tracking"},
 }
 
 

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import FailureConfig, ScalingConfig
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, elastic
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -17,6 +21,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from toy_run import tiny_run
 
 from jobs.failure import described
+from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.train import adapter
 from tips_ray.train.adapter import CountedFailures, PlannedScaling
@@ -194,6 +199,31 @@ def test_a_checkpoint_since_the_last_failure_makes_it_forgotten(tmp_path, monkey
     monkeypatch.setattr(adapter, "newest_step", lambda uri: next(steps))
     decisions = [failures.make_decision(LOST) for _ in range(4)]
     assert decisions == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]
+
+
+def _of_worker(error: Exception) -> UserExceptionWithTraceback:
+    return UserExceptionWithTraceback(error, "Traceback")
+
+
+def test_an_error_that_would_come_again_ends_the_run_at_once_whoever_told_of_it(tmp_path):
+    bad_rows, echo = ValueError("too many bad rows"), RuntimeError("gloo: Connection reset by peer")
+    of_stream = RayTaskError("_read_windows", "ray::f() Traceback ...", bad_rows).as_instanceof_cause()
+    for number, failures in enumerate(
+        [{0: _of_worker(bad_rows), 1: echo}, {1: _of_worker(of_stream)}, {0: _of_worker(of_stream)}]
+    ):
+        uri = str(tmp_path / str(number))
+        policy = CountedFailures(FailureConfig(max_failures=3), uri)
+        assert policy.make_decision(WorkerGroupError("", failures)) == FailureDecision.RAISE
+        (event,) = RunFolder(uri).final_failures()
+        assert (event["error"], event["type"]) == ("too many bad rows", "ValueError")
+
+
+def test_an_error_of_one_rank_that_is_not_the_first_and_of_its_own_is_tried_again(tmp_path):
+    policy = CountedFailures(FailureConfig(max_failures=1), str(tmp_path))
+    error = WorkerGroupError("", {1: _of_worker(storage.StorageError("/tmp: no space left"))})
+    assert policy.make_decision(error) == FailureDecision.RETRY
+    away = WorkerGroupError("", {0: _of_worker(storage.StorageError("s3://b: away", may_pass=True))})
+    assert policy.make_decision(away) == FailureDecision.RAISE and not RunFolder(str(tmp_path)).final_failures()
 
 
 def test_workers_that_die_while_they_start_are_failures_and_named(tmp_path):

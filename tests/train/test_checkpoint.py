@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from ranks import run_on_ranks
 from torch import Tensor
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
+from tips_ray import storage
+from tips_ray.storage import StorageError
+from tips_ray.train import loading
 from tips_ray.train.checkpoint import (
     CheckpointInfo,
     checkpoint_at,
@@ -145,6 +150,46 @@ def test_another_version_of_the_format_is_refused_and_nothing_older_taken_in_its
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 3}))
     with pytest.raises(ValueError, match="step-00000002 has format version 3, this program reads version 2"):
         newest_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3"])
+def test_what_is_no_manifest_makes_no_checkpoint(tmp_path, content):
+    first, last = _saved(tmp_path, 1, 2)
+    Path(last.uri, "manifest.json").write_text(content)
+    assert [found.step for found in list_checkpoints(str(tmp_path))] == [first.step]
+
+
+def test_checkpoints_of_a_store_that_is_busy_are_neither_passed_over_nor_deleted(tmp_path, monkeypatch):
+    _saved(tmp_path, 1, 2, 3)
+
+    def busy(uri: str, *arguments: int) -> bytes:
+        raise StorageError(f"{uri}: the store is busy", may_pass=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_bytes", busy)
+        for action in (newest_checkpoint, lambda uri: drop_old_checkpoints(uri, 3, keep_last=1)):
+            with pytest.raises(StorageError, match="the store is busy"):
+                action(str(tmp_path))
+    assert [found.step for found in list_checkpoints(str(tmp_path))] == [1, 2, 3]
+
+
+def test_copies_of_processes_that_were_killed_go_and_those_of_living_ones_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("dead", "young"):
+        held = tmp_path / f"{loading.PREFIX}{name}" / loading.HELD
+        held.parent.mkdir()
+        held.touch()
+    old = time.time() - 2 * loading.NEW_SECONDS
+    os.utime(tmp_path / f"{loading.PREFIX}dead" / loading.HELD, (old, old))
+    with loading._own_folder() as living:
+        os.utime(Path(living, loading.HELD), (old, old))
+        with loading._own_folder() as other:
+            assert {path.name for path in tmp_path.iterdir()} == {
+                f"{loading.PREFIX}young",
+                Path(living).name,
+                Path(other).name,
+            }
+    assert [path.name for path in tmp_path.iterdir()] == [f"{loading.PREFIX}young"]
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):

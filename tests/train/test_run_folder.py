@@ -239,6 +239,18 @@ def test_a_line_that_a_full_disk_has_cut_is_taken_back_and_written_whole_by_the_
     assert _steps(folder) == [1, 2, 3]
 
 
+def test_local_lines_wait_while_their_disk_is_away(tmp_path, monkeypatch):
+    folder = RunFolder(str(tmp_path))
+    folder.log_metrics(1, {"loss/total": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale handle")))
+        folder.log_metrics(2, {"loss/total": 2.0})
+        with pytest.raises(storage.StorageError):
+            folder.flush()
+    folder.log_metrics(3, {"loss/total": 3.0})
+    assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3]
+
+
 def test_a_local_line_is_there_before_any_flush(tmp_path):
     folder = RunFolder(str(tmp_path))
     folder.log_metrics(1, {"loss/total": 1.0})

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray._private.state
 import ray.exceptions
+from ray.exceptions import RayTaskError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
@@ -24,8 +25,8 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
 from tips_ray import storage
+from tips_ray.causes import is_echo, is_final, root_cause
 from tips_ray.config import RunConfig
-from tips_ray.echo import is_echo
 from tips_ray.train import planned
 from tips_ray.train.checkpoint import checkpoints_of, newest_step
 from tips_ray.train.coordinator_adapter import RENEWED_SECONDS
@@ -203,15 +204,28 @@ class CountedFailures(DefaultFailurePolicy):
             training_failed_error = WorkerGroupError(str(started), {0: started})  # which one is not known
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
             return super().make_decision(training_failed_error)
+        if self._is_over(training_failed_error):
+            return FailureDecision.RAISE
         reason = planned_reason(training_failed_error)
         decision = FailureDecision.RETRY if reason else self._counted(training_failed_error)
-        if decision == FailureDecision.RETRY and not self._is_over():
+        if decision == FailureDecision.RETRY:
             cause = reason or (in_start(started) if started else cause_of(training_failed_error))
             note_event(self.run_uri, "stop", cause=cause, planned=bool(reason) and not is_stuck(training_failed_error))
         return decision
 
-    def _is_over(self) -> bool:
-        """A worker has told that its error would come again: the next attempt ends before it begins (`RestOfRun`)."""
+    def _is_over(self, error: TrainingFailedError) -> bool:
+        """The error would come again: rank 0 has told so, or raised it and had no time to; or the stream has it."""
+        failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+        common = {rank: e for rank, e in failures.items() if rank == 0 or isinstance(unwrapped(e), RayTaskError)}
+        final = next(filter(is_final, map(root_cause, common.values())), None)
+        if final is None:
+            return self._has_final_event()
+        if not self._has_final_event():
+            what = {"error": str(final), "type": type(final).__name__, "is_final": True}
+            note_event(self.run_uri, "failure", rank=min(common), **what)
+        return True
+
+    def _has_final_event(self) -> bool:
         try:
             return len(RunFolder(self.run_uri).final_failures()) > self._known_failures
         except storage.StorageError:
@@ -228,6 +242,11 @@ def planned_reason(error: TrainingFailedError) -> str:
     """Empty where a worker failed."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     return next((str(failure) for failure in failures if isinstance(failure, PlannedStop)), "")
+
+
+def unwrapped(failure: BaseException) -> BaseException:
+    """What the worker raised."""
+    return getattr(failure, "_base_exc", failure)
 
 
 def is_stuck(error: TrainingFailedError) -> bool:
@@ -262,7 +281,8 @@ def cause_of(error: TrainingFailedError) -> str:
     rank, failure = next((one for one in failures if not is_echo(one[1])), failures[0])
     if is_echo(failure):
         return f"lost: a worker, as rank {rank} noticed"
-    return f"rank {rank}: {type(failure).__name__}: {_shortened(failure)}"
+    cause = root_cause(failure)
+    return f"rank {rank}: {type(cause).__name__}: {_shortened(cause)}"
 
 
 def _shortened(error: BaseException) -> str:

@@ -118,17 +118,20 @@ def manifest_of(uri: str) -> str:
 
 
 def _manifest(uri: str) -> dict[str, Any] | None:
-    """None where there is none, or where what stands there is no manifest."""
+    """None where there is none, or where what stands there is no manifest; a store that is away is an error."""
     try:
-        manifest = json.loads(storage.read_text(manifest_of(uri)))
+        content = storage.read_bytes(manifest_of(uri))
     except storage.NotFoundError:
         return None
-    except ValueError as error:  # not UTF-8, or not JSON
+    try:
+        manifest = json.loads(content)
+        version = manifest["version"]
+    except (ValueError, KeyError, TypeError) as error:  # not UTF-8, not JSON, or not ours
         log.warning("checkpoint %s is damaged and passed over: %s (%s)", uri, MANIFEST, error)
         return None
-    if manifest["version"] != VERSION:
+    if version != VERSION:
         raise ValueError(
-            f"{uri} has format version {manifest['version']}, this program reads version {VERSION}: go on with the "
+            f"{uri} has format version {version}, this program reads version {VERSION}: go on with the "
             "release of tips_ray that wrote it, or give the run another name"
         )
     return manifest

@@ -1,9 +1,12 @@
 """A checkpoint -> TrainState, on any number of ranks; each machine reads the files once."""
 
+import fcntl
+import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ from tips_ray.train.checkpoint import CheckpointInfo, fetch_files
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.state import TrainState
 
+PREFIX, HELD = "tips_ray-load-", ".held"
+"""Of local copies, and the file that is locked in each for as long as its process lives."""
+NEW_SECONDS = 60.0
+"""A younger copy may not be locked yet."""
 _OPTIONS = StateDictOptions()
 
 
@@ -78,7 +85,7 @@ def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
 
     A machine is where the same temporary folders are: names of hosts may be the same on several, or differ on one.
     """
-    with tempfile.TemporaryDirectory() as own:
+    with _own_folder() as own:
         folder = next(path for path in gather_objects(own) if Path(path).is_dir())
         faults = gather_objects(fetch_files(checkpoint, Path(own)) if folder == own else None)
         fault = next(filter(None, faults), None)
@@ -86,3 +93,16 @@ def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
             raise StorageError(f"checkpoint {checkpoint.uri} cannot be loaded: {fault}", fault.may_pass)
         yield Path(folder)
         gather_objects(None)  # the folder's owner waits for its readers
+
+
+@contextmanager
+def _own_folder() -> Iterator[str]:
+    """A new one; what processes that were killed have left on this machine goes first."""
+    for held in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{HELD}"):
+        with suppress(OSError), held.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where its owner lives
+            if time.time() - held.stat().st_mtime > NEW_SECONDS:
+                shutil.rmtree(held.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as own, Path(own, HELD).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield own

@@ -1,9 +1,11 @@
 """The dataset that feeds the ranks of an attempt. Without torch: the process that hands out rows starts with it."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from ray.data import Dataset
 
+from tips_ray import storage
 from tips_ray.data.pipeline import tell_pace, training_stream
 from tips_ray.data.stream import StreamInputs
 from tips_ray.train.run_folder import RunFolder
@@ -29,15 +31,17 @@ class RestOfRun:
         self._known_stops = len(self._stops())  # of earlier drivers
 
     def __call__(self) -> Dataset:
-        """
+        """The storage is waited for: the workers may have stopped since it is away.
+
         Raises:
             ValueError: a worker has stopped for a reason that would come again; or the data are not those that the
                 checkpoint was trained on.
         """
-        stops = self._stops()[self._known_stops :]
+        patience = self.inputs.run.config.checkpoint_patience_seconds
+        stops = storage.keep_trying(self._stops, patience)[self._known_stops :]
         if stops:
             raise ValueError(stops[0])
-        step = resumed_step(self.inputs.run)
+        step = storage.keep_trying(partial(resumed_step, self.inputs.run), patience)
         tell_pace(self.inputs.stream, step)
         return training_stream(self.inputs.stream, step)
 

@@ -4,6 +4,7 @@ An *attempt* is one process that writes: each takes the next free number, so no 
 """
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import groupby
@@ -14,6 +15,7 @@ import yaml
 
 from tips_ray import storage
 
+log = logging.getLogger(__name__)
 MAY_DIFFER = {
     "resources",
     "tracking",
@@ -158,7 +160,16 @@ class _Log:
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
         self._waiting += [json.dumps(line, default=_plain) + "\n" for line in lines]
         if self._is_local:
+            self._flush_if_there()
+
+    def _flush_if_there(self) -> None:
+        """While the storage is away the lines wait, for the next time."""
+        try:
             self.flush()
+        except storage.StorageError as error:
+            if not error.may_pass:
+                raise
+            log.warning("%s waits: %s", self.uri, error)
 
     def flush(self) -> None:
         if not self._waiting:
@@ -220,14 +231,17 @@ def _append(path: str, text: str) -> None:
         StorageError: it cannot be written.
     """
     content = text.encode()
-    with open(path, "ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            while content:
-                content = content[file.write(content) :]
-        except OSError as error:
-            file.truncate(size)
-            raise storage.failure(path, error) from error
+    try:
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise storage.failure(path, error) from error
 
 
 def _attempt(name: str) -> int:

@@ -121,7 +121,7 @@ class CheckpointWriter:
         """The thread. What fails on one rank fails on all."""
         step, uri = manifest["step"], uri_of(self.checkpoints_uri, manifest["step"])
         try:
-            self._on_rank_0(lambda: storage.delete(manifest_of(uri)))  # of a damaged one, which this one replaces
+            self._on_rank_0(lambda: remove_checkpoint(uri))  # a damaged one, or what a kill left of one
             manifest["files"] = self._write_files(tree, uri)
             self._on_rank_0(lambda: storage.write_text(manifest_of(uri), json.dumps(manifest, indent=1)))
         except storage.StorageError as error:

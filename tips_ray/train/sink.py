@@ -10,6 +10,7 @@ import torch
 
 from tips_ray import storage
 from tips_ray.batch import Batch
+from tips_ray.causes import is_final, root_cause
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.train.bad_step import save_bad_step
 from tips_ray.train.checkpoint import drop_old_checkpoints
@@ -170,9 +171,11 @@ class RunSink:
 
 def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
     """An event of this rank; final: all ranks raise it alike, and would again."""
-    may_pass = isinstance(error, storage.StorageError) and error.may_pass
-    is_final = isinstance(error, (ValueError, FloatingPointError)) and not may_pass
-    if rank() == 0 or not is_final:
-        what = {"error": str(error), "type": type(error).__name__, "is_final": is_final}
-        folder.log_event("failure", step, rank=rank(), **what)
-        folder.flush()
+    cause = root_cause(error)  # of an error of Ray's stream
+    if rank() == 0 or not is_final(cause):
+        what = {"error": str(cause), "type": type(cause).__name__, "is_final": is_final(cause)}
+        try:
+            folder.log_event("failure", step, rank=rank(), **what)
+            folder.flush()
+        except storage.StorageError as away:  # what stopped training matters more
+            log.warning("the failure is not in the events: %s", away)

@@ -177,6 +177,8 @@ def _names(samples: list[_Sample], read: ReadRange) -> set[str]:
     for sample in samples[:JSON_SAMPLES]:
         try:
             names.update(_json_fields(sample, read))
+        except StorageError:
+            raise
         except ValueError:
             continue  # the row is reported where it is read
     return names
