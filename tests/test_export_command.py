@@ -53,6 +53,7 @@ def test_a_run_is_written_with_its_averaged_image_encoder(tmp_path, source):
     state = trained_run(str(tmp_path / "run"), 1)
     assert _main(f"export {source} --to transformers @/out", tmp_path) == 0
     loaded = load_transformers(tmp_path / "out")
+    assert state.teacher.image is not None
     teacher, student = state.teacher.image.state_dict(), state.student.text.state_dict()
     torch.testing.assert_close(loaded.image.state_dict(), teacher, atol=0, rtol=0)
     torch.testing.assert_close(loaded.text.state_dict(), student, atol=0, rtol=0)

@@ -24,7 +24,7 @@ from tips_ray.data.caption_pipeline import due_chunks
 from tips_ray.data.captions import place_of, read_captions
 from tips_ray.data.decode import decode
 from tips_ray.data.index import Index
-from tips_ray.data.pace import Pace
+from tips_ray.data.pace import News, Pace
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.train.run_folder import RunFolder
 
@@ -134,7 +134,7 @@ def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cl
     with captions_of(config, index, inputs.index_uri) as access:
         assert access is not None and access.pace is not None
         deadline = time.monotonic() + 120
-        while not (why := ray.get(access.pace.news.remote()).failure):
+        while not (why := News(*ray.get(access.pace.news.remote())).failure):
             assert time.monotonic() < deadline
             time.sleep(0.2)
     assert "captioning stopped" in why and "cannot be loaded" in why

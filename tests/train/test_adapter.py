@@ -201,7 +201,7 @@ def test_a_checkpoint_since_the_last_failure_makes_it_forgotten(tmp_path, monkey
     assert decisions == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]
 
 
-def _of_worker(error: Exception) -> UserExceptionWithTraceback:
+def _of_worker(error: Exception) -> Exception:
     return UserExceptionWithTraceback(error, "Traceback")
 
 

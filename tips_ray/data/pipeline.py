@@ -25,6 +25,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.captions import Waiting
 from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
+from tips_ray.data.pace import News
 from tips_ray.data.stream import StreamInputs, order_of, ordered_rows, read_chunks, views
 
 STEP_SECONDS = 0.01
@@ -165,7 +166,7 @@ def waiting_for(pace: ActorHandle, config: RunConfig) -> Waiting:
     The pause is a call of an actor, not a sleep: a task that waits for an answer lends its CPU to others meanwhile.
     Captions of the windows to come would else hold the CPUs that views of the first one need.
     """
-    return Waiting(config.captions.wait_seconds, lambda seconds: ray.get(pace.news.remote(seconds)))
+    return Waiting(config.captions.wait_seconds, lambda seconds: News(*ray.get(pace.news.remote(seconds))))
 
 
 def _views(table: pa.Table, inputs: StreamInputs) -> dict[str, np.ndarray]:
