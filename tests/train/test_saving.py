@@ -159,7 +159,7 @@ POINTS: dict[str, Callable[[str, str], bool]] = {
     "before the first file": lambda name, target: name == "delete",
     "between two files": lambda name, target: name == "copy" and target.endswith("distcp"),
     "before the manifest": lambda name, target: name == "write" and target.endswith("manifest.json"),
-    "after the manifest": lambda name, target: name == "delete_folder",
+    "after the manifest": lambda name, target: name == "delete_folder" and target.endswith("step-00000001"),
 }
 
 
