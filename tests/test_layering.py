@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "config": set(),
-    "causes": {"storage"},
+    "causes": set(),
     "distributed": set(),
     "keyed": set(),
     "batch": set(),

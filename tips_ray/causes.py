@@ -1,7 +1,5 @@
 """What lies below the errors of workers, and what it means."""
 
-from tips_ray import storage
-
 ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "ProcessGroup", "Broken pipe")
 
 
@@ -21,9 +19,3 @@ def root_cause(error: BaseException) -> BaseException:
 def is_echo(error: BaseException) -> bool:
     """The error only says that another worker is gone."""
     return any(word in str(error) for word in ECHOES)
-
-
-def is_final(error: BaseException) -> bool:
-    """Another attempt would meet it again; storage that is away may come back."""
-    may_pass = isinstance(error, storage.StorageError) and error.may_pass
-    return isinstance(error, (ValueError, FloatingPointError)) and not may_pass

@@ -25,13 +25,13 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
 from tips_ray import storage
-from tips_ray.causes import is_echo, is_final, root_cause
+from tips_ray.causes import is_echo, root_cause
 from tips_ray.config import RunConfig
 from tips_ray.train import planned
 from tips_ray.train.checkpoint import checkpoints_of, newest_step
 from tips_ray.train.coordinator_adapter import RENEWED_SECONDS
 from tips_ray.train.planned import PlannedStop
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.run_folder import RunFolder, is_final
 
 log = logging.getLogger(__name__)
 WRITTEN_FOR = "2.60."

@@ -141,6 +141,12 @@ class RunFolder:
         return f"commonest reasons: {reasons}; all of them: {self._rejects.uri}"
 
 
+def is_final(error: BaseException) -> bool:
+    """Another attempt would meet it again; storage that is away may come back."""
+    may_pass = isinstance(error, storage.StorageError) and error.may_pass
+    return isinstance(error, (ValueError, FloatingPointError)) and not may_pass
+
+
 class _Log:
     """JSON lines of one kind: from one writer, read from all."""
 

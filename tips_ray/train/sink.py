@@ -10,13 +10,13 @@ import torch
 
 from tips_ray import storage
 from tips_ray.batch import Batch
-from tips_ray.causes import is_final, root_cause
+from tips_ray.causes import root_cause
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.train.bad_step import save_bad_step
 from tips_ray.train.checkpoint import drop_old_checkpoints
 from tips_ray.train.machine import machine, versions
 from tips_ray.train.restart import Restart, attempt_before
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.run_folder import RunFolder, is_final
 from tips_ray.train.run_inputs import RunInputs
 from tips_ray.train.saving import CheckpointWriter
 from tips_ray.train.state import TrainState
