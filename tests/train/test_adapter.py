@@ -218,6 +218,15 @@ def test_an_error_that_would_come_again_ends_the_run_at_once_whoever_told_of_it(
         assert (event["error"], event["type"]) == ("too many bad rows", "ValueError")
 
 
+def test_what_another_rank_says_before_the_one_that_told_the_cause_starts_an_attempt_that_tells_it(tmp_path):
+    RunFolder(str(tmp_path)).log_event("start", 0)
+    policy = CountedFailures(FailureConfig(max_failures=3), str(tmp_path))
+    RunFolder(str(tmp_path)).log_event("failure", 3, error="bad rows", type="ValueError", is_final=True)
+    echo = WorkerGroupError("", {1: RuntimeError("gloo: Connection reset by peer")})
+    assert policy.make_decision(echo) == FailureDecision.RETRY
+    assert [event["kind"] for event in RunFolder(str(tmp_path)).read_events()] == ["start", "failure"]
+
+
 def test_an_error_of_one_rank_that_is_not_the_first_and_of_its_own_is_tried_again(tmp_path):
     policy = CountedFailures(FailureConfig(max_failures=1), str(tmp_path))
     error = WorkerGroupError("", {1: _of_worker(storage.StorageError("/tmp: no space left"))})

@@ -204,28 +204,27 @@ class CountedFailures(DefaultFailurePolicy):
             training_failed_error = WorkerGroupError(str(started), {0: started})  # which one is not known
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
             return super().make_decision(training_failed_error)
-        if self._is_over(training_failed_error):
+        if self._is_final(training_failed_error):
             return FailureDecision.RAISE
         reason = planned_reason(training_failed_error)
         decision = FailureDecision.RETRY if reason else self._counted(training_failed_error)
-        if decision == FailureDecision.RETRY:
+        if decision == FailureDecision.RETRY and not self._has_final_event():
             cause = reason or (in_start(started) if started else cause_of(training_failed_error))
             note_event(self.run_uri, "stop", cause=cause, planned=bool(reason) and not is_stuck(training_failed_error))
         return decision
 
-    def _is_over(self, error: TrainingFailedError) -> bool:
-        """The error would come again: rank 0 has told so, or raised it and had no time to; or the stream has it."""
+    def _is_final(self, error: TrainingFailedError) -> bool:
+        """It would come again: rank 0 or the stream has it. There is an event of it then."""
         failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
         common = {rank: e for rank, e in failures.items() if rank == 0 or isinstance(unwrapped(e), RayTaskError)}
         final = next(filter(is_final, map(root_cause, common.values())), None)
-        if final is None:
-            return self._has_final_event()
-        if not self._has_final_event():
+        if final is not None and not self._has_final_event():
             what = {"error": str(final), "type": type(final).__name__, "is_final": True}
             note_event(self.run_uri, "failure", rank=min(common), **what)
-        return True
+        return final is not None
 
     def _has_final_event(self) -> bool:
+        """Also where Ray saw another rank first, which noticed that one is gone: `RestOfRun` tells the cause then."""
         try:
             return len(RunFolder(self.run_uri).final_failures()) > self._known_failures
         except storage.StorageError:
