@@ -1,11 +1,13 @@
-"""The training loop beside bare optimizer steps, in one process: what waiting, metrics and logging cost.
+"""The training loop beside bare optimizer steps, in one process: what metrics, health, logging and checkpoints cost.
 
-    python -m benchmarks.loop [--variant tiny] [--batch 8] [--steps 40] [--rounds 5]
+    python -m benchmarks.loop [--variant tiny] [--batch 8] [--steps 20] [--rounds 25]
 
-Both sides take the same micro-batches on the same weights. `loop` is `train/loop.py` with the sink of a real run
-(metrics, events, a line every `log_every_steps`) into a folder on this disk; `bare` calls `train_step` alone. The sides
-take turns; the median of the rounds' ratios counts. Processor time is given beside wall time: neighbours disturb it
-less. Checkpoints are left out: they have a bar of their own.
+All sides take the same micro-batches on the same weights. `loop` is `train/loop.py` with the sink of a real run
+(metrics, health, events, a line every `log_every_steps`) into a folder on this disk; `saves` begins a checkpoint beside
+that in the first step of each round, and has written it before the last; `bare` calls `train_step` alone. The sides
+take short turns, for this machine's speed changes by the second; the median over rounds counts. What a checkpoint takes
+beyond `loop` is spread over the steps between two of them in a run with the defaults. Processor time is given beside
+wall time: neighbours disturb it less, but it counts the writing thread, which has another core.
 """
 
 import argparse
@@ -14,8 +16,9 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 
@@ -32,14 +35,15 @@ CPU = torch.device("cpu")
 ENDLESS = 10**9
 Spent = tuple[float, float]
 """Seconds of wall and of processor time."""
+DEFAULT_STEPS: int = RunConfig.model_fields["checkpoint_every_steps"].default
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the median ratios of step times and their ranges."""
+    """Print what the loop and its checkpoints add to a step."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--variant", choices=("tiny", "small"), default="tiny")
-    for name, default in (("batch", 8), ("crops", 6), ("steps", 40), ("rounds", 5), ("threads", 1)):
+    for name, default in (("batch", 8), ("crops", 6), ("steps", 20), ("rounds", 25), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -47,10 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batch = random_batch(config, args.batch, args.crops)
     with tempfile.TemporaryDirectory() as folder:
         rounds = _rounds(config, batch, Path(folder), args.steps, args.rounds)
-    for name, clock in (("wall time", 0), ("processor time", 1)):
-        ratios = [looped[clock] / bare[clock] for bare, looped in rounds]
-        low, high = min(ratios), max(ratios)
-        print(f"loop / bare, {name:15} {median(ratios):.3f} ({low:.3f} to {high:.3f}); bar: at most 1.05", flush=True)
+    for name, clock in (("wall", 0), ("processor", 1)):
+        _tell(name, [{side: spent[clock] for side, spent in spents.items()} for spents in rounds], args.steps)
+
+
+def _tell(clock: str, rounds: Sequence[dict[str, float]], steps: int) -> None:
+    ratios = [spent["loop"] / spent["bare"] for spent in rounds]
+    parts = quantiles(ratios, n=4)
+    print(f"{clock} time, loop / bare {median(ratios):.3f} (half of the rounds in {parts[0]:.3f} to {parts[2]:.3f})")
+    checkpoint, step = (
+        median(spent["saves"] - spent["loop"] for spent in rounds),
+        median(spent["bare"] for spent in rounds) / steps,
+    )
+    share = checkpoint / step / DEFAULT_STEPS
+    print(f"  a checkpoint adds {1e3 * checkpoint:.0f} ms, one in {DEFAULT_STEPS} steps {share:.2%}; ", end="")
+    print(f"all on / all off {median(ratios) + share:.3f}")
 
 
 def run_config(variant: str, images: int) -> RunConfig:
@@ -61,17 +76,25 @@ def run_config(variant: str, images: int) -> RunConfig:
     return override(RunConfig, {**tree, **run}, keys | {"views.global_px": tree["image"]["image_size_px"]})
 
 
-def _rounds(config: RunConfig, batch: Batch, folder: Path, steps: int, rounds: int) -> list[tuple[Spent, Spent]]:
-    bare, looped = new_state(config), new_state(config)
-    sink = RunSink(RunInputs(config, str(folder), {}, None), 0, CPU, lambda uri, metrics: None)
-    _bare(bare, batch, config, 3)
-    _looped(looped, batch, config, sink, 3)
+def _rounds(config: RunConfig, batch: Batch, folder: Path, steps: int, rounds: int) -> list[dict[str, Spent]]:
+    saving = config.model_copy(update={"checkpoint_every_steps": steps})
+    sides = {
+        "bare": partial(_bare, new_state(config), batch, config),
+        "loop": partial(_looped, new_state(config), batch, config, _sink(config, folder / "loop")),
+        "saves": partial(_looped, new_state(config), batch, saving, _sink(saving, folder / "saves")),
+    }
+    for side in sides.values():
+        side(steps - 1)  # a checkpoint is then due in the first step of each round
     found = []
     for number in range(rounds):
-        found.append((_bare(bare, batch, config, steps), _looped(looped, batch, config, sink, steps)))
-        bare_ms, loop_ms = (1e3 * spent[0] / steps for spent in found[-1])
-        print(f"round {number + 1}  bare {bare_ms:.1f} ms, loop {loop_ms:.1f} ms a step", flush=True)
+        found.append({name: side(steps) for name, side in sides.items()})
+        told = ", ".join(f"{name} {1e3 * spent[0] / steps:.1f}" for name, spent in found[-1].items())
+        print(f"round {number + 1}  {told} ms a step", flush=True)
     return found
+
+
+def _sink(config: RunConfig, folder: Path) -> RunSink:
+    return RunSink(RunInputs(config, str(folder), {}, None), 0, CPU, lambda metrics: None)
 
 
 def _bare(state: TrainState, batch: Batch, config: RunConfig, steps: int) -> Spent:

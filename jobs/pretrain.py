@@ -134,7 +134,6 @@ def _tracked(
 ) -> "Iterator[RunInputs]":
     """What the ranks are told; leaves MLflow and the run folder with how the block ended."""
     from jobs.preflight import config_fingerprint
-    from tips_ray import storage
     from tips_ray.tracking import start_tracking
     from tips_ray.train.run_inputs import RunInputs
 
@@ -152,11 +151,7 @@ def _tracked(
         status = "KILLED"
         raise
     finally:
-        try:
-            folder.log_event("end", None, status=status)
-            folder.flush()
-        except storage.StorageError as error:  # how training ended matters more
-            print(f"run        its end ({status}) is not in the events: {error}", flush=True)
+        folder.try_event("end", None, status=status)
         tracking.finish(status)
 
 

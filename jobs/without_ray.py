@@ -200,7 +200,7 @@ def _train(stream: "StreamInputs", run: "RunInputs", first_step: int, device: "t
         processes, is_pinned = data_processes(run.config), device.type == "cuda"
         return first_step, local_stream(stream, first_step, rank(), world_size(), processes, is_pinned)
 
-    run_attempt(run, device, open_stream, lambda uri, metrics: None)
+    run_attempt(run, device, open_stream, lambda metrics: None)
 
 
 def _with_micro_batch(run: "RunInputs", device: "torch.device") -> "RunConfig":

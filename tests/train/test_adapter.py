@@ -23,9 +23,10 @@ from toy_run import tiny_run
 from jobs.failure import described
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.train import adapter
-from tips_ray.train.adapter import CountedFailures, PlannedScaling
+from tips_ray.train import adapter, failure_adapter
+from tips_ray.train.adapter import PlannedScaling
 from tips_ray.train.coordinator_adapter import FORGOTTEN_SECONDS, RENEWED_SECONDS, Coordinator
+from tips_ray.train.failure_adapter import CountedFailures, cause_of
 from tips_ray.train.planned import PlannedStop
 from tips_ray.train.run_folder import RunFolder
 
@@ -182,8 +183,8 @@ def test_who_lives_asks_again_before_it_is_forgotten(config, tmp_path, monkeypat
 
 def test_what_a_worker_says_of_another_that_is_gone_is_no_cause():
     echo, own = RuntimeError("gloo: Connection reset by peer"), RuntimeError("no space left")
-    assert adapter.cause_of(WorkerGroupError("", {0: echo, 1: own})) == "rank 1: RuntimeError: no space left"
-    assert adapter.cause_of(WorkerGroupError("", {0: echo})) == "lost: a worker, as rank 0 noticed"
+    assert cause_of(WorkerGroupError("", {0: echo, 1: own})) == "rank 1: RuntimeError: no space left"
+    assert cause_of(WorkerGroupError("", {0: echo})) == "lost: a worker, as rank 0 noticed"
 
 
 def test_planned_stops_are_not_counted_as_failures(tmp_path):
@@ -196,7 +197,7 @@ def test_planned_stops_are_not_counted_as_failures(tmp_path):
 
 def test_a_checkpoint_since_the_last_failure_makes_it_forgotten(tmp_path, monkeypatch):
     failures, steps = CountedFailures(FailureConfig(max_failures=1), str(tmp_path)), iter([0, 10, 20, 20])
-    monkeypatch.setattr(adapter, "newest_step", lambda uri: next(steps))
+    monkeypatch.setattr(failure_adapter, "newest_step", lambda uri: next(steps))
     decisions = [failures.make_decision(LOST) for _ in range(4)]
     assert decisions == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]
 

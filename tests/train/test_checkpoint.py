@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from toy_state import assert_equal, numbers_of, toy_state, trained
 
 from tips_ray import storage
 from tips_ray.storage import StorageError
-from tips_ray.train import loading
 from tips_ray.train.checkpoint import (
     CheckpointInfo,
     checkpoint_at,
@@ -24,6 +22,7 @@ from tips_ray.train.checkpoint import (
     list_checkpoints,
     newest_checkpoint,
 )
+from tips_ray.train.held_folder import HELD, PREFIX, held_folder
 from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.saving import save_checkpoint
 
@@ -173,23 +172,16 @@ def test_checkpoints_of_a_store_that_is_busy_are_neither_passed_over_nor_deleted
     assert [found.step for found in list_checkpoints(str(tmp_path))] == [1, 2, 3]
 
 
-def test_copies_of_processes_that_were_killed_go_and_those_of_living_ones_stay(tmp_path, monkeypatch):
+def test_folders_of_processes_that_were_killed_go_and_those_of_living_ones_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for name in ("dead", "young"):
-        held = tmp_path / f"{loading.PREFIX}{name}" / loading.HELD
-        held.parent.mkdir()
-        held.touch()
-    old = time.time() - 2 * loading.NEW_SECONDS
-    os.utime(tmp_path / f"{loading.PREFIX}dead" / loading.HELD, (old, old))
-    with loading._own_folder() as living:
-        os.utime(Path(living, loading.HELD), (old, old))
-        with loading._own_folder() as other:
-            assert {path.name for path in tmp_path.iterdir()} == {
-                f"{loading.PREFIX}young",
-                Path(living).name,
-                Path(other).name,
-            }
-    assert [path.name for path in tmp_path.iterdir()] == [f"{loading.PREFIX}young"]
+    dead = tmp_path / f"{PREFIX}dead"
+    dead.mkdir()
+    (dead / HELD).touch()
+    with held_folder() as living:
+        assert not dead.exists() and not list(living.iterdir())
+        with held_folder() as other:
+            assert set(tmp_path.iterdir()) == {living.parent, other.parent}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):

@@ -39,10 +39,10 @@ def _steps(at: dict[int, Callable[[], None]]) -> Iterator[list[Batch]]:
         step += 1
 
 
-def _run(uri: str, config: RunConfig, at: dict[int, Callable[[], None]]) -> tuple[TrainState, list[str]]:
-    reported: list[str] = []
+def _run(uri: str, config: RunConfig, at: dict[int, Callable[[], None]]) -> tuple[TrainState, list[float]]:
+    reported: list[float] = []
     state, run = new_state(config), RunInputs(config, uri, {}, tracking=None)
-    sink = RunSink(run, 0, torch.device("cpu"), lambda uri, metrics: reported.append(uri[-1]))
+    sink = RunSink(run, 0, torch.device("cpu"), lambda metrics: reported.append(metrics["step"]))
     try:
         train(state, _steps(at), config, sink)
     except Exception as error:
@@ -52,11 +52,11 @@ def _run(uri: str, config: RunConfig, at: dict[int, Callable[[], None]]) -> tupl
     return state, reported
 
 
-def _assert_whole(uri: str, state: TrainState, reported: list[str]) -> None:
+def _assert_whole(uri: str, state: TrainState, reported: list[float]) -> None:
     folder = RunFolder(uri)
     assert [line["step"] for line in folder.read_metrics()] == [1, 2, 4, 6, 8, 10]
     saved = [event for event in folder.read_events() if event["kind"] == "checkpoint"]
-    assert [event["step"] for event in saved] == [4, 8, 10] and reported == ["4", "8", "0"]
+    assert [event["step"] for event in saved] == [4, 8, 10] and reported == [4, 8, 10]
     assert all(event["stall_ms"] > 0 and event["seconds"] > 0 for event in saved)
     found = newest_checkpoint(f"{uri}/checkpoints")
     assert found and found.step == 10

@@ -12,7 +12,7 @@ import pytest
 
 from tips_ray import storage
 from tips_ray.storage import StorageError
-from tips_ray.train import run_folder
+from tips_ray.train import line_log
 from tips_ray.train.run_folder import RunFolder
 
 CONFIG = "name: small\nschedule: {peak_lr: 0.001}\nresources: {workers: 2}\ndata: {sources: [{uri: a}]}\n"
@@ -231,7 +231,7 @@ def test_a_line_that_a_full_disk_has_cut_is_taken_back_and_written_whole_by_the_
             return super().write(content[:7])
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "open", lambda path, *_, **__: Full(path, "ab"), raising=False)
+        patch.setattr(line_log, "open", lambda path, *_, **__: Full(path, "ab"), raising=False)
         with pytest.raises(StorageError, match="no space is left on the device"):
             folder.log_metrics(3, {"loss": 1.0})
     assert path.read_bytes() == before

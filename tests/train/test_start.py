@@ -267,5 +267,5 @@ def _with_misfits(folder: str) -> str:
     attempt.begin = refuse
     run = RunInputs(tiny_run(Path(folder), "unused"), f"{folder}/run", {"data_fingerprint": "d"}, None)
     with pytest.raises(ValueError) as error:
-        run_attempt(run, torch.device("cpu"), lambda: (0, iter(())), lambda uri, metrics: None)
+        run_attempt(run, torch.device("cpu"), lambda: (0, iter(())), lambda metrics: None)
     return str(error.value)

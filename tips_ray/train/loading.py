@@ -1,12 +1,8 @@
 """A checkpoint -> TrainState, on any number of ranks; each machine reads the files once."""
 
-import fcntl
-import shutil
-import tempfile
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +19,10 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from tips_ray.distributed import gather_objects
 from tips_ray.storage import StorageError
 from tips_ray.train.checkpoint import CheckpointInfo, fetch_files
+from tips_ray.train.held_folder import held_folder
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.state import TrainState
 
-PREFIX, HELD = "tips_ray-load-", ".held"
-"""Of local copies, and the file that is locked in each for as long as its process lives."""
-NEW_SECONDS = 60.0
-"""A younger copy may not be locked yet."""
 _OPTIONS = StateDictOptions()
 
 
@@ -85,24 +78,11 @@ def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
 
     A machine is where the same temporary folders are: names of hosts may be the same on several, or differ on one.
     """
-    with _own_folder() as own:
-        folder = next(path for path in gather_objects(own) if Path(path).is_dir())
-        faults = gather_objects(fetch_files(checkpoint, Path(own)) if folder == own else None)
+    with held_folder() as own:
+        folder = next(path for path in gather_objects(own) if path.is_dir())
+        faults = gather_objects(fetch_files(checkpoint, own) if folder == own else None)
         fault = next(filter(None, faults), None)
         if fault:
             raise StorageError(f"checkpoint {checkpoint.uri} cannot be loaded: {fault}", fault.may_pass)
-        yield Path(folder)
+        yield folder
         gather_objects(None)  # the folder's owner waits for its readers
-
-
-@contextmanager
-def _own_folder() -> Iterator[str]:
-    """A new one; what processes that were killed have left on this machine goes first."""
-    for held in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{HELD}"):
-        with suppress(OSError), held.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where its owner lives
-            if time.time() - held.stat().st_mtime > NEW_SECONDS:
-                shutil.rmtree(held.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as own, Path(own, HELD).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield own

@@ -14,6 +14,10 @@ class PlannedStop(Exception):
     """All ranks have left after a checkpoint; another group of workers goes on from it. The message says why."""
 
 
+class StuckStop(PlannedStop):
+    """A group that was asked to leave and does not is stopped; what it did since the last checkpoint is done again."""
+
+
 def ask(reason: str) -> None:
     """This process is to leave soon; may come from another thread than the one that trains."""
     global _reason

@@ -1,19 +1,16 @@
-"""The folder of a run, local or s3://: config, metrics, events, rejects, samples of all attempts (docs/formats.md).
-
-An *attempt* is one process that writes: each takes the next free number, so no object ever has two writers.
-"""
+"""The folder of a run, local or s3://: config, metrics, events, rejects, samples of all attempts (docs/formats.md)."""
 
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from itertools import groupby
 from math import isfinite, nan
 from typing import Any, Literal
 
 import yaml
 
 from tips_ray import storage
+from tips_ray.train.line_log import LineLog
 
 log = logging.getLogger(__name__)
 MAY_DIFFER = {
@@ -41,10 +38,11 @@ class RunFolder:
 
     def __init__(self, uri: str, rank: int = 0) -> None:
         self.uri = str(uri).rstrip("/")
-        self._metrics = _Log(storage.join(self.uri, "metrics"), "attempt-{attempt:04d}-from-{step:08d}")
-        self._samples = _Log(storage.join(self.uri, "samples"), "attempt-{attempt:04d}-from-{step:08d}")
-        self._events = _Log(storage.join(self.uri, "events"), "attempt-{attempt:04d}")
-        self._rejects = _Log(storage.join(self.uri, "rejects"), f"rank-{rank:05d}-attempt-{{attempt:04d}}")
+        self._metrics = LineLog(storage.join(self.uri, "metrics"), "attempt-{attempt:04d}-from-{step:08d}")
+        self._samples = LineLog(storage.join(self.uri, "samples"), "attempt-{attempt:04d}-from-{step:08d}")
+        self._events = LineLog(storage.join(self.uri, "events"), "attempt-{attempt:04d}")
+        self._rejects = LineLog(storage.join(self.uri, "rejects"), f"rank-{rank:05d}-attempt-{{attempt:04d}}")
+        self._logs = self._metrics, self._samples, self._events, self._rejects
 
     def claim(self, config_text: str, step: int = 0) -> Literal["new", "resumed"]:
         """Store `config_text` as the run's config, or compare it with the one that is there: see `config_changes`."""
@@ -96,6 +94,14 @@ class RunFolder:
         texts = {key: str(value) for key, value in what.items() if isinstance(value, float) and not isfinite(value)}
         self._events.add([{"time": _now(), "kind": kind, "step": step, **what, **texts}])
 
+    def try_event(self, kind: str, step: int | None, **what: Any) -> None:
+        """As `log_event`, written at once; where that fails, this program's log has it: nothing may fail for it."""
+        try:
+            self.log_event(kind, step, **what)
+            self.flush()
+        except storage.StorageError as error:
+            log.warning("%s %s is not in the events: %s", kind, what, error)
+
     def log_rejects(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows with `step`, `sample_id`, `key` and `reason`; each rank logs its own."""
         self._rejects.add(rows)
@@ -106,8 +112,13 @@ class RunFolder:
 
     def flush(self) -> None:
         """Write what waits; call it at every checkpoint and at the end."""
-        for log in (self._metrics, self._samples, self._events, self._rejects):
-            log.flush()
+        for lines in self._logs:
+            lines.flush()
+
+    def flush_if_there(self) -> None:
+        """As `flush`; while the storage is away all waits on, for the next time."""
+        for lines in self._logs:
+            lines.flush_if_there()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Lines of all attempts in order, without those that a restart from an earlier step has replaced."""
@@ -147,131 +158,8 @@ def is_final(error: BaseException) -> bool:
     return isinstance(error, (ValueError, FloatingPointError)) and not may_pass
 
 
-class _Log:
-    """JSON lines of one kind: from one writer, read from all."""
-
-    def __init__(self, uri: str, stem: str) -> None:
-        self.uri = uri
-        self._stem = stem  # a pattern of `attempt` and `step`
-        self._is_local = storage.is_local(uri)
-        self._waiting: list[str] = []
-        self._known: dict[str, list[dict[str, Any]]] = {}  # parts of an object store, which never change, once read
-        self.start_attempt(first_step=0)
-
-    def start_attempt(self, first_step: int) -> None:
-        self.flush()
-        self._first_step, self._parts = first_step, 0
-        self._name: str | None = None  # of this attempt's files, once it has one
-
-    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        self._waiting += [json.dumps(line, default=_plain) + "\n" for line in lines]
-        if self._is_local:
-            self._flush_if_there()
-
-    def _flush_if_there(self) -> None:
-        """While the storage is away the lines wait, for the next time."""
-        try:
-            self.flush()
-        except storage.StorageError as error:
-            if not error.may_pass:
-                raise
-            log.warning("%s waits: %s", self.uri, error)
-
-    def flush(self) -> None:
-        if not self._waiting:
-            return
-        text = "".join(self._waiting)
-        if self._name is None:
-            self._name = self._create(text)
-        elif self._is_local:
-            _append(self._uri_of(self._name), text)
-        else:
-            storage.write_text(self._uri_of(self._name), text)
-        self._waiting.clear()
-        self._parts += 1
-
-    def read(self) -> list[dict[str, Any]]:
-        """Lines of all files, by their names."""
-        return [line for name in sorted(storage.list_names(self.uri)) for line in self._lines(name)]
-
-    def read_attempts(self, steps_done: int) -> list[dict[str, Any]]:
-        """Lines of all attempts in order, without those that a restart from an earlier step has replaced.
-
-        A line counts when its step plus `steps_done` is at most the step that each later attempt restored.
-        """
-        lines: list[dict[str, Any]] = []
-        names = sorted(storage.list_names(self.uri), key=_attempt_and_step)
-        for (_, first_step), parts in groupby(names, _attempt_and_step):
-            lines = [line for line in lines if line["step"] + steps_done <= first_step]
-            lines += [line for name in sorted(parts) for line in self._lines(name)]
-        return lines
-
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        """Whole lines only: a crash while writing leaves a last one without its newline."""
-        if name in self._known:
-            return self._known[name]
-        whole = storage.read_text(storage.join(self.uri, name)).split("\n")[:-1]
-        lines = [_parsed(line, f"{self.uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
-        if not self._is_local:
-            self._known[name] = lines
-        return lines
-
-    def _create(self, text: str) -> str:
-        """Write the first file under the next number that no other writer has."""
-        attempt = max(map(_attempt, storage.list_names(self.uri)), default=0)
-        while True:
-            attempt += 1
-            name = self._stem.format(attempt=attempt, step=self._first_step)
-            if storage.create_text(self._uri_of(name), text):
-                return name
-
-    def _uri_of(self, name: str) -> str:
-        """Of the local file, or of the next part on an object store."""
-        return storage.join(self.uri, name + (".jsonl" if self._is_local else f".part-{self._parts:06d}.jsonl"))
-
-
-def _append(path: str, text: str) -> None:
-    """All of it or nothing: what a full disk has cut would be no line, and the next try would stand behind it.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    content = text.encode()
-    try:
-        with open(path, "ab", buffering=0) as file:
-            size = file.tell()
-            try:
-                while content:
-                    content = content[file.write(content) :]
-            except OSError:
-                file.truncate(size)
-                raise
-    except OSError as error:
-        raise storage.failure(path, error) from error
-
-
-def _attempt(name: str) -> int:
-    return int(name.partition("attempt-")[2].partition("-")[0].partition(".")[0])
-
-
-def _attempt_and_step(name: str) -> tuple[int, int]:
-    return _attempt(name), int(name.partition("-from-")[2].partition(".")[0])
-
-
-def _parsed(line: str, place: str) -> dict[str, Any]:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
-
-
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
     return {name: nan if value is None else value for name, value in line.items()}
-
-
-def _plain(value: Any) -> Any:
-    """What json does not know: a numpy or torch scalar as its number, the rest as text."""
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _now() -> str:

@@ -1,13 +1,11 @@
 """TrainState -> a checkpoint, written by a thread while training goes on: the files, then the manifest."""
 
-import hashlib
 import json
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
+from contextlib import ExitStack
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -31,6 +29,7 @@ from tips_ray.train.checkpoint import (
     remove_checkpoint,
     uri_of,
 )
+from tips_ray.train.held_folder import held_folder
 from tips_ray.train.loading import one_process_is_fine, state_tree
 from tips_ray.train.state import TrainState
 
@@ -133,12 +132,10 @@ class CheckpointWriter:
 
     def _write_files(self, tree: dict[str, Any], uri: str) -> dict[str, Any]:
         """All ranks' files as the manifest describes them, by way of a local folder of each."""
-        local = self._on_all_ranks(lambda: _new_folder(self.checkpoints_uri, self._rank))[self._rank]
-        try:
+        with ExitStack() as stack:
+            local = self._on_all_ranks(lambda: stack.enter_context(held_folder()))[self._rank]
             self._write_shards(tree, local)
             parts = self._on_all_ranks(lambda: self._published(local, uri))
-        finally:
-            shutil.rmtree(local, ignore_errors=True)
         return {name: entry for part in parts for name, entry in part.items()}
 
     def _write_shards(self, tree: dict[str, Any], folder: Path) -> None:
@@ -211,15 +208,6 @@ def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: Mappi
         writer.close()
     assert saved is not None
     return saved[0]
-
-
-def _new_folder(checkpoints_uri: str, rank: int) -> Path:
-    """Of a rank; what it left on this machine when it was killed in a save of the same run goes."""
-    place = tempfile.gettempdir()
-    prefix = f"tips_ray-{hashlib.sha256(checkpoints_uri.encode()).hexdigest()[:16]}-rank-{rank}-"
-    for leftover in Path(place).glob(f"{prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    return Path(storage.attempt(place, lambda: tempfile.mkdtemp(prefix=prefix, dir=place)))
 
 
 def _raise_first(faults: Iterable[BaseException | None]) -> None:

@@ -1,6 +1,5 @@
 """Where a run's results go: run folder, MLflow and checkpoints, without Ray."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,9 +20,8 @@ from tips_ray.train.run_inputs import RunInputs
 from tips_ray.train.saving import CheckpointWriter
 from tips_ray.train.state import TrainState
 
-log = logging.getLogger(__name__)
-Report = Callable[[str, dict[str, float]], None]
-"""Told of the URI of every checkpoint once it is there on all ranks, with its step's metrics; every rank calls it."""
+Report = Callable[[dict[str, float]], None]
+"""Told of every checkpoint once it is there on all ranks: its step and that step's metrics; every rank calls it."""
 
 
 class RunSink:
@@ -100,7 +98,7 @@ class RunSink:
         rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
         if rows:
             self.folder.log_rejects(rows)
-            self._flush()
+            self.folder.flush_if_there()
 
     def note_step(self) -> None:
         """A step is done; after the first of an attempt that follows another, an event tells what changed."""
@@ -143,30 +141,21 @@ class RunSink:
         saved, seconds = committed
         stall_ms = self._saved_metrics["checkpoint_stall_ms"]
         self._event("checkpoint", saved.step, uri=saved.uri, seconds=round(seconds, 3), stall_ms=stall_ms)
-        self.report(saved.uri, self._saved_metrics)
+        self.report(self._saved_metrics)
 
     def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         self.folder.log_metrics(step, metrics)
-        self._flush()
+        self.folder.flush_if_there()
         if self.tracking:
             self.tracking.log(step, metrics)
 
     def _event(self, kind: str, step: int, **what: Any) -> None:
         if rank() == 0:
             self.folder.log_event(kind, step, **what)
-            self._flush()
+            self.folder.flush_if_there()
 
     def _flush_at_last(self) -> None:
         storage.keep_trying(self.folder.flush, self.run.config.checkpoint_patience_seconds)
-
-    def _flush(self) -> None:
-        """Write what waits; while the storage is away it waits on, for the next time."""
-        try:
-            self.folder.flush()
-        except storage.StorageError as error:
-            if not error.may_pass:
-                raise
-            log.warning("metrics and events wait: %s", error)
 
 
 def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
@@ -174,8 +163,4 @@ def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
     cause = root_cause(error)  # of an error of Ray's stream
     if rank() == 0 or not is_final(cause):
         what = {"error": str(cause), "type": type(cause).__name__, "is_final": is_final(cause)}
-        try:
-            folder.log_event("failure", step, rank=rank(), **what)
-            folder.flush()
-        except storage.StorageError as away:  # what stopped training matters more
-            log.warning("the failure is not in the events: %s", away)
+        folder.try_event("failure", step, rank=rank(), **what)

@@ -35,7 +35,9 @@ def _found_here(run: RunInputs) -> Found:
 def run_worker(job: dict[str, Any]) -> None:
     """Train from the step at which the stream begins to the end; every rank runs this."""
     inputs: WorkerInputs = job["inputs"]
-    run_attempt(inputs.run, ray.train.torch.get_device(), partial(_opened_stream, inputs.stream), _report, asked_here)
+    # Ray is told metrics alone: without its notes of checkpoints, or with damaged ones, it starts no run again.
+    report = ray.train.report
+    run_attempt(inputs.run, ray.train.torch.get_device(), partial(_opened_stream, inputs.stream), report, asked_here)
 
 
 def _opened_stream(inputs: StreamInputs) -> tuple[int, Iterator[dict[str, Any]]]:
@@ -52,8 +54,3 @@ def _opened_stream(inputs: StreamInputs) -> tuple[int, Iterator[dict[str, Any]]]
         return config.schedule.total_steps, stream
     rest = followed(inputs, stream) if rank() == 0 else stream
     return int(first["step"][0]), chain([first], rest)
-
-
-def _report(checkpoint_uri: str, metrics: dict[str, float]) -> None:
-    """Metrics alone: of checkpoints Ray keeps notes, without which, or with damaged ones, it starts no run again."""
-    ray.train.report(metrics)

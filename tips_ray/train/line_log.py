@@ -1,0 +1,148 @@
+"""JSON lines of one kind in a folder of files, local or s3://: from one writer each, read from all.
+
+An *attempt* is one process that writes: each takes the next free number, so no object ever has two writers.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+from tips_ray import storage
+
+log = logging.getLogger(__name__)
+
+
+class LineLog:
+    """One writer's view; reading takes in all writers."""
+
+    def __init__(self, uri: str, stem: str) -> None:
+        self.uri = uri
+        self._stem = stem  # a pattern of `attempt` and `step`
+        self._is_local = storage.is_local(uri)
+        self._waiting: list[str] = []
+        self._known: dict[str, list[dict[str, Any]]] = {}  # parts of an object store, which never change, once read
+        self.start_attempt(first_step=0)
+
+    def start_attempt(self, first_step: int) -> None:
+        """What waits is written; later lines belong to a new attempt, from the step that it has restored."""
+        self.flush()
+        self._first_step, self._parts = first_step, 0
+        self._name: str | None = None  # of this attempt's files, once it has one
+
+    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """They reach a local file at once; on an object store they wait for `flush`."""
+        self._waiting += [json.dumps(line, default=_plain) + "\n" for line in lines]
+        if self._is_local:
+            self.flush_if_there()
+
+    def flush_if_there(self) -> None:
+        """While the storage is away the lines wait, for the next time.
+
+        Raises:
+            StorageError: it will not come back by itself.
+        """
+        try:
+            self.flush()
+        except storage.StorageError as error:
+            if not error.may_pass:
+                raise
+            log.warning("%s waits: %s", self.uri, error)
+
+    def flush(self) -> None:
+        """One part on an object store.
+
+        Raises:
+            StorageError: it cannot be written; the lines wait on.
+        """
+        if not self._waiting:
+            return
+        text = "".join(self._waiting)
+        if self._name is None:
+            self._name = self._create(text)
+        elif self._is_local:
+            _append(self._uri_of(self._name), text)
+        else:
+            storage.write_text(self._uri_of(self._name), text)
+        self._waiting.clear()
+        self._parts += 1
+
+    def read(self) -> list[dict[str, Any]]:
+        """Lines of all files, by their names."""
+        return [line for name in sorted(storage.list_names(self.uri)) for line in self._lines(name)]
+
+    def read_attempts(self, steps_done: int) -> list[dict[str, Any]]:
+        """Lines of all attempts in order, without those that a restart from an earlier step has replaced.
+
+        A line counts when its step plus `steps_done` is at most the step that each later attempt restored.
+        """
+        lines: list[dict[str, Any]] = []
+        names = sorted(storage.list_names(self.uri), key=_attempt_and_step)
+        for (_, first_step), parts in groupby(names, _attempt_and_step):
+            lines = [line for line in lines if line["step"] + steps_done <= first_step]
+            lines += [line for name in sorted(parts) for line in self._lines(name)]
+        return lines
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        """Whole lines only: a crash while writing leaves a last one without its newline."""
+        if name in self._known:
+            return self._known[name]
+        whole = storage.read_text(storage.join(self.uri, name)).split("\n")[:-1]
+        lines = [_parsed(line, f"{self.uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
+        if not self._is_local:
+            self._known[name] = lines
+        return lines
+
+    def _create(self, text: str) -> str:
+        """Write the first file under the next number that no other writer has."""
+        attempt = max(map(_attempt, storage.list_names(self.uri)), default=0)
+        while True:
+            attempt += 1
+            name = self._stem.format(attempt=attempt, step=self._first_step)
+            if storage.create_text(self._uri_of(name), text):
+                return name
+
+    def _uri_of(self, name: str) -> str:
+        """Of the local file, or of the next part on an object store."""
+        return storage.join(self.uri, name + (".jsonl" if self._is_local else f".part-{self._parts:06d}.jsonl"))
+
+
+def _append(path: str, text: str) -> None:
+    """All of it or nothing: what a full disk has cut would be no line, and the next try would stand behind it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    content = text.encode()
+    try:
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise storage.failure(path, error) from error
+
+
+def _attempt(name: str) -> int:
+    return int(name.partition("attempt-")[2].partition("-")[0].partition(".")[0])
+
+
+def _attempt_and_step(name: str) -> tuple[int, int]:
+    return _attempt(name), int(name.partition("-from-")[2].partition(".")[0])
+
+
+def _parsed(line: str, place: str) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """What json does not know: a numpy or torch scalar as its number, the rest as text."""
+    return value.item() if hasattr(value, "item") else str(value)
