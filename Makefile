@@ -5,7 +5,7 @@ EVENTS ?= 40
 PYTEST := $(BIN)/pytest --durations=15 --durations-min=5
 PYTEST_ON_2 := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --no-loadscope-reorder
 
-.PHONY: install demo check test test-fast test-ray soak
+.PHONY: install demo check test test-fast test-ray soak lose-head
 
 install: .venv/.installed
 
@@ -35,3 +35,6 @@ test-ray: install
 
 soak: install
 	$(BIN)/python tests/soak.py $(EVENTS)
+
+lose-head: install
+	$(BIN)/python tests/lose_head.py

@@ -216,10 +216,9 @@ def _scaling(config: "RunConfig") -> Any:
     from ray.train import ScalingConfig
 
     resources = config.resources
-    per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker, **resources.role("train")}
     return ScalingConfig(
         num_workers=(config.worker_counts[0], resources.workers) if resources.min_workers else resources.workers,
         elastic_resize_monitor_interval_s=resources.resize_seconds,
         use_gpu=resources.gpus_per_worker > 0,
-        resources_per_worker=per_worker,
+        resources_per_worker=resources.of_worker,
     )

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,9 +54,11 @@ def resources_suffice(config: "RunConfig") -> str:
         Doubt: there are too few now, and the run waits for more.
     """
     if address() and config.resources.min_workers:
-        return _room_for_some(config, cluster_resources())
+        return _room_for_some(config, _sums(cluster_nodes()))
     if address():
-        _require_enough(config, cluster_resources(), f"the cluster at RAY_ADDRESS ({address()})")
+        nodes, where = cluster_nodes(), f"the cluster at RAY_ADDRESS ({address()})"
+        _require_enough(config, _sums(nodes), where)
+        _require_node("a worker", config.resources.of_worker, nodes, where)
         return f"{_needed(config)}; the cluster at {address()} has them"
     have = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(gpus_here())}
     _require_enough(config, have, f"this machine of {cores()} cores")
@@ -72,6 +75,7 @@ def require_room_for_actor(config: "EmbeddingConfig | RayConfig", beside_cpus: f
     cpus = config.cpus_per_actor + beside_cpus
     _require_room(
         "an actor",
+        {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor},
         [
             ("GPU", f"gpus_per_actor ({config.gpus_per_actor:g})", config.gpus_per_actor),
             ("CPU", f"cpus_per_actor ({config.cpus_per_actor:g}) and {beside_cpus:g} beside it", cpus),
@@ -89,6 +93,7 @@ def require_room_for_captioner(config: "RunConfig", beside_cpus: float) -> None:
     cpus, gpus = resources.cpus_per_captioner, resources.gpus_per_captioner
     _require_room(
         "a captioner",
+        {"CPU": cpus, "GPU": gpus, **resources.role("caption")},
         [
             ("GPU", f"resources.gpus_per_captioner ({gpus:g})", gpus),
             ("CPU", f"resources.cpus_per_captioner ({cpus:g}) and {beside_cpus:g} beside it", cpus + beside_cpus),
@@ -100,19 +105,35 @@ def require_room_for_captioner(config: "RunConfig", beside_cpus: float) -> None:
     )
 
 
-def _require_room(who: str, needs: list[tuple[str, str, float]]) -> None:
-    """Kind, words and amount of each need against what the cluster or this machine has."""
+def _require_room(who: str, own: dict[str, float], needs: list[tuple[str, str, float]]) -> None:
+    """What it takes itself, and kind, words and amount of each need, against what the cluster or this machine has."""
     on_cluster = address() is not None
-    have = cluster_resources() if on_cluster else {"GPU": float(gpus_here()), "CPU": float("inf")}
+    nodes = cluster_nodes() if on_cluster else [{"GPU": float(gpus_here()), "CPU": float("inf")}]
     where = f"the cluster at RAY_ADDRESS ({address()})" if on_cluster else "this machine"
+    have = _sums(nodes)
     for kind, keys, need in needs:
-        if have.get(kind, 0) < need:
-            unit = UNITS.get(kind, f"of {kind}")
-            raise ValueError(f"{who} needs {keys}, and {where} offers {have.get(kind, 0):g} {unit}")
+        if have[kind] < need:
+            raise ValueError(f"{who} needs {keys}, and {where} offers {have[kind]:g} {_unit(kind)}")
+    _require_node(who, own, nodes, where)
 
 
-def cluster_resources() -> dict[str, float]:
-    """Resources of the cluster at RAY_ADDRESS.
+def _require_node(who: str, own: dict[str, float], nodes: list[dict[str, float]], where: str) -> None:
+    """Several nodes together are no room for one process."""
+    if not any(all(node.get(kind, 0) >= need for kind, need in own.items()) for node in nodes):
+        wanted = " and ".join(f"{need:g} {_unit(kind)}" for kind, need in own.items() if need)
+        raise ValueError(f"{who} needs {wanted} on one node, and {where} has no such node")
+
+
+def _unit(kind: str) -> str:
+    return UNITS.get(kind, f"of {kind}")
+
+
+def _sums(nodes: list[dict[str, float]]) -> Counter[str]:
+    return sum(map(Counter, nodes), Counter())
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Resources of each node of the cluster at RAY_ADDRESS.
 
     Raises:
         ValueError: it does not answer.
@@ -123,7 +144,7 @@ def cluster_resources() -> dict[str, float]:
     was_connected = ray.is_initialized()
     connect()
     try:
-        return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         if not was_connected:
             ray.shutdown()
@@ -200,8 +221,7 @@ def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> 
     needs = [("CPU", cpus, cpus_needed(config), ""), ("GPU", gpus, gpus_needed(config), " (0 trains on CPUs)")]
     needs += [(name, f"resources.roles and {keys}", need, " or turn roles off") for name, keys, need in _roles(config)]
     faults = [
-        f"{keys} need {need:g} {UNITS.get(kind, f'of {kind}')}, {where} offers {have.get(kind, 0):g}: "
-        f"lower them{hint} or add machines"
+        f"{keys} need {need:g} {_unit(kind)}, {where} offers {have.get(kind, 0):g}: lower them{hint} or add machines"
         for kind, keys, need, hint in needs
         if have.get(kind, 0) < need
     ]
@@ -227,9 +247,8 @@ def _room_for_some(config: "RunConfig", have: dict[str, float]) -> str:
 
     counts, resources = config.worker_counts, config.resources
     left = {"CPU": config.cpus_beside_workers, "GPU": captioning_gpus(config)}
-    takes = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker, **resources.role("train")}
     room = min(
-        (int((have.get(kind, 0) - left.get(kind, 0)) // take) for kind, take in takes.items() if take),
+        (int((have.get(kind, 0) - left.get(kind, 0)) // take) for kind, take in resources.of_worker.items() if take),
         default=counts[-1],
     )
     text = (

@@ -31,9 +31,11 @@ SETTINGS = {
 class Nodes:
     """A head without CPUs, where the driver is, and nodes at 127.0.0.2, 127.0.0.3, ..."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int | None = None) -> None:
+        """`port` of the head; None: a free one."""
+        self.port = port or _free_port()
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-        head |= {"gcs_server_port": _free_port(), "_system_config": SETTINGS}
+        head |= {"gcs_server_port": self.port, "_system_config": SETTINGS}
         self.cluster, self._count = Cluster(initialize_head=True, head_node_args=head), 1
 
     @property
@@ -58,6 +60,11 @@ class Nodes:
         """SIGKILL to its raylet, with which its workers end."""
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
+
+    def kill_all(self) -> None:
+        """Of every node, the head first."""
+        for node in (self.cluster.head_node, *self.cluster.worker_nodes):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 @contextmanager

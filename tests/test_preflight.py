@@ -193,7 +193,7 @@ def test_a_teacher_that_is_not_there_is_one_fault_and_one_that_is_counts(config,
 
 def _elastic(tmp_path, monkeypatch, have: dict[str, float], **values) -> str:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(ray_cluster, "cluster_resources", lambda: have)
+    monkeypatch.setattr(ray_cluster, "cluster_nodes", lambda: [have])
     keys = {"resources__workers": 4, "resources__min_workers": 2, "global_batch_images": 32, **values}
     return ray_cluster.resources_suffice(tiny_run(tmp_path, "data", **keys))
 
@@ -234,3 +234,14 @@ def test_captioning_without_room_for_a_captioner_is_refused(values, message, tmp
     with pytest.raises(ValueError, match=f"a captioner needs {message}"):
         ray_cluster.require_room_for_captioner(tiny_run(tmp_path, "a", **values), 1)
     ray_cluster.require_room_for_captioner(tiny_run(tmp_path, "a"), 1)
+
+
+def test_nodes_that_are_only_together_large_enough_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_cluster, "cluster_nodes", lambda: [{"CPU": 4.0}] * 3 + [{"CPU": 1.0, "GPU": 2.0}])
+    values = {"resources__cpus_per_captioner": 2, "resources__gpus_per_captioner": 1}
+    with pytest.raises(ValueError, match="a captioner needs 2 CPUs and 1 GPUs on one node, and the cluster .* has no"):
+        ray_cluster.require_room_for_captioner(tiny_run(tmp_path, "a", **values), 1)
+    with pytest.raises(ValueError, match="a worker needs 5 CPUs on one node, and the cluster .* has no such node"):
+        ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=5))
+    assert "has them" in ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))

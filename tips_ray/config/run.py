@@ -166,6 +166,11 @@ class ResourcesConfig(Schema):
             raise ValueError(f"replicas ({self.replicas}) must divide workers ({self.workers})")
         return self
 
+    @property
+    def of_worker(self) -> dict[str, float]:
+        """What a worker takes of a node, by Ray's names."""
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, **self.role("train")}
+
     def role(self, name: Literal["train", "data", "caption"]) -> dict[str, float]:
         """What a worker, a task or a captioner takes of a node to be placed there."""
         return {name: 1.0} if self.roles else {}

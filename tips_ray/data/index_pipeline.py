@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import ray.data
 
 from tips_ray.config import DataConfig
 from tips_ray.data.decode import BadImage, decode
 from tips_ray.data.index import REJECTS, Index, opened_index
+from tips_ray.data.pipeline import TASK, handed_out
 from tips_ray.data.sources import Columns, Scan, Shard
 
 CHUNKS_PER_TASK = 16
@@ -39,9 +39,10 @@ def with_bad_images(index: Index, uri: str, data: DataConfig, tell: Callable[[in
         tell: called now and then with the number of rows looked at.
     """
     chunks = len(index.chunks.rows)
-    blocks = min(max(chunks // CHUNKS_PER_TASK, 1), MOST_BLOCKS)
+    of_task = max(CHUNKS_PER_TASK, -(-chunks // MOST_BLOCKS))
     look: Any = partial(_look, index_uri=uri, data=data)
-    found = ray.data.range(chunks, override_num_blocks=blocks).map_batches(look, batch_size=CHUNKS_PER_TASK)
+    numbers = handed_out(pa.table({"chunk": np.arange(chunks)}), of_task)
+    found = numbers.map_batches(look, batch_size=CHUNKS_PER_TASK, **TASK)
     found.context.enable_progress_bars = False
     rows, rejects = 0, index.rejects.to_pylist()
     known = {(row["path"], row["row"]) for row in rejects}
@@ -58,8 +59,8 @@ def with_bad_images(index: Index, uri: str, data: DataConfig, tell: Callable[[in
 
 def _look(batch: dict[str, np.ndarray], index_uri: str, data: DataConfig) -> pa.Table:
     index = opened_index(index_uri)
-    found = [list(_bad_rows(index, chunk, data)) for chunk in batch["id"].tolist()]
-    rows = index.chunks.rows[batch["id"]].astype(np.int64)
+    found = [list(_bad_rows(index, chunk, data)) for chunk in batch["chunk"].tolist()]
+    rows = index.chunks.rows[batch["chunk"]].astype(np.int64)
     kind = pa.list_(pa.struct(list(REJECTS)))
     return pa.table({"rows": pa.array(rows), "rejects": pa.array(found, kind)})
 

@@ -30,6 +30,10 @@ from tips_ray.data.stream import StreamInputs, order_of, ordered_rows, read_chun
 
 STEP_SECONDS = 0.01
 """Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
+TASK: Any = {"max_retries": 10}
+"""Of a stage of tasks: how often one whose process dies is begun again. Ray Data would begin again for ever."""
+ACTOR: Any = {"max_restarts": 100, "max_task_retries": 10}
+"""Of a stage of actors, which lose nodes in long runs; what kills its process each time ends the stream."""
 TORCH_IS_BROKEN = "can only be initialized once per process"
 WINDOWS_AT_ONCE = 2
 """Windows that are read at a time, per CPU of the data stream."""
@@ -59,8 +63,11 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
             batch_format="numpy",
             compute=TaskPoolStrategy(WINDOWS_AT_ONCE * config.resources.data_cpus),
             num_cpus=0,
+            **TASK,
         )
-        .map_batches(make_views, batch_size=rows, batch_format="pyarrow", resources=config.resources.role("data"))
+        .map_batches(
+            make_views, batch_size=rows, batch_format="pyarrow", resources=config.resources.role("data"), **TASK
+        )
         .repartition(target_num_rows_per_block=rows, strict=True)
     )
     _join_last_stages(stream)

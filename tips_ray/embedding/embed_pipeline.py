@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import opened_index
-from tips_ray.data.pipeline import handed_out, in_order
+from tips_ray.data.pipeline import ACTOR, TASK, handed_out, in_order
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
@@ -29,6 +29,8 @@ WRITERS = 2
 """Write tasks at a time."""
 WRITE_CPUS = 1
 """Of all of them."""
+MOST_BLOCKS = 20_000
+"""Of the numbers of chunks, which one process hands out."""
 ENCODED = pa.schema([("chunk", pa.int64()), ("rows", pa.large_binary())])
 """The second is a table as an Arrow stream."""
 _WRITTEN = pa.schema([("rows", pa.int64()), ("errors", pa.list_(pa.string()))])
@@ -59,13 +61,14 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
     decode: Any = partial(_decoded, inputs=inputs)
     write: Any = partial(_written, inputs=inputs)
     stream = (
-        handed_out(chunks, 1)
+        handed_out(chunks, -(-chunks.num_rows // MOST_BLOCKS))
         .map_batches(
             decode,
             batch_size=1,
             batch_format="numpy",
             compute=TaskPoolStrategy(READERS_PER_CPU * config.data_cpus),
             num_cpus=1 / READERS_PER_CPU,
+            **TASK,
         )
         .map_batches(
             EmbedActor,
@@ -75,6 +78,7 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
             compute=ActorPoolStrategy(min_size=1, max_size=config.actors),
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
+            **ACTOR,
         )
         .map_batches(
             write,
@@ -82,6 +86,7 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
             batch_format="pyarrow",
             compute=TaskPoolStrategy(WRITERS),
             num_cpus=WRITE_CPUS / WRITERS,
+            **TASK,
         )
     )
     return in_order(stream)
