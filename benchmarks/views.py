@@ -2,10 +2,10 @@
 
     python -m benchmarks.views [FOLDER] [--images 200] [--rounds 5]
 
-FOLDER holds JPEG files; without it, pictures of 500 x 375 pixels are made up. Both decode with Pillow and make one
-global and six local crops of the same sizes and scales, as uint8. Ours also draws the mask and fills a block; theirs
-stacks the crops as a DataLoader does. Rounds alternate and the fastest of each counts, in processor time, so that a
-busy machine favours neither. Reading the file and the tokenizer are in neither.
+FOLDER holds JPEG files; without it, pictures of 500 x 375 pixels are made up. Theirs decodes with Pillow, ours with
+simplejpeg; both make one global and six local crops of the same sizes and scales, as uint8. Ours also draws the mask
+and fills a block; theirs stacks the crops as a DataLoader does. Rounds alternate and the fastest of each counts, in
+processor time, so that a busy machine favours neither. Reading the file and the tokenizer are in neither.
 """
 
 import argparse

@@ -8,11 +8,11 @@
 
 `verify` exits with 1 when something is wrong; with --run it also looks for chunks without captions. `import` reads the
 images of a run and gives each the captions that the file (Parquet, JSON lines, CSV) has for its sha256: captions live
-on when shards are renamed or rewritten, and those of other programs come in.
+on when shards are renamed or rewritten. Those of other programs come in by a name, --captioner NAME, and a run trains
+on them with captions.source=store captions.imported=NAME.
 """
 
 import argparse
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,13 +145,14 @@ def _import(arguments: argparse.Namespace) -> int:
     chunks = sum(bool(count) for count in rows)
     print(f"{store.folder}: {sum(rows)} rows in {chunks} chunks, from {len(known)} images of {arguments.file}")
     if chunks < len(places):
-        print(f"{len(places) - chunks} chunks hold images that the file lacks: tips-ray caption makes them whole")
+        hint = "a run needs all of them" if arguments.captioner else "tips-ray caption makes them whole"
+        print(f"{len(places) - chunks} chunks hold images that the file lacks: {hint}")
     return 0
 
 
 def _target(arguments: argparse.Namespace) -> "CaptionStore":
     """Captions keep their captioner; those of another program get one that is called by a name."""
-    from tips_ray.captioning.store import CaptionStore, captioners
+    from tips_ray.captioning.store import captioners, imported_store
 
     wanted, stores = arguments.captioner, captioners(arguments.store)
     if wanted is None:
@@ -159,9 +160,8 @@ def _target(arguments: argparse.Namespace) -> "CaptionStore":
     is_fingerprint = len(wanted) >= FEWEST_DIGITS and set(wanted) <= set("0123456789abcdef")
     if is_fingerprint or any(store.fingerprint.startswith(wanted) for store in stores):
         return _only(_chosen(arguments.store, wanted), arguments.store)
-    decides = {"imported": wanted}
-    store = CaptionStore(arguments.store, hashlib.sha256(repr(decides).encode()).hexdigest())
-    store.describe({"decides": decides, "config": {"model": wanted}})
+    store = imported_store(arguments.store, wanted)
+    store.describe({"decides": {"imported": wanted}, "config": {"model": wanted}})
     return store
 
 

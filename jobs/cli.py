@@ -24,7 +24,7 @@ COMMANDS = {
     "evaluate": "a run or any other encoder on segmentation, depth, retrieval, classification",
     "ablate": "the paper's ablation on rendered scenes: a table, and which directions show",
     "embed": "embeddings of every image of a source as Parquet, each once",
-    "export": "released npz files or a transformers folder -> transformers or timm folder",
+    "export": "a run, released npz files or a transformers folder -> transformers or timm folder",
 }
 
 

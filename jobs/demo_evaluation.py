@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.demo_tasks import shown_tasks
-from jobs.live_captions import caption_store
+from jobs.live_captions import store_of
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.data.captions import captions_folder, read_captions, with_captions
@@ -72,7 +72,7 @@ def _gallery(config: RunConfig) -> list[CaptionedImage]:
     index = index_of(config.data, storage.join(config.storage, "index"))
     rows, most = index.read(0), (config.data.max_image_bytes, config.data.max_image_pixels)
     if config.captions.source != "column":
-        store, _ = caption_store(config)
+        store = store_of(config)
         rows = with_captions(rows, read_captions(index, [0], store)[0], captions_folder(index, 0, store))
     return [
         CaptionedImage(decode(row["image"], *most), row["web_caption"], " | ".join(row["synthetic_captions"]))

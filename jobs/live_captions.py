@@ -30,7 +30,6 @@ def caption_store(config: "RunConfig") -> tuple["CaptionStore", "CaptionerConfig
     Raises:
         ValueError: there is no captioner in the config, or no such model.
     """
-    from tips_ray import storage
     from tips_ray.captioning.model_folder import fingerprint, model_folder
     from tips_ray.captioning.store import CaptionStore
     from tips_ray.config import CaptionerConfig
@@ -39,11 +38,36 @@ def caption_store(config: "RunConfig") -> tuple["CaptionStore", "CaptionerConfig
     if captioner is None:
         raise ValueError("captions.captioner is not set: name a PaliGemma in captions.captioner.model")
     folder = model_folder(captioner)
-    uri = config.captions.store or storage.join(config.storage, "captions")
-    store = CaptionStore(uri, fingerprint(captioner, folder))
+    store = CaptionStore(_store_uri(config), fingerprint(captioner, folder))
     if Path(captioner.model).is_dir():  # relative to where the user stands, which a Ray worker does not know
         captioner = CaptionerConfig.model_validate({**captioner.model_dump(), "model": str(folder.resolve())})
     return store, captioner
+
+
+def store_of(config: "RunConfig") -> "CaptionStore":
+    """Where a run finds captions that were made or taken in before.
+
+    Raises:
+        ValueError: as `caption_store`; or nothing was taken in by that name.
+    """
+    from tips_ray.captioning.store import imported_store
+
+    name = config.captions.imported
+    if name is None:
+        return caption_store(config)[0]
+    store = imported_store(_store_uri(config), name)
+    if not store.description():
+        raise ValueError(
+            f"captions.imported ({name}): {store.folder} is empty; first run tips-ray captions import --captioner "
+            f"{name}"
+        )
+    return store
+
+
+def _store_uri(config: "RunConfig") -> str:
+    from tips_ray import storage
+
+    return config.captions.store or storage.join(config.storage, "captions")
 
 
 @contextmanager
@@ -54,10 +78,10 @@ def captions_of(config: "RunConfig", index: "Index", index_uri: str) -> Iterator
     if config.captions.source == "column":
         yield None
         return
-    store, captioner = caption_store(config)
     if config.captions.source == "store":
-        yield CaptionAccess(store)
+        yield CaptionAccess(store_of(config))
         return
+    store, captioner = caption_store(config)
     import ray
     from ray.exceptions import RayError
 

@@ -22,7 +22,7 @@ from tips_ray.tokenizer import Tokenizer
 from tips_ray.tracking import require_answer, tracking_uri, without_credentials
 from tips_ray.train.checkpoint import checkpoints_of, list_checkpoints
 from tips_ray.train.origin import require_its_vocabulary, start_origin, teacher_origin, teacher_sizes
-from tips_ray.train.run_folder import MAY_DIFFER, RunFolder
+from tips_ray.train.run_folder import RunFolder, deciding
 
 
 @dataclass
@@ -116,8 +116,7 @@ def run_is_new_or_the_same(config: RunConfig) -> str:
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:
     """sha256 of what a run computes: its config without the keys that only change how fast or how visibly."""
-    kept = {key: value for key, value in config.items() if key not in MAY_DIFFER}
-    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(deciding(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -163,10 +162,12 @@ def _loaded(uri: str) -> Tokenizer:
 
 def captions_come(config: RunConfig) -> str:
     """From the data, or from a captioner whose model is there."""
-    from jobs.live_captions import caption_store
+    from jobs.live_captions import caption_store, store_of
 
     if config.captions.source == "column":
         return "from the data"
+    if config.captions.imported:
+        return f"taken in as {config.captions.imported}, kept in {store_of(config).folder}"
     store, captioner = caption_store(config)
     made = "made beside training" if config.captions.source == "live" else "made before"
     return f"{made} by {captioner.model}, kept in {store.folder}"

@@ -92,8 +92,8 @@ def test_the_fingerprint_keeps_what_a_run_computes_and_nothing_else(tmp_path):
     def of(**values) -> str:
         return config_fingerprint(tiny_run(tmp_path, "a", **values).model_dump(mode="json"))
 
-    assert of() == of(resources__workers=4) == of(keep_last=9)
-    assert len({of(), of(seed=1), of(schedule__peak_lr=1e-2), of(views__flip=0.25)}) == 4
+    assert of() == of(resources__workers=4) == of(keep_last=9) == of(data__log_samples=True)
+    assert len({of(), of(seed=1), of(schedule__peak_lr=1e-2), of(views__flip=0.25), of(resources__dtype="bf16")}) == 5
     tree = tiny_run(tmp_path, "a").model_dump(mode="json")
     assert config_fingerprint(yaml.safe_load(yaml.safe_dump(tree))) == of()
 

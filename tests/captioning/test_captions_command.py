@@ -8,6 +8,8 @@ from writers import pair, write_tar
 
 from captioning.places import FINGERPRINT
 from jobs.cli import main
+from jobs.live_captions import store_of
+from jobs.preflight import captions_come
 from tips_ray import storage
 from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
 from tips_ray.captioning.store import CaptionStore
@@ -163,6 +165,14 @@ def test_captions_of_another_program_come_in_under_a_name_of_their_own(run, stor
     _captions("stats", tmp_path / "captions")
     printed = capsys.readouterr().out
     assert "model: by-hand" in printed and "model: a-captioner" in printed and "21 captions" in printed
+    keys = ["captions.source=store", f"captions.store={tmp_path / 'captions'}", "captions.imported=by-hand"]
+    config = load_config(RunConfig, run, keys)
+    assert _texts(run, store_of(config))[:2] == [["first", "second"], ["by hand 00001"]]
+    assert "taken in as by-hand" in captions_come(config)
+    with pytest.raises(ValueError, match=r"captions.imported \(other\): .* import --captioner other"):
+        captions_come(load_config(RunConfig, run, [*keys[:2], "captions.imported=other"]))
+    with pytest.raises(ValueError, match=r"imported \(by-hand\) are captions of a store: set source=store, not live"):
+        load_config(RunConfig, run, ["captions.source=live", keys[2]])
 
 
 def test_a_wrong_argument_is_told_in_a_sentence(run, store, tmp_path, capsys):

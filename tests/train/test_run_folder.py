@@ -78,6 +78,17 @@ def test_another_number_of_workers_is_allowed_and_noted(uri):
     assert storage.read_text(f"{uri}/config.yaml") == other
 
 
+def test_captions_may_be_made_before_or_meanwhile_and_micro_batches_change_but_not_the_data_type(uri):
+    config = CONFIG.replace("workers: 2", "dtype: fp32") + "captions: {source: live}\nmicro_batch_images: 4\n"
+    RunFolder(uri).claim(config)
+    other = config.replace("live", "store").replace("images: 4", "images: auto")
+    assert RunFolder(uri).claim(other) == "resumed"
+    with pytest.raises(ValueError, match='another config.*\n  resources.dtype: "fp32" -> "bf16"$'):
+        RunFolder(uri).claim(other.replace("fp32", "bf16"))
+    with pytest.raises(ValueError, match='another config.*\n  captions.source: "store" -> "column"$'):
+        RunFolder(uri).claim(other.replace("store", "column"))
+
+
 CHANGED = CONFIG.replace("0.001", "0.001, changes: [{from_step: 5, beta: 1}, {from_step: 9, beta: 2}]")
 
 

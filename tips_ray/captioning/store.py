@@ -5,6 +5,7 @@ A chunk has two places, and both are known without a listing: an object of its o
 there. A group is created before its single chunks are deleted: who looks in group, single and again group finds it.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,11 @@ class CaptionStore:
 
     def _group_uri(self, shard: CaptionedShard, chunk: int) -> str:
         return self.uri(shard.name, *group_of(shard, chunk))
+
+
+def imported_store(uri: str, name: str) -> CaptionStore:
+    """Captions that another program wrote, under the name that they were taken in by."""
+    return CaptionStore(uri, hashlib.sha256(repr({"imported": name}).encode()).hexdigest())
 
 
 def group_of(shard: CaptionedShard, chunk: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ class CaptionerConfig(Schema):
     captions_per_prompt: PositiveInt = 1
     """(D) Captions of an image and prompt; more than one needs `temperature`."""
     temperature: NonNegativeFloat = 0.0
-    """(D) 0: the likeliest token, always. Above: drawn, keyed by the sample, whatever the batch or the worker."""
+    """(D) 0: the likeliest token, always. Above: drawn, keyed by the image's bytes, whatever the batch or worker."""
     max_new_tokens: PositiveInt = 64
     """(D) A caption is cut here."""
     dtype: Literal["fp32", "bf16"] = "bf16"

@@ -86,6 +86,8 @@ class CaptionsConfig(Schema):
     order."""
     captioner: CaptionerConfig | None = None
     """Who writes the captions of `store` and `live`."""
+    imported: str | None = None
+    """With `store`: captions of another program, by the name that `tips-ray captions import --captioner` gave them."""
     store: str | None = None
     """Folder or s3:// prefix with captions of any number of captioners; None: `<storage>/captions`."""
     lead_windows: PositiveInt = 8
@@ -101,7 +103,9 @@ class CaptionsConfig(Schema):
 
     @model_validator(mode="after")
     def _captions_have_a_writer(self) -> Self:
-        if self.source == "column":
+        if self.imported and self.source != "store":
+            raise ValueError(f"imported ({self.imported}) are captions of a store: set source=store, not {self.source}")
+        if self.source == "column" or self.imported:
             return self
         if self.captioner is None:
             raise ValueError(f"source ({self.source}) needs captioner: name a PaliGemma in captioner.model")
@@ -208,7 +212,7 @@ class RunConfig(TrainConfig):
     """Images per optimizer step over all workers; fixed, whatever the number of workers."""
     micro_batch_images: PositiveInt | Literal["auto"] | None = None
     """Images per worker and forward pass; None: the worker's whole share. `auto`: the largest divisor of it that fits
-    into the worker's memory, tried before the first step and kept in the run folder."""
+    into the worker's memory with at most 120 MiB of views, tried before the first step and kept in the run folder."""
     log_every_steps: PositiveInt = 10
     checkpoint_every_steps: PositiveInt = 500
     keep_last: PositiveInt = 2

@@ -96,8 +96,12 @@ def _course(times: Sequence[str], events: Sequence[Line]) -> dict[str, Any]:
 
 def _next_commands(folder: str, metrics: Sequence[Line], total_steps: Any) -> dict[str, str]:
     if metrics and metrics[-1]["step"] == total_steps:
-        return {f"tips-ray evaluate {folder}": "Evaluate it", f"tips-ray export {folder}": "Export the model"}
-    return {f"tips-ray pretrain {storage.join(folder, 'config.yaml')}": "Go on with the run"}
+        return {
+            f"tips-ray evaluate {folder}": "Evaluate it",
+            f"tips-ray export {folder} --to transformers OUT": "Export the model",
+        }
+    config = storage.join(folder, "config.yaml") if storage.is_local(folder) else "RUN.yaml"
+    return {f"tips-ray pretrain {config}": "Go on with the run"}
 
 
 def _last_of(events: Sequence[Line], kind: str) -> Line:

@@ -15,6 +15,9 @@ from tips_ray.train.line_log import LineLog
 log = logging.getLogger(__name__)
 MAY_DIFFER = {
     "resources",
+    "micro_batch_images",
+    "captions.lead_windows",
+    "captions.wait_seconds",
     "tracking",
     "guard",
     "health",
@@ -28,6 +31,8 @@ MAY_DIFFER = {
     "data.log_samples",
 }
 """Keys of the config, with all below them, that change how fast or how visibly a run goes, and not what it computes."""
+DECIDE = {"resources.dtype"}
+"""Keys below those that do change it."""
 
 
 class RunFolder:
@@ -65,9 +70,9 @@ class RunFolder:
             ValueError: the run has another config in a key that is not in `MAY_DIFFER`; all of them are listed.
         """
         there, given = yaml.safe_load(storage.read_text(self._config_uri)), yaml.safe_load(config_text)
-        changes = _changes(there, given)
-        used = _changes(_used(there, step), _used(given, step))
-        refused = [f"  {key}: {change}" for key, change in used.items() if not _may_differ(key)]
+        changes = _changes(_flat(there), _flat(given))
+        decided = _changes(deciding(_used(there, step)), deciding(_used(given, step)))
+        refused = [f"  {key}: {change}" for key, change in decided.items()]
         if refused:
             raise ValueError("\n".join([f"{self.uri} holds a run with another config (there -> given):", *refused]))
         return changes
@@ -125,7 +130,7 @@ class RunFolder:
         return [_with_nan(line) for line in self._metrics.read_attempts(steps_done=0)]
 
     def read_samples(self) -> list[dict[str, Any]]:
-        """One line per step and rank, by step, of the steps that count. `step` is the stream's: 0 for the first."""
+        """A line per micro-batch of the steps that count, by step and rank; `step` is the stream's, 0 for the first."""
         lines = self._samples.read_attempts(steps_done=1)
         return sorted(lines, key=lambda line: (line["step"], line["rank"]))
 
@@ -152,6 +157,14 @@ class RunFolder:
         return f"commonest reasons: {reasons}; all of them: {self._rejects.uri}"
 
 
+def deciding(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys -> values as JSON of what a run computes; captions made before or meanwhile are the same."""
+    flat = {key: value for key, value in _flat(config).items() if not _may_differ(key)}
+    if flat.get("captions.source") == '"live"':
+        flat["captions.source"] = '"store"'
+    return flat
+
+
 def is_final(error: BaseException) -> bool:
     """Another attempt would meet it again; storage that is away may come back."""
     may_pass = isinstance(error, storage.StorageError) and error.may_pass
@@ -167,7 +180,7 @@ def _now() -> str:
 
 
 def _may_differ(key: str) -> bool:
-    return any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)
+    return key not in DECIDE and any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)
 
 
 def _used(config: dict[str, Any], step: int) -> dict[str, Any]:
@@ -177,12 +190,16 @@ def _used(config: dict[str, Any], step: int) -> dict[str, Any]:
     return {**config, "schedule": {**schedule, "changes": past}}
 
 
-def _changes(old: Any, new: Any) -> dict[str, str]:
-    """Dotted keys whose values differ -> `old -> new`."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+def _changes(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
+    """Dotted keys whose values differ -> `before -> after`."""
     keys = sorted(before.keys() | after.keys())
     pairs = {key: (before.get(key, "absent"), after.get(key, "absent")) for key in keys}
     return {key: f"{one} -> {other}" for key, (one, other) in pairs.items() if one != other}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys -> values as JSON."""
+    return dict(_leaves(config))
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
