@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -112,8 +111,8 @@ def _require_room(who: str, own: dict[str, float], needs: list[tuple[str, str, f
     where = f"the cluster at RAY_ADDRESS ({address()})" if on_cluster else "this machine"
     have = _sums(nodes)
     for kind, keys, need in needs:
-        if have[kind] < need:
-            raise ValueError(f"{who} needs {keys}, and {where} offers {have[kind]:g} {_unit(kind)}")
+        if have.get(kind, 0) < need:
+            raise ValueError(f"{who} needs {keys}, and {where} offers {have.get(kind, 0):g} {_unit(kind)}")
     _require_node(who, own, nodes, where)
 
 
@@ -128,8 +127,8 @@ def _unit(kind: str) -> str:
     return UNITS.get(kind, f"of {kind}")
 
 
-def _sums(nodes: list[dict[str, float]]) -> Counter[str]:
-    return sum(map(Counter, nodes), Counter())
+def _sums(nodes: list[dict[str, float]]) -> dict[str, float]:
+    return {kind: sum(node.get(kind, 0) for node in nodes) for kind in {kind for node in nodes for kind in node}}
 
 
 def cluster_nodes() -> list[dict[str, float]]:

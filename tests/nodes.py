@@ -63,7 +63,9 @@ class Nodes:
 
     def kill_all(self) -> None:
         """Of every node, the head first."""
-        for node in (self.cluster.head_node, *self.cluster.worker_nodes):
+        head = self.cluster.head_node
+        assert head is not None
+        for node in (head, *self.cluster.worker_nodes):
             node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
