@@ -1,5 +1,6 @@
 """The training stream through real Ray Data: on any number of workers, the global batches of `data.order`."""
 
+import os
 import random
 import subprocess
 import sys
@@ -10,17 +11,20 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from ray.data import Dataset
 from ray.data._internal.logical.optimizers import get_execution_plan
+from ray.exceptions import WorkerCrashedError
 from ray.util.placement_group import placement_group, remove_placement_group
 from toy_run import toy_stream
 
 from tips_ray.config import RunConfig, override
+from tips_ray.data import pipeline
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import index_of, run_order
-from tips_ray.data.pipeline import InOrder, training_stream
+from tips_ray.data.pipeline import InOrder, handed_out, in_order, training_stream
 from tips_ray.data.stream import StreamInputs
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.tokenizer import load_tokenizer
@@ -73,6 +77,13 @@ def _delayed(dataset: Dataset) -> Dataset:
         return batch
 
     return dataset.map_batches(wait, batch_size=None, num_cpus=0.5)  # another number: a stage of its own
+
+
+def test_a_task_that_kills_its_process_each_time_ends_the_stream(cluster, monkeypatch):
+    monkeypatch.setitem(pipeline.OF_TASKS, "max_retries", 1)
+    stream = in_order(handed_out(pa.table({"chunk": [0]}), 1).map_batches(lambda batch: os._exit(1)))
+    with pytest.raises(WorkerCrashedError):
+        list(stream.iter_batches())
 
 
 def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):

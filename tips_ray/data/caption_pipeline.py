@@ -23,7 +23,7 @@ from tips_ray.config import CaptionerConfig, RunConfig
 from tips_ray.data.captions import missing_chunks
 from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.pace import Pace
-from tips_ray.data.pipeline import ACTOR, TASK, handed_out, in_order
+from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.data.stream import CaptionAccess
 
 CHUNKS_PER_TASK = 2
@@ -79,7 +79,6 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
             batch_format="numpy",
             compute=TaskPoolStrategy(READERS),
             num_cpus=READ_CPUS / READERS,
-            **TASK,
         )
         .map_batches(
             CaptionActor,
@@ -90,7 +89,6 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
             num_cpus=resources.cpus_per_captioner,
             num_gpus=resources.gpus_per_captioner,
             resources=resources.role("caption"),
-            **ACTOR,
         )
     )
     return in_order(stream, _limits(inputs))

@@ -12,7 +12,7 @@ import ray
 from tips_ray.config import DataConfig
 from tips_ray.data.decode import BadImage, decode
 from tips_ray.data.index import REJECTS, Index, opened_index
-from tips_ray.data.pipeline import TASK, handed_out
+from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.data.sources import Columns, Scan, Shard
 
 CHUNKS_PER_TASK = 16
@@ -42,11 +42,10 @@ def with_bad_images(index: Index, uri: str, data: DataConfig, tell: Callable[[in
     of_task = max(CHUNKS_PER_TASK, -(-chunks // MOST_BLOCKS))
     look: Any = partial(_look, index_uri=uri, data=data)
     numbers = handed_out(pa.table({"chunk": np.arange(chunks)}), of_task)
-    found = numbers.map_batches(look, batch_size=CHUNKS_PER_TASK, **TASK)
-    found.context.enable_progress_bars = False
+    found = numbers.map_batches(look, batch_size=CHUNKS_PER_TASK)
     rows, rejects = 0, index.rejects.to_pylist()
     known = {(row["path"], row["row"]) for row in rejects}
-    for batch in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for batch in in_order(found).iter_batches(batch_size=None, batch_format="pyarrow"):
         looked: Any = batch
         for part in looked.to_pylist():
             rows += part["rows"]

@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
-from ray.data import Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig as TrainDataConfig
 
@@ -30,10 +30,10 @@ from tips_ray.data.stream import StreamInputs, order_of, ordered_rows, read_chun
 
 STEP_SECONDS = 0.01
 """Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
-TASK: Any = {"max_retries": 10}
-"""Of a stage of tasks: how often one whose process dies is begun again. Ray Data would begin again for ever."""
-ACTOR: Any = {"max_restarts": 100, "max_task_retries": 10}
-"""Of a stage of actors, which lose nodes in long runs; what kills its process each time ends the stream."""
+OF_TASKS = {"max_retries": 10}
+"""How often a task whose process dies is begun again. Ray Data would begin again for ever."""
+OF_ACTORS = {"max_restarts": 100, "max_task_retries": 10}
+"""Actors lose nodes in long runs; work that kills its process each time ends the stream."""
 TORCH_IS_BROKEN = "can only be initialized once per process"
 WINDOWS_AT_ONCE = 2
 """Windows that are read at a time, per CPU of the data stream."""
@@ -63,11 +63,8 @@ def training_stream(inputs: StreamInputs, start_step: int) -> Dataset:
             batch_format="numpy",
             compute=TaskPoolStrategy(WINDOWS_AT_ONCE * config.resources.data_cpus),
             num_cpus=0,
-            **TASK,
         )
-        .map_batches(
-            make_views, batch_size=rows, batch_format="pyarrow", resources=config.resources.role("data"), **TASK
-        )
+        .map_batches(make_views, batch_size=rows, batch_format="pyarrow", resources=config.resources.role("data"))
         .repartition(target_num_rows_per_block=rows, strict=True)
     )
     _join_last_stages(stream)
@@ -100,12 +97,24 @@ def _join_last_stages(stream: Dataset) -> None:
 def in_order(dataset: Dataset, limits: ExecutionResources | None = None) -> Dataset:
     """What it hands on keeps its source's order; no progress bar of each stage, the program shows its own.
 
+    What kills its process again and again ends it.
+
     Args:
         limits: what it may plan with; None: all that is free.
     """
     dataset.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     dataset.context.enable_progress_bars = False
+    _limit_restarts(dataset._logical_plan.dag)
     return dataset
+
+
+def _limit_restarts(stage: Any) -> None:
+    """Of this stage and those before it. Ray's arguments for it are deprecated, those that it names do not have it."""
+    if hasattr(stage, "ray_remote_args"):
+        is_actors = isinstance(getattr(stage, "compute", None), ActorPoolStrategy)
+        stage.ray_remote_args.update(OF_ACTORS if is_actors else OF_TASKS)
+    for earlier in stage.input_dependencies:
+        _limit_restarts(earlier)
 
 
 def tell_pace(inputs: StreamInputs, step: int) -> None:

@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import opened_index
-from tips_ray.data.pipeline import ACTOR, TASK, handed_out, in_order
+from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
@@ -68,7 +68,6 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
             batch_format="numpy",
             compute=TaskPoolStrategy(READERS_PER_CPU * config.data_cpus),
             num_cpus=1 / READERS_PER_CPU,
-            **TASK,
         )
         .map_batches(
             EmbedActor,
@@ -78,7 +77,6 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
             compute=ActorPoolStrategy(min_size=1, max_size=config.actors),
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
-            **ACTOR,
         )
         .map_batches(
             write,
@@ -86,7 +84,6 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
             batch_format="pyarrow",
             compute=TaskPoolStrategy(WRITERS),
             num_cpus=WRITE_CPUS / WRITERS,
-            **TASK,
         )
     )
     return in_order(stream)

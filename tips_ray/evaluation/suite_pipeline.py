@@ -11,7 +11,7 @@ from ray.data import ActorPoolStrategy
 from torch import Tensor
 
 from tips_ray.config.evaluation import RayConfig, SuiteConfig
-from tips_ray.data.pipeline import ACTOR, in_order
+from tips_ray.data.pipeline import in_order
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import EncodeBatch, Encoding
@@ -70,7 +70,6 @@ def _encoding_by_actors(place: EncoderPlace, config: RayConfig, batch_images: in
             compute=ActorPoolStrategy(min_size=1, max_size=config.actors),
             num_cpus=config.cpus_per_actor,
             num_gpus=config.gpus_per_actor,
-            **ACTOR,
         )
         for batch in in_order(stream).iter_batches(batch_size=None, batch_format="numpy"):
             yield {str(name): torch.tensor(part) for name, part in batch.items()}
