@@ -90,6 +90,8 @@ def described(error: BaseException) -> str:
     if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
         lost = "the run's controller" if "TrainController" in text else "a worker process"
         return f"{lost} died, most often for want of memory ({text})"
+    if "ActorUnavailable" in kind:
+        return f"a process of the cluster does not answer any more ({text})"
     if kind == "WorkerGroupStartupFailedError":
         return text  # as `tips_ray.train.adapter` has named it
     if is_echo(cause):

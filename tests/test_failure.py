@@ -64,6 +64,13 @@ def test_a_controller_that_died_is_told_from_a_worker(folder):
     assert "step 7: the run's controller died" in _failed(folder, died)
 
 
+def test_a_cluster_that_is_gone_is_told_from_a_process_that_died(folder):
+    from ray.exceptions import ActorUnavailableError
+
+    gone = ActorUnavailableError("Socket closed", bytes(16))
+    assert "step 7: a process of the cluster does not answer any more (" in _failed(folder, gone)
+
+
 def test_an_error_of_the_controller_names_its_kind(folder):
     text = _failed(folder, ControllerError(WorkerGroupStartupTimeoutError(2)))
     assert "step 7: WorkerGroupStartupTimeoutError: The worker group startup timed out" in text
