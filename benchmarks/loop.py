@@ -59,10 +59,8 @@ def _tell(clock: str, rounds: Sequence[dict[str, float]], steps: int) -> None:
     ratios = [spent["loop"] / spent["bare"] for spent in rounds]
     parts = quantiles(ratios, n=4)
     print(f"{clock} time, loop / bare {median(ratios):.3f} (half of the rounds in {parts[0]:.3f} to {parts[2]:.3f})")
-    checkpoint, step = (
-        median(spent["saves"] - spent["loop"] for spent in rounds),
-        median(spent["bare"] for spent in rounds) / steps,
-    )
+    step = median(spent["bare"] for spent in rounds) / steps
+    checkpoint = median(spent["saves"] - spent["loop"] for spent in rounds)
     share = checkpoint / step / DEFAULT_STEPS
     print(f"  a checkpoint adds {1e3 * checkpoint:.0f} ms, one in {DEFAULT_STEPS} steps {share:.2%}; ", end="")
     print(f"all on / all off {median(ratios) + share:.3f}")

@@ -145,7 +145,8 @@ def _import(arguments: argparse.Namespace) -> int:
     chunks = sum(bool(count) for count in rows)
     print(f"{store.folder}: {sum(rows)} rows in {chunks} chunks, from {len(known)} images of {arguments.file}")
     if chunks < len(places):
-        hint = "a run needs all of them" if arguments.captioner else "tips-ray caption makes them whole"
+        is_imported = "imported" in store.description().get("decides", {})
+        hint = "a run needs all of them" if is_imported else "tips-ray caption makes them whole"
         print(f"{len(places) - chunks} chunks hold images that the file lacks: {hint}")
     return 0
 

@@ -93,7 +93,7 @@ def described(error: BaseException) -> str:
     if "ActorUnavailable" in kind:
         return f"a process of the cluster does not answer any more ({text})"
     if kind == "WorkerGroupStartupFailedError":
-        return text  # as `tips_ray.train.adapter` has named it
+        return text  # as `tips_ray.train.failure_adapter` has named it
     if is_echo(cause):
         return f"another worker was lost ({text})"
     if "OutOfMemory" in kind:

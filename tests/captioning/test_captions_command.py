@@ -175,6 +175,15 @@ def test_captions_of_another_program_come_in_under_a_name_of_their_own(run, stor
         load_config(RunConfig, run, ["captions.source=live", keys[2]])
 
 
+def test_chunks_that_a_file_lacks_are_left_to_the_captioner_or_named_as_needed(run, store, tmp_path, capsys):
+    (tmp_path / "none.csv").write_text(f"sha256,captions\n{'0' * 64},a text\n")
+    for name in store.shard_names():
+        storage.delete_folder(storage.join(store.folder, name))
+    for captioner, hint in ((FINGERPRINT, "tips-ray caption makes them whole"), ("other", "a run needs all of them")):
+        _captions("import", tmp_path / "captions", tmp_path / "none.csv", "--run", run, "--captioner", captioner)
+        assert f"6 chunks hold images that the file lacks: {hint}" in capsys.readouterr().out
+
+
 def test_a_wrong_argument_is_told_in_a_sentence(run, store, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "wrong.jsonl").write_text(json.dumps({"hash": "0", "captions": ["a"]}))

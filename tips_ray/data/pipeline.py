@@ -109,7 +109,7 @@ def in_order(dataset: Dataset, limits: ExecutionResources | None = None) -> Data
 
 
 def _limit_restarts(stage: Any) -> None:
-    """Of this stage and those before it. Ray's arguments for it are deprecated, those that it names do not have it."""
+    """Of this stage and those before it; `map_batches` has no argument for it but such as are deprecated."""
     if hasattr(stage, "ray_remote_args"):
         is_actors = isinstance(getattr(stage, "compute", None), ActorPoolStrategy)
         stage.ray_remote_args.update(OF_ACTORS if is_actors else OF_TASKS)
