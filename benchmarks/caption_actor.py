@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
-from jobs.live_captions import caption_all, caption_store
 from tests.toy_run import scene_row, tiny_run
+from tips_ray.captioning.stream import CHUNKS_PER_TASK, CaptionInputs, due_chunks
 from tips_ray.config import RunConfig
-from tips_ray.data.caption_pipeline import CHUNKS_PER_TASK, CaptionInputs, due_chunks
 from tips_ray.data.index import Index, index_of, index_uri
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.launch.captions import caption_all, caption_store
 
 CHUNK_ROWS, TOKENS, PROMPT = 64, 64, "<image>caption en"
 

@@ -24,8 +24,8 @@ from tips_ray.captioning.captioner import Captioner
 from tips_ray.captioning.chunks import CaptionedShard, ChunkCaptions
 from tips_ray.captioning.compaction import compact
 from tips_ray.captioning.decoding import Row
-from tips_ray.captioning.store import GROUP_CHUNKS, CaptionStore
 from tips_ray.config.captions import CaptionerConfig
+from tips_ray.data.captions.store import GROUP_CHUNKS, CaptionStore
 
 EQUAL, SHORTEST, LONGEST, END = 32, 4, 64, 1
 CHUNK_ROWS, WINDOW_CHUNKS, RUNS = 64, 64, 5

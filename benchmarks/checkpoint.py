@@ -15,8 +15,8 @@ from statistics import median
 import torch
 
 from benchmarks.train_step import train_config
+from tips_ray.checkpoint_io import CheckpointWriter, save_checkpoint
 from tips_ray.config.variants import VARIANTS
-from tips_ray.train.saving import CheckpointWriter, save_checkpoint
 from tips_ray.train.state import new_state
 
 

@@ -25,9 +25,9 @@ import torch
 from benchmarks.train_step import random_batch, train_config
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, override
+from tips_ray.runs.run import RunInputs
 from tips_ray.train.loop import train
-from tips_ray.train.run_inputs import RunInputs
-from tips_ray.train.sink import RunSink
+from tips_ray.train.run_recorder import RunSink
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
 

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from benchmarks.loop import CPU, run_config
 from benchmarks.train_step import random_batch
 from tips_ray.config import RunConfig, override
-from tips_ray.train.attempt import prepared_state
 from tips_ray.train.step import train_step
+from tips_ray.train.worker_loop import prepared_state
 
 WARM_STEPS = 2
 TIMEOUT_SECONDS = 170

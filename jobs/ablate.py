@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = [QUICK] * arguments.quick + [FULL] * arguments.full
     config = load_config(AblationConfig, path, [*seeds, *overrides])
     out = Path(arguments.output).resolve()
-    from jobs.ablation_runs import prepared_runs, run_missing
-    from jobs.ablation_table import written_table
+    from tuning.ablation import prepared_runs, run_missing
+    from tuning.ablation_table import written_table
 
     runs = prepared_runs(config, out)
     run_missing(runs, config.at_a_time, out)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tips_ray.captioning.chunks import CaptionedShard
-    from tips_ray.captioning.store import CaptionStore
+    from tips_ray.data.captions.store import CaptionStore
     from tips_ray.data.index import Index
 
 ACTIONS = ("stats", "export", "import", "compact", "verify")
@@ -65,7 +65,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _chosen(uri: str, wanted: str | None) -> "list[CaptionStore]":
-    from tips_ray.captioning.store import captioners
+    from tips_ray.data.captions.store import captioners
 
     stores = captioners(uri)
     found = [store for store in stores if store.fingerprint.startswith(wanted or "")]
@@ -112,7 +112,7 @@ def _compact(stores: "list[CaptionStore]", _: object) -> Iterator[int]:
 
 
 def _verify(stores: "list[CaptionStore]", run: list[str] | None) -> Iterator[int]:
-    from tips_ray.captioning.verify import faults
+    from tips_ray.data.captions.maintenance import faults
 
     shards = list(_shards(_index(run))) if run else []
     for store in stores:
@@ -126,7 +126,7 @@ def _verify(stores: "list[CaptionStore]", run: list[str] | None) -> Iterator[int
 
 
 def _export(store: "CaptionStore", target: str) -> int:
-    from tips_ray.captioning.exchange import export
+    from tips_ray.data.captions.import_export import export
 
     written, left_out = export(store, target)
     print(f"{target}: {written} rows; {left_out} rows have no captions and are left out")
@@ -134,8 +134,8 @@ def _export(store: "CaptionStore", target: str) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from tips_ray.captioning.exchange import captions_by_hash
-    from tips_ray.data.captions import missing_chunks
+    from tips_ray.data.captions.import_export import captions_by_hash
+    from tips_ray.data.captions.join import missing_chunks
 
     known = captions_by_hash(arguments.file)
     store, index = _target(arguments), _index(arguments.run)
@@ -153,7 +153,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _target(arguments: argparse.Namespace) -> "CaptionStore":
     """Captions keep their captioner; those of another program get one that is called by a name."""
-    from tips_ray.captioning.store import captioners, imported_store
+    from tips_ray.data.captions.store import captioners, imported_store
 
     wanted, stores = arguments.captioner, captioners(arguments.store)
     if wanted is None:
@@ -179,7 +179,7 @@ def _shards(index: "Index") -> "Iterator[tuple[CaptionedShard, list[int]]]":
     """What the store calls each shard of an index, and the rows of its chunks."""
     import numpy as np
 
-    from tips_ray.data.captions import captioned_shard
+    from tips_ray.data.captions.join import captioned_shard
 
     for number in range(index.shards.num_rows):
         first, last = np.searchsorted(index.chunks.shard, (number, number + 1))
@@ -189,8 +189,8 @@ def _shards(index: "Index") -> "Iterator[tuple[CaptionedShard, list[int]]]":
 def _rekey(store: "CaptionStore", index: "Index", number: int, known: dict[bytes, list[str]]) -> int:
     """Rows of the chunk of this number in the index, where the file had captions for all its good images."""
     from tips_ray.captioning.chunks import image_sha256
-    from tips_ray.captioning.exchange import rekeyed
-    from tips_ray.data.captions import place_of
+    from tips_ray.data.captions.import_export import rekeyed
+    from tips_ray.data.captions.join import place_of
 
     rows = index.read(number)
     sha256, errors = image_sha256(row["image"] for row in rows), [row["error"] for row in rows]

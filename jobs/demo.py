@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     folders = [word for word in arguments.words if "=" not in word] or [show.out]
     overrides = [word for word in arguments.words if "=" in word]
     out = Path(folders[0]).resolve()
-    from jobs.local_s3 import local_s3
-    from jobs.scene_shards import stored_scenes
+    from tips_ray.demo.s3_server import local_s3
+    from tips_ray.scenes.shards import stored_scenes
 
     with local_s3(out / "s3") as server:
         os.environ.update(server.environment)
@@ -89,7 +89,7 @@ def _config(path: Path, out: Path, source: str, overrides: list[str]) -> "RunCon
 
 def _write_report(out: Path, config: "RunConfig", folder: str, rates: dict[str, float]) -> str:
     """Evaluate on unseen scenes, before and after training, and write the page; returns the scores in one line."""
-    from jobs.demo_evaluation import evaluate
+    from tips_ray.demo.evaluation import evaluate
     from tips_ray.report import write_report
     from tips_ray.report.of_folder import report_of
 

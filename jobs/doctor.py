@@ -17,8 +17,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from jobs import ray_cluster
-from jobs.findings import Doubt, Finding, findings
+from tips_ray.launch import cluster as ray_cluster
+from tips_ray.launch.findings import Doubt, Finding, findings
 
 PACKAGE = "tips-ray"
 FEW_BYTES_OF_DISK, FEW_BYTES_OF_MEMORY, FEW_FILES = 10 * 10**9, 4 * 2**30, 8192
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a line per check as it ends; 1 when one fails."""
-    from jobs.doctor_s3 import s3_checks
+    from tips_ray.launch.store_checks import s3_checks
 
     failed = 0
     for check, action in {**_checks(), **s3_checks()}.items():
@@ -212,6 +212,6 @@ def _of_run(path: Path, overrides: list[str]) -> Iterator[Finding]:
 
     yield from findings("config", load)
     if loaded:
-        from jobs.preflight import preflight
+        from tips_ray.launch.checks import preflight
 
         yield from preflight(loaded[0]).findings

@@ -114,8 +114,8 @@ def embed_all(inputs: "EmbedInputs", missing: "Sequence[range]") -> Made:
     """
     from ray.exceptions import RayError
 
-    from jobs import ray_cluster
-    from jobs.failure import RunFailedError, RunInterrupted, last_words
+    from tips_ray.launch import cluster as ray_cluster
+    from tips_ray.launch.failure import RunFailedError, RunInterrupted, last_words
 
     made, config = Made(), inputs.config
     ray_cluster.require_room_for_actor(config, BESIDE_CPUS + 1)
@@ -133,9 +133,9 @@ def embed_all(inputs: "EmbedInputs", missing: "Sequence[range]") -> Made:
 
 
 def _follow(inputs: "EmbedInputs", missing: "Sequence[range]", made: Made) -> None:
-    from jobs.progress import tenths
-    from jobs.ray_cluster import quiet_data
     from tips_ray.embedding.embed_pipeline import embed_stream
+    from tips_ray.launch.cluster import quiet_data
+    from tips_ray.launch.progress import tenths
 
     started, is_due = time.monotonic(), tenths(len(missing))
     quiet_data()

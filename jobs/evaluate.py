@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     suite = load_config(SuiteConfig, path, arguments.overrides)
     from tips_ray.evaluation.load_encoder import load_encoder
     from tips_ray.evaluation.results import run_suite
-    from tips_ray.tracking import require_answer, track_scores
+    from tips_ray.runs.tracking import require_answer, track_scores
 
     encoder = load_encoder(arguments.model, suite.image_size_px)
     folder = arguments.output or f"out/evaluation/{Path(arguments.model).name.replace(':', '-')}-{path.stem}"
@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _task_runner(encoder: "Encoder", model: str, suite: "SuiteConfig") -> "RunTasks":
     """Here, or on Ray where the suite or RAY_ADDRESS says so."""
-    from jobs import ray_cluster
     from tips_ray.config.evaluation import RayConfig
     from tips_ray.evaluation.features import encoding_here
     from tips_ray.evaluation.suite_tasks import tasks_here
+    from tips_ray.launch import cluster as ray_cluster
 
     config = suite.ray or (RayConfig() if ray_cluster.address() else None)
     if config:
@@ -85,11 +85,11 @@ def _tasks_on_ray(
         return
     from ray.exceptions import RayError
 
-    from jobs import ray_cluster
-    from jobs.failure import RunFailedError, described
-    from tips_ray.causes import root_cause
+    from tips_ray.errors import root_cause
     from tips_ray.evaluation.encoder_place import EncoderPlace
     from tips_ray.evaluation.suite_pipeline import tasks_on_ray
+    from tips_ray.launch import cluster as ray_cluster
+    from tips_ray.launch.failure import RunFailedError, described
 
     ray_cluster.require_room_for_actor(config, config.cpus_per_task)
     ray_cluster.connect(config.actors * config.cpus_per_actor + config.cpus_per_task)

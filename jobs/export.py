@@ -75,10 +75,10 @@ def _of_folder(uri: str) -> "TipsModel":
     """Of a run the averaged image encoder of its newest checkpoint that is whole, as `tips-ray evaluate` takes it."""
     from tips_ray import storage
     from tips_ray.models import load_transformers
-    from tips_ray.train.checkpoint import MANIFEST
-    from tips_ray.train.origin import origin_at
-    from tips_ray.train.start import verified
+    from tips_ray.runs.checkpoint import MANIFEST
+    from tips_ray.train.initial_weights import verified
     from tips_ray.train.trained import trained_model
+    from tips_ray.weights import origin_at
 
     if any(storage.exists(storage.join(storage.resolved(uri), name)) for name in ("config.yaml", MANIFEST)):
         return trained_model(verified(origin_at("FOLDER", uri)))

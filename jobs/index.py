@@ -43,10 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: the config or the data are wrong.
     """
-    from jobs import ray_cluster
     from tips_ray import storage
     from tips_ray.config import RunConfig, load_config
     from tips_ray.data.index import index_of, index_uri
+    from tips_ray.launch import cluster as ray_cluster
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(RunConfig, arguments.config, arguments.overrides)
@@ -59,9 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> "Iterator[Scan]":
     """A `Mapper` that joins the cluster only where there is something to look through."""
-    from jobs import ray_cluster
-    from jobs.failure import told_by_cause
     from tips_ray.data.index_pipeline import scan_on_ray
+    from tips_ray.launch import cluster as ray_cluster
+    from tips_ray.launch.failure import told_by_cause
 
     ray_cluster.require_cluster()
     ray_cluster.connect()
@@ -71,11 +71,11 @@ def _on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> "Iter
 
 def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
     """The index with its bad images, which is written over the one at `uri`."""
-    from jobs import ray_cluster
-    from jobs.failure import told_by_cause
-    from jobs.progress import tenths
     from tips_ray.data.index import write_index
     from tips_ray.data.index_pipeline import with_bad_images
+    from tips_ray.launch import cluster as ray_cluster
+    from tips_ray.launch.failure import told_by_cause
+    from tips_ray.launch.progress import tenths
 
     is_due = tenths(index.rows)
 

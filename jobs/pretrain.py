@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.index import Index
     from tips_ray.data.stream import StreamInputs
-    from tips_ray.train.run_folder import RunFolder
-    from tips_ray.train.run_inputs import RunInputs
+    from tips_ray.runs.folder import RunFolder
+    from tips_ray.runs.run import RunInputs
 
 SHOWN = ("data", "run", "resources")
 """Checks whose findings every start shows; a dry run shows all."""
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int | None:
         ValueError: config, data, storage or resources are wrong.
         RunFailedError: training stopped.
     """
-    from jobs import without_ray
     from tips_ray.config import RunConfig, load_config
+    from tips_ray.launch import on_ranks as without_ray
 
     config = load_config(RunConfig, arguments.config, arguments.overrides)
     instead = {}
@@ -68,10 +68,10 @@ def run(arguments: argparse.Namespace) -> int | None:
 
 
 def _supervise(arguments: argparse.Namespace, config: "RunConfig") -> int:
-    from jobs.supervise import start_command, supervise
-    from jobs.without_ray import ranks
     from tips_ray import storage
-    from tips_ray.train.run_folder import RunFolder
+    from tips_ray.launch.on_ranks import ranks
+    from tips_ray.launch.supervisor import start_command, supervise
+    from tips_ray.runs.folder import RunFolder
 
     if ranks() > 1:
         raise ValueError("--supervise starts one driver; torchrun starts ranks again itself: use its --max-restarts")
@@ -81,7 +81,7 @@ def _supervise(arguments: argparse.Namespace, config: "RunConfig") -> int:
 
 
 def _dry_run(config: "RunConfig", instead: Mapping[str, Callable[[], str]]) -> None:
-    from jobs.preflight import preflight
+    from tips_ray.launch.checks import preflight
 
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", flush=True)
     checked = preflight(config, instead)
@@ -101,14 +101,14 @@ def pretrain(
         fit: None: on Ray.
         instead: checks that take the place of Ray's, see `preflight`.
     """
-    from jobs.live_captions import captions_of
-    from jobs.preflight import preflight
-    from jobs.vocabulary import claim
     from tips_ray import storage
     from tips_ray.data.index import index_uri
     from tips_ray.data.stream import StreamInputs
-    from tips_ray.train.checkpoint import checkpoints_of, newest_checkpoint
-    from tips_ray.train.run_folder import RunFolder
+    from tips_ray.launch.captions import captions_of
+    from tips_ray.launch.checks import preflight
+    from tips_ray.launch.vocabulary import claim
+    from tips_ray.runs.checkpoint import checkpoints_of, newest_checkpoint
+    from tips_ray.runs.folder import RunFolder
 
     checked = preflight(config, instead)
     index = checked.require()
@@ -133,9 +133,9 @@ def _tracked(
     stream: "StreamInputs", index: "Index", folder: "RunFolder", resumed_from_step: int | None
 ) -> "Iterator[RunInputs]":
     """What the ranks are told; leaves MLflow and the run folder with how the block ended."""
-    from jobs.preflight import config_fingerprint
-    from tips_ray.tracking import start_tracking
-    from tips_ray.train.run_inputs import RunInputs
+    from tips_ray.launch.checks import config_fingerprint
+    from tips_ray.runs.run import RunInputs
+    from tips_ray.runs.tracking import start_tracking
 
     config = stream.config
     tracking = start_tracking(config, folder.uri, resumed_from_step, index.fingerprint)
@@ -160,15 +160,15 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
     import ray.data
     import ray.train
 
-    from jobs import ray_cluster
-    from jobs.failure import told_failures
-    from jobs.progress import shown_progress
     from tips_ray import storage
     from tips_ray.data.pipeline import InOrder
+    from tips_ray.launch import cluster as ray_cluster
+    from tips_ray.launch.failure import told_failures
+    from tips_ray.launch.progress import shown_progress
+    from tips_ray.ray_data_adapter import start_coordinator
+    from tips_ray.runs.folder import RunFolder
     from tips_ray.train.adapter import ElasticTrainer, shorten_waits
-    from tips_ray.train.coordinator_adapter import start_coordinator
-    from tips_ray.train.pipeline import RestOfRun, WorkerInputs
-    from tips_ray.train.run_folder import RunFolder
+    from tips_ray.train.dataset import RestOfRun, WorkerInputs
     from tips_ray.train.worker import run_worker
 
     ray_cluster.connect(ray_cluster.cpus_needed(stream.config))
@@ -199,7 +199,7 @@ def _fit(stream: "StreamInputs", inputs: "RunInputs") -> None:
 
 def _with_micro_batch(inputs: "RunInputs") -> "RunConfig":
     """The config with a number for `micro_batch_images: auto`."""
-    from jobs.sizes import stream_sizes
+    from tips_ray.launch.sizes import stream_sizes
     from tips_ray.train.micro_batch import keep, settled
     from tips_ray.train.worker import found_on_workers
 

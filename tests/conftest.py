@@ -9,7 +9,7 @@ import pytest
 from faulty_door import FaultyDoor, faulty_door
 from xdist.scheduler import LoadScopeScheduling
 
-from jobs.local_s3 import LocalS3, local_s3
+from tips_ray.demo.s3_server import LocalS3, local_s3
 from tips_ray.storage import errors
 
 ROOT = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ import yaml
 from nodes import Nodes, events, reached
 from toy_run import metrics_of_run, tiny_run, write_scenes
 
-from jobs.supervise import start_command
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.launch.supervisor import start_command
+from tips_ray.runs.folder import RunFolder
 
 STEPS, LOST_AT_STEP, AWAY_SECONDS, PATIENCE_SECONDS = 120, 45, 15, 600
 

@@ -17,7 +17,7 @@ from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore
 
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.runs.folder import RunFolder
 
 STORE_BYTES = 100 << 20
 SETTINGS = {

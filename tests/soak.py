@@ -24,14 +24,14 @@ from nodes import Node, Nodes, events, reached
 from ray.util.placement_group import placement_group_table
 from toy_run import metrics_of_run, tiny_run, write_scenes
 
-from jobs import without_ray
-from jobs.local_s3 import LocalS3, local_s3
-from jobs.supervise import start_command
 from tips_ray import storage
 from tips_ray.config import RunConfig, override
 from tips_ray.data.index import index_of, run_order
-from tips_ray.train.checkpoint import list_checkpoints
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.demo.s3_server import LocalS3, local_s3
+from tips_ray.launch import on_ranks as without_ray
+from tips_ray.launch.supervisor import start_command
+from tips_ray.runs.checkpoint import list_checkpoints
+from tips_ray.runs.folder import RunFolder
 
 PATIENCE_SECONDS, AWAY_SECONDS, MOST_NODES = 600, 10, 3
 COMPARED_STEPS, TOLERANCE = 30, 1e-5

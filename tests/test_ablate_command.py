@@ -8,7 +8,7 @@ import yaml
 from toy_run import TINY
 
 from jobs.cli import main
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.runs.folder import RunFolder
 
 PROBE = {"steps": 4, "learning_rates": [0.01]}
 DENSE = {"data": "scenes", "train_size_px": 28, "probe": PROBE}

@@ -8,8 +8,6 @@ import pytest
 from test_ablate_command import ABLATION
 
 from jobs.ablate import ABLATIONS
-from jobs.ablation_runs import RowRun
-from jobs.ablation_table import written_table
 from tips_ray.config import load_config, override
 from tips_ray.config.ablation import AblationConfig, trained_tokens
 from tips_ray.evaluation.encoders import TipsEncoder
@@ -18,6 +16,8 @@ from tips_ray.evaluation.results import run_suite
 from tips_ray.evaluation.suite_tasks import tasks_here
 from tips_ray.models import train_tokenizer
 from tips_ray.train.state import new_state
+from tuning.ablation import RowRun
+from tuning.ablation_table import written_table
 
 SCORES = {"clip": ((0.2, 0.4), (0.1, 0.1)), "tips": ((0.5, 0.7), (0.05, 0.25))}
 """mIoU and recall of the CLS token that counts, by seed; errors over test images are 0.05."""

@@ -9,9 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from packaging.requirements import Requirement
 
-from jobs import doctor, doctor_s3, ray_cluster
+from jobs import doctor
 from jobs.cli import main
-from jobs.findings import Doubt
+from tips_ray.launch import cluster as ray_cluster
+from tips_ray.launch import store_checks as doctor_s3
+from tips_ray.launch.findings import Doubt
 
 
 @pytest.fixture(autouse=True)

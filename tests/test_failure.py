@@ -7,11 +7,12 @@ from ray.exceptions import RayTaskError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs import cli, failure
-from jobs.failure import RunFailedError, RunInterrupted, told_failures
+from jobs import cli
 from tips_ray import storage
-from tips_ray.causes import root_cause
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.errors import root_cause
+from tips_ray.launch import failure
+from tips_ray.launch.failure import RunFailedError, RunInterrupted, told_failures
+from tips_ray.runs.folder import RunFolder
 
 BAD_ROWS = ValueError("data.max_bad_fraction (0.01) is exceeded: 3 of 8 rows were bad; mend the data")
 ECHO = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")

@@ -7,7 +7,7 @@ import ray
 from writers import write_folder
 
 from jobs.cli import main
-from jobs.failure import told_by_cause
+from tips_ray.launch.failure import told_by_cause
 
 CONFIG = str(Path(__file__).parents[1] / "jobs" / "configs" / "photos.yaml")
 

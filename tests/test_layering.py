@@ -67,8 +67,8 @@ def test_config_imports_neither_torch_nor_ray():
 
 
 def test_planning_and_reading_a_stream_start_without_torch():
-    streams = "tips_ray.data.pipeline, tips_ray.data.caption_pipeline, tips_ray.embedding.embed_pipeline"
-    restarts = "tips_ray.train.pipeline, tips_ray.train.coordinator_adapter"
+    streams = "tips_ray.data.pipeline, tips_ray.captioning.stream, tips_ray.embedding.embed_pipeline"
+    restarts = "tips_ray.train.dataset, tips_ray.ray_data_adapter"
     _assert_not_loaded(f"{streams}, {restarts}", "torch", "transformers")
 
 

@@ -15,9 +15,9 @@ import pytest
 import s3fs
 from boto3.s3.transfer import TransferConfig
 
-from jobs import local_s3 as module
 from jobs.cli import main
-from jobs.local_s3 import ACCESS_KEY, REGION, LocalS3, local_s3
+from tips_ray.demo import s3_server as module
+from tips_ray.demo.s3_server import ACCESS_KEY, REGION, LocalS3, local_s3
 
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[1]
@@ -168,7 +168,7 @@ def test_without_swift_the_message_names_the_package(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_run_as_a_program_it_prints_the_exports_and_stops_on_a_signal(tmp_path, number):
-    command = [sys.executable, "-m", "jobs.local_s3", str(tmp_path)]
+    command = [sys.executable, "-m", "tips_ray.demo.s3_server", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     lines = [process.stdout.readline().strip() for _ in range(6)]

@@ -11,16 +11,16 @@ from toy_run import tiny_run, write_scenes
 from toy_start import trained_run
 from writers import write_pairs
 
-from jobs import ray_cluster
-from jobs.findings import Doubt, findings
-from jobs.preflight import config_fingerprint, preflight
-from jobs.sizes import model_sizes, parameters, row_bytes, schedule_sizes
 from tips_ray import storage
 from tips_ray.config import Faults
 from tips_ray.data.views import row_settings, training_rows
+from tips_ray.launch import cluster as ray_cluster
+from tips_ray.launch.checks import config_fingerprint, preflight
+from tips_ray.launch.findings import Doubt, findings
+from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes
 from tips_ray.models import train_tokenizer
-from tips_ray.train.checkpoint import VERSION
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.runs.checkpoint import VERSION
+from tips_ray.runs.folder import RunFolder
 from tips_ray.train.state import new_state
 
 

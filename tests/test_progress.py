@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from jobs.progress import news, shown_progress
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.launch.progress import news, shown_progress
+from tips_ray.runs.folder import RunFolder
 
 CHANGE = {"kind": "change", "step": 40, "from": 8, "to": 6, "steps_recomputed": 3, "seconds_lost": 21.4}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import side_by_side as module
-from jobs.failure import RunFailedError
-from jobs.side_by_side import Chain, side_by_side
+from tips_ray.launch.failure import RunFailedError
+from tuning import chains as module
+from tuning.chains import Chain, side_by_side
 
 ROOT = Path(__file__).parents[1]
 STUBBORN = "trap '' INT; echo $$ > {pid}; while :; do sleep 0.1; done"

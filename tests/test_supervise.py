@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.failure import RunFailedError
-from jobs.supervise import TERMINATED, TRIES, supervise
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.launch.failure import RunFailedError
+from tips_ray.launch.supervisor import TERMINATED, TRIES, supervise
+from tips_ray.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -72,6 +72,6 @@ def test_a_run_without_progress_is_given_up(folder, tmp_path):
 
 
 def test_an_error_that_would_come_again_is_not_tried_again(folder, tmp_path):
-    log = f"from tips_ray.train.run_folder import RunFolder; folder = RunFolder({folder.uri!r}); "
+    log = f"from tips_ray.runs.folder import RunFolder; folder = RunFolder({folder.uri!r}); "
     log += "folder.log_event('failure', 3, error='bad rows', type='ValueError', is_final=True); sys.exit(1)"
     assert supervise(_driver(tmp_path, log), folder, _no_wait) == 1

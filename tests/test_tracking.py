@@ -19,7 +19,7 @@ from toy import TOY
 
 from tips_ray.config import override
 from tips_ray.config.run import RunConfig
-from tips_ray.tracking import TrackingHandle, start_tracking, tracking_uri
+from tips_ray.runs.tracking import TrackingHandle, start_tracking, tracking_uri
 
 
 def _config(storage: Path | str, **values) -> RunConfig:
@@ -117,7 +117,7 @@ def test_a_handle_that_was_pickled_logs_more_than_one_request_holds(runs, folder
 
 
 def test_metrics_go_out_in_the_background_without_a_flush(runs, folder, monkeypatch):
-    monkeypatch.setattr("tips_ray.tracking.SEND_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("tips_ray.runs.tracking.SEND_EVERY_SECONDS", 0.0)
     config = _config(runs)
     handle = start_tracking(config, folder).handle()
     handle.log(1, {"loss/total": 1.0})

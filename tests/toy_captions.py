@@ -7,12 +7,12 @@ from pathlib import Path
 import ray._private.state
 from toy_run import tiny_run, write_scenes
 
-from jobs.live_captions import caption_store
-from tips_ray.captioning.store import CaptionStore
+from tips_ray.captioning.stream import CaptionInputs
 from tips_ray.config import RunConfig
-from tips_ray.data.caption_pipeline import CaptionInputs
+from tips_ray.data.captions.store import CaptionStore
 from tips_ray.data.index import Index, index_of, index_uri
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.launch.captions import caption_store
 
 ROWS = 40
 """Ten chunks of four, in windows of three chunks."""

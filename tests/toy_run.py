@@ -13,11 +13,11 @@ from PIL import Image
 from tips_ray.config import RunConfig, override
 from tips_ray.data.index import index_of
 from tips_ray.data.stream import StreamInputs
+from tips_ray.runs.checkpoint import newest_checkpoint
+from tips_ray.runs.folder import RunFolder
 from tips_ray.scenes import render_scene
 from tips_ray.tokenizer import train_tokenizer
-from tips_ray.train.checkpoint import newest_checkpoint
 from tips_ray.train.loading import load_checkpoint
-from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.state import new_state
 
 SCENE_PX = 48

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from writers import jpeg, write_parquet
 
-from jobs.local_s3 import LocalS3
 from tips_ray.config import RunConfig, load_config
+from tips_ray.demo.s3_server import LocalS3
+from tips_ray.runs.folder import RunFolder
 from tips_ray.tokenizer import train_tokenizer
-from tips_ray.train.run_folder import RunFolder
 
 NOBODY = "127.0.0.1:9"
 """The discard port, where nothing listens."""

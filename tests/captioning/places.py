@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tips_ray.captioning.chunks import CaptionedShard, ChunkCaptions, image_sha256
-from tips_ray.captioning.store import CaptionStore
+from tips_ray.data.captions.store import CaptionStore
 
 FINGERPRINT = "0123456789abcdef"
 

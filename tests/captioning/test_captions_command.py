@@ -8,14 +8,14 @@ from writers import pair, write_tar
 
 from captioning.places import FINGERPRINT
 from jobs.cli import main
-from jobs.live_captions import store_of
-from jobs.preflight import captions_come
 from tips_ray import storage
 from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
-from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import RunConfig, load_config
-from tips_ray.data.captions import place_of
+from tips_ray.data.captions.join import place_of
+from tips_ray.data.captions.store import CaptionStore
 from tips_ray.data.index import index_of
+from tips_ray.launch.captions import store_of
+from tips_ray.launch.checks import captions_come
 
 ROWS = 10  # in each of two tars; chunks of 4 rows: 4 + 4 + 2
 RUN = {"variant": "S", "name": "run", "global_batch_images": 4, "schedule": {"total_steps": 20_000}}

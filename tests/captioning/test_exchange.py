@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tips_ray.captioning.exchange import captions_by_hash
+from tips_ray.data.captions.import_export import captions_by_hash
 
 DIGEST = "ab" * 32
 

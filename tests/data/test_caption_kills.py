@@ -16,8 +16,8 @@ from processes import command_of, family
 from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
 from jobs.cli import main
-from jobs.live_captions import caption_all
-from tips_ray.data.caption_pipeline import due_chunks
+from tips_ray.captioning.stream import due_chunks
+from tips_ray.launch.captions import caption_all
 
 pytestmark = pytest.mark.slow
 

@@ -14,19 +14,19 @@ import ray._private.state
 from captioning.tiny import write_paligemma
 from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
-from jobs.live_captions import caption_all, captions_of
 from jobs.pretrain import pretrain
 from tips_ray.captioning.captioner import Captioner
-from tips_ray.captioning.store import CaptionStore
+from tips_ray.captioning.stream import due_chunks
 from tips_ray.config import RunConfig
 from tips_ray.data.caption_actor import CaptionActor
-from tips_ray.data.caption_pipeline import due_chunks
-from tips_ray.data.captions import place_of, read_captions
+from tips_ray.data.captions.coordinator import News, Pace
+from tips_ray.data.captions.join import place_of, read_captions
+from tips_ray.data.captions.store import CaptionStore
 from tips_ray.data.decode import decode
 from tips_ray.data.index import Index
-from tips_ray.data.pace import News, Pace
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.launch.captions import caption_all, captions_of
+from tips_ray.runs.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

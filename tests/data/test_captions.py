@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 from writers import write_pairs
 
+from tips_ray.captioning import stream as caption_pipeline
 from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
-from tips_ray.captioning.store import CaptionStore
 from tips_ray.config import DataConfig
-from tips_ray.data import caption_pipeline, captions
-from tips_ray.data.captions import Waiting, captions_folder, missing_chunks, place_of, read_captions, with_captions
+from tips_ray.data.captions import join as captions
+from tips_ray.data.captions.coordinator import News
+from tips_ray.data.captions.join import (
+    Waiting,
+    captions_folder,
+    missing_chunks,
+    place_of,
+    read_captions,
+    with_captions,
+)
+from tips_ray.data.captions.store import CaptionStore
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index, build_index
-from tips_ray.data.pace import News
 
 
 @pytest.fixture

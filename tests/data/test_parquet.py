@@ -18,7 +18,7 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources import linked
+from tips_ray.data.sources import image_urls as linked
 from tips_ray.storage import StorageError
 
 

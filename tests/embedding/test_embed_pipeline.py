@@ -12,8 +12,8 @@ from writers import write_parquet
 
 from jobs.cli import main
 from jobs.embed import embed_all, embed_inputs
-from jobs.local_s3 import LocalS3
 from tips_ray import storage
+from tips_ray.demo.s3_server import LocalS3
 from tips_ray.embedding.folder import chunks_per_file
 
 ROWS = 40

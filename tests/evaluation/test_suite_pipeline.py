@@ -6,11 +6,11 @@ import pytest
 from ray.exceptions import WorkerCrashedError
 from toy_model import toy_model
 
-from jobs import ray_cluster
 from jobs.cli import main
 from tips_ray.config.evaluation import RayConfig
 from tips_ray.evaluation import suite_pipeline
 from tips_ray.evaluation.suite_pipeline import data_sets_at_a_time
+from tips_ray.launch import cluster as ray_cluster
 
 SUITE = """
 data:

@@ -14,7 +14,7 @@ from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.datasets.examples import squashed_image
 from tips_ray.evaluation.encoders import Encoder, Features
 from tips_ray.evaluation.features import FrozenData, encoding_here
-from tips_ray.evaluation.outcomes import outcome_of
+from tips_ray.evaluation.tasks import outcome_of
 
 STREETS = SAMPLE.parent / "camvid-sample"
 

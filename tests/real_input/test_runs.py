@@ -11,7 +11,7 @@ from photos import photos, upload_layouts, write_layouts
 
 from jobs.cli import main
 from tips_ray import storage
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.runs.folder import RunFolder
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "photos.yaml"
 STEPS, BATCH = 6, 16

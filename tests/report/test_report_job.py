@@ -6,7 +6,7 @@ import pytest
 
 from jobs.report import add_arguments, run
 from tips_ray.report.of_folder import report_of
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.runs.folder import RunFolder
 
 CONFIG = "name: small\nschedule: {total_steps: 30}\nglobal_batch_images: 8\ndata: {sources: [{uri: photos}]}\n"
 

@@ -20,15 +20,15 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from toy_run import tiny_run
 
-from jobs.failure import described
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.launch.failure import described
+from tips_ray.ray_data_adapter import FORGOTTEN_SECONDS, RENEWED_SECONDS, Coordinator
+from tips_ray.runs.folder import RunFolder
 from tips_ray.train import adapter, failure_adapter
 from tips_ray.train.adapter import PlannedScaling
-from tips_ray.train.coordinator_adapter import FORGOTTEN_SECONDS, RENEWED_SECONDS, Coordinator
 from tips_ray.train.failure_adapter import CountedFailures, cause_of
-from tips_ray.train.planned import PlannedStop
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.graceful_stop import PlannedStop
 
 LOST = WorkerGroupError("", {1: WorkerHealthCheckFailedError("gone", RuntimeError("gone")), 0: RuntimeError("echo")})
 LEFT = WorkerGroupError("", {0: PlannedStop("room for 3 workers instead of 2")})

@@ -14,17 +14,17 @@ from torch import Tensor
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
 from tips_ray import storage
-from tips_ray.storage import StorageError
-from tips_ray.train.checkpoint import (
+from tips_ray.checkpoint_io import save_checkpoint
+from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     checkpoint_at,
     drop_old_checkpoints,
     list_checkpoints,
     newest_checkpoint,
 )
+from tips_ray.storage import StorageError
 from tips_ray.train.held_folder import HELD, PREFIX, held_folder
 from tips_ray.train.loading import load_checkpoint
-from tips_ray.train.saving import save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("error")
 LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}

@@ -12,11 +12,11 @@ import yaml
 from nodes import Node, Nodes, events, nodes_of_cluster, running, wait_for_step, wait_until
 from toy_run import metrics_of_run, tiny_run, write_scenes
 
-from jobs import without_ray
-from jobs.supervise import start_command
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.launch import on_ranks as without_ray
+from tips_ray.launch.supervisor import start_command
+from tips_ray.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 30  # over which fp32 on other numbers of workers stays within TOLERANCE

@@ -22,14 +22,14 @@ from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, override
 from tips_ray.distributed import rank, world_size
 from tips_ray.models.heads import PrototypeHead
+from tips_ray.runs.checkpoint import newest_checkpoint
+from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.run import RunInputs
 from tips_ray.train.bad_step import BadStep, list_bad_steps
-from tips_ray.train.checkpoint import newest_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import shard
 from tips_ray.train.replay import Replay, replay
-from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.run_inputs import RunInputs
-from tips_ray.train.sink import RunSink
+from tips_ray.train.run_recorder import RunSink
 from tips_ray.train.state import TrainState, new_state
 
 pytestmark = pytest.mark.heavy

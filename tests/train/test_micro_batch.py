@@ -13,9 +13,9 @@ import torch.distributed as dist
 from toy_run import tiny_run
 
 from tips_ray.config import RunConfig
+from tips_ray.runs.run import RunInputs
 from tips_ray.train import micro_batch, worker
 from tips_ray.train.micro_batch import RECORD, find, keep, largest_that_fits, noise, settled, step_fits
-from tips_ray.train.run_inputs import RunInputs
 
 CPU = torch.device("cpu")
 
@@ -108,7 +108,7 @@ def test_another_device_or_another_number_of_workers_is_tried_anew(run, monkeypa
 
 
 def test_noise_is_as_large_as_the_rows_of_the_stream(run):
-    from jobs.sizes import row_bytes
+    from tips_ray.launch.sizes import row_bytes
 
     numbers = 3 * 8  # position, step and sample id have no part in a step
     assert sum(column.nbytes for column in noise(run.config, 5).values()) == 5 * (row_bytes(run.config) - numbers)

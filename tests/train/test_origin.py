@@ -12,7 +12,7 @@ from toy_start import released, sizes_of, trained_run
 
 from tips_ray.config import Faults, RunConfig, override
 from tips_ray.models import train_tokenizer
-from tips_ray.train.origin import require_its_vocabulary, start_origin, teacher_origin
+from tips_ray.weights import require_its_vocabulary, start_origin, teacher_origin
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from toy_state import assert_equal
 
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, override
+from tips_ray.runs.checkpoint import newest_checkpoint
+from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.run import RunInputs
 from tips_ray.storage import StorageError
-from tips_ray.train.checkpoint import newest_checkpoint
 from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.loop import train
-from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.run_inputs import RunInputs
-from tips_ray.train.sink import RunSink
+from tips_ray.train.run_recorder import RunSink
 from tips_ray.train.state import TrainState, new_state
 
 IMAGES = 4

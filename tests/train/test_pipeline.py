@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from toy_run import tiny_run
 
+from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.run import RunInputs
 from tips_ray.storage import StorageError
-from tips_ray.train import pipeline
-from tips_ray.train.pipeline import RestOfRun
-from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.run_inputs import RunInputs
+from tips_ray.train import dataset as pipeline
+from tips_ray.train.dataset import RestOfRun
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from toy import TOY, toy_batch
 
 from tips_ray.config import RunConfig, override
 from tips_ray.distributed import rank, world_size
+from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.restart import Restart, attempt_before
 from tips_ray.train.loop import train
-from tips_ray.train.restart import Restart, attempt_before
-from tips_ray.train.run_folder import RunFolder
 from tips_ray.train.state import TrainState, new_state
 
 IMAGES = 4

@@ -15,12 +15,12 @@ import ray._private.state
 import torch
 from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
 
-from jobs.failure import RunFailedError
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
-from tips_ray.train.checkpoint import list_checkpoints
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.launch.failure import RunFailedError
+from tips_ray.runs.checkpoint import list_checkpoints
+from tips_ray.runs.folder import RunFolder
 
 pytestmark = pytest.mark.ray
 STEPS = 12

@@ -9,8 +9,8 @@ from captioning.tiny import write_paligemma
 from nodes import Nodes, events, nodes_of_cluster, running, wait_for_step, wait_until
 from toy_captions import captioned_run, objects
 
-from jobs.live_captions import caption_store
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.launch.captions import caption_store
+from tips_ray.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 30

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tips_ray import storage
+from tips_ray.runs import jsonl as line_log
+from tips_ray.runs.folder import RunFolder
 from tips_ray.storage import StorageError
-from tips_ray.train import line_log
-from tips_ray.train.run_folder import RunFolder
 
 CONFIG = "name: small\nschedule: {peak_lr: 0.001}\nresources: {workers: 2}\ndata: {sources: [{uri: a}]}\n"
 

@@ -20,10 +20,10 @@ from ranks import run_on_ranks
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
 from tips_ray import storage
+from tips_ray.checkpoint_io import CheckpointWriter, save_checkpoint
 from tips_ray.distributed import gather_objects, rank
-from tips_ray.train.checkpoint import checkpoint_at, drop_old_checkpoints, newest_checkpoint
+from tips_ray.runs.checkpoint import checkpoint_at, drop_old_checkpoints, newest_checkpoint
 from tips_ray.train.loading import load_checkpoint
-from tips_ray.train.saving import CheckpointWriter, save_checkpoint
 from tips_ray.train.state import TrainState
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -222,7 +222,7 @@ def test_leftovers_that_cannot_be_deleted_do_not_fail_a_save(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "tips_ray"):
         writer.start(toy_state())
         assert writer.committed(wait=True)
-    own = logging.getLogger("tips_ray.train.saving")
+    own = logging.getLogger("tips_ray.checkpoint_io")
     assert "stay for now: access is denied" in caplog.text, (vars(own), vars(logging.root))
     writer.close()
 

@@ -8,8 +8,8 @@ from toy_run import tiny_run, write_scenes
 
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
-from tips_ray.train.checkpoint import newest_checkpoint
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.runs.checkpoint import newest_checkpoint
+from tips_ray.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -13,18 +13,18 @@ from toy_run import tiny_run
 from toy_start import begun, numbers, released, sizes_of, trained_run
 
 from tips_ray import storage
+from tips_ray.checkpoint_io import save_checkpoint
+from tips_ray.runs.checkpoint import newest_checkpoint
+from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.run import RunInputs
 from tips_ray.storage import StorageError
-from tips_ray.train import attempt
-from tips_ray.train.attempt import run_attempt
-from tips_ray.train.checkpoint import newest_checkpoint
+from tips_ray.train import worker_loop as attempt
+from tips_ray.train.initial_weights import begin
 from tips_ray.train.loading import load_checkpoint
-from tips_ray.train.run_folder import RunFolder
-from tips_ray.train.run_inputs import RunInputs
-from tips_ray.train.saving import save_checkpoint
-from tips_ray.train.sink import note_failure
-from tips_ray.train.start import begin
+from tips_ray.train.run_recorder import note_failure
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step
+from tips_ray.train.worker_loop import run_attempt
 
 SMALL = {"image__image_size_px": 28}
 POSITIONS = ("student.image.pos_embed", "teacher.image.pos_embed")

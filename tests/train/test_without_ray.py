@@ -17,8 +17,8 @@ from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
 from jobs.cli import main
 from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
-from tips_ray.train.checkpoint import list_checkpoints
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.runs.checkpoint import list_checkpoints
+from tips_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 STEPS = 24

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tips_ray import storage
 from tips_ray.captioning.chunks import CaptionedShard, object_bytes
-from tips_ray.captioning.store import CaptionStore, covered, group_of
+from tips_ray.data.captions.store import CaptionStore, covered, group_of
 
 
 class Compacted(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tips_ray.captioning.chunks import DamagedError
-from tips_ray.captioning.store import THREADS, CaptionStore
+from tips_ray.data.captions.store import THREADS, CaptionStore
 
 SHOWN_EXAMPLES = 5
 

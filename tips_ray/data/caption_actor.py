@@ -12,8 +12,8 @@ import torch
 from tips_ray.captioning.captioner import Captioned, Captioner
 from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
 from tips_ray.captioning.model_folder import fingerprint, model_folder
-from tips_ray.data.caption_pipeline import CaptionInputs
-from tips_ray.data.captions import place_of
+from tips_ray.captioning.stream import CaptionInputs
+from tips_ray.data.captions.join import place_of
 from tips_ray.data.decode import BadImage, decode
 from tips_ray.data.index import opened_index
 

@@ -22,10 +22,10 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.train import DataConfig as TrainDataConfig
 
 from tips_ray.config import RunConfig
-from tips_ray.data.captions import Waiting
+from tips_ray.data.captions.coordinator import News
+from tips_ray.data.captions.join import Waiting
 from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
-from tips_ray.data.pace import News
 from tips_ray.data.stream import StreamInputs, order_of, ordered_rows, read_chunks, views
 
 STEP_SECONDS = 0.01

@@ -12,7 +12,7 @@ from tips_ray.config.evaluation import ScenesConfig, SuiteConfig, ZeroShotSegmen
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import Encoding, FrozenData, Scratch
-from tips_ray.evaluation.outcomes import TaskSkipped, outcome_of
+from tips_ray.evaluation.tasks import TaskSkipped, outcome_of
 from tips_ray.evaluation.zero_shot import windowed_size_px
 
 Record = dict[str, Any]

@@ -11,7 +11,7 @@ import yaml
 from tips_ray import storage
 from tips_ray.report.content import Report
 from tips_ray.report.html import number
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.runs.folder import RunFolder
 
 Line = Mapping[str, Any]
 

@@ -21,11 +21,11 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from tips_ray.config import RunConfig
-from tips_ray.train import planned
-from tips_ray.train.coordinator_adapter import RENEWED_SECONDS
+from tips_ray.ray_data_adapter import RENEWED_SECONDS
+from tips_ray.runs.folder import RunFolder
+from tips_ray.train import graceful_stop as planned
 from tips_ray.train.failure_adapter import CountedFailures
-from tips_ray.train.planned import StuckStop
-from tips_ray.train.run_folder import RunFolder
+from tips_ray.train.graceful_stop import StuckStop
 
 WRITTEN_FOR = "2.60."
 ABORT_SECONDS = 15

@@ -14,9 +14,9 @@ import torch
 
 from tips_ray import storage
 from tips_ray.batch import Batch
+from tips_ray.checkpoint_io import save_checkpoint
 from tips_ray.distributed import gather_objects, rank, world_size
-from tips_ray.train.checkpoint import CheckpointInfo, checkpoint_at
-from tips_ray.train.saving import save_checkpoint
+from tips_ray.runs.checkpoint import CheckpointInfo, checkpoint_at
 from tips_ray.train.state import TrainState
 
 FACTS = "bad_step.json"

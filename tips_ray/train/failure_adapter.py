@@ -9,10 +9,10 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError, WorkerGroupError
 
 from tips_ray import storage
-from tips_ray.causes import is_echo, root_cause
-from tips_ray.train.checkpoint import checkpoints_of, newest_step
-from tips_ray.train.planned import PlannedStop, StuckStop
-from tips_ray.train.run_folder import RunFolder, is_final
+from tips_ray.errors import is_echo, root_cause
+from tips_ray.runs.checkpoint import checkpoints_of, newest_step
+from tips_ray.runs.folder import RunFolder, is_final
+from tips_ray.train.graceful_stop import PlannedStop, StuckStop
 
 MOST_CHARACTERS = 200
 """Of an error in a cause."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import gather_objects
+from tips_ray.train.graceful_stop import Agreement
 from tips_ray.train.health import Health
-from tips_ray.train.planned import Agreement
 from tips_ray.train.state import TrainState
 from tips_ray.train.step import BadStepError, train_step
 

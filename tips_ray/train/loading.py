@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
 
 from tips_ray.distributed import gather_objects
+from tips_ray.runs.checkpoint import CheckpointInfo, fetch_files
 from tips_ray.storage import StorageError
-from tips_ray.train.checkpoint import CheckpointInfo, fetch_files
 from tips_ray.train.held_folder import held_folder
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.state import TrainState

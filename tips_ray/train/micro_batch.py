@@ -24,11 +24,11 @@ from tips_ray import storage
 from tips_ray.config import RunConfig, override
 from tips_ray.data.collate import batch_from
 from tips_ray.data.masking import patch_masks
-from tips_ray.train.attempt import prepared_state
+from tips_ray.runs.run import RunInputs
 from tips_ray.train.health import Health
 from tips_ray.train.optim import fill_averages
-from tips_ray.train.run_inputs import RunInputs
 from tips_ray.train.step import BadStepError, train_step
+from tips_ray.train.worker_loop import prepared_state
 
 RECORD = "micro_batch.json"
 RESOURCES = ("workers", "min_workers", "replicas", "dtype", "accumulate_unsharded", "compile", "recompute")

@@ -12,13 +12,13 @@ from torch._C._distributed_c10d import HashStore
 
 from tips_ray import storage
 from tips_ray.config import RunConfig, TrainConfig, override
-from tips_ray.train.attempt import prepared_state
 from tips_ray.train.bad_step import BadStep, Rows
 from tips_ray.train.first_bad import FirstBad, Watch
 from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.schedules import config_at
 from tips_ray.train.state import TrainState
 from tips_ray.train.step import accumulate_gradients, clip_gradients
+from tips_ray.train.worker_loop import prepared_state
 
 _LEFT_OUT = {"recompute": "none", "compile": False, "replicas": 1}
 """They change no number but for rounding, and hooks must see every module once."""

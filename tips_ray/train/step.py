@@ -15,9 +15,9 @@ from tips_ray.config import ObjectiveConfig, TrainConfig
 from tips_ray.distributed import mean_over_ranks, sum_over_ranks
 from tips_ray.models.networks import Embeddings, StudentOutputs
 from tips_ray.objective import center_sums, contrastive_terms, self_supervised_terms, weighted_total
+from tips_ray.train.graceful_stop import Agreement
 from tips_ray.train.health import Health
 from tips_ray.train.optim import set_rates
-from tips_ray.train.planned import Agreement
 from tips_ray.train.schedules import (
     config_at,
     ema_momentum,

@@ -9,7 +9,7 @@ from tips_ray.config import ImageEncoderConfig, TextEncoderConfig
 from tips_ray.data.vocabulary import tokenizer_at
 from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer
 from tips_ray.train.loading import fill_from_checkpoint
-from tips_ray.train.origin import Origin
+from tips_ray.weights import Origin
 
 
 def trained_model(origin: Origin) -> TipsModel:

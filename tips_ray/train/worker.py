@@ -13,11 +13,11 @@ import torch
 from tips_ray.data.pipeline import followed
 from tips_ray.data.stream import StreamInputs
 from tips_ray.distributed import rank
+from tips_ray.runs.run import RunInputs
 from tips_ray.train.adapter import asked_here
-from tips_ray.train.attempt import run_attempt
+from tips_ray.train.dataset import WorkerInputs
 from tips_ray.train.micro_batch import Found, find
-from tips_ray.train.pipeline import WorkerInputs
-from tips_ray.train.run_inputs import RunInputs
+from tips_ray.train.worker_loop import run_attempt
 
 
 def found_on_workers(run: RunInputs) -> list[Found]:

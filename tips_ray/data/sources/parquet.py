@@ -13,7 +13,7 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources.columns import IMAGE, Columns, captions, check, common_name, resolve
-from tips_ray.data.sources.linked import NAMES, Fetched, fetch_all
+from tips_ray.data.sources.image_urls import NAMES, Fetched, fetch_all
 from tips_ray.data.sources.shard import Chunk, Content, Scan, Shard, source_rows
 from tips_ray.storage import StorageError
 

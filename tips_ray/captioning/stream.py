@@ -1,0 +1,129 @@
+"""Ray Data: the captions that a run will need, made in training order, each chunk once.
+
+The stream is one of its own beside training: it outlives restarts of the workers, stays at most `captions.lead_windows`
+ahead of what training reads, and ends, with its actors, when every image has its captions.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tips_ray.config import CaptionerConfig, RunConfig
+from tips_ray.data.captions.coordinator import Pace
+from tips_ray.data.captions.join import missing_chunks
+from tips_ray.data.captions.store import CaptionStore
+from tips_ray.data.index import Index, opened_index, run_order
+from tips_ray.data.pipeline import handed_out, in_order
+from tips_ray.data.stream import CaptionAccess
+
+CHUNKS_PER_TASK = 2
+"""Chunks that are read, and captioned, together: rows that end early leave room for those of the next chunk."""
+READERS = 2
+"""Read tasks at a time."""
+READ_CPUS = 1
+"""Of all of them."""
+_READ = pa.schema([("chunk", pa.int64()), ("images", pa.list_(pa.binary())), ("errors", pa.list_(pa.string()))])
+
+
+def new_pace(lead_windows: int) -> ActorHandle:
+    """An actor that holds captioning back, see `Pace`; on the driver's node, without which there is no run either."""
+    actor: Any = ray.remote(num_cpus=0)(Pace)
+    place = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return actor.options(scheduling_strategy=place).remote(lead_windows)
+
+
+@dataclass(frozen=True)
+class CaptionInputs:
+    """What every task of the stream needs."""
+
+    config: RunConfig
+    captioner: CaptionerConfig
+    index_uri: str
+    access: CaptionAccess
+
+
+def due_chunks(index: Index, config: RunConfig, store: CaptionStore, stop: int | None = None) -> pa.Table:
+    """Columns `window`, `chunk`: what positions before `stop` (None: all data) need and the store does not have.
+
+    Rows are in training order.
+    """
+    order = run_order(index, config.data, config.seed, config.global_batch_images)
+    window_N, chunk_N = order.first_uses(stop)
+    is_missing_C = np.zeros(len(index.chunks.rows), bool)
+    is_missing_C[missing_chunks(index, store)] = True
+    due_N = is_missing_C[chunk_N]
+    return pa.table({"window": window_N[due_N], "chunk": chunk_N[due_N]})
+
+
+def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
+    """A row per chunk once its captions are in the store: `chunk`, `images`, `bad_images`, `seconds` of an actor."""
+    from tips_ray.data.caption_actor import CaptionActor  # readers and planners do without torch and transformers
+
+    resources = inputs.config.resources
+    read: Any = partial(_read, inputs=inputs)
+    stream = (
+        handed_out(due, CHUNKS_PER_TASK)
+        .map_batches(
+            read,
+            batch_size=CHUNKS_PER_TASK,
+            batch_format="numpy",
+            compute=TaskPoolStrategy(READERS),
+            num_cpus=READ_CPUS / READERS,
+        )
+        .map_batches(
+            CaptionActor,
+            fn_constructor_kwargs={"inputs": inputs, "is_over": partial(_is_over, inputs.access.pace)},
+            batch_size=CHUNKS_PER_TASK,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=1, max_size=resources.captioners),
+            num_cpus=resources.cpus_per_captioner,
+            num_gpus=resources.gpus_per_captioner,
+            resources=resources.role("caption"),
+        )
+    )
+    return in_order(stream, _limits(inputs))
+
+
+def _limits(inputs: CaptionInputs) -> ExecutionResources | None:
+    """What this stream may plan with beside training, which it does not see."""
+    if not inputs.access.pace:
+        return None
+    resources = inputs.config.resources
+    cpus, gpus = resources.cpus_per_captioner, resources.gpus_per_captioner
+    return ExecutionResources.for_limits(
+        cpu=resources.captioners * cpus + READ_CPUS, gpu=resources.captioners * gpus or None
+    )
+
+
+def _read(batch: dict[str, np.ndarray], inputs: CaptionInputs) -> Iterator[pa.Table]:
+    """Encoded images of the chunks that are due, once the first of them is: training may wait for it alone."""
+    index = opened_index(inputs.index_uri)
+    if inputs.access.pace and not _is_due(int(batch["window"].min()), inputs.access.pace):
+        return
+    for chunk in batch["chunk"].tolist():
+        rows = index.read(chunk)
+        columns = [[chunk], [[row["image"] for row in rows]], [[row["error"] for row in rows]]]
+        yield pa.table(columns, schema=_READ)
+
+
+def _is_over(pace: ActorHandle | None) -> bool:
+    """False where captions are made by themselves."""
+    return pace is not None and bool(ray.get(pace.is_over.remote()))
+
+
+def _is_due(window: int, pace: ActorHandle) -> bool:
+    """True once training is near enough, False when it is over."""
+    started = time.monotonic()
+    is_due = bool(ray.get(pace.admit.remote(window)))
+    pace.add_held.remote(time.monotonic() - started)
+    return is_due

@@ -1,0 +1,209 @@
+"""TrainState -> a checkpoint, written by a thread while training goes on: the files, then the manifest."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
+from contextlib import ExitStack
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
+
+from tips_ray import storage
+from tips_ray.distributed import background_group, gather_objects, rank
+from tips_ray.runs.checkpoint import VERSION, CheckpointInfo, digest_of, manifest_of, remove_checkpoint, uri_of
+from tips_ray.train.held_folder import held_folder
+from tips_ray.train.loading import one_process_is_fine, state_tree
+from tips_ray.train.state import TrainState
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Writes `checkpoints_uri/step-XXXXXXXX` in the background, one at a time.
+
+    Every rank has one, and calls it equally often from its main thread. The threads of all ranks meet in a process
+    group of their own.
+    """
+
+    def __init__(
+        self,
+        checkpoints_uri: str,
+        fingerprints: Mapping[str, str],
+        device: torch.device | str = "cpu",
+        patience_seconds: float = 0,
+        after_commit: Callable[[int], object] = lambda step: None,
+    ) -> None:
+        """
+        Args:
+            checkpoints_uri: folder or s3:// prefix that holds the run's checkpoints.
+            fingerprints: of config and data; kept in the manifest.
+            device: of the states to come; from an accelerator they are copied to pinned memory.
+            patience_seconds: longest that a file is tried again while the storage is away.
+            after_commit: told of the step by rank 0, in the background, before the checkpoint counts as committed.
+        """
+        self.checkpoints_uri, self.fingerprints = checkpoints_uri, fingerprints
+        self.patience_seconds, self.after_commit = patience_seconds, after_commit
+        is_pinned = torch.device(device).type == "cuda"
+        self._stager = DefaultStager(
+            StagingOptions(is_pinned, False, False, is_pinned)
+        )  # keeps its memory for the next
+        self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+        self._group, self._rank = background_group(), rank()  # the thread asks neither again: the group may have ended
+        self._saving: futures.Future[tuple[CheckpointInfo, float]] | None = None
+
+    def start(self, state: TrainState) -> None:
+        """Copy this rank's shards to host memory; `state` may change as soon as this returns."""
+        assert self._saving is None, "the former save is still in flight"
+        started = time.perf_counter()
+        tree = self._stager.stage(state_tree(state))
+        assert isinstance(tree, dict)
+        counts = {"step": state.step, "bad_rows": state.bad_rows, "skipped_steps": state.skipped_steps}
+        manifest = {"version": VERSION, **counts, **self.fingerprints}
+        self._saving = self._thread.submit(self._commit, tree, manifest, started)
+
+    def committed(self, wait: bool = False) -> tuple[CheckpointInfo, float] | None:
+        """The checkpoint in flight and the seconds since its start, once it is there on all ranks; told one time.
+
+        Ranks agree here, where none is ahead: a collective while a save is in flight, nothing otherwise.
+
+        Args:
+            wait: for the save in flight, if there is one.
+
+        Raises:
+            StorageError: the save failed, on whichever rank; all ranks raise the same. Older checkpoints stand.
+            RuntimeError: it failed otherwise; a rank was lost.
+        """
+        if self._saving is None:
+            return None
+        if wait:
+            self.wait()
+        is_done = self._saving.done()
+        outcomes = gather_objects((is_done, self._saving.exception() if is_done else None))
+        if not all(done for done, _ in outcomes):
+            return None
+        saving, self._saving = self._saving, None
+        _raise_first(fault for _, fault in outcomes)
+        return saving.result()
+
+    def wait(self) -> None:
+        """Until this rank's part of the save in flight is over, well or not; no collective."""
+        if self._saving is not None:
+            futures.wait([self._saving])
+
+    def close(self) -> None:
+        """Let go of thread and memory; all ranks have waited before."""
+        self._thread.shutdown()
+        self._stager.close()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+
+    def _commit(self, tree: dict[str, Any], manifest: dict[str, Any], started: float) -> tuple[CheckpointInfo, float]:
+        """The thread. What fails on one rank fails on all."""
+        step, uri = manifest["step"], uri_of(self.checkpoints_uri, manifest["step"])
+        try:
+            self._on_rank_0(lambda: remove_checkpoint(uri))  # a damaged one, or what a kill left of one
+            manifest["files"] = self._write_files(tree, uri)
+            self._on_rank_0(lambda: storage.write_text(manifest_of(uri), json.dumps(manifest, indent=1)))
+        except storage.StorageError as error:
+            self._then(lambda: remove_checkpoint(uri))  # it may be for want of space
+            text = f"the checkpoint of step {step} was not saved, older ones stand: {error}"
+            raise storage.StorageError(text, error.may_pass) from error
+        self._then(lambda: self.after_commit(step))
+        return CheckpointInfo(uri, step, manifest), time.perf_counter() - started
+
+    def _write_files(self, tree: dict[str, Any], uri: str) -> dict[str, Any]:
+        """All ranks' files as the manifest describes them, by way of a local folder of each."""
+        with ExitStack() as stack:
+            local = self._on_all_ranks(lambda: stack.enter_context(held_folder()))[self._rank]
+            self._write_shards(tree, local)
+            parts = self._on_all_ranks(lambda: self._published(local, uri))
+        return {name: entry for part in parts for name, entry in part.items()}
+
+    def _write_shards(self, tree: dict[str, Any], folder: Path) -> None:
+        is_alone = self._group is None
+        try:
+            with one_process_is_fine():
+                save_state_dict(tree, storage_writer=_Writer(folder), process_group=self._group, no_dist=is_alone)
+        except CheckpointException as error:  # which all ranks get, and which is no `Exception`
+            _, (fault, _) = min(error.failures.items(), key=itemgetter(0))
+            raise storage.failure(str(folder), fault) from error
+
+    def _published(self, folder: Path, uri: str) -> dict[str, dict[str, Any]]:
+        return {path.name: self._uploaded(path, storage.join(uri, path.name)) for path in sorted(folder.iterdir())}
+
+    def _uploaded(self, path: Path, uri: str) -> dict[str, Any]:
+        storage.keep_trying(lambda: storage.upload(path, uri), self.patience_seconds)
+        return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+
+    def _on_rank_0(self, action: Callable[[], Any]) -> None:
+        patient = partial(storage.keep_trying, action, self.patience_seconds)
+        self._on_all_ranks(patient if self._rank == 0 else lambda: None)
+
+    def _on_all_ranks(self, action: Callable[[], Result]) -> list[Result]:
+        """What it gives on each rank; all wait for all, and all raise the error of the first that has one."""
+        try:
+            own, fault = action(), None
+        except storage.StorageError as error:
+            own, fault = None, error
+        except Exception as error:  # whatever it is, the others must not wait for this rank
+            own, fault = None, RuntimeError(f"{type(error).__name__}: {error}")
+        if self._group is not None and not dist.is_initialized():
+            raise RuntimeError("the process group was ended during a save: torch may have taken this rank for all")
+        outcomes = gather_objects((own, fault), self._group)
+        _raise_first(fault for _, fault in outcomes)
+        return [result for result, _ in outcomes]
+
+    def _then(self, action: Callable[[], Any]) -> None:
+        """By rank 0, when the outcome is decided: what fails here comes again with the next checkpoint."""
+        if self._rank == 0:
+            try:
+                action()
+            except storage.StorageError as error:
+                log.warning("old or unfinished checkpoints stay for now: %s", error)
+
+
+class _Writer(FileSystemWriter):
+    """Tells of a full disk as such, which torch hides behind an error of its own."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from None
+
+
+def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: Mapping[str, str]) -> CheckpointInfo:
+    """Write one checkpoint and wait for it; every rank calls this.
+
+    Raises:
+        StorageError: as `CheckpointWriter.committed`.
+    """
+    writer = CheckpointWriter(checkpoints_uri, fingerprints)
+    try:
+        writer.start(state)
+        saved = writer.committed(wait=True)
+    finally:
+        writer.close()
+    assert saved is not None
+    return saved[0]
+
+
+def _raise_first(faults: Iterable[BaseException | None]) -> None:
+    fault = next(filter(None, faults), None)
+    if fault is not None:
+        raise fault

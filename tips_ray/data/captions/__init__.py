@@ -1,0 +1,1 @@
+"""Captions as a data format."""

@@ -1,0 +1,153 @@
+"""What the demo shows of a trained run on unseen scenes. N scenes, D width."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tips_ray import storage
+from tips_ray.config import RunConfig
+from tips_ray.data.captions.join import captions_folder, read_captions, with_captions
+from tips_ray.data.decode import decode
+from tips_ray.data.index import index_of
+from tips_ray.demo.demo_tasks import shown_tasks
+from tips_ray.evaluation.dense import with_cls
+from tips_ray.evaluation.depth import linear_depth_rmse
+from tips_ray.evaluation.encoders import Features, TipsEncoder
+from tips_ray.evaluation.features import encoding_here, features_of
+from tips_ray.evaluation.retrieval import retrieval
+from tips_ray.launch.captions import store_of
+from tips_ray.models import Tokenizer, load_tokenizer
+from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
+from tips_ray.runs.checkpoint import checkpoints_of, newest_checkpoint
+from tips_ray.scenes import Scene, render_scene
+from tips_ray.train.loading import load_checkpoint
+from tips_ray.train.state import TrainState, new_state
+
+SHOWN, ROWS, NEAREST = 12, 4, 5
+IMAGE_PX = 112
+
+
+@dataclass(frozen=True)
+class Found:
+    """Scores for a file, fields of the report, and one line for the terminal."""
+
+    scores: dict[str, dict[str, float]]
+    parts: dict[str, Any]
+    line: str
+
+
+@dataclass(frozen=True)
+class _Scored:
+    features: Features
+    text_ND: Tensor
+    scores: dict[str, float]
+
+
+def evaluate(
+    config: RunConfig, folder: str, test_seed: int, test_scenes: int, train_seed: int, probe_scenes: int
+) -> Found:
+    """Retrieval and depth of the teacher on unseen scenes, beside the same encoder with random weights."""
+    test = [render_scene(test_seed, index, IMAGE_PX) for index in range(test_scenes)]
+    train = [render_scene(train_seed, index, IMAGE_PX) for index in range(probe_scenes)]
+    before, after = new_state(config), new_state(config)
+    found = newest_checkpoint(checkpoints_of(folder))
+    if found is None:
+        raise ValueError(f"{folder} holds no checkpoint that verifies; train first")
+    load_checkpoint(after, found)
+    tokenizer = load_tokenizer(config.captions.tokenizer or storage.join(folder, "tokenizer.json"))
+    encoders = [_encoder(state, tokenizer) for state in (before, after)]
+    scored = [_score(encoder, test, train) for encoder in encoders]
+    scores = {"before": scored[0].scores, "after": scored[1].scores}
+    parts, tasks = {"gallery": _gallery(config), **_parts(scored, test)}, shown_tasks(*encoders)
+    parts |= {"probes": parts["probes"] + tasks.probes, "task_pictures": tasks.pictures}
+    return Found(scores, parts, _line(scores, test_scenes))
+
+
+def _gallery(config: RunConfig) -> list[CaptionedImage]:
+    """The first images of the data with the captions that training saw."""
+    index = index_of(config.data, storage.join(config.storage, "index"))
+    rows, most = index.read(0), (config.data.max_image_bytes, config.data.max_image_pixels)
+    if config.captions.source != "column":
+        store = store_of(config)
+        rows = with_captions(rows, read_captions(index, [0], store)[0], captions_folder(index, 0, store))
+    return [
+        CaptionedImage(decode(row["image"], *most), row["web_caption"], " | ".join(row["synthetic_captions"]))
+        for row in rows[:SHOWN]
+        if not row["error"]
+    ]
+
+
+def _encoder(state: TrainState, tokenizer: Tokenizer) -> TipsEncoder:
+    """With the teacher's image encoder, which is what an export carries, at the size of the scenes."""
+    return TipsEncoder(state.teacher.image or state.student.image, state.student.text, tokenizer, IMAGE_PX)
+
+
+def _score(encoder: TipsEncoder, test: list[Scene], train: list[Scene]) -> _Scored:
+    features, probe = (features_of(encoding_here(encoder), _pixels(scenes)) for scenes in (test, train))
+    synthetic, web = (
+        encoder.texts(captions)
+        for captions in ([scene.synthetic_caption for scene in test], [scene.web_caption for scene in test])
+    )
+    train_NLD, test_NLD = (with_cls(found.patches_BLD, found.embeddings["cls_web"]) for found in (probe, features))
+    depth = linear_depth_rmse(train_NLD, _depth(train), test_NLD, _depth(test))
+    by_cls = {
+        "synthetic": retrieval(features.embeddings["cls_synthetic"], synthetic),
+        "web": retrieval(features.embeddings["cls_web"], web),
+    }
+    recalls = {f"{cls}/{name}": value for cls, found in by_cls.items() for name, value in found.items()}
+    return _Scored(features, synthetic, {**recalls, "depth_rmse_m": depth})
+
+
+def _parts(scored: list[_Scored], test: list[Scene]) -> dict[str, Any]:
+    before, after = scored
+    shown = test[:SHOWN]
+    maps = after.features.patches_BLD[:SHOWN]
+    side = round(maps.shape[1] ** 0.5)
+    names = {"depth_rmse_m": "depth RMSE, m (linear probe)"}
+    probes = [
+        ProbeScore(names.get(name, name.replace("_", " ")), before.scores[name], value, not name.startswith("depth"))
+        for name, value in after.scores.items()
+    ]
+    similarity_NN = after.text_ND @ F.normalize(after.features.embeddings["cls_synthetic"], dim=-1).T
+    return {
+        "features": PatchFeatures(
+            [scene.image_HWC for scene in shown], teacher_BHWD=maps.unflatten(1, (side, side)).numpy()
+        ),
+        "text_queries": [_text_query(similarity_NN, test, row) for row in range(ROWS)],
+        "image_queries": [_image_query(similarity_NN.T, test, row) for row in range(ROWS)],
+        "probes": probes,
+    }
+
+
+def _text_query(similarity_NN: Tensor, test: list[Scene], row: int) -> TextQuery:
+    nearest = similarity_NN[row].topk(NEAREST).indices.tolist()
+    return TextQuery(
+        test[row].synthetic_caption, [test[place].image_HWC for place in nearest], [place == row for place in nearest]
+    )
+
+
+def _image_query(similarity_NN: Tensor, test: list[Scene], row: int) -> ImageQuery:
+    nearest = similarity_NN[row].topk(NEAREST).indices.tolist()
+    captions = [test[place].synthetic_caption for place in nearest]
+    return ImageQuery(test[row].image_HWC, captions, [place == row for place in nearest])
+
+
+def _line(scores: dict[str, dict[str, float]], scenes: int) -> str:
+    before, after = scores["before"], scores["after"]
+    recall, depth = "synthetic/text_to_image_recall_at_1", "depth_rmse_m"
+    return (
+        f"retrieval R@1 {after[recall]:.1%} (chance {1 / scenes:.1%}), depth RMSE {after[depth]:.2f} m "
+        f"(random weights {before[depth]:.2f} m) on {scenes} unseen scenes"
+    )
+
+
+def _pixels(scenes: list[Scene]) -> Tensor:
+    return torch.from_numpy(np.stack([scene.image_HWC for scene in scenes]))
+
+
+def _depth(scenes: list[Scene]) -> Tensor:
+    return torch.from_numpy(np.stack([scene.depth_HW for scene in scenes]))

@@ -1,0 +1,230 @@
+"""What can be known of a run before a GPU is held: every fault is named at once, each in a sentence with its cure."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from tips_ray import storage
+from tips_ray.config import Faults, RunConfig
+from tips_ray.data.index import Index, build_index, index_of
+from tips_ray.data.unread import unread_bytes
+from tips_ray.data.vocabulary import tokenizer_at
+from tips_ray.launch import cluster as ray_cluster
+from tips_ray.launch import sizes
+from tips_ray.launch.findings import Doubt, Finding, findings
+from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
+from tips_ray.runs.folder import RunFolder, deciding
+from tips_ray.runs.tracking import require_answer, tracking_uri, without_credentials
+from tips_ray.tokenizer import Tokenizer
+from tips_ray.weights import require_its_vocabulary, start_origin, teacher_origin, teacher_sizes
+
+
+@dataclass
+class Preflight:
+    """Findings of all checks, and the index that one of them read or made."""
+
+    findings: list[Finding]
+    index: Index | None = None
+
+    @property
+    def faults(self) -> list[str]:
+        """What must be mended first."""
+        return [finding.text for finding in self.findings if finding.level == "fail"]
+
+    def require(self) -> Index:
+        """The index of a run without a fault.
+
+        Raises:
+            Faults: something is wrong.
+        """
+        if self.faults or self.index is None:
+            raise Faults(self.faults)
+        return self.index
+
+
+def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None = None) -> Preflight:
+    """Check all; needs no accelerator, starts no Ray.
+
+    Args:
+        config: of the run.
+        instead: by their names, checks that take the place of those of a run on Ray.
+    """
+    result = Preflight(findings("storage", lambda: storage_is_writable(config)))
+    is_writable = not result.faults
+
+    def data() -> str:
+        result.index = _index(config) if is_writable else build_index(config.data)
+        return _described(result.index)
+
+    checks: dict[str, Callable[[], str]] = {
+        "data": data,
+        "shards": lambda: shards_are_whole(result.index, config.data.max_bad_fraction) if result.index else "unknown",
+        "run": lambda: run_is_new_or_the_same(config) if is_writable else "unknown",
+        "start": lambda: weights_fit(config) if is_writable else "unknown",
+        "tokenizer": lambda: tokenizer_fits(config),
+        "captions": lambda: captions_come(config),
+        "resources": lambda: ray_cluster.resources_suffice(config),
+        "compile": lambda: can_compile(config),
+        "tracking": lambda: tracking_answers(config) if is_writable or config.tracking.mlflow_uri else "unknown",
+        "model": lambda: sizes.model_sizes(config),
+        "stream": lambda: sizes.stream_sizes(config),
+    }
+    for name, check in {**checks, **(instead or {})}.items():
+        known = result.faults  # what two checks stumble over is told once
+        result.findings += [finding for finding in findings(name, check) if finding.text not in known]
+    if result.index is not None:
+        rows = result.index.sources[0].rows
+        result.findings += findings("schedule", lambda: sizes.schedule_sizes(config, rows))
+    return result
+
+
+def storage_is_writable(config: RunConfig) -> str:
+    """Create and delete a small object."""
+    uri = storage.join(config.storage, f".check-{uuid.uuid4().hex}")
+    try:
+        storage.write_bytes(uri, b"tips_ray")
+        storage.delete(uri)
+    except ValueError as error:
+        raise ValueError(f"storage ({config.storage}) cannot be written: {error}") from None
+    return f"{storage.resolved(config.storage)} can be written"
+
+
+def run_is_new_or_the_same(config: RunConfig) -> str:
+    """Whether the name is free, or where its run stands."""
+    folder = storage.join(config.storage, config.name)
+    given = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    found = list_checkpoints(checkpoints_of(folder))
+    try:
+        RunFolder(storage.resolved(folder)).config_changes(given, found[-1].step if found else 0)
+    except storage.NotFoundError:
+        return f"{config.name} is new: {storage.resolved(folder)}"
+    except storage.StorageError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}; give the run another name, or these keys their old values") from None
+    if found and found[-1].step >= config.schedule.total_steps:
+        return f"{config.name} is complete at step {found[-1].step}: {storage.resolved(folder)}"
+    where = f"resumes from step {found[-1].step}" if found else "starts at step 0, it has no checkpoint yet"
+    return f"{config.name} has the same config and {where}: {storage.resolved(folder)}"
+
+
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """sha256 of what a run computes: its config without the keys that only change how fast or how visibly."""
+    canonical = json.dumps(deciding(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def weights_fit(config: RunConfig) -> str:
+    """What a new run begins with is there and has the sizes of the config; of a teacher a known run needs the sizes."""
+    if list_checkpoints(checkpoints_of(storage.join(config.storage, config.name))):
+        teacher = teacher_sizes(config) if config.objective.frozen_teacher else None
+        return f"nothing is read but the run's own checkpoint{' and the sizes of its teacher' if teacher else ''}"
+    teacher = teacher_origin(config).described() if config.objective.frozen_teacher else None
+    of_teacher = f"; the frozen teacher of {teacher}" if teacher else ""
+    if config.start is None:
+        return f"random weights{of_teacher}"
+    origin = start_origin(config)
+    require_its_vocabulary(origin, config)
+    grid = origin.grid if "image" in origin.sizes else config.image.grid
+    resampled = f", positions {grid} x {grid} -> {config.image.grid} x {config.image.grid}"
+    return f"{origin.described()}{resampled if grid != config.image.grid else ''}{of_teacher}"
+
+
+def tokenizer_fits(config: RunConfig) -> str:
+    """The given vocabulary loads, and every id of it has an embedding."""
+    path, most = config.captions.tokenizer, config.text.vocab_size
+    if path is None:
+        return f"trained on a sample of the captions, up to {most:,} ids"
+    tokenizer = _loaded(path)
+    if tokenizer.vocab_size > most:
+        raise ValueError(
+            f"captions.tokenizer ({path}) has {tokenizer.vocab_size:,} ids, text.vocab_size ({most:,}) must not be "
+            f"smaller: set text.vocab_size={tokenizer.vocab_size}"
+        )
+    return f"{path} has {tokenizer.vocab_size:,} ids, text.vocab_size is {most:,}"
+
+
+def _loaded(uri: str) -> Tokenizer:
+    try:
+        return tokenizer_at(uri)
+    except (ValueError, OSError) as error:
+        reason = f"{uri}: {error.strerror}" if isinstance(error, OSError) else error
+        raise ValueError(
+            f"captions.tokenizer: {reason}; give a SentencePiece .model or a tokenizers .json, or leave the key out"
+        ) from None
+
+
+def captions_come(config: RunConfig) -> str:
+    """From the data, or from a captioner whose model is there."""
+    from tips_ray.launch.captions import caption_store, store_of
+
+    if config.captions.source == "column":
+        return "from the data"
+    if config.captions.imported:
+        return f"taken in as {config.captions.imported}, kept in {store_of(config).folder}"
+    store, captioner = caption_store(config)
+    made = "made beside training" if config.captions.source == "live" else "made before"
+    return f"{made} by {captioner.model}, kept in {store.folder}"
+
+
+def can_compile(config: RunConfig) -> str:
+    """torch.compile on CPUs calls a C++ compiler; on a cluster it is that of other machines, which we cannot see."""
+    resources = config.resources
+    if not resources.compile:
+        return "off"
+    compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)]
+    if resources.gpus_per_worker or ray_cluster.address() or compilers:
+        return "every block is compiled in the first step, which takes a minute or more"
+    raise ValueError(
+        "resources.compile (true) needs a C++ compiler on CPUs, and there is none: install g++ or set "
+        "resources.compile=false"
+    )
+
+
+def tracking_answers(config: RunConfig) -> str:
+    """A server is asked once; a database file only needs its folder."""
+    uri = tracking_uri(config)
+    if uri is None:
+        raise Doubt(
+            "no MLflow: storage is s3:// and tracking.mlflow_uri is not set; set it to see curves while it runs"
+        )
+    require_answer(uri)
+    return f"MLflow at {without_credentials(uri)}"
+
+
+def shards_are_whole(index: Index, most: float) -> str:
+    """Behind a damaged header of a tar nothing is found: how many rows are lost is unknown, their bytes are not."""
+    unread = unread_bytes(index)
+    if not unread:
+        return "all are read to their end"
+    lost, total = sum(unread.values()), int(index.shards["bytes"].to_numpy().sum())
+    text = (
+        f"data.sources: {len(unread)} of {index.shards.num_rows} shards have a damaged tar header, {lost / total:.1%} "
+        f"of all bytes lie behind one and are not used, e.g. in {next(iter(unread))}; write these shards again "
+        "(tips-ray index lists them)"
+    )
+    if lost > most * total:
+        raise ValueError(f"{text}, or raise data.max_bad_fraction ({most:g}) to go on without")
+    raise Doubt(text)
+
+
+def _index(config: RunConfig) -> Index:
+    return index_of(config.data, storage.join(config.storage, "index"))
+
+
+def _described(index: Index) -> str:
+    for number, source in enumerate(index.sources):
+        rows = index.first_rows(number)
+        if all(row["error"] for row in rows):
+            raise ValueError(
+                f"data.sources ({source.uri}): all {len(rows)} rows of the first chunk are bad, the first since "
+                f"{rows[0]['error']}; tips-ray index shows what was found"
+            )
+    return f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"

@@ -1,0 +1,272 @@
+"""The Ray that a run uses: the cluster at RAY_ADDRESS, or one of its own on this machine."""
+
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tips_ray.config import RunConfig
+    from tips_ray.config.embedding import EmbeddingConfig
+    from tips_ray.config.evaluation import RayConfig
+
+ANSWER_SECONDS = 4
+CPUS_PER_CORE = 4
+"""Logical CPUs that a run on this machine may take per core; beyond, workers starve each other."""
+UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
+OBJECT_STORE_BYTES = 1 << 30
+"""Of a Ray that is started here; its own choice is 30 % of the memory."""
+
+
+def address() -> str | None:
+    """RAY_ADDRESS; None: Ray is started here."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    return None if given in ("", "local") else given
+
+
+def cpus_needed(config: "RunConfig") -> float:
+    """Of all workers, of the data stream and of live captioning beside them."""
+    return config.resources.workers * config.resources.cpus_per_worker + config.cpus_beside_workers
+
+
+def gpus_needed(config: "RunConfig") -> float:
+    """Of all workers and live captioners."""
+    return config.resources.workers * config.resources.gpus_per_worker + captioning_gpus(config)
+
+
+def captioning_gpus(config: "RunConfig") -> float:
+    """Of captioners beside training."""
+    resources = config.resources
+    return resources.captioners * resources.gpus_per_captioner if config.captions.source == "live" else 0
+
+
+def cores() -> int:
+    """Of this machine, as far as this process may use them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resources_suffice(config: "RunConfig") -> str:
+    """CPUs and GPUs of the run against those of the cluster or of this machine.
+
+    Raises:
+        ValueError: there are too few, or the cluster does not answer.
+        Doubt: there are too few now, and the run waits for more.
+    """
+    if address() and config.resources.min_workers:
+        return _room_for_some(config, _sums(cluster_nodes()))
+    if address():
+        nodes, where = cluster_nodes(), f"the cluster at RAY_ADDRESS ({address()})"
+        _require_enough(config, _sums(nodes), where)
+        _require_node("a worker", config.resources.of_worker, nodes, where)
+        return f"{_needed(config)}; the cluster at {address()} has them"
+    have = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(gpus_here())}
+    _require_enough(config, have, f"this machine of {cores()} cores")
+    shared = "" if cpus_needed(config) <= cores() else ", which share them"
+    return f"{_needed(config)}; this machine has {cores()} cores{shared}"
+
+
+def require_room_for_actor(config: "EmbeddingConfig | RayConfig", beside_cpus: float) -> None:
+    """One encoder and what works beside it: Ray Data would wait for ever for what is not there.
+
+    Raises:
+        ValueError: this machine or the cluster has no room.
+    """
+    cpus = config.cpus_per_actor + beside_cpus
+    _require_room(
+        "an actor",
+        {"CPU": config.cpus_per_actor, "GPU": config.gpus_per_actor},
+        [
+            ("GPU", f"gpus_per_actor ({config.gpus_per_actor:g})", config.gpus_per_actor),
+            ("CPU", f"cpus_per_actor ({config.cpus_per_actor:g}) and {beside_cpus:g} beside it", cpus),
+        ],
+    )
+
+
+def require_room_for_captioner(config: "RunConfig", beside_cpus: float) -> None:
+    """One captioner and what reads for it, as `require_room_for_actor`.
+
+    Raises:
+        ValueError: this machine or the cluster has no room.
+    """
+    resources = config.resources
+    cpus, gpus = resources.cpus_per_captioner, resources.gpus_per_captioner
+    _require_room(
+        "a captioner",
+        {"CPU": cpus, "GPU": gpus, **resources.role("caption")},
+        [
+            ("GPU", f"resources.gpus_per_captioner ({gpus:g})", gpus),
+            ("CPU", f"resources.cpus_per_captioner ({cpus:g}) and {beside_cpus:g} beside it", cpus + beside_cpus),
+            *(
+                (name, f"a node of the role {name} (resources.roles)", need)
+                for name, need in resources.role("caption").items()
+            ),
+        ],
+    )
+
+
+def _require_room(who: str, own: dict[str, float], needs: list[tuple[str, str, float]]) -> None:
+    """What it takes itself, and kind, words and amount of each need, against what the cluster or this machine has."""
+    on_cluster = address() is not None
+    nodes = cluster_nodes() if on_cluster else [{"GPU": float(gpus_here()), "CPU": float("inf")}]
+    where = f"the cluster at RAY_ADDRESS ({address()})" if on_cluster else "this machine"
+    have = _sums(nodes)
+    for kind, keys, need in needs:
+        if have.get(kind, 0) < need:
+            raise ValueError(f"{who} needs {keys}, and {where} offers {have.get(kind, 0):g} {_unit(kind)}")
+    _require_node(who, own, nodes, where)
+
+
+def _require_node(who: str, own: dict[str, float], nodes: list[dict[str, float]], where: str) -> None:
+    """Several nodes together are no room for one process."""
+    if not any(all(node.get(kind, 0) >= need for kind, need in own.items()) for node in nodes):
+        wanted = " and ".join(f"{need:g} {_unit(kind)}" for kind, need in own.items() if need)
+        raise ValueError(f"{who} needs {wanted} on one node, and {where} has no such node")
+
+
+def _unit(kind: str) -> str:
+    return UNITS.get(kind, f"of {kind}")
+
+
+def _sums(nodes: list[dict[str, float]]) -> dict[str, float]:
+    return {kind: sum(node.get(kind, 0) for node in nodes) for kind in {kind for node in nodes for kind in node}}
+
+
+def cluster_nodes() -> list[dict[str, float]]:
+    """Resources of each node of the cluster at RAY_ADDRESS.
+
+    Raises:
+        ValueError: it does not answer.
+    """
+    import ray
+
+    require_cluster()
+    was_connected = ray.is_initialized()
+    connect()
+    try:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
+def require_cluster() -> None:
+    """Knock at RAY_ADDRESS: Ray itself would try for a minute and then end the process.
+
+    Raises:
+        ValueError: nothing listens there, or it is no address of a cluster.
+    """
+    given = address()
+    if given is None or given == "auto":
+        return
+    if given.startswith(("http://", "https://")):
+        raise ValueError(f"RAY_ADDRESS ({given}) is a dashboard's, for ray job submit; give host:port of the head node")
+    host, _, port = given.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"RAY_ADDRESS ({given}) must be host:port of the head node, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(
+            f"RAY_ADDRESS ({given}) does not answer ({reason}): start that cluster, correct the address, or unset it "
+            "to run on this machine"
+        ) from None
+
+
+def connect(logical_cpus: float = 0) -> None:
+    """Join the cluster of RAY_ADDRESS, or start Ray here; nothing where this process has one.
+
+    Args:
+        logical_cpus: of a Ray that is started here; it gets one per core at least.
+
+    Raises:
+        ValueError: there is no cluster to join.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address() is None:  # "local", since Ray would otherwise look for one that someone else started here
+        options |= {"address": "local", "num_cpus": max(int(logical_cpus), cores()), "include_dashboard": False}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES}
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(options["num_cpus"]))
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"RAY_ADDRESS ({address()})" if address() else "Ray on this machine"
+        raise ValueError(f"{where} takes no job: {' '.join(str(error).split())}") from None
+
+
+def quiet_data() -> None:
+    """Ray Data's warnings go to its log files alone, not to the terminal."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
+
+
+def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> None:
+    from tips_ray.config import Faults
+
+    resources = config.resources
+    workers = f"resources.workers ({resources.workers})"
+    cpus = f"{workers} x cpus_per_worker ({resources.cpus_per_worker:g}) + data_cpus ({resources.data_cpus})"
+    gpus = f"{workers} x gpus_per_worker ({resources.gpus_per_worker:g})"
+    if config.captions.source == "live":
+        captioners = f" + captioners ({resources.captioners}) x"
+        cpus += f"{captioners} cpus_per_captioner ({resources.cpus_per_captioner:g}) + 1 to read for them"
+        cpus += " + data_cpus once more for their stream"
+        gpus += f"{captioners} gpus_per_captioner ({resources.gpus_per_captioner:g})"
+    needs = [("CPU", cpus, cpus_needed(config), ""), ("GPU", gpus, gpus_needed(config), " (0 trains on CPUs)")]
+    needs += [(name, f"resources.roles and {keys}", need, " or turn roles off") for name, keys, need in _roles(config)]
+    faults = [
+        f"{keys} need {need:g} {_unit(kind)}, {where} offers {have.get(kind, 0):g}: lower them{hint} or add machines"
+        for kind, keys, need, hint in needs
+        if have.get(kind, 0) < need
+    ]
+    if faults:
+        raise Faults(faults)
+
+
+def _roles(config: "RunConfig") -> list[tuple[str, str, float]]:
+    """Name, keys and amount of each role that the run takes."""
+    resources = config.resources
+    if not resources.roles:
+        return []
+    captioners = resources.captioners if config.captions.source == "live" else 0
+    return [
+        ("train", f"workers ({resources.workers})", resources.workers),
+        ("data", "the data stream", 1),
+        ("caption", f"captioners ({captioners})", captioners),
+    ]
+
+
+def _room_for_some(config: "RunConfig", have: dict[str, float]) -> str:
+    from tips_ray.launch.findings import Doubt
+
+    counts, resources = config.worker_counts, config.resources
+    left = {"CPU": config.cpus_beside_workers, "GPU": captioning_gpus(config)}
+    room = min(
+        (int((have.get(kind, 0) - left.get(kind, 0)) // take) for kind, take in resources.of_worker.items() if take),
+        default=counts[-1],
+    )
+    text = (
+        f"{counts[0]} to {counts[-1]} workers (of {', '.join(map(str, counts))}); the cluster at {address()} has room "
+        f"for {max(room, 0)} beside the data stream and captioning"
+    )
+    if room < counts[0]:
+        raise Doubt(f"{text}: the run waits for more nodes")
+    return text
+
+
+def _needed(config: "RunConfig") -> str:
+    resources = config.resources
+    gpus = f" and {gpus_needed(config):g} GPUs" if resources.gpus_per_worker else ""
+    return f"{resources.workers} workers and the data stream need {cpus_needed(config):g} CPUs{gpus}"
+
+
+def gpus_here() -> int:
+    """Of this machine."""
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

@@ -1,0 +1,146 @@
+"""How a training that has begun ends badly: one sentence for the user, the traceback in the run folder."""
+
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tips_ray.errors import is_echo, root_cause
+
+if TYPE_CHECKING:
+    from tips_ray.runs.folder import RunFolder
+
+MOST_CHARACTERS = 600
+"""Of a cause; its beginning says most."""
+
+
+class RunFailedError(Exception):
+    """Training stopped; the message says where, why and what to do."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the message says how to go on."""
+
+
+@contextmanager
+def told_failures(folder: "RunFolder", kinds: tuple[type[Exception], ...] | None = None) -> Iterator[None]:
+    """Turn errors of `kinds` into `RunFailedError`, and Ctrl-C, also as Ray Train takes it, into `RunInterrupted`.
+
+    Args:
+        folder: of the run.
+        kinds: None: what Ray raises.
+    """
+    kinds = kinds or _kinds_of_ray()
+    try:
+        with _own_interrupts():
+            yield
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted{_reached(folder)}; {_resumes(folder)}") from None
+    except kinds as error:
+        kept = _write_traceback(folder)
+        raise RunFailedError(
+            f"training stopped{_reached(folder)}: {described(error)}; once that is mended, {_resumes(folder)}; {kept}"
+        ) from None
+
+
+def _kinds_of_ray() -> tuple[type[Exception], ...]:
+    from ray.exceptions import RayError
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    return TrainingFailedError, RayError
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train's handler of Ctrl-C ends its controller, then exits with code 0, and stays installed."""
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def told_by_cause() -> Iterator[None]:
+    """Of what a Ray task raises its own error, without Ray's traceback around it."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        raise root_cause(error) from None
+
+
+def last_words(error: BaseException) -> str:
+    """The end of what Ray says of an actor that cannot start: the actor's own error."""
+    lines = str(root_cause(error)).strip().splitlines()[-1:] or [type(error).__name__]
+    return lines[0].strip()[:MOST_CHARACTERS]
+
+
+def described(error: BaseException) -> str:
+    """Our own errors are sentences; of others the kind matters too."""
+    cause = root_cause(error)
+    kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
+    if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
+        lost = "the run's controller" if "TrainController" in text else "a worker process"
+        return f"{lost} died, most often for want of memory ({text})"
+    if "ActorUnavailable" in kind:
+        return f"a process of the cluster does not answer any more ({text})"
+    if kind == "WorkerGroupStartupFailedError":
+        return text  # as `tips_ray.train.failure_adapter` has named it
+    if is_echo(cause):
+        return f"another worker was lost ({text})"
+    if "OutOfMemory" in kind:
+        return f"memory ran out ({text}); use a smaller micro_batch_images or more workers"
+    is_sentence = isinstance(cause, (ValueError, FloatingPointError)) or kind == "StreamError"
+    return text if is_sentence and text else f"{kind}: {text}"
+
+
+def _reached(folder: "RunFolder") -> str:
+    """Empty while the storage is away: the cause matters more."""
+    from tips_ray import storage
+
+    try:
+        metrics = folder.read_metrics()
+    except storage.StorageError:
+        return ""
+    return f" at step {metrics[-1]['step'] if metrics else 0}"
+
+
+def _resumes(folder: "RunFolder") -> str:
+    from tips_ray import storage
+    from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
+
+    try:
+        found = list_checkpoints(checkpoints_of(folder.uri))
+    except storage.StorageError:
+        return "the same command resumes from the newest checkpoint"
+    if found:
+        return f"the same command resumes from step {found[-1].step}"
+    return "the same command starts again from step 0, since there is no checkpoint yet"
+
+
+def _write_traceback(folder: "RunFolder") -> str:
+    """Called while the error is handled; the file gets the next free number. Returns words about it."""
+    from tips_ray import storage
+
+    content = traceback.format_exc()
+    try:
+        number = 1 + len(storage.list_names(storage.join(folder.uri, "errors")))
+        while not storage.create_text(uri := storage.join(folder.uri, "errors", f"attempt-{number:04d}.txt"), content):
+            number += 1
+    except storage.StorageError as error:
+        return f"its traceback is not kept: {error}"
+    return f"the traceback is in {uri}"
+
+
+def sentences(error: BaseException) -> list[str]:
+    """The lines that a user reads: one, or one for each of several independent mistakes."""
+    several: Any = getattr(error, "sentences", None)
+    return [" ".join(text.split()) for text in several or [str(error)]]

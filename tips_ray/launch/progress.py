@@ -1,0 +1,115 @@
+"""What a run shows while it trains: a bar in a terminal, a line now and then in a log."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from tips_ray.runs.folder import RunFolder
+
+POLL_SECONDS = 2.0
+LINES = 10
+"""Lines of a whole run, or of other long work, in a log."""
+Show = Callable[[dict[str, Any]], None]
+
+
+def tenths(total: int, told: int = 0) -> Callable[[int], bool]:
+    """A function that says of a count whether it reached another tenth of `total` since the last time it did.
+
+    Args:
+        told: tenths that need no line; -1 gives the first count one.
+    """
+
+    def is_due(count: int) -> bool:
+        nonlocal told
+        part, before = count * LINES // total, told
+        told = max(told, part)
+        return part > before
+
+    return is_due
+
+
+@contextmanager
+def shown_progress(folder: RunFolder, total_steps: int) -> Iterator[None]:
+    """Follow the metrics and changes of the workers that the run folder tells of, until the block ends."""
+    stop = threading.Event()
+    follower = threading.Thread(target=_follow, args=(folder, total_steps, stop), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        follower.join()
+
+
+def _follow(folder: RunFolder, total_steps: int, stop: threading.Event) -> None:
+    told = len(_read(folder.read_events))
+    with _bar(total_steps) if sys.stderr.isatty() else _lines(total_steps) as show:
+        while True:
+            ended = stop.wait(POLL_SECONDS)
+            events = _read(folder.read_events)
+            for sentence in filter(None, map(news, events[told:])):
+                tqdm.write(sentence)  # above the bar, where there is one
+                sys.stdout.flush()
+            told = max(told, len(events))
+            metrics = _read(folder.read_metrics)
+            if metrics:
+                show(metrics[-1])
+            if ended:
+                return
+
+
+def _read(lines: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """None while the storage does not answer: showing progress stops no training."""
+    try:
+        return lines()
+    except ValueError:
+        return []
+
+
+def news(event: dict[str, Any]) -> str:
+    """A sentence about an event that changes the workers, empty for others."""
+    if event["kind"] == "waiting":
+        return f"workers wait for nodes: there is room for {event['room']}, at least {event['min_workers']} must train"
+    if event["kind"] == "idle":
+        more = event["room"] - event["workers"]
+        return f"workers: {event['workers']} train, {more} more would fit, but the global batch is not divided by them"
+    if event["kind"] == "stop":
+        return f"workers start again: {event['cause']}"
+    if event["kind"] == "change":
+        again = f"{event['steps_recomputed']} steps again, {event['seconds_lost']:.0f} s lost"
+        return f"training goes on from step {event['step']}; workers: {event['to']} ({event['from']} before); {again}"
+    return ""
+
+
+@contextmanager
+def _bar(total_steps: int) -> Iterator[Show]:
+    with tqdm(total=total_steps, unit="step", leave=False, desc="starting workers") as bar:
+
+        def show(line: dict[str, Any]) -> None:
+            if not bar.n:  # what an earlier attempt has done says nothing about speed
+                bar.initial = line["step"]
+            bar.set_description_str("training", refresh=False)
+            bar.set_postfix_str(_losses(line), refresh=False)
+            bar.update(line["step"] - bar.n)
+
+        yield show
+
+
+@contextmanager
+def _lines(total_steps: int) -> Iterator[Show]:
+    is_due = tenths(total_steps, told=-1)
+    print("starting workers", flush=True)
+
+    def show(line: dict[str, Any]) -> None:
+        if is_due(line["step"]):
+            print(f"step {line['step']}/{total_steps}  {_losses(line)}", flush=True)
+
+    yield show
+
+
+def _losses(line: dict[str, Any]) -> str:
+    return f"loss {line['loss/total']:.3f}  {line['images_per_second']:.0f} images/s"

@@ -1,0 +1,212 @@
+"""The folder of a run, local or s3://: config, metrics, events, rejects, samples of all attempts (docs/formats.md)."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from math import isfinite, nan
+from typing import Any, Literal
+
+import yaml
+
+from tips_ray import storage
+from tips_ray.runs.jsonl import LineLog
+
+log = logging.getLogger(__name__)
+MAY_DIFFER = {
+    "resources",
+    "micro_batch_images",
+    "captions.lead_windows",
+    "captions.wait_seconds",
+    "tracking",
+    "guard",
+    "health",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "checkpoint_patience_seconds",
+    "keep_last",
+    "keep_every_steps",
+    "data_prefetch_batches",
+    "data.max_bad_fraction",
+    "data.log_samples",
+}
+"""Keys of the config, with all below them, that change how fast or how visibly a run goes, and not what it computes."""
+DECIDE = {"resources.dtype"}
+"""Keys below those that do change it."""
+
+
+class RunFolder:
+    """One writer's view of the folder at `uri`; metrics, events and samples belong to rank 0 and the driver.
+
+    Lines reach a local file at once. On an object store they wait for `flush`, which writes one part of each kind.
+    """
+
+    def __init__(self, uri: str, rank: int = 0) -> None:
+        self.uri = str(uri).rstrip("/")
+        self._metrics = LineLog(storage.join(self.uri, "metrics"), "attempt-{attempt:04d}-from-{step:08d}")
+        self._samples = LineLog(storage.join(self.uri, "samples"), "attempt-{attempt:04d}-from-{step:08d}")
+        self._events = LineLog(storage.join(self.uri, "events"), "attempt-{attempt:04d}")
+        self._rejects = LineLog(storage.join(self.uri, "rejects"), f"rank-{rank:05d}-attempt-{{attempt:04d}}")
+        self._logs = self._metrics, self._samples, self._events, self._rejects
+
+    def claim(self, config_text: str, step: int = 0) -> Literal["new", "resumed"]:
+        """Store `config_text` as the run's config, or compare it with the one that is there: see `config_changes`."""
+        if storage.create_text(self._config_uri, config_text):
+            return "new"
+        changes = self.config_changes(config_text, step)
+        if changes:
+            self.log_event("config", None, changes=changes)
+            self.flush()
+            storage.write_text(self._config_uri, config_text)
+        return "resumed"
+
+    def config_changes(self, config_text: str, step: int) -> dict[str, str]:
+        """Keys in which the run's config differs -> `there -> given`; nothing is written.
+
+        `schedule.changes` from `step` on, where the run goes on, may differ as well: nothing was computed with them.
+
+        Raises:
+            NotFoundError: there is no run.
+            ValueError: the run has another config in a key that is not in `MAY_DIFFER`; all of them are listed.
+        """
+        there, given = yaml.safe_load(storage.read_text(self._config_uri)), yaml.safe_load(config_text)
+        changes = _changes(_flat(there), _flat(given))
+        decided = _changes(deciding(_used(there, step)), deciding(_used(given, step)))
+        refused = [f"  {key}: {change}" for key, change in decided.items()]
+        if refused:
+            raise ValueError("\n".join([f"{self.uri} holds a run with another config (there -> given):", *refused]))
+        return changes
+
+    @property
+    def _config_uri(self) -> str:
+        return storage.join(self.uri, "config.yaml")
+
+    def drop_after(self, step: int) -> None:
+        """Call it after restoring `step`: what earlier attempts logged of later steps no longer counts.
+
+        Nothing is deleted. Rejects stay: a bad row is bad, and is read once however often it is met.
+        """
+        self._metrics.start_attempt(step)
+        self._samples.start_attempt(step)
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line; a value that is not finite is stored as null."""
+        numbers = {name: float(value) if isfinite(value) else None for name, value in metrics.items()}
+        self._metrics.add([{"step": step, "time": _now(), **numbers}])
+
+    def log_event(self, kind: str, step: int | None, **what: Any) -> None:
+        """One line about what happened: `start`, `checkpoint`, `resume`, `end`, ..."""
+        texts = {key: str(value) for key, value in what.items() if isinstance(value, float) and not isfinite(value)}
+        self._events.add([{"time": _now(), "kind": kind, "step": step, **what, **texts}])
+
+    def try_event(self, kind: str, step: int | None, **what: Any) -> None:
+        """As `log_event`, written at once; where that fails, this program's log has it: nothing may fail for it."""
+        try:
+            self.log_event(kind, step, **what)
+            self.flush()
+        except storage.StorageError as error:
+            log.warning("%s %s is not in the events: %s", kind, what, error)
+
+    def log_rejects(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows with `step`, `sample_id`, `key` and `reason`; each rank logs its own."""
+        self._rejects.add(rows)
+
+    def log_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Lines with `step`, `rank`, `positions` and `sample_ids`: what a rank took for that step."""
+        self._samples.add(rows)
+
+    def flush(self) -> None:
+        """Write what waits; call it at every checkpoint and at the end."""
+        for lines in self._logs:
+            lines.flush()
+
+    def flush_if_there(self) -> None:
+        """As `flush`; while the storage is away all waits on, for the next time."""
+        for lines in self._logs:
+            lines.flush_if_there()
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Lines of all attempts in order, without those that a restart from an earlier step has replaced."""
+        return [_with_nan(line) for line in self._metrics.read_attempts(steps_done=0)]
+
+    def read_samples(self) -> list[dict[str, Any]]:
+        """A line per micro-batch of the steps that count, by step and rank; `step` is the stream's, 0 for the first."""
+        lines = self._samples.read_attempts(steps_done=1)
+        return sorted(lines, key=lambda line: (line["step"], line["rank"]))
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Events of all attempts, oldest first."""
+        return sorted(self._events.read(), key=lambda line: line["time"])
+
+    def final_failures(self) -> list[dict[str, Any]]:
+        """Events of errors that all ranks raised alike, and that another attempt would meet again."""
+        return [event for event in self.read_events() if event["kind"] == "failure" and event["is_final"]]
+
+    def read_rejects(self) -> list[dict[str, Any]]:
+        """Every bad row once, however often a restart met it again."""
+        lines = {(line["step"], line["sample_id"]): line for line in self._rejects.read()}
+        return [lines[key] for key in sorted(lines)]
+
+    def described_rejects(self, shown: int = 3) -> str:
+        """The commonest reasons, each with its count and an example, and where the table is."""
+        found: dict[str, list[str]] = {}  # what follows a colon is about one row
+        for row in self.read_rejects():
+            found.setdefault(row["reason"].partition(":")[0], []).append(row["key"])
+        common = sorted(found.items(), key=lambda item: -len(item[1]))[:shown]
+        reasons = ", ".join(f"{reason} ({len(keys)}, e.g. {keys[0]})" for reason, keys in common)
+        return f"commonest reasons: {reasons}; all of them: {self._rejects.uri}"
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys -> values as JSON of what a run computes; captions made before or meanwhile are the same."""
+    flat = {key: value for key, value in _flat(config).items() if not _may_differ(key)}
+    if flat.get("captions.source") == '"live"':
+        flat["captions.source"] = '"store"'
+    return flat
+
+
+def is_final(error: BaseException) -> bool:
+    """Another attempt would meet it again; storage that is away may come back."""
+    may_pass = isinstance(error, storage.StorageError) and error.may_pass
+    return isinstance(error, (ValueError, FloatingPointError)) and not may_pass
+
+
+def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: nan if value is None else value for name, value in line.items()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _may_differ(key: str) -> bool:
+    return key not in DECIDE and any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)
+
+
+def _used(config: dict[str, Any], step: int) -> dict[str, Any]:
+    """`config` without the schedule's changes from `step` on, which no update before it has seen."""
+    schedule = config.get("schedule") or {}
+    past = [change for change in schedule.get("changes") or () if change["from_step"] < step]
+    return {**config, "schedule": {**schedule, "changes": past}}
+
+
+def _changes(before: dict[str, str], after: dict[str, str]) -> dict[str, str]:
+    """Dotted keys whose values differ -> `before -> after`."""
+    keys = sorted(before.keys() | after.keys())
+    pairs = {key: (before.get(key, "absent"), after.get(key, "absent")) for key in keys}
+    return {key: f"{one} -> {other}" for key, (one, other) in pairs.items() if one != other}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, str]:
+    """Dotted keys -> values as JSON."""
+    return dict(_leaves(config))
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, value as JSON) of a tree of mappings and lists; an empty one is a value."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    if not items or not tree:
+        yield prefix, json.dumps(tree, default=str)
+        return
+    for key, value in items:
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))

@@ -1,0 +1,220 @@
+"""The weights that a run begins with: another run's, released ones, and those of a frozen teacher."""
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from tips_ray import storage
+from tips_ray.config import ImageEncoderConfig, PrototypeHeadConfig, TrainConfig
+from tips_ray.distributed import gather_objects, rank
+from tips_ray.models import load_official_image, load_official_text, load_transformers, official_temperature
+from tips_ray.models.networks import Heads, Teacher
+from tips_ray.models.vision import ImageEncoder, resized_positions
+from tips_ray.runs.checkpoint import checkpoints_of, digest_of, newest_checkpoint
+from tips_ray.train.loading import fill_from_checkpoint
+from tips_ray.train.state import TrainState
+from tips_ray.weights import Origin, start_origin, teacher_origin, teacher_sizes
+
+Result = TypeVar("Result")
+Tensors = dict[str, Any]
+_POSITIONS = "image.pos_embed"
+
+
+def begin(state: TrainState, config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Fill a new state, sharded or not, with the weights that the config names; every rank calls this at step 0.
+
+    Returns:
+        Where they are from, for the run's `start` event: `uri`, `kind` and `fingerprint` (sha256) by the config key.
+
+    Raises:
+        ValueError: they are not there, damaged, or of other sizes; every rank raises.
+    """
+    found = {}
+    if config.start:
+        origin = _from_first_rank(lambda: verified(start_origin(config)))
+        found["start"] = _load_run(state, origin) if origin.checkpoint else _load_released(state, origin, config)
+    if config.objective.frozen_teacher:
+        origin = _from_first_rank(lambda: verified(teacher_origin(config)))
+        found["frozen_teacher"] = _load_teacher(state, origin)
+    return found
+
+
+def unloaded_teacher(config: TrainConfig) -> Teacher | None:
+    """The network of `objective.frozen_teacher` with its own sizes, on the meta device; None where none is named."""
+    if config.objective.frozen_teacher is None:
+        return None
+    sizes = teacher_sizes(config)
+    with torch.device("meta"):
+        image = ImageEncoder(ImageEncoderConfig(**sizes["image"]))
+        heads = Heads(image.config.width, PrototypeHeadConfig(**sizes["head"]))
+        return Teacher(image, heads, config.objective)
+
+
+def verified(origin: Origin) -> Origin:
+    """A run with the newest of its checkpoints that is whole; one that was named is verified when it is read.
+
+    Raises:
+        ValueError: none of them is.
+    """
+    if origin.kind != "run":
+        return origin
+    found = newest_checkpoint(checkpoints_of(origin.uri))
+    if found is None:
+        raise ValueError(f"{origin.key} ({origin.uri}): none of its checkpoints is whole; give another run")
+    return replace(origin, checkpoint=found)
+
+
+def _load_run(state: TrainState, origin: Origin) -> dict[str, Any]:
+    """All but optimizer and step; where another teacher is frozen, the student alone."""
+    student, teacher = get_model_state_dict(state.student), get_model_state_dict(state.teacher)
+    averaged = {name: like for name, like in teacher.items() if origin.teacher_part(name) == "teacher"}
+    wanted = {"student": student, "teacher": averaged, "centers": get_model_state_dict(state.centers)}
+    if state.teacher.config.teacher == "frozen":
+        wanted = {"student": student}
+    read = _read(wanted, origin)
+    set_model_state_dict(state.student, read["student"])
+    if len(read) > 1:
+        _set_teacher(state, read["teacher"])
+        set_model_state_dict(state.centers, read["centers"])
+    return _told_run(origin)
+
+
+def _load_teacher(state: TrainState, origin: Origin) -> dict[str, Any]:
+    wanted: dict[str, Tensors] = {"centers": get_model_state_dict(state.centers), "student": {}, "teacher": {}}
+    for name, like in get_model_state_dict(state.teacher).items():
+        wanted[origin.teacher_part(name)][name] = like
+    read = _read({part: tensors for part, tensors in wanted.items() if tensors}, origin)
+    set_model_state_dict(state.teacher, {**read.get("student", {}), **read.get("teacher", {})})
+    set_model_state_dict(state.centers, read["centers"])
+    return _told_run(origin)
+
+
+def _set_teacher(state: TrainState, averaged: Tensors) -> None:
+    """The teacher is a copy of the student but for what an average is known of."""
+    student = get_model_state_dict(state.student)
+    copied = {name: student[name] for name in get_model_state_dict(state.teacher)}
+    set_model_state_dict(state.teacher, {**copied, **averaged})
+
+
+def _read(wanted: dict[str, Tensors], origin: Origin) -> dict[str, Tensors]:
+    """`wanted`, filled in place from a checkpoint; positions of another grid in a tensor of their own."""
+    stored = {part: {name: _as_stored(name, like, origin) for name, like in wanted[part].items()} for part in wanted}
+    assert origin.checkpoint is not None
+    fill_from_checkpoint(stored, origin.checkpoint)
+    return {
+        part: {name: _like(stored[part][name], like) for name, like in tensors.items()}
+        for part, tensors in wanted.items()
+    }
+
+
+def _as_stored(name: str, like: Tensor, origin: Origin) -> Tensor:
+    shape = (1, 1 + origin.grid**2, like.shape[-1])
+    if name != _POSITIONS or like.shape == shape:
+        return like
+    return torch.empty(shape, dtype=like.dtype, device=like.device)  # whole on every rank
+
+
+def _like(stored: Tensor, like: Tensor) -> Tensor:
+    """Positions resampled and cut as `like` is; all else is as it should be."""
+    if stored is like:
+        return stored
+    resized = _on_grid(stored, math.isqrt(like.shape[1] - 1))
+    if isinstance(like, DTensor):
+        return distribute_tensor(resized, like.device_mesh, like.placements, src_data_rank=None)
+    return resized
+
+
+def _on_grid(positions_1LD: Tensor, grid: int) -> Tensor:
+    """Learned positions, that of CLS-web first, for `grid` x `grid` patches."""
+    web_1D, patches_LD = positions_1LD[0, :1], positions_1LD[0, 1:]
+    if len(patches_LD) == grid**2:
+        return positions_1LD
+    return torch.cat([web_1D, resized_positions(patches_LD, grid, grid).to(web_1D.dtype)])[None]
+
+
+def _load_released(state: TrainState, origin: Origin, config: TrainConfig) -> dict[str, Any]:
+    """Encoders and temperature; heads keep their random start, the teacher is a copy of the student."""
+    tensors: Tensors = {}
+
+    def read() -> dict[str, Any]:
+        with _local(origin.files) as paths:
+            tensors.update(_released_tensors(origin, paths, config))
+            return _told(origin, {name: digest_of(path) for name, path in paths.items()})
+
+    told = _from_first_rank(read)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized(), strict=False)
+    set_model_state_dict(state.student, tensors, options=options)
+    if state.teacher.config.teacher != "frozen":
+        _set_teacher(state, {})
+    return told
+
+
+def _released_tensors(origin: Origin, paths: dict[str, Path], config: TrainConfig) -> Tensors:
+    """Under the student's names."""
+    if origin.kind == "transformers":
+        model = load_transformers(paths["config.json"].parent)
+        image, text, temperature = model.image, model.text, model.temperature
+    else:
+        image = load_official_image(paths["image"], config.image.num_heads) if "image" in paths else None
+        text = load_official_text(paths["text"], config.text.num_heads) if "text" in paths else None
+        temperature = official_temperature(paths["text"]) if "text" in paths else None
+    tensors = {**_named("image.", image), **_named("text.", text)}
+    if image is not None:
+        tensors[_POSITIONS] = _on_grid(tensors[_POSITIONS], config.image.grid)
+    if temperature is not None:
+        tensors["log_temperature"] = torch.tensor([temperature]).log()
+    return tensors
+
+
+def _named(prefix: str, encoder: nn.Module | None) -> Tensors:
+    return {} if encoder is None else {prefix + name: value for name, value in encoder.state_dict().items()}
+
+
+@contextmanager
+def _local(files: dict[str, str]) -> Iterator[dict[str, Path]]:
+    """Local paths of files, in one folder; what is remote is copied for as long as the block lasts."""
+    if all(map(storage.is_local, files.values())):
+        yield {name: Path(uri) for name, uri in files.items()}
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder, uri.rsplit("/", 1)[1]) for name, uri in files.items()}
+        for name, uri in files.items():
+            storage.download(uri, paths[name])
+        yield paths
+
+
+def _told_run(origin: Origin) -> dict[str, Any]:
+    assert origin.checkpoint is not None
+    return {**_told(origin, origin.checkpoint.manifest), "checkpoint": origin.checkpoint.uri}
+
+
+def _told(origin: Origin, content: dict[str, Any]) -> dict[str, Any]:
+    """What an event tells; `content` is of what the weights' fingerprint is made."""
+    fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {"uri": origin.uri, "kind": origin.kind, "fingerprint": fingerprint}
+
+
+def _from_first_rank(action: Callable[[], Result]) -> Result:
+    """What `action` gives on rank 0, which alone reads; what is wrong there is raised by all."""
+    outcome: Any = None
+    if rank() == 0:
+        try:
+            outcome = action()
+        except (ValueError, OSError) as error:
+            outcome = error if isinstance(error, storage.StorageError) else ValueError(str(error))
+    outcome = gather_objects(outcome)[0]
+    if isinstance(outcome, ValueError):
+        raise outcome
+    return outcome

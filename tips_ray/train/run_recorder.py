@@ -1,0 +1,166 @@
+"""Where a run's results go: run folder, MLflow and checkpoints, without Ray."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from tips_ray import storage
+from tips_ray.batch import Batch
+from tips_ray.checkpoint_io import CheckpointWriter
+from tips_ray.distributed import gather_objects, rank, world_size
+from tips_ray.errors import root_cause
+from tips_ray.runs.checkpoint import drop_old_checkpoints
+from tips_ray.runs.folder import RunFolder, is_final
+from tips_ray.runs.restart import Restart, attempt_before
+from tips_ray.runs.run import RunInputs
+from tips_ray.train.bad_step import save_bad_step
+from tips_ray.train.machine import machine, versions
+from tips_ray.train.state import TrainState
+
+Report = Callable[[dict[str, float]], None]
+"""Told of every checkpoint once it is there on all ranks: its step and that step's metrics; every rank calls it."""
+
+
+class RunSink:
+    """The loop's sink: metrics and events from rank 0, checkpoints and rejects from all."""
+
+    def __init__(
+        self,
+        run: RunInputs,
+        step: int,
+        device: torch.device,
+        report: Report,
+        begun_from: dict[str, dict[str, Any]] | None = None,
+        restart: Restart | None = None,
+    ) -> None:
+        """
+        Args:
+            begun_from: the weights that a new run was given, as `tips_ray.train.initial_weights.begin` tells it.
+            restart: measures this start; None: nobody wants to know.
+        """
+        self.run, self.report = run, report
+        self.folder = RunFolder(run.uri, rank())
+        self._first_step, self._restart = step, restart
+        self._before = attempt_before(self.folder) if rank() == 0 and restart else None
+        self.folder.drop_after(step)
+        self.tracking = run.tracking if rank() == 0 else None
+        self._samples: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []  # of the step that is being done
+        self._writer = self._new_writer(device)
+        self._saved_metrics: dict[str, float] = {}
+        """Of the step whose checkpoint is in flight."""
+        self._stall: dict[str, float] = {}
+        on, of = machine(device), versions()
+        weights = {"from": begun_from} if begun_from else {}
+        self._event("resume" if step else "start", step, workers=world_size(), machine=on, versions=of, **weights)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """A line in the run folder, a point in MLflow; and word of a checkpoint that is there by now."""
+        samples = gather_objects(self._samples) if self.run.config.data.log_samples else []
+        self._samples = []
+        if rank() == 0:
+            self.folder.log_samples(line for lines in samples for line in lines)
+            self._log_metrics(step, {**metrics, **self._stall})
+        self._stall = {}
+        self._note_committed()
+
+    def save(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """Begin a checkpoint, once the one before it is there; training goes on when the state is copied."""
+        started = time.perf_counter()
+        self._note_committed(wait=True)
+        self._flush_at_last()  # what a run restored from this step will keep
+        self._writer.start(state)
+        self._stall = {"checkpoint_stall_ms": round(1000 * (time.perf_counter() - started), 3)}
+        self._saved_metrics = {"step": state.step, **metrics, **self._stall}
+
+    def save_bad_step(self, state: TrainState, micro_batches: Sequence[Batch], facts: dict[str, Any]) -> str:
+        """State, batches and sample ids for `tips-ray replay`; an event."""
+        uri = save_bad_step(self.run.uri, state, micro_batches, self._rows, facts, self.run.fingerprints)
+        told = {name: value for name, value in facts.items() if name not in ("step", "metrics")}
+        self._event("bad_step", facts["step"], **told, uri=uri)
+        return uri
+
+    def note_rows(self, columns: dict[str, Any]) -> None:
+        """Lines in the rejects table for the invalid rows of a micro-batch; its samples wait for the next log."""
+        if self.run.config.data.log_samples:
+            places = {"positions": columns["position"].tolist(), "sample_ids": columns["sample_id"].tolist()}
+            self._samples.append({"step": int(columns["step"][0]), "rank": rank(), **places})
+        if self._rows and self._rows[0]["step"] != columns["step"][0]:
+            self._rows = []
+        called = {name: columns[name].tolist() for name in ("sample_id", "key")}
+        self._rows.append({"step": int(columns["step"][0]), **called})
+        bad = (~columns["valid"]).nonzero()[0]
+        names = {"step": "step", "sample_id": "sample_id", "key": "key", "reason": "reject"}
+        values = [columns[column][bad].tolist() for column in names.values()]  # plain ones, whatever Ray made of text
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+        if rows:
+            self.folder.log_rejects(rows)
+            self.folder.flush_if_there()
+
+    def note_step(self) -> None:
+        """A step is done; after the first of an attempt that follows another, an event tells what changed."""
+        if self._before and self._restart:
+            self._event(
+                "change", self._first_step, **self._restart.change(self._before, self._first_step, world_size())
+            )
+        self._before = None
+
+    def rejects(self) -> str:
+        """Read by rank 0 alone: every rank has written its bad rows before the last collective."""
+        return gather_objects(self.folder.described_rejects() if rank() == 0 else None)[0]
+
+    def note_failure(self, step: int, error: Exception) -> None:
+        """An event, see the function; a save in flight may end."""
+        self._writer.wait()
+        note_failure(self.folder, step, error)
+
+    def close(self) -> None:
+        """The last checkpoint is there, and everything that waits is written."""
+        self.note_step()  # of an attempt of one step
+        self._note_committed(wait=True)
+        self._writer.close()
+        self._flush_at_last()
+        if self.tracking:
+            self.tracking.flush()
+
+    def _new_writer(self, device: torch.device) -> CheckpointWriter:
+        run, config = self.run, self.run.config
+        last, every = config.keep_last, config.keep_every_steps
+        drop = partial(drop_old_checkpoints, run.checkpoints_uri, keep_last=last, keep_every_steps=every)
+        patience = config.checkpoint_patience_seconds
+        return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, after_commit=drop)
+
+    def _note_committed(self, wait: bool = False) -> None:
+        """Word of the checkpoint in flight to whoever started the run, if it is there on all ranks."""
+        committed = self._writer.committed(wait)
+        if committed is None:
+            return
+        saved, seconds = committed
+        stall_ms = self._saved_metrics["checkpoint_stall_ms"]
+        self._event("checkpoint", saved.step, uri=saved.uri, seconds=round(seconds, 3), stall_ms=stall_ms)
+        self.report(self._saved_metrics)
+
+    def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self.folder.log_metrics(step, metrics)
+        self.folder.flush_if_there()
+        if self.tracking:
+            self.tracking.log(step, metrics)
+
+    def _event(self, kind: str, step: int, **what: Any) -> None:
+        if rank() == 0:
+            self.folder.log_event(kind, step, **what)
+            self.folder.flush_if_there()
+
+    def _flush_at_last(self) -> None:
+        storage.keep_trying(self.folder.flush, self.run.config.checkpoint_patience_seconds)
+
+
+def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
+    """An event of this rank; final: all ranks raise it alike, and would again."""
+    cause = root_cause(error)  # of an error of Ray's stream
+    if rank() == 0 or not is_final(cause):
+        what = {"error": str(cause), "type": type(cause).__name__, "is_final": is_final(cause)}
+        folder.try_event("failure", step, rank=rank(), **what)

@@ -1,0 +1,113 @@
+"""One attempt of a run, from a checkpoint to the end: one rank's view, without Ray."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from tips_ray.batch import Batch
+from tips_ray.config import RunConfig
+from tips_ray.data.collate import batch_from
+from tips_ray.distributed import gather_objects, rank, world_size
+from tips_ray.models.networks import Student, Teacher
+from tips_ray.runs.checkpoint import checkpoint_at
+from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.restart import Restart
+from tips_ray.runs.run import RunInputs
+from tips_ray.train.graceful_stop import PlannedStop
+from tips_ray.train.initial_weights import begin, unloaded_teacher
+from tips_ray.train.loading import load_checkpoint
+from tips_ray.train.loop import train
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
+from tips_ray.train.run_recorder import Report, RunSink, note_failure
+from tips_ray.train.state import TrainState, new_state
+
+OpenStream = Callable[[], tuple[int, Iterator[dict[str, Any]]]]
+"""Gives the step at which this rank's stream begins, 0 or that of a checkpoint, and its micro-batches as columns."""
+
+
+def run_attempt(
+    run: RunInputs,
+    device: torch.device,
+    open_stream: OpenStream,
+    report: Report,
+    asked: Callable[[], str] = lambda: "",
+) -> None:
+    """Train from where the stream begins to the end; every rank calls this.
+
+    Args:
+        run: config and places.
+        device: of this rank.
+        open_stream: called once the networks stand.
+        report: told of checkpoints.
+        asked: why this rank is to leave, empty while it is not.
+
+    Raises:
+        PlannedStop: a rank was asked to leave; all that was done is saved, and all ranks raise.
+    """
+    config, restart = run.config, Restart()
+    torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
+    with restart.part("load"):
+        state = prepared_state(config, device)
+    with restart.part("data"):
+        first_step, stream = open_stream()
+    with restart.part("load"):
+        begun_from = _filled(state, run, first_step)
+        sink = RunSink(run, state.step, device, report, begun_from, restart)
+    try:
+        train(state, _steps(state, config, device, stream, sink), config, sink, asked)
+    except Exception as error:
+        sink.note_failure(state.step, error)
+        raise
+    sink.close()
+    if state.step < config.schedule.total_steps:
+        raise PlannedStop(next(filter(None, gather_objects(asked()))))
+
+
+def _filled(state: TrainState, run: RunInputs, first_step: int) -> dict[str, dict[str, Any]] | None:
+    """With the checkpoint of the first step, or with what a new run begins with, which is returned."""
+    if first_step:
+        load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
+        return None
+    try:
+        return begin(state, run.config)
+    except ValueError as error:  # of all ranks alike, such as weights that do not fit: another start would not help
+        note_failure(RunFolder(run.uri, rank()), 0, error)
+        raise
+
+
+def prepared_state(config: RunConfig, device: torch.device) -> TrainState:
+    """The state of step 0 as the process group's ranks share it, before weights are read that it begins with."""
+    return new_state(config, unloaded_teacher(config), device, partial(_prepared, config, device))
+
+
+def _prepared(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
+    resources = config.resources
+    apply_recomputation(student, resources.recompute)
+    if resources.compile:
+        compile_blocks(student)
+        compile_blocks(teacher)
+    mesh = worker_mesh(device.type, resources.replicas)
+    shard(student, teacher, mesh, compute_dtype(resources))
+
+
+def _steps(
+    state: TrainState, config: RunConfig, device: torch.device, stream: Iterator[dict[str, Any]], sink: RunSink
+) -> Iterator[Sequence[Batch]]:
+    """This worker's micro-batches, step by step.
+
+    Raises:
+        RuntimeError: the stream stands at another step than the state: dataset and checkpoint disagree.
+    """
+    passes = config.global_batch_images // world_size() // config.images_per_pass
+    micro_batches: list[Batch] = []
+    for columns in stream:
+        if (columns["step"] != state.step).any():
+            raise RuntimeError(f"the data stream brought step {columns['step'][0]}, the state is at {state.step}")
+        sink.note_rows(columns)
+        micro_batches.append(batch_from(columns).to(device))
+        if len(micro_batches) == passes:
+            yield micro_batches
+            sink.note_step()
+            micro_batches = []

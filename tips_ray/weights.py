@@ -1,0 +1,252 @@
+"""What lies at `start.uri` or `objective.frozen_teacher`, and whether a config fits it. No weight is read here."""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+
+from tips_ray import storage
+from tips_ray.config import RunConfig, TrainConfig
+from tips_ray.data.vocabulary import tokenizer_at
+from tips_ray.models.official import official_sizes
+from tips_ray.models.transformers_config import read_config
+from tips_ray.runs.checkpoint import MANIFEST, CheckpointInfo, checkpoints_of, list_checkpoints
+
+_COMPARED = {
+    "image": ("width", "depth", "num_heads", "ffn", "ffn_hidden", "patch_size_px", "gelu"),
+    "text": ("width", "depth", "num_heads", "ffn_hidden", "vocab_size"),
+    "head": ("num_prototypes", "hidden", "bottleneck"),
+}
+"""What weights depend on, and the form of GELU; positions are resampled, LayerScale and drop-path belong to a run."""
+_KNOWN = (
+    "a run folder (config.yaml), a checkpoint of one (manifest.json), a transformers folder (config.json) or released "
+    "npz files"
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from."""
+
+    key: str
+    """Config key that names it."""
+    uri: str
+    kind: Literal["run", "checkpoint", "transformers", "official"]
+    sizes: dict[str, dict[str, Any]]
+    """Fields of the config sections `image`, `text` and `head`, as far as these are there and known."""
+    files: dict[str, str] = field(default_factory=dict)
+    """URIs of what a transformers folder (by name) or a release (by encoder) consists of."""
+    run_uri: str = ""
+    config: dict[str, Any] | None = None
+    """Of a run."""
+    checkpoint: CheckpointInfo | None = None
+    """The one that was named, or the run's newest, not yet verified."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image that the learned positions belong to."""
+        return self.sizes["image"]["image_size_px"] // self.sizes["image"]["patch_size_px"]
+
+    def teacher_part(self, name: str) -> Literal["student", "teacher"]:
+        """The network of a run's checkpoint that holds parameter `name` of its averaged teacher.
+
+        Head-only EMA has no encoder of its own, and a frozen teacher is another model than the one that was trained.
+        """
+        assert self.config is not None
+        kind = self.config["objective"]["teacher"]
+        shares_encoder = kind == "ema_heads" and not name.startswith("heads.")
+        return "student" if kind == "frozen" or shares_encoder else "teacher"
+
+    def described(self) -> str:
+        """`the image encoder of weights.npz`."""
+        if self.checkpoint:
+            return f"{self.run_uri} at step {self.checkpoint.step}"
+        encoders = " and ".join(f"{kind} encoder" for kind in ("image", "text") if kind in self.sizes)
+        return f"the {encoders} of {self.uri}"
+
+
+def start_origin(config: TrainConfig) -> Origin:
+    """What lies at `start.uri`.
+
+    Raises:
+        ValueError: nothing that weights can come from, or its sizes are not those of the config; all are named.
+    """
+    assert config.start is not None
+    origin = origin_at("start.uri", config.start.uri)
+    given = config.model_dump(mode="json")
+    differing = [
+        f"{section}.{key} ({given[section][key]}) must be {there[key]}"
+        for section, there in origin.sizes.items()
+        for key in _COMPARED[section]
+        if key in there and given[section][key] != there[key] and (key, there.get("ffn")) != ("gelu", "swiglu")
+    ]
+    if differing:
+        raise ValueError(f"start.uri ({origin.uri}) has other sizes: {', '.join(differing)}, as it is there")
+    return origin
+
+
+def teacher_origin(config: TrainConfig) -> Origin:
+    """What lies at `objective.frozen_teacher`.
+
+    Raises:
+        ValueError: no run, or prototypes or patches are not those of the config.
+    """
+    uri = config.objective.frozen_teacher
+    assert uri is not None
+    origin = origin_at("objective.frozen_teacher", uri)
+    if origin.config is None:
+        raise ValueError(
+            f"{origin.key} ({origin.uri}) has encoders without prototype heads, which a student cannot be trained on: "
+            "give the folder of a run"
+        )
+    head, image = origin.sizes["head"], origin.sizes["image"]
+    if head["num_prototypes"] != config.head.num_prototypes:
+        raise ValueError(
+            f"head.num_prototypes ({config.head.num_prototypes}) must be {head['num_prototypes']}, as in "
+            f"{origin.key} ({origin.uri}): student and teacher score the same prototypes"
+        )
+    if image["patch_size_px"] != config.image.patch_size_px:
+        raise ValueError(
+            f"image.patch_size_px ({config.image.patch_size_px}) must be {image['patch_size_px']}, as in "
+            f"{origin.key} ({origin.uri}): student and teacher see the same patches"
+        )
+    return origin
+
+
+def teacher_sizes(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Sizes of `objective.frozen_teacher`, for which the config of its run is enough; weights may be gone.
+
+    Raises:
+        ValueError: there is no run.
+    """
+    assert config.objective.frozen_teacher is not None
+    uri = storage.resolved(config.objective.frozen_teacher)
+    for run_uri in (uri, uri.rsplit("/", 2)[0]):  # a run, or one of its checkpoints
+        if storage.exists(storage.join(run_uri, "config.yaml")):
+            return _run_config("objective.frozen_teacher", uri, run_uri)[1]
+    return teacher_origin(config).sizes
+
+
+def require_its_vocabulary(origin: Origin, config: RunConfig) -> None:
+    """A text encoder means the ids of its own tokenizer.
+
+    Raises:
+        ValueError: the config has none, or another than the run that the text encoder comes from.
+    """
+    if "text" not in origin.sizes:
+        return
+    given = config.captions.tokenizer
+    if origin.config is None:
+        if given is None:
+            raise ValueError(
+                f"captions.tokenizer must name the vocabulary of the text encoder in start.uri ({origin.uri}): the "
+                ".model or .json that came with it"
+            )
+        return
+    there = origin.config["captions"]["tokenizer"] or storage.join(origin.run_uri, "tokenizer.json")
+    if given is None or tokenizer_at(given).source != tokenizer_at(there).source:
+        raise ValueError(
+            f"captions.tokenizer ({given}) must be that of start.uri ({origin.uri}), whose text encoder knows no "
+            f"other: set captions.tokenizer={there}"
+        )
+
+
+def origin_at(key: str, uri: str) -> Origin:
+    """Decided by what lies there; `key` is what errors call it.
+
+    Raises:
+        ValueError: nothing that weights can come from.
+    """
+    uri = storage.resolved(uri)
+    if not uri.endswith(".npz"):
+        if storage.exists(storage.join(uri, MANIFEST)):
+            return _checkpoint_at(key, uri)
+        if storage.exists(storage.join(uri, "config.yaml")):
+            return _run_at(key, uri)
+        if storage.exists(storage.join(uri, "config.json")):
+            return _transformers_at(key, uri)
+    files = _npz_files(uri)
+    if not files:
+        raise ValueError(f"{key} ({uri}): there is neither {_KNOWN}; correct it")
+    return _official_at(key, uri, files)
+
+
+def _run_at(key: str, uri: str) -> Origin:
+    found = list_checkpoints(checkpoints_of(uri))
+    if not found:
+        raise ValueError(f"{key} ({uri}) is a run without a checkpoint; wait for its first one, or give another run")
+    return _of_run(key, uri, "run", uri, found[-1])
+
+
+def _checkpoint_at(key: str, uri: str) -> Origin:
+    checkpoints_uri = uri.rsplit("/", 1)[0]
+    run_uri = checkpoints_uri.rsplit("/", 1)[0]
+    if not storage.exists(storage.join(run_uri, "config.yaml")):
+        raise ValueError(
+            f"{key} ({uri}) is a checkpoint outside of a run: {run_uri} has no config.yaml, which tells its sizes; "
+            "copy the run with it"
+        )
+    found = next((checkpoint for checkpoint in list_checkpoints(checkpoints_uri) if checkpoint.uri == uri), None)
+    if found is None:
+        raise ValueError(f"{key} ({uri}): its {MANIFEST} is damaged; give another checkpoint, or the run's folder")
+    return _of_run(key, uri, "checkpoint", run_uri, found)
+
+
+def _of_run(key: str, uri: str, kind: Literal["run", "checkpoint"], run_uri: str, checkpoint: CheckpointInfo) -> Origin:
+    config, sizes = _run_config(key, uri, run_uri)
+    return Origin(key, uri, kind, sizes, {}, run_uri, config, checkpoint)
+
+
+def _run_config(key: str, uri: str, run_uri: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The config of a run, and what sizes it gives."""
+    config = yaml.safe_load(storage.read_text(storage.join(run_uri, "config.yaml")))
+    try:
+        return config, {section: config[section] for section in _COMPARED}
+    except (KeyError, TypeError):
+        raise ValueError(f"{key} ({uri}): {run_uri}/config.yaml is not the config of a run") from None
+
+
+def _transformers_at(key: str, uri: str) -> Origin:
+    with tempfile.TemporaryDirectory() as folder:
+        storage.download(storage.join(uri, "config.json"), Path(folder, "config.json"))
+        try:
+            image, text, _ = read_config(Path(folder))
+        except ValueError as error:
+            raise ValueError(f"{key} ({uri}): {str(error).replace(folder, uri)}") from None
+    names = [name for name in storage.list_names(uri) if Path(name).suffix in (".json", ".safetensors", ".model")]
+    sizes = {"image": image.model_dump(mode="json"), "text": text.model_dump(mode="json")}
+    return Origin(key, uri, "transformers", sizes, {name: storage.join(uri, name) for name in names})
+
+
+def _npz_files(uri: str) -> list[str]:
+    """The files that a name, a pattern or a folder stands for."""
+    try:
+        if uri.endswith(".npz"):
+            return [file.uri for file in storage.list_files(uri)]
+    except storage.NotFoundError:
+        return []
+    return [storage.join(uri, name) for name in storage.list_names(uri) if name.endswith(".npz")]
+
+
+def _official_at(key: str, uri: str, files: list[str]) -> Origin:
+    sizes, of_encoder = {}, {}
+    for file in files:
+        kind, found = _official_sizes_of(file)
+        if kind in sizes:
+            raise ValueError(
+                f"{key} ({uri}): {of_encoder[kind]} and {file} both hold {kind} encoders; name one of them"
+            )
+        sizes[kind], of_encoder[kind] = found, file
+    return Origin(key, uri, "official", sizes, of_encoder)
+
+
+def _official_sizes_of(uri: str) -> tuple[str, dict[str, Any]]:
+    filesystem, path = storage.filesystem(uri)
+
+    def read() -> tuple[str, dict[str, Any]]:
+        with filesystem.open_input_file(path) as file:
+            return official_sizes(cast(Any, file), uri)
+
+    return storage.attempt(uri, read)

@@ -1,0 +1,134 @@
+"""The runs of an ablation: what they share is made once, then each row and seed is trained and evaluated."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tips_ray import storage
+from tips_ray.config import RunConfig
+from tips_ray.config.ablation import AblationConfig
+from tips_ray.data.index import index_of
+from tips_ray.launch.checks import config_fingerprint, run_is_new_or_the_same
+from tips_ray.launch.vocabulary import trained_vocabulary
+from tips_ray.runs.tracking import prepare_tracking
+from tips_ray.scenes.shards import stored_scenes
+from tuning.chains import Chain, side_by_side
+
+SUITE = "suite.yaml"
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+"""Else every step asks the system for fresh pages; benchmarks/README.md has what that costs."""
+TRAIN_SEED = 0
+"""World of the scenes to train on; the evaluation has others."""
+
+
+class RowRun(NamedTuple):
+    """One row with one seed."""
+
+    row: str
+    seed: int
+    config: RunConfig
+    results: Path
+    """Of its evaluation."""
+
+
+def prepared_runs(config: AblationConfig, out: Path) -> list[RowRun]:
+    """All of them, with scenes, vocabulary, index and tracking made ahead, once for all.
+
+    Raises:
+        ValueError: `base` is wrong, or `out` holds runs with another config.
+    """
+    places = _places(config, out)
+    runs = [
+        RowRun(row, seed, config.run(row, seed, str(out / "runs"), places), out / "evaluation" / f"{row}-seed{seed}")
+        for row in config.rows
+        for seed in config.seeds
+    ]
+    for one in runs:
+        run_is_new_or_the_same(one.config)
+    _prepare(runs[0].config, config.scenes)
+    (out / SUITE).write_text(yaml.safe_dump(config.suite.model_dump(mode="json"), sort_keys=False))
+    return runs
+
+
+def _places(config: AblationConfig, out: Path) -> dict[str, Any]:
+    size = config.base.get("text", {}).get("vocab_size", "default")
+    source = out / "scenes" / f"train-{config.scenes}"
+    return {"data.sources": [{"uri": str(source)}], "captions.tokenizer": f"{source}-vocabulary-{size}.json"}
+
+
+def _prepare(run: RunConfig, scenes: int) -> None:
+    """What several runs would make at once."""
+    columns = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
+    source, tokenizer = run.data.sources[0].uri, run.captions.tokenizer
+    rate = stored_scenes(source, TRAIN_SEED, scenes, columns)
+    print(f"scenes       {scenes:,} {f'rendered, {rate:.0f}/s' if rate else 'are there'}: {source}", flush=True)
+    index = index_of(run.data, storage.join(run.storage, "index"))
+    assert tokenizer is not None
+    if not storage.exists(tokenizer):
+        storage.write_bytes(tokenizer, trained_vocabulary(run, index))
+    prepare_tracking(run)
+
+
+def run_missing(runs: Sequence[RowRun], at_a_time: int, out: Path) -> None:
+    """Train and evaluate what is not complete.
+
+    Raises:
+        RunFailedError: a run failed.
+        KeyboardInterrupt: interrupted; the message says how to go on.
+    """
+    suite = out / SUITE
+    missing = [one for one in runs if not _is_complete(one, suite)]
+    complete = len(runs) - len(missing)
+    names = {one.config.name: one for one in missing}
+
+    def tell(chain: Chain, seconds: float) -> None:
+        nonlocal complete
+        complete += 1
+        _mark_complete(names[chain.name], suite)
+        print(f"{chain.name:28} {seconds:.0f} s; {complete} of {len(runs)} are complete", flush=True)
+
+    # The last rows ask most of a step; begun first, none of them runs alone at the end.
+    chains = [_chain(one, suite, out) for one in reversed(missing)]
+    try:
+        side_by_side(chains, at_a_time, _environment(at_a_time), tell)
+    except KeyboardInterrupt:
+        told = f"interrupted; {complete} of {len(runs)} runs are complete, the same command goes on with the others"
+        raise KeyboardInterrupt(told) from None
+
+
+def _chain(one: RowRun, suite: Path, out: Path) -> Chain:
+    name = one.config.name
+    path = out / "configs" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(one.config.model_dump(mode="json"), sort_keys=False))
+    command = [sys.executable, "-m", "jobs.cli"]
+    pretrain = [*command, "pretrain", str(path), "--without-ray"]
+    evaluate = [*command, "evaluate", f"{one.config.storage}/{name}", "--suite", str(suite)]
+    return Chain(name, [pretrain, [*evaluate, "--output", str(one.results)]], out / "logs" / f"{name}.log")
+
+
+def _environment(at_a_time: int) -> dict[str, str]:
+    """Of the commands: their share of the CPUs, memory that glibc keeps for the next step instead of giving it back,
+    and no cluster, which an evaluation would else join."""
+    threads = max((os.cpu_count() or 1) // at_a_time, 1)
+    return {"OMP_NUM_THREADS": str(threads), **KEPT_MEMORY, **os.environ, "RAY_ADDRESS": ""}
+
+
+def _is_complete(one: RowRun, suite: Path) -> bool:
+    """Trained and evaluated with just these configs."""
+    path = one.results / "complete.json"
+    return path.is_file() and path.read_text() == _done(one, suite)
+
+
+def _mark_complete(one: RowRun, suite: Path) -> None:
+    (one.results / "complete.json").write_text(_done(one, suite))
+
+
+def _done(one: RowRun, suite: Path) -> str:
+    known = {"run": config_fingerprint(one.config.model_dump(mode="json")), "suite": suite.read_text()}
+    return json.dumps(known, indent=1)

@@ -1,0 +1,123 @@
+"""Results of an ablation's runs -> results.json and a table in Markdown, with every direction judged by its numbers."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tips_ray.config import ObjectiveConfig, RunConfig
+from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConfig, trained_tokens
+from tuning.ablation import RowRun
+from tuning.significance import Gain, Measured, Verdict, gain, verdict
+
+Table = dict[str, dict[str, Measured]]
+"""By row, by metric."""
+
+
+def written_table(config: AblationConfig, runs: Sequence[RowRun], out: Path) -> str:
+    """Write `results.json` and `table.md` below `out`; returns the table.
+
+    Args:
+        config: of the ablation.
+        runs: all rows with all seeds, evaluated.
+        out: a folder.
+
+    Raises:
+        ValueError: a score that a metric names is not among the results.
+    """
+    table = measured(config, runs)
+    judged = [(direction, *_judged(config, table, direction)) for direction in config.directions]
+    text = f"{_described(config, runs[0].config)}\n\n{markdown(config, table, judged)}"
+    (out / "table.md").write_text(text, encoding="utf-8")
+    content = {
+        "rows": {row: {name: _record(found) for name, found in scores.items()} for row, scores in table.items()},
+        "directions": [_direction_record(*one) for one in judged],
+        "config": config.model_dump(mode="json"),
+    }
+    (out / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return text
+
+
+def measured(config: AblationConfig, runs: Sequence[RowRun]) -> Table:
+    """Every metric of every row."""
+    table: Table = {}
+    for row in config.rows:
+        of_row = [one for one in runs if one.row == row]
+        tasks = [json.loads((one.results / "results.json").read_text())["tasks"] for one in of_row]
+        objective = of_row[0].config.objective
+        table[row] = {name: _measured(metric, objective, tasks) for name, metric in config.metrics.items()}
+    return table
+
+
+def _measured(metric: MetricConfig, objective: ObjectiveConfig, of_seeds: Sequence[Mapping[str, Any]]) -> Measured:
+    score = metric.score.format(**trained_tokens(objective))
+    records = [tasks[metric.task] for tasks in of_seeds]
+    missing = [record for record in records if score not in record.get("scores", {})]
+    if missing:
+        known = ", ".join(missing[0].get("scores", {})) or missing[0].get("skipped")
+        raise ValueError(f"task {metric.task} has no score {score}; it has {known}")
+    return Measured(tuple(record["scores"][score] for record in records), records[0]["standard_errors"][score])
+
+
+def _judged(config: AblationConfig, table: Table, direction: DirectionConfig) -> tuple[Gain, Verdict]:
+    row, over = (table[name][direction.metric] for name in (direction.row, direction.over))
+    found = gain(row, over, config.metrics[direction.metric].better)
+    return found, verdict(found, direction)
+
+
+def markdown(config: AblationConfig, table: Table, judged: Sequence[tuple[DirectionConfig, Gain, Verdict]]) -> str:
+    """Scores by row, then directions."""
+    heads = [f"{metric.title} {'↑' if metric.better == 'higher' else '↓'}" for metric in config.metrics.values()]
+    rows = [
+        [config.rows[row].title, *(_cell(found, config.rows[row].paper.get(name)) for name, found in scores.items())]
+        for row, scores in table.items()
+    ]
+    directions = [_direction_line(config, *one) for one in judged]
+    counts = _lines(["Verdict", "Directions"], [[name, str(count)] for name, count in _counted(judged).items()])
+    parts = [_lines(["Row", *heads], rows)]
+    if judged:
+        titles = ["Metric", "Row", "over", "Paper", "Better by", "Margin", "Verdict"]
+        parts += [_lines(titles, directions), counts]
+    return "\n\n".join(parts) + "\n"
+
+
+def _described(config: AblationConfig, run: RunConfig) -> str:
+    steps, images, seeds = run.schedule.total_steps, run.global_batch_images, ", ".join(map(str, config.seeds))
+    spread = "one seed, so that no spread over seeds is known: ± is the standard error over the test images"
+    if len(config.seeds) > 1:
+        spread = f"seeds {seeds}: ± is the standard deviation over them"
+    return (
+        f"{steps:,} steps of {images} images in every row, {config.scenes:,} rendered scenes; {spread}. "
+        "In brackets the paper's figure, on its own data. A difference counts above its margin, two standard errors."
+    )
+
+
+def _cell(found: Measured, paper: float | None) -> str:
+    spread = found.error if found.spread is None else found.spread
+    published = "" if paper is None else f" ({paper:g})"
+    return f"{found.mean:.3f} ± {spread:.3f}{published}"
+
+
+def _direction_line(config: AblationConfig, direction: DirectionConfig, found: Gain, judged: Verdict) -> list[str]:
+    names = (config.metrics[direction.metric], config.rows[direction.row], config.rows[direction.over])
+    figures = [f"{found.mean:+.3f}", f"{found.margin:.3f}", judged]
+    return [*(name.title for name in names), direction.paper, *figures]
+
+
+def _counted(judged: Iterable[tuple[DirectionConfig, Gain, Verdict]]) -> dict[Verdict, int]:
+    counts: dict[Verdict, int] = dict.fromkeys(("shows", "does not show", "cannot tell"), 0)
+    for _, _, name in judged:
+        counts[name] += 1
+    return counts
+
+
+def _lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+def _record(found: Measured) -> dict[str, Any]:
+    return {**found._asdict(), "mean": found.mean, "spread": found.spread}
+
+
+def _direction_record(direction: DirectionConfig, found: Gain, judged: Verdict) -> dict[str, Any]:
+    return {**direction.model_dump(), "gain": found.mean, "margin": found.margin, "verdict": judged}
