@@ -21,11 +21,10 @@ from transformers import LogitsProcessor
 from tests.captioning.tiny import write_paligemma
 from tips_ray.captioning import decoding
 from tips_ray.captioning.captioner import Captioner
-from tips_ray.captioning.chunks import CaptionedShard, ChunkCaptions
-from tips_ray.captioning.compaction import compact
 from tips_ray.captioning.decoding import Row
 from tips_ray.config.captions import CaptionerConfig
-from tips_ray.data.captions.store import GROUP_CHUNKS, CaptionStore
+from tips_ray.data.captions.maintenance import compact
+from tips_ray.data.captions.store import GROUP_CHUNKS, CaptionedShard, CaptionStore, ChunkCaptions
 
 EQUAL, SHORTEST, LONGEST, END = 32, 4, 64, 1
 CHUNK_ROWS, WINDOW_CHUNKS, RUNS = 64, 64, 5

@@ -29,9 +29,9 @@ def run(arguments: argparse.Namespace) -> None:
     from tips_ray.config import RunConfig, load_config
     from tips_ray.data.index import index_of, index_uri
     from tips_ray.data.stream import CaptionAccess
+    from tips_ray.errors import RunFailedError
     from tips_ray.launch import cluster as ray_cluster
     from tips_ray.launch.captions import caption_all, caption_store, why_stopped
-    from tips_ray.launch.failure import RunFailedError
 
     config = load_config(RunConfig, arguments.config, arguments.overrides)
     store, captioner = caption_store(config)

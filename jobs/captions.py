@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tips_ray.captioning.chunks import CaptionedShard
-    from tips_ray.data.captions.store import CaptionStore
+    from tips_ray.data.captions.store import CaptionedShard, CaptionStore
     from tips_ray.data.index import Index
 
 ACTIONS = ("stats", "export", "import", "compact", "verify")
@@ -83,7 +82,7 @@ def _only(stores: "list[CaptionStore]", uri: str) -> "CaptionStore":
 
 
 def _stats(stores: "list[CaptionStore]", _: object) -> Iterator[int]:
-    from tips_ray.captioning.stats import stats
+    from tips_ray.data.captions.maintenance import stats
 
     for store in stores:
         found = stats(store)
@@ -101,7 +100,7 @@ def _stats(stores: "list[CaptionStore]", _: object) -> Iterator[int]:
 
 
 def _compact(stores: "list[CaptionStore]", _: object) -> Iterator[int]:
-    from tips_ray.captioning.compaction import compact
+    from tips_ray.data.captions.maintenance import compact
 
     for store in stores:
         with ThreadPoolExecutor(THREADS) as pool:
@@ -188,9 +187,9 @@ def _shards(index: "Index") -> "Iterator[tuple[CaptionedShard, list[int]]]":
 
 def _rekey(store: "CaptionStore", index: "Index", number: int, known: dict[bytes, list[str]]) -> int:
     """Rows of the chunk of this number in the index, where the file had captions for all its good images."""
-    from tips_ray.captioning.chunks import image_sha256
     from tips_ray.data.captions.import_export import rekeyed
     from tips_ray.data.captions.join import place_of
+    from tips_ray.data.captions.store import image_sha256
 
     rows = index.read(number)
     sha256, errors = image_sha256(row["image"] for row in rows), [row["error"] for row in rows]

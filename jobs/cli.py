@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tips_ray.launch.failure import RunFailedError, sentences
+from tips_ray.errors import RunFailedError, sentences
 
 COMMANDS = {
     "demo": "the whole road on this machine in a few minutes",

@@ -17,8 +17,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from tips_ray.errors import Doubt, Finding, findings
 from tips_ray.launch import cluster as ray_cluster
-from tips_ray.launch.findings import Doubt, Finding, findings
 
 PACKAGE = "tips-ray"
 FEW_BYTES_OF_DISK, FEW_BYTES_OF_MEMORY, FEW_FILES = 10 * 10**9, 4 * 2**30, 8192
@@ -76,7 +76,7 @@ def python_fits() -> str:
 
 def packages_fit() -> str:
     """Every dependency of the installed package against its declared range."""
-    from tips_ray.config import Faults
+    from tips_ray.errors import Faults
 
     needed = list(_requirements())
     faults = [fault for requirement in needed if (fault := _fault(requirement))]

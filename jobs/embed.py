@@ -114,8 +114,8 @@ def embed_all(inputs: "EmbedInputs", missing: "Sequence[range]") -> Made:
     """
     from ray.exceptions import RayError
 
+    from tips_ray.errors import RunFailedError, RunInterrupted, last_words
     from tips_ray.launch import cluster as ray_cluster
-    from tips_ray.launch.failure import RunFailedError, RunInterrupted, last_words
 
     made, config = Made(), inputs.config
     ray_cluster.require_room_for_actor(config, BESIDE_CPUS + 1)

@@ -85,11 +85,10 @@ def _tasks_on_ray(
         return
     from ray.exceptions import RayError
 
-    from tips_ray.errors import root_cause
+    from tips_ray.errors import RunFailedError, described, root_cause
     from tips_ray.evaluation.encoder_place import EncoderPlace
     from tips_ray.evaluation.suite_pipeline import tasks_on_ray
     from tips_ray.launch import cluster as ray_cluster
-    from tips_ray.launch.failure import RunFailedError, described
 
     ray_cluster.require_room_for_actor(config, config.cpus_per_task)
     ray_cluster.connect(config.actors * config.cpus_per_actor + config.cpus_per_task)

@@ -77,8 +77,7 @@ def _of_folder(uri: str) -> "TipsModel":
     from tips_ray.models import load_transformers
     from tips_ray.runs.checkpoint import MANIFEST
     from tips_ray.train.initial_weights import verified
-    from tips_ray.train.trained import trained_model
-    from tips_ray.weights import origin_at
+    from tips_ray.weights import origin_at, trained_model
 
     if any(storage.exists(storage.join(storage.resolved(uri), name)) for name in ("config.yaml", MANIFEST)):
         return trained_model(verified(origin_at("FOLDER", uri)))

@@ -92,7 +92,7 @@ def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
 
 
 def _lines(index: "Index", config: "RunConfig") -> list[str]:
-    from tips_ray.data.unread import unread_bytes
+    from tips_ray.launch.checks import unread_bytes
 
     uri = config.data.index or f"{config.storage.rstrip('/')}/index/{index.fingerprint}"
     lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {uri}"]

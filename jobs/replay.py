@@ -12,8 +12,8 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tips_ray.train.bad_step import BadStep
     from tips_ray.train.first_bad import FirstBad, Numbers
+    from tips_ray.train.guard import BadStep
     from tips_ray.train.replay import Replay
 
 MOST_IMAGES = 8
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from tips_ray import storage
-    from tips_ray.train.bad_step import list_bad_steps
+    from tips_ray.train.guard import list_bad_steps
     from tips_ray.train.replay import replay
 
     uri = storage.resolved(arguments.run)

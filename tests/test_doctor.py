@@ -11,9 +11,9 @@ from packaging.requirements import Requirement
 
 from jobs import doctor
 from jobs.cli import main
+from tips_ray.errors import Doubt
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch import store_checks as doctor_s3
-from tips_ray.launch.findings import Doubt
 
 
 @pytest.fixture(autouse=True)

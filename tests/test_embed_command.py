@@ -18,7 +18,7 @@ from jobs.cli import main
 from jobs.embed import embed_inputs
 from tips_ray.embedding import embed_pipeline
 from tips_ray.embedding.decoded import decoded_chunk
-from tips_ray.embedding.embed_actor import EmbedActor
+from tips_ray.embedding.embed_pipeline import EmbedActor
 from tips_ray.storage import StorageError
 
 ROWS = 12

@@ -9,9 +9,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs import cli
 from tips_ray import storage
-from tips_ray.errors import root_cause
+from tips_ray.errors import RunFailedError, RunInterrupted, root_cause
 from tips_ray.launch import failure
-from tips_ray.launch.failure import RunFailedError, RunInterrupted, told_failures
+from tips_ray.launch.failure import told_failures
 from tips_ray.runs.folder import RunFolder
 
 BAD_ROWS = ValueError("data.max_bad_fraction (0.01) is exceeded: 3 of 8 rows were bad; mend the data")

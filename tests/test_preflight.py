@@ -12,11 +12,10 @@ from toy_start import trained_run
 from writers import write_pairs
 
 from tips_ray import storage
-from tips_ray.config import Faults
 from tips_ray.data.views import row_settings, training_rows
+from tips_ray.errors import Doubt, Faults, findings
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch.checks import config_fingerprint, preflight
-from tips_ray.launch.findings import Doubt, findings
 from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes
 from tips_ray.models import train_tokenizer
 from tips_ray.runs.checkpoint import VERSION

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tips_ray.launch.failure import RunFailedError
+from tips_ray.errors import RunFailedError
 from tuning import chains as module
 from tuning.chains import Chain, side_by_side
 

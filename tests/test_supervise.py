@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tips_ray.launch.failure import RunFailedError
+from tips_ray.errors import RunFailedError
 from tips_ray.launch.supervisor import TERMINATED, TRIES, supervise
 from tips_ray.runs.folder import RunFolder
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from tips_ray.checkpoint_io import load_checkpoint
 from tips_ray.config import RunConfig, override
 from tips_ray.data.index import index_of
 from tips_ray.data.stream import StreamInputs
@@ -17,7 +18,6 @@ from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
 from tips_ray.scenes import render_scene
 from tips_ray.tokenizer import train_tokenizer
-from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.state import new_state
 
 SCENE_PX = 48

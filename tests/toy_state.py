@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from toy import toy_batch, toy_config
 
+from tips_ray.checkpoint_io import state_tree
 from tips_ray.distributed import world_size
-from tips_ray.train.loading import state_tree
 from tips_ray.train.parallelize import shard, worker_mesh
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step

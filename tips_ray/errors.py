@@ -1,6 +1,60 @@
-"""What lies below the errors of workers, and what it means."""
+"""What went wrong: the cause of an error, its sentence, and whether another attempt would meet it again.
+
+Storage's own failures are in `tips_ray.storage.errors`, wrong configs in `tips_ray.config.faults`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "ProcessGroup", "Broken pipe")
+MOST_CHARACTERS = 600
+"""Of a cause; its beginning says most."""
+
+
+class RunFailedError(Exception):
+    """Training stopped; the message says where, why and what to do."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """Ctrl-C during training; the message says how to go on."""
+
+
+class Doubt(Exception):
+    """A check's finding that may matter and stops nothing; the message ends with the cure."""
+
+
+class Faults(ValueError):
+    """Independent mistakes, each a sentence with its cure."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__("; ".join(sentences))
+        self.sentences = sentences
+
+
+class Finding(NamedTuple):
+    """The outcome of one check."""
+
+    check: str
+    level: Literal["ok", "warn", "fail"]
+    text: str
+
+
+def findings(check: str, action: Callable[[], str]) -> list[Finding]:
+    """What `action` returns, doubts or complains about. An error that is nobody's mistake is told, not raised."""
+    try:
+        return [Finding(check, "ok", action())]
+    except Doubt as doubt:
+        return [Finding(check, "warn", text) for text in sentences(doubt)]
+    except (ValueError, OSError) as fault:
+        return [Finding(check, "fail", text) for text in sentences(fault)]
+    except Exception as error:
+        return [Finding(check, "fail", f"{type(error).__name__}: {text}") for text in sentences(error)]
+
+
+def sentences(error: BaseException) -> list[str]:
+    """The lines that a user reads: one, or one for each of several independent mistakes."""
+    several: Any = getattr(error, "sentences", None)
+    return [" ".join(text.split()) for text in several or [str(error)]]
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -19,3 +73,33 @@ def root_cause(error: BaseException) -> BaseException:
 def is_echo(error: BaseException) -> bool:
     """The error only says that another worker is gone."""
     return any(word in str(error) for word in ECHOES)
+
+
+def is_final(error: BaseException) -> bool:
+    """Another attempt would meet it again; storage that is away may come back."""
+    return isinstance(error, (ValueError, FloatingPointError)) and not getattr(error, "may_pass", False)
+
+
+def last_words(error: BaseException) -> str:
+    """The end of what Ray says of an actor that cannot start: the actor's own error."""
+    lines = str(root_cause(error)).strip().splitlines()[-1:] or [type(error).__name__]
+    return lines[0].strip()[:MOST_CHARACTERS]
+
+
+def described(error: BaseException) -> str:
+    """Our own errors are sentences; of others the kind matters too."""
+    cause = root_cause(error)
+    kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
+    if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
+        lost = "the run's controller" if "TrainController" in text else "a worker process"
+        return f"{lost} died, most often for want of memory ({text})"
+    if "ActorUnavailable" in kind:
+        return f"a process of the cluster does not answer any more ({text})"
+    if kind == "WorkerGroupStartupFailedError":
+        return text  # as `tips_ray.train.adapter` has named it
+    if is_echo(cause):
+        return f"another worker was lost ({text})"
+    if "OutOfMemory" in kind:
+        return f"memory ran out ({text}); use a smaller micro_batch_images or more workers"
+    is_sentence = isinstance(cause, (ValueError, FloatingPointError)) or kind == "StreamError"
+    return text if is_sentence and text else f"{kind}: {text}"

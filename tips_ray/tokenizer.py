@@ -4,6 +4,7 @@ Id 0 is padding, texts are lower-cased, there is neither BOS nor EOS (the releas
 """
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from tips_ray import storage
 
 SENTENCEPIECE_FILE, TOKENIZERS_FILE = "tokenizer.model", "tokenizer.json"
 SPECIAL_PIECES = ("<pad>", "<unk>")
@@ -234,3 +237,17 @@ def _alphabet(pipeline: Any, texts: list[str], vocab_size: int) -> list[str]:
             f"{len(characters)} characters of the texts (from {BYTES_FROM_VOCABULARY} on, rare ones become bytes)"
         )
     return characters
+
+
+def tokenizer_at(uri: str) -> Tokenizer:
+    """`load_tokenizer` of a local path or of an object.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    if storage.is_local(uri):
+        return load_tokenizer(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, uri.rsplit("/", 1)[-1])
+        storage.download(uri, path)
+        return load_tokenizer(path)

@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 import yaml
 
 from tips_ray import storage
-from tips_ray.config import RunConfig, TrainConfig
-from tips_ray.data.vocabulary import tokenizer_at
+from tips_ray.checkpoint_io import fill_from_checkpoint
+from tips_ray.config import ImageEncoderConfig, RunConfig, TextEncoderConfig, TrainConfig
+from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer
 from tips_ray.models.official import official_sizes
 from tips_ray.models.transformers_config import read_config
 from tips_ray.runs.checkpoint import MANIFEST, CheckpointInfo, checkpoints_of, list_checkpoints
+from tips_ray.tokenizer import tokenizer_at
 
 _COMPARED = {
     "image": ("width", "depth", "num_heads", "ffn", "ffn_hidden", "patch_size_px", "gelu"),
@@ -250,3 +253,30 @@ def _official_sizes_of(uri: str) -> tuple[str, dict[str, Any]]:
             return official_sizes(cast(Any, file), uri)
 
     return storage.attempt(uri, read)
+
+
+def trained_model(origin: Origin) -> TipsModel:
+    """Averaged image encoder, text encoder, vocabulary and temperature, fp32 on the CPU, in evaluation mode.
+
+    Args:
+        origin: a checkpoint; of a run the one that `verified` has found.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    assert origin.checkpoint is not None
+    image = ImageEncoder(ImageEncoderConfig(**origin.sizes["image"]))
+    text = TextEncoder(TextEncoderConfig(**origin.sizes["text"]))
+    log_temperature = torch.empty(1)
+    tree: dict[str, dict[str, Any]] = {"student": {"log_temperature": log_temperature}, "teacher": {}}
+    tree["student"] |= {f"text.{name}": value for name, value in text.state_dict().items()}
+    tree[origin.teacher_part("image.norm.weight")] |= {f"image.{name}": v for name, v in image.state_dict().items()}
+    fill_from_checkpoint({part: tensors for part, tensors in tree.items() if tensors}, origin.checkpoint)
+    return TipsModel(image.eval(), text.eval(), _tokenizer(origin), log_temperature.exp().item())
+
+
+def _tokenizer(origin: Origin) -> Tokenizer | None:
+    """None where a run folder was copied without its vocabulary."""
+    assert origin.config is not None
+    uri = origin.config["captions"]["tokenizer"] or storage.join(origin.run_uri, "tokenizer.json")
+    return tokenizer_at(uri) if storage.exists(uri) else None

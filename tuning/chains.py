@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tips_ray.launch.failure import RunFailedError
+from tips_ray.errors import RunFailedError
 
 POLL_SECONDS = 0.1
 LEAVE_SECONDS = 30.0

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tips_ray.captioning.chunks import CaptionedShard, ChunkCaptions, image_sha256
-from tips_ray.data.captions.store import CaptionStore
+from tips_ray.data.captions.store import CaptionedShard, CaptionStore, ChunkCaptions, image_sha256
 
 FINGERPRINT = "0123456789abcdef"
 

@@ -6,10 +6,9 @@ import pytest
 from captioning import places
 from captioning.places import FINGERPRINT, captions, shard
 from tips_ray import storage
-from tips_ray.captioning.chunks import DamagedError
-from tips_ray.captioning.compaction import compact
 from tips_ray.data.captions import store
-from tips_ray.data.captions.store import CaptionStore
+from tips_ray.data.captions.maintenance import compact
+from tips_ray.data.captions.store import CaptionStore, DamagedError
 
 GROUP = 8
 COMPACT = """

@@ -6,8 +6,7 @@ import pytest
 from captioning import places
 from captioning.places import FINGERPRINT, captions, shard
 from tips_ray import storage
-from tips_ray.captioning.chunks import DamagedError
-from tips_ray.data.captions.store import CaptionStore, captioners
+from tips_ray.data.captions.store import CaptionStore, DamagedError, captioners
 
 
 @pytest.fixture

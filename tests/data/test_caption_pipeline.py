@@ -16,9 +16,8 @@ from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
 from jobs.pretrain import pretrain
 from tips_ray.captioning.captioner import Captioner
-from tips_ray.captioning.stream import due_chunks
+from tips_ray.captioning.stream import CaptionActor, due_chunks
 from tips_ray.config import RunConfig
-from tips_ray.data.caption_actor import CaptionActor
 from tips_ray.data.captions.coordinator import News, Pace
 from tips_ray.data.captions.join import place_of, read_captions
 from tips_ray.data.captions.store import CaptionStore
@@ -98,7 +97,7 @@ def test_every_chunk_is_captioned_once_with_the_captioners_own_texts(tmp_path, m
 
 
 def _captions_of_chunk_3(index: Index):
-    from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
+    from tips_ray.data.captions.store import ChunkCaptions, image_sha256
 
     rows = index.read(3)
     return ChunkCaptions(index.chunk(3).row, image_sha256(row["image"] for row in rows), [["kept"]] * 4, [""] * 4)

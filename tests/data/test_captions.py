@@ -9,7 +9,6 @@ import pytest
 from writers import write_pairs
 
 from tips_ray.captioning import stream as caption_pipeline
-from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
 from tips_ray.config import DataConfig
 from tips_ray.data.captions import join as captions
 from tips_ray.data.captions.coordinator import News
@@ -21,7 +20,7 @@ from tips_ray.data.captions.join import (
     read_captions,
     with_captions,
 )
-from tips_ray.data.captions.store import CaptionStore
+from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index, build_index
 

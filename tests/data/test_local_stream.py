@@ -8,11 +8,10 @@ import pyarrow as pa
 import pytest
 from toy_run import toy_stream
 
-from tips_ray.captioning.chunks import ChunkCaptions, image_sha256
 from tips_ray.config import override
 from tips_ray.data import pipeline
 from tips_ray.data.captions.join import place_of
-from tips_ray.data.captions.store import CaptionStore
+from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.local_stream import StreamError, local_stream, own_rows

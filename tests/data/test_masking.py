@@ -1,6 +1,6 @@
 import numpy as np
 
-from tips_ray.data.masking import patch_mask, patch_masks
+from tips_ray.data.augment import patch_mask, patch_masks
 
 KEYS = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 4000)
 

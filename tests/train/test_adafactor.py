@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from tips_ray.distributed import rank, world_size
-from tips_ray.train.adafactor import Adafactor
+from tips_ray.train.optim import Adafactor
 
 SHAPES = {"matrix": (5, 3), "kernel": (4, 3, 2, 2), "bias": (5,), "token": (1, 1, 6), "temperature": (1,)}
 LR, WEIGHT_DECAY, STEPS = 0.1, 0.2, 3

@@ -22,12 +22,12 @@ from toy_run import tiny_run
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.launch.failure import described
+from tips_ray.errors import described
 from tips_ray.ray_data_adapter import FORGOTTEN_SECONDS, RENEWED_SECONDS, Coordinator
 from tips_ray.runs.folder import RunFolder
-from tips_ray.train import adapter, failure_adapter
-from tips_ray.train.adapter import PlannedScaling
-from tips_ray.train.failure_adapter import CountedFailures, cause_of
+from tips_ray.train import adapter
+from tips_ray.train import adapter as failure_adapter
+from tips_ray.train.adapter import CountedFailures, PlannedScaling, cause_of
 from tips_ray.train.graceful_stop import PlannedStop
 
 LOST = WorkerGroupError("", {1: WorkerHealthCheckFailedError("gone", RuntimeError("gone")), 0: RuntimeError("echo")})

@@ -14,7 +14,7 @@ from torch import Tensor
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import save_checkpoint
+from tips_ray.checkpoint_io import load_checkpoint, save_checkpoint
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     checkpoint_at,
@@ -23,8 +23,7 @@ from tips_ray.runs.checkpoint import (
     newest_checkpoint,
 )
 from tips_ray.storage import StorageError
-from tips_ray.train.held_folder import HELD, PREFIX, held_folder
-from tips_ray.train.loading import load_checkpoint
+from tips_ray.storage.local import HELD, PREFIX, held_folder
 
 pytestmark = pytest.mark.filterwarnings("error")
 LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}

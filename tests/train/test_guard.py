@@ -25,7 +25,7 @@ from tips_ray.models.heads import PrototypeHead
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.run import RunInputs
-from tips_ray.train.bad_step import BadStep, list_bad_steps
+from tips_ray.train.guard import BadStep, list_bad_steps
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import shard
 from tips_ray.train.replay import Replay, replay

@@ -11,10 +11,9 @@ from toy import toy_config
 
 from tips_ray.config import TrainConfig
 from tips_ray.distributed import rank, world_size
-from tips_ray.train import initialization
-from tips_ray.train.initialization import draw, give_storage, require_values
+from tips_ray.train import state as initialization
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
-from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.state import TrainState, draw, give_storage, new_state, require_values
 
 
 def _prepare(student, teacher) -> None:

@@ -10,7 +10,8 @@ from toy import toy_config
 from toy_model import toy_model
 from toy_start import released, sizes_of, trained_run
 
-from tips_ray.config import Faults, RunConfig, override
+from tips_ray.config import RunConfig, override
+from tips_ray.errors import Faults
 from tips_ray.models import train_tokenizer
 from tips_ray.weights import require_its_vocabulary, start_origin, teacher_origin
 

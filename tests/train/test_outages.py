@@ -11,12 +11,12 @@ from toy import TOY, toy_batch
 from toy_state import assert_equal
 
 from tips_ray.batch import Batch
+from tips_ray.checkpoint_io import load_checkpoint
 from tips_ray.config import RunConfig, override
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.run import RunInputs
 from tips_ray.storage import StorageError
-from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.run_recorder import RunSink
 from tips_ray.train.state import TrainState, new_state

@@ -20,10 +20,9 @@ from ranks import run_on_ranks
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import CheckpointWriter, save_checkpoint
+from tips_ray.checkpoint_io import CheckpointWriter, load_checkpoint, save_checkpoint
 from tips_ray.distributed import gather_objects, rank
 from tips_ray.runs.checkpoint import checkpoint_at, drop_old_checkpoints, newest_checkpoint
-from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.state import TrainState
 
 pytestmark = pytest.mark.filterwarnings("error")

@@ -13,14 +13,13 @@ from toy_run import tiny_run
 from toy_start import begun, numbers, released, sizes_of, trained_run
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import save_checkpoint
+from tips_ray.checkpoint_io import load_checkpoint, save_checkpoint
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.run import RunInputs
 from tips_ray.storage import StorageError
 from tips_ray.train import worker_loop as attempt
 from tips_ray.train.initial_weights import begin
-from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.run_recorder import note_failure
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step

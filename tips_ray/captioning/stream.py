@@ -4,8 +4,10 @@ The stream is one of its own beside training: it outlives restarts of the worker
 ahead of what training reads, and ends, with its actors, when every image has its captions.
 """
 
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,14 +16,18 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import torch
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from tips_ray.captioning.captioner import Captioned, Captioner
+from tips_ray.captioning.model_folder import fingerprint, model_folder
 from tips_ray.config import CaptionerConfig, RunConfig
 from tips_ray.data.captions.coordinator import Pace
-from tips_ray.data.captions.join import missing_chunks
-from tips_ray.data.captions.store import CaptionStore
+from tips_ray.data.captions.join import missing_chunks, place_of
+from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
+from tips_ray.data.decode import BadImage, decode
 from tips_ray.data.index import Index, opened_index, run_order
 from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.data.stream import CaptionAccess
@@ -67,7 +73,6 @@ def due_chunks(index: Index, config: RunConfig, store: CaptionStore, stop: int |
 
 def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
     """A row per chunk once its captions are in the store: `chunk`, `images`, `bad_images`, `seconds` of an actor."""
-    from tips_ray.data.caption_actor import CaptionActor  # readers and planners do without torch and transformers
 
     resources = inputs.config.resources
     read: Any = partial(_read, inputs=inputs)
@@ -127,3 +132,72 @@ def _is_due(window: int, pace: ActorHandle) -> bool:
     is_due = bool(ray.get(pace.admit.remote(window)))
     pace.add_held.remote(time.monotonic() - started)
     return is_due
+
+
+DECODERS = 4
+_MADE = pa.schema(
+    [("chunk", pa.int64()), ("images", pa.int64()), ("bad_images", pa.int64()), ("seconds", pa.float64())]
+)
+
+
+class CaptionActor:
+    """A captioner that fills the store; whatever it does may be done again without harm."""
+
+    def __init__(self, inputs: CaptionInputs, is_over: Callable[[], bool]) -> None:
+        """`is_over`: nobody needs more captions; what still waits for this actor is left undone.
+
+        Raises:
+            ValueError: the model on this machine is another than that of the store.
+        """
+        _require_its_store(inputs)
+        torch.set_num_threads(max(int(inputs.config.resources.cpus_per_captioner), 1))
+        self.captioner, self.inputs, self.is_over = Captioner(inputs.captioner), inputs, is_over
+        self.index = opened_index(inputs.index_uri)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        started, rows = time.perf_counter(), [] if self.is_over() else table.to_pylist()
+        hashes = [image_sha256(row["images"]) for row in rows]
+        captioned = iter(self._captions([image for row in rows for image in row["images"]], sum(hashes, [])))
+        bad = []
+        for row, sha256 in zip(rows, hashes, strict=True):
+            found = [next(captioned) for _ in sha256]
+            errors = [own or made.error for own, made in zip(row["errors"], found, strict=True)]
+            shard, number = place_of(self.index, row["chunk"])
+            texts = [made.captions for made in found]
+            self.inputs.access.store.write(
+                shard, number, ChunkCaptions(self.index.chunk(row["chunk"]).row, sha256, texts, errors)
+            )
+            if self.inputs.access.pace:
+                self.inputs.access.pace.add_made.remote(1)
+            bad.append(sum(map(bool, errors)))
+        seconds = (time.perf_counter() - started) / max(len(rows), 1)
+        columns = [[row["chunk"] for row in rows], [len(row["images"]) for row in rows], bad, [seconds] * len(rows)]
+        return pa.table(columns, schema=_MADE)
+
+    def _captions(self, images: list[bytes], hashes: list[bytes]) -> list[Captioned]:
+        """In the images' order. A drawn caption depends on the image's bytes alone, not on where it is kept."""
+        with ThreadPoolExecutor(DECODERS) as pool:
+            decoded = list(pool.map(self._decoded, images))
+        good = [(pixels, sha) for pixels, sha in zip(decoded, hashes, strict=True) if isinstance(pixels, np.ndarray)]
+        keys = [int.from_bytes(sha[:8], signed=True) for _, sha in good]
+        made = iter(self.captioner([pixels for pixels, _ in good], keys))
+        return [next(made) if isinstance(pixels, np.ndarray) else Captioned([], pixels) for pixels in decoded]
+
+    def _decoded(self, image: bytes) -> np.ndarray | str:
+        """Pixels, or why there are none."""
+        data = self.inputs.config.data
+        try:
+            return decode(image, data.max_image_bytes, data.max_image_pixels)
+        except BadImage as error:
+            return str(error)
+
+
+def _require_its_store(inputs: CaptionInputs) -> None:
+    """A folder of the same name may hold other files here; the store has one captioner for good."""
+    found, wanted = fingerprint(inputs.captioner, model_folder(inputs.captioner)), inputs.access.store.fingerprint
+    if not found.startswith(wanted):
+        raise ValueError(
+            f"captions.captioner.model ({inputs.captioner.model}) on {socket.gethostname()} differs from that of the "
+            f"program that started captioning: its captions would be kept as {found[: len(wanted)]}, not {wanted}; put "
+            "the same files on every machine, or give an s3:// prefix"
+        )

@@ -1,7 +1,6 @@
 """What a run is: pydantic models and the road that fills them. Imports pydantic and PyYAML only."""
 
 from tips_ray.config.captions import CaptionerConfig
-from tips_ray.config.faults import Faults
 from tips_ray.config.load import load_config, override
 from tips_ray.config.run import (
     CaptionsConfig,
@@ -31,7 +30,6 @@ __all__ = [
     "CaptionsConfig",
     "ColumnsConfig",
     "DataConfig",
-    "Faults",
     "GuardConfig",
     "HealthConfig",
     "ResourcesConfig",

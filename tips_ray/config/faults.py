@@ -6,16 +6,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from tips_ray.errors import Faults
+
 MOST_CHARACTERS = 60
 """Of a wrong value that a sentence repeats."""
-
-
-class Faults(ValueError):
-    """Independent mistakes, each a sentence with its cure."""
-
-    def __init__(self, sentences: list[str]) -> None:
-        super().__init__("; ".join(sentences))
-        self.sentences = sentences
 
 
 def config_faults(schema: type[BaseModel], error: ValidationError) -> Faults:

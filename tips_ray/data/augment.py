@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from tips_ray.data.mixing import GOLDEN, mixed
+from tips_ray.data.order import GOLDEN, mixed
 
 _TRIES = 10
 CROP_DRAWS = 2 * _TRIES + 3
@@ -105,3 +105,23 @@ def _centred(height: int, width: int, ratio: tuple[float, float]) -> Box:
     else:
         box_height, box_width = height, width
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+_MASK = 1999  # salt apart from those of crops (views) and of the networks' passes
+
+
+def patch_masks(sample_key_B: np.ndarray, num_patches: int, ratio: float) -> np.ndarray:
+    """Boolean [B, L], True = masked: exactly round(ratio * L) of each row, uniformly drawn without replacement.
+
+    Every patch has a random number of its own, and those with the smallest are masked.
+    """
+    patch_key_BL = derived(derived(sample_key_B, _MASK)[:, None], np.arange(num_patches))
+    order_BL = patch_key_BL.argsort(axis=1, kind="stable")
+    mask_BL = np.zeros(patch_key_BL.shape, bool)
+    np.put_along_axis(mask_BL, order_BL[:, : round(ratio * num_patches)], True, axis=1)
+    return mask_BL
+
+
+def patch_mask(sample_key: int, num_patches: int, ratio: float) -> np.ndarray:
+    """The mask of one sample, [L]."""
+    return patch_masks(np.array([sample_key], np.int64), num_patches, ratio)[0]

@@ -20,8 +20,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tips_ray.data.mixing import mixed
-
 Int64s = NDArray[np.int64]
 Integers = NDArray[np.integer]
 _CHUNKS, _PLACES, _ROWS = 1, 2, 3  # keep permutations of one seed apart
@@ -249,3 +247,15 @@ def _check(chunks: Sequence[int], shares: Sequence[float]) -> None:
             raise ValueError(f"source {source} has no chunks; leave it out or check its index")
         if share <= 0 or (source == 0 and share != 1):
             raise ValueError(f"share of source {source} ({share}) must be positive, and 1 for the first")
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One step of splitmix64 (Steele, Lea, Flood, OOPSLA 2014), element by element."""
+    state = state + GOLDEN
+    state = (state ^ (state >> np.uint64(30))) * _MIX_1
+    state = (state ^ (state >> np.uint64(27))) * _MIX_2
+    return state ^ (state >> np.uint64(31))

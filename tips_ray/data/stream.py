@@ -97,6 +97,6 @@ def views(rows: Sequence[Mapping[str, Any]], inputs: StreamInputs) -> dict[str, 
 
 @lru_cache(maxsize=2)
 def _tokenizer(path: str) -> Any:
-    from tips_ray.data.vocabulary import tokenizer_at
+    from tips_ray.tokenizer import tokenizer_at
 
     return tokenizer_at(path)

@@ -10,10 +10,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tips_ray.config.run import RunConfig, ViewsConfig
-from tips_ray.data.augment import Box, crop_box, crop_draws, is_flipped, resized, shrunk
+from tips_ray.data.augment import Box, crop_box, crop_draws, is_flipped, patch_masks, resized, shrunk
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.decode import BadImage, open_image, reduction_for
-from tips_ray.data.masking import patch_masks
 
 _GLOBAL, _FIRST_LOCAL = 1000, 1001  # salts of the crops, apart from those of the mask and of the networks' passes
 

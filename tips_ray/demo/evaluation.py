@@ -1,7 +1,8 @@
 """What the demo shows of a trained run on unseen scenes. N scenes, D width."""
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -9,22 +10,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tips_ray import storage
-from tips_ray.config import RunConfig
+from tips_ray.checkpoint_io import load_checkpoint
+from tips_ray.config import RunConfig, load_config
+from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.data.captions.join import captions_folder, read_captions, with_captions
 from tips_ray.data.decode import decode
 from tips_ray.data.index import index_of
-from tips_ray.demo.demo_tasks import shown_tasks
+from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.dense import with_cls
 from tips_ray.evaluation.depth import linear_depth_rmse
 from tips_ray.evaluation.encoders import Features, TipsEncoder
-from tips_ray.evaluation.features import encoding_here, features_of
+from tips_ray.evaluation.features import FrozenData, encoding_here, features_of
+from tips_ray.evaluation.probe import without_rates
 from tips_ray.evaluation.retrieval import retrieval
+from tips_ray.evaluation.tasks import Outcome, outcome_of
 from tips_ray.launch.captions import store_of
 from tips_ray.models import Tokenizer, load_tokenizer
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
 from tips_ray.runs.checkpoint import checkpoints_of, newest_checkpoint
 from tips_ray.scenes import Scene, render_scene
-from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.state import TrainState, new_state
 
 SHOWN, ROWS, NEAREST = 12, 4, 5
@@ -151,3 +155,37 @@ def _pixels(scenes: list[Scene]) -> Tensor:
 
 def _depth(scenes: list[Scene]) -> Tensor:
     return torch.from_numpy(np.stack([scene.depth_HW for scene in scenes]))
+
+
+SUITE = Path(__file__).parents[2] / "jobs" / "suites" / "demo.yaml"
+
+
+class ShownTasks(NamedTuple):
+    """Scores of both encoders, and pictures of the trained one."""
+
+    probes: list[ProbeScore]
+    pictures: dict[str, np.ndarray]
+
+
+def shown_tasks(before: TipsEncoder, after: TipsEncoder) -> ShownTasks:
+    """All tasks of the suite, on scenes that neither training nor the captioner has seen."""
+    suite = load_config(SuiteConfig, SUITE, ())
+    (config,) = suite.data.values()
+    dataset = load_dataset(config, after.image_size_px)
+    outcomes = [_outcomes(encoder, dataset, suite) for encoder in (before, after)]
+    probes = [
+        ProbeScore(f"{task}: {score}".replace("_", " "), outcomes[0][task].scores[score], value, "rmse" not in score)
+        for task, outcome in outcomes[1].items()
+        for score, value in without_rates(outcome.scores).items()
+    ]
+    pictures = {
+        f"{task}: image, truth, prediction".replace("_", " "): picture
+        for task, outcome in outcomes[1].items()
+        for picture in outcome.pictures.values()
+    }
+    return ShownTasks(probes, pictures)
+
+
+def _outcomes(encoder: TipsEncoder, dataset: Dataset, suite: SuiteConfig) -> dict[str, Outcome]:
+    data = FrozenData(encoder, dataset, encoding_here(encoder, suite.batch_images))
+    return {name: outcome_of(task, data, suite.seed) for name, task in suite.tasks.items()}

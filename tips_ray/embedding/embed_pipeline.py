@@ -16,7 +16,8 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import opened_index
 from tips_ray.data.pipeline import handed_out, in_order
-from tips_ray.embedding.decoded import decoded_chunk
+from tips_ray.embedding.decoded import DecodedChunk, decoded_chunk
+from tips_ray.embedding.embedder import Embedder
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
 from tips_ray.evaluation.encoder_place import EncoderPlace
@@ -54,7 +55,6 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
         inputs: the same as when `missing` was asked for.
         missing: chunks of each file.
     """
-    from tips_ray.embedding.embed_actor import EmbedActor  # readers and planners do without torch
 
     config, index = inputs.config, opened_index(inputs.index_uri)
     chunks = pa.table({"chunk": np.concatenate([np.arange(file.start, file.stop) for file in missing])})
@@ -120,3 +120,25 @@ def _require_file(chunks: list[int], step: int, total: int) -> None:
     start = chunks[0]
     if start % step or chunks != list(range(start, min(start + step, total))):
         raise RuntimeError(f"chunks {chunks} came together, which are no file; this is a fault of tips_ray")
+
+
+class EmbedActor:
+    """One encoder; on a GPU where it holds a share of one."""
+
+    def __init__(self, inputs: EmbedInputs) -> None:
+        config = inputs.config
+        encoder = inputs.encoder.load(config.cpus_per_actor, config.gpus_per_actor)
+        self.size_px = encoder.image_size_px
+        self.embedder = Embedder(encoder, inputs.layout, opened_index(inputs.index_uri), config.batch_images)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        chunks = [DecodedChunk.of_row(row, self.size_px) for row in table.to_pylist()]
+        rows = [_stream_bytes(self.embedder(chunk)) for chunk in chunks]
+        return pa.table([[chunk.number for chunk in chunks], rows], schema=ENCODED)
+
+
+def _stream_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()

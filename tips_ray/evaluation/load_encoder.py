@@ -9,8 +9,7 @@ from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.foreign_encoders import TimmEncoder, TransformersEncoder
 from tips_ray.models import load_official_image, load_official_text, load_tokenizer, load_transformers
 from tips_ray.train.initial_weights import verified
-from tips_ray.train.trained import trained_model
-from tips_ray.weights import Origin, origin_at
+from tips_ray.weights import Origin, origin_at, trained_model
 
 
 def load_encoder(model: str, image_size_px: int | None = None) -> Encoder:

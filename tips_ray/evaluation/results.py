@@ -2,8 +2,9 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ from tips_ray import storage
 from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.evaluation.datasets import fingerprint_of_data
 from tips_ray.evaluation.encoders import Encoder
-from tips_ray.evaluation.score_table import score_table
+from tips_ray.evaluation.probe import without_rates
 from tips_ray.evaluation.suite_tasks import EndedTask, Record, not_given
 
 RESULTS, TABLE = "results.json", "table.md"
@@ -108,3 +109,28 @@ def _png(pixels_HWC: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def score_table(model: str, suite: SuiteConfig, tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line for each score, each published one that is missing here, and each task that has neither.
+
+    A column for each published model.
+    """
+    models = list(dict.fromkeys(name for task in suite.tasks.values() for of in task.published.values() for name in of))
+    lines = [_line(["task", "score", model, *models]), _line(["---"] * 2 + ["---:"] * (1 + len(models)))]
+    for name, task in suite.tasks.items():
+        record = tasks[name]
+        scores = without_rates(record.get("scores", {}))
+        for score in dict.fromkeys([*scores, *task.published]) or [""]:
+            own = _number(scores[score]) if score in scores else record.get("skipped", "")
+            known = task.published.get(score, {})
+            lines.append(_line([name, score, own, *(_number(known[one]) if one in known else "" for one in models)]))
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

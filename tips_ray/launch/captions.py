@@ -164,7 +164,7 @@ def _beside(inputs: "CaptionInputs", due: "pa.Table") -> None:
 
 def why_stopped(error: Exception) -> str:
     """A sentence."""
-    from tips_ray.launch.failure import last_words
+    from tips_ray.errors import last_words
 
     return f"captioning stopped: {last_words(error)}"
 

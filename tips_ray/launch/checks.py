@@ -12,17 +12,15 @@ from typing import Any
 import yaml
 
 from tips_ray import storage
-from tips_ray.config import Faults, RunConfig
+from tips_ray.config import RunConfig
 from tips_ray.data.index import Index, build_index, index_of
-from tips_ray.data.unread import unread_bytes
-from tips_ray.data.vocabulary import tokenizer_at
+from tips_ray.errors import Doubt, Faults, Finding, findings
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch import sizes
-from tips_ray.launch.findings import Doubt, Finding, findings
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
 from tips_ray.runs.folder import RunFolder, deciding
 from tips_ray.runs.tracking import require_answer, tracking_uri, without_credentials
-from tips_ray.tokenizer import Tokenizer
+from tips_ray.tokenizer import Tokenizer, tokenizer_at
 from tips_ray.weights import require_its_vocabulary, start_origin, teacher_origin, teacher_sizes
 
 
@@ -228,3 +226,15 @@ def _described(index: Index) -> str:
                 f"{rows[0]['error']}; tips-ray index shows what was found"
             )
     return f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"
+
+
+def unread_bytes(index: Index) -> dict[str, int]:
+    """Bytes behind the last row of each tar with a damaged header, by the shard's URI."""
+    shards = {row["path"]: (number, row) for number, row in enumerate(index.shards.to_pylist())}
+    found = {}
+    for reject in index.rejects.to_pylist():
+        number, shard = shards[reject["path"]]
+        if reject["row"] >= shard["rows"]:  # no row of it: what ends the shard
+            stops = index.chunks.stop[index.chunks.shard == number]
+            found[shard["path"]] = shard["bytes"] - int(stops.max(initial=0))
+    return found

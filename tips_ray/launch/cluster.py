@@ -206,7 +206,7 @@ def quiet_data() -> None:
 
 
 def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> None:
-    from tips_ray.config import Faults
+    from tips_ray.errors import Faults
 
     resources = config.resources
     workers = f"resources.workers ({resources.workers})"
@@ -242,7 +242,7 @@ def _roles(config: "RunConfig") -> list[tuple[str, str, float]]:
 
 
 def _room_for_some(config: "RunConfig", have: dict[str, float]) -> str:
-    from tips_ray.launch.findings import Doubt
+    from tips_ray.errors import Doubt
 
     counts, resources = config.worker_counts, config.resources
     left = {"CPU": config.cpus_beside_workers, "GPU": captioning_gpus(config)}

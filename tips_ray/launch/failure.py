@@ -5,23 +5,12 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tips_ray.errors import is_echo, root_cause
+from tips_ray.errors import RunFailedError, RunInterrupted, described, root_cause
 
 if TYPE_CHECKING:
     from tips_ray.runs.folder import RunFolder
-
-MOST_CHARACTERS = 600
-"""Of a cause; its beginning says most."""
-
-
-class RunFailedError(Exception):
-    """Training stopped; the message says where, why and what to do."""
-
-
-class RunInterrupted(KeyboardInterrupt):
-    """Ctrl-C during training; the message says how to go on."""
 
 
 @contextmanager
@@ -77,31 +66,6 @@ def told_by_cause() -> Iterator[None]:
         raise root_cause(error) from None
 
 
-def last_words(error: BaseException) -> str:
-    """The end of what Ray says of an actor that cannot start: the actor's own error."""
-    lines = str(root_cause(error)).strip().splitlines()[-1:] or [type(error).__name__]
-    return lines[0].strip()[:MOST_CHARACTERS]
-
-
-def described(error: BaseException) -> str:
-    """Our own errors are sentences; of others the kind matters too."""
-    cause = root_cause(error)
-    kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
-    if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
-        lost = "the run's controller" if "TrainController" in text else "a worker process"
-        return f"{lost} died, most often for want of memory ({text})"
-    if "ActorUnavailable" in kind:
-        return f"a process of the cluster does not answer any more ({text})"
-    if kind == "WorkerGroupStartupFailedError":
-        return text  # as `tips_ray.train.failure_adapter` has named it
-    if is_echo(cause):
-        return f"another worker was lost ({text})"
-    if "OutOfMemory" in kind:
-        return f"memory ran out ({text}); use a smaller micro_batch_images or more workers"
-    is_sentence = isinstance(cause, (ValueError, FloatingPointError)) or kind == "StreamError"
-    return text if is_sentence and text else f"{kind}: {text}"
-
-
 def _reached(folder: "RunFolder") -> str:
     """Empty while the storage is away: the cause matters more."""
     from tips_ray import storage
@@ -138,9 +102,3 @@ def _write_traceback(folder: "RunFolder") -> str:
     except storage.StorageError as error:
         return f"its traceback is not kept: {error}"
     return f"the traceback is in {uri}"
-
-
-def sentences(error: BaseException) -> list[str]:
-    """The lines that a user reads: one, or one for each of several independent mistakes."""
-    several: Any = getattr(error, "sentences", None)
-    return [" ".join(text.split()) for text in several or [str(error)]]

@@ -64,8 +64,8 @@ def captions_are_there(config: "RunConfig") -> str:
 
 def resources_suffice(config: "RunConfig") -> str:
     """A GPU for every rank of this machine, where GPUs are asked for."""
+    from tips_ray.errors import Doubt
     from tips_ray.launch.cluster import gpus_here
-    from tips_ray.launch.findings import Doubt
 
     wanted, here, local = config.resources.gpus_per_worker, gpus_here(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if wanted and local > here:
@@ -140,8 +140,7 @@ def _lead(stream: "StreamInputs", run: "RunInputs") -> None:
 
 def _follow(config: "RunConfig") -> None:
     """What rank 0 has in common with this one, it tells."""
-    from tips_ray.errors import is_echo
-    from tips_ray.launch.failure import RunFailedError, described
+    from tips_ray.errors import RunFailedError, described, is_echo
     from tips_ray.storage import StorageError
 
     try:

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from tips_ray.launch.findings import Doubt
+from tips_ray.errors import Doubt
 
 ANSWER_SECONDS = 4
 MOST_SKEW_SECONDS = 15 * 60

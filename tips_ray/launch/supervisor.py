@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from tips_ray.launch.failure import RunFailedError
+from tips_ray.errors import RunFailedError
 
 if TYPE_CHECKING:
     from tips_ray.runs.folder import RunFolder

@@ -165,12 +165,6 @@ def deciding(config: Mapping[str, Any]) -> dict[str, str]:
     return flat
 
 
-def is_final(error: BaseException) -> bool:
-    """Another attempt would meet it again; storage that is away may come back."""
-    may_pass = isinstance(error, storage.StorageError) and error.may_pass
-    return isinstance(error, (ValueError, FloatingPointError)) and not may_pass
-
-
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:
     return {name: nan if value is None else value for name, value in line.items()}
 

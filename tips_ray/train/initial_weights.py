@@ -17,13 +17,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tips_ray import storage
+from tips_ray.checkpoint_io import fill_from_checkpoint
 from tips_ray.config import ImageEncoderConfig, PrototypeHeadConfig, TrainConfig
 from tips_ray.distributed import gather_objects, rank
 from tips_ray.models import load_official_image, load_official_text, load_transformers, official_temperature
 from tips_ray.models.networks import Heads, Teacher
 from tips_ray.models.vision import ImageEncoder, resized_positions
 from tips_ray.runs.checkpoint import checkpoints_of, digest_of, newest_checkpoint
-from tips_ray.train.loading import fill_from_checkpoint
 from tips_ray.train.state import TrainState
 from tips_ray.weights import Origin, start_origin, teacher_origin, teacher_sizes
 

@@ -10,11 +10,10 @@ from torch import Tensor
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import mean_over_ranks, world_size
-from tips_ray.train.collapse import CollapseJudge
 from tips_ray.train.flops import Utilization
 from tips_ray.train.graceful_stop import Agreement
 from tips_ray.train.guard import BadStepSink, Guard
-from tips_ray.train.health import Health
+from tips_ray.train.health import CollapseJudge, Health
 from tips_ray.train.state import TrainState
 
 FEW_ROWS = 1_000

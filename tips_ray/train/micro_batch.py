@@ -22,8 +22,8 @@ from torch.testing._internal.distributed import fake_pg  # noqa: F401 (registers
 
 from tips_ray import storage
 from tips_ray.config import RunConfig, override
+from tips_ray.data.augment import patch_masks
 from tips_ray.data.collate import batch_from
-from tips_ray.data.masking import patch_masks
 from tips_ray.runs.run import RunInputs
 from tips_ray.train.health import Health
 from tips_ray.train.optim import fill_averages

@@ -2,13 +2,17 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from math import prod
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from tips_ray.config import OptimizerConfig
-from tips_ray.train.adafactor import Adafactor
+from tips_ray.distributed import local_part, sum_over_ranks, world_size
 
 _TOKENS = ("cls_token", "register_tokens", "mask_token", "pos_embed")
 _EMBEDDING = re.compile(rf"(image|text)\.(patch_embed|token_embedding|{'|'.join(_TOKENS)})\b")
@@ -69,3 +73,131 @@ def _lr_factor(name: str, depth: dict[str, int], config: OptimizerConfig) -> flo
 
 def _decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and name.rsplit(".", 1)[-1] not in _TOKENS
+
+
+_DECAY_POWER, _EPSILON, _MOST_RMS = 0.8, 1e-16, 1.0
+
+
+class Adafactor(Optimizer):
+    """Adam with the second moment of a matrix kept as one number per row and one per column, and no first moment.
+
+    Our own, since torch's raises on sharded parameters (2.15: "in-place operations that require placement changes")
+    and reads two numbers of every parameter on the host in every update. Here two collectives serve all parameters,
+    and any number of ranks updates as one process does, up to rounding. All state is there from the start, so that all
+    checkpoints hold the same keys.
+
+    (D) The schedule's rate is the size of a step, as with AdamW: neither the paper's relative rate nor its scaling by
+    the parameter. Decay is decoupled.
+
+    (D) Epsilon is 1e-16, the square of AdamW's, and not 1e-30: what is zero but for rounding (the bias of attention's
+    keys) would move at the full rate, by other numbers on other numbers of ranks.
+
+    Source: arXiv:1804.04235, algorithms 4 to 6: decay 1 - t^-0.8, root mean square of an update at most 1.
+    """
+
+    def __init__(self, groups: list[dict]) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = _first_state(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient; all ranks bring gradients of the same ones."""
+        members = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        parts = [_Part.of(p, self.state[p], group) for p, group in members if p.grad is not None]
+        if not parts:
+            return
+        updates = _preconditioned(parts)
+        for part, update, scale in zip(parts, updates, _scales(parts, updates), strict=True):
+            part.weight.mul_(1 - part.lr * part.weight_decay).sub_(update * scale, alpha=part.lr)
+
+
+class _Part(NamedTuple):
+    """This rank's shard of one parameter."""
+
+    weight: Tensor
+    gradient: Tensor
+    state: dict[str, Tensor]
+    lr: float
+    weight_decay: float
+    shape: torch.Size
+    """Of the whole parameter."""
+    copies: int
+    """Ranks that hold this very shard."""
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> Self:
+        assert parameter.grad is not None
+        rates = group["lr"], group["weight_decay"]
+        return cls(
+            local_part(parameter), local_part(parameter.grad), state, *rates, parameter.shape, _copies(parameter)
+        )
+
+
+def _preconditioned(parts: Sequence[_Part]) -> list[Tensor]:
+    """Gradients over the root of their second moments, which have moved on by this update."""
+    squares, sums = [part.gradient.square() + _EPSILON for part in parts], []
+    for part, square in zip(parts, squares, strict=True):
+        part.state["step"] += 1
+        name, moment = ("rows_R", square.flatten(1).mean(1)) if _is_factored(part.shape) else ("moment", square)
+        average = local_part(part.state[name])
+        average.lerp_(moment, _news(part))
+        if _is_factored(part.shape):
+            sums += [square.flatten(1).sum(0) / part.copies, average.sum()[None] / part.copies]
+    totals = iter(_summed(sums))
+    return [_factored(part, next(totals), next(totals)) if _is_factored(part.shape) else _plain(part) for part in parts]
+
+
+def _factored(part: _Part, column_sums_C: Tensor, row_sum_1: Tensor) -> Tensor:
+    rows, columns_C = part.shape[0], part.state["columns_C"]
+    columns_C.lerp_(column_sums_C / rows, _news(part))
+    relative_R = local_part(part.state["rows_R"]) / (row_sum_1 / rows)
+    scaled_RC = part.gradient.flatten(1) * relative_R.rsqrt()[:, None] * columns_C.rsqrt()
+    return scaled_RC.view_as(part.gradient)
+
+
+def _plain(part: _Part) -> Tensor:
+    return part.gradient * local_part(part.state["moment"]).rsqrt()
+
+
+def _scales(parts: Sequence[_Part], updates: Sequence[Tensor]) -> Sequence[Tensor]:
+    """For every parameter the factor that brings its update's root mean square down to the most allowed."""
+    squares_P = torch.stack([update.square().sum() / part.copies for part, update in zip(parts, updates, strict=True)])
+    sizes_P = squares_P.new_tensor([part.shape.numel() for part in parts])
+    rms_P = (sum_over_ranks(squares_P) / sizes_P).sqrt()
+    return (_MOST_RMS / rms_P.clamp(min=_MOST_RMS)).unbind()
+
+
+def _news(part: _Part) -> Tensor:
+    """Share of this update in the averages: t^-0.8, all of them for the first."""
+    return part.state["step"].to(part.gradient.dtype) ** -_DECAY_POWER
+
+
+def _summed(sums: list[Tensor]) -> Sequence[Tensor]:
+    """All sums over ranks in one collective."""
+    return sum_over_ranks(torch.cat(sums)).split([len(part) for part in sums]) if sums else ()
+
+
+def _first_state(parameter: nn.Parameter) -> dict[str, Tensor]:
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    if not _is_factored(parameter.shape):
+        return {"step": step, "moment": torch.zeros_like(parameter)}
+    rows, columns = parameter.shape[0], prod(parameter.shape[1:])
+    rows_R = local_part(parameter).new_zeros(len(local_part(parameter)))
+    if isinstance(parameter, DTensor):
+        mesh, placements = parameter.device_mesh, parameter.placements
+        rows_R = DTensor.from_local(rows_R, mesh, placements, run_check=False, shape=torch.Size([rows]), stride=(1,))
+    return {"step": step, "rows_R": rows_R, "columns_C": local_part(parameter).new_zeros(columns)}
+
+
+def _is_factored(shape: torch.Size) -> bool:
+    """A matrix, or a kernel seen as one; a token or a table of positions has one row."""
+    return len(shape) > 1 and shape[0] > 1
+
+
+def _copies(parameter: nn.Parameter) -> int:
+    if not isinstance(parameter, DTensor):
+        return world_size()
+    mesh = parameter.device_mesh
+    return prod(mesh.size(axis) for axis, placement in enumerate(parameter.placements) if placement.is_replicate())

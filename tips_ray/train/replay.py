@@ -11,10 +11,10 @@ import yaml
 from torch._C._distributed_c10d import HashStore
 
 from tips_ray import storage
+from tips_ray.checkpoint_io import load_checkpoint
 from tips_ray.config import RunConfig, TrainConfig, override
-from tips_ray.train.bad_step import BadStep, Rows
 from tips_ray.train.first_bad import FirstBad, Watch
-from tips_ray.train.loading import load_checkpoint
+from tips_ray.train.guard import BadStep, Rows
 from tips_ray.train.schedules import config_at
 from tips_ray.train.state import TrainState
 from tips_ray.train.step import accumulate_gradients, clip_gradients

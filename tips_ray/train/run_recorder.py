@@ -1,8 +1,12 @@
 """Where a run's results go: run folder, MLflow and checkpoints, without Ray."""
 
+import os
+import platform
+import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -11,13 +15,12 @@ from tips_ray import storage
 from tips_ray.batch import Batch
 from tips_ray.checkpoint_io import CheckpointWriter
 from tips_ray.distributed import gather_objects, rank, world_size
-from tips_ray.errors import root_cause
+from tips_ray.errors import is_final, root_cause
 from tips_ray.runs.checkpoint import drop_old_checkpoints
-from tips_ray.runs.folder import RunFolder, is_final
+from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.restart import Restart, attempt_before
 from tips_ray.runs.run import RunInputs
-from tips_ray.train.bad_step import save_bad_step
-from tips_ray.train.machine import machine, versions
+from tips_ray.train.guard import save_bad_step
 from tips_ray.train.state import TrainState
 
 Report = Callable[[dict[str, float]], None]
@@ -164,3 +167,31 @@ def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
     if rank() == 0 or not is_final(cause):
         what = {"error": str(cause), "type": type(cause).__name__, "is_final": is_final(cause)}
         folder.try_event("failure", step, rank=rank(), **what)
+
+
+PACKAGES = {"torch": "torch", "ray": "ray", "tips_ray": "tips-ray"}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Hosts of all ranks together with their cores, memory and accelerators; every rank calls this."""
+    hosts = {host["name"]: host for host in gather_objects(_host(device))}.values()
+    accelerators = sorted({name for host in hosts for name in host["accelerators"]})
+    return {
+        "hosts": len(hosts),
+        "cores": sum(host["cores"] for host in hosts),
+        "memory": f"{sum(host['memory_bytes'] for host in hosts) / 2**30:.0f} GiB",
+        "accelerators": ", ".join(accelerators) or "none",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: version(package) for name, package in PACKAGES.items()}}
+
+
+def _host(device: torch.device) -> dict[str, Any]:
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    names = [torch.cuda.get_device_name(number) for number in range(count)]
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"name": socket.gethostname(), "cores": cores, "memory_bytes": memory_bytes, "accelerators": names}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tips_ray.batch import Batch
+from tips_ray.checkpoint_io import load_checkpoint
 from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
 from tips_ray.distributed import gather_objects, rank, world_size
@@ -17,7 +18,6 @@ from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import RunInputs
 from tips_ray.train.graceful_stop import PlannedStop
 from tips_ray.train.initial_weights import begin, unloaded_teacher
-from tips_ray.train.loading import load_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
 from tips_ray.train.run_recorder import Report, RunSink, note_failure

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tips_ray import storage
-from tips_ray.captioning.chunks import ChunkCaptions
-from tips_ray.data.captions.store import CaptionStore
+from tips_ray.data.captions.store import CaptionStore, ChunkCaptions
 
 SCHEMA = pa.schema(
     [("sha256", pa.string()), ("captions", pa.list_(pa.string())), ("shard", pa.string()), ("row", pa.int64())]

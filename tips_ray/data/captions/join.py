@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tips_ray import storage
-from tips_ray.captioning.chunks import CaptionedShard, ChunkCaptions, image_sha256
 from tips_ray.data.captions.coordinator import News
-from tips_ray.data.captions.store import CaptionStore
+from tips_ray.data.captions.store import CaptionedShard, CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index
 

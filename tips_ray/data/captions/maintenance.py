@@ -1,12 +1,27 @@
 """Is every object of a store what its name says, and is every chunk there once?"""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
 
 from tips_ray import storage
-from tips_ray.captioning.chunks import CaptionedShard, CaptionObject, ChunkCaptions, DamagedError, damaged
-from tips_ray.data.captions.store import THREADS, CaptionStore, covered, group_of
+from tips_ray.data.captions.store import (
+    THREADS,
+    CaptionedShard,
+    CaptionObject,
+    CaptionStore,
+    ChunkCaptions,
+    DamagedError,
+    covered,
+    damaged,
+    group_of,
+    object_bytes,
+)
 from tips_ray.storage import StorageError
 
 SHOWN_CHUNKS = 5
@@ -81,3 +96,119 @@ def _missing(store: CaptionStore, shard: CaptionedShard) -> list[str]:
         return []
     shown = ", ".join(map(str, lost[:SHOWN_CHUNKS])) + (", ..." if len(lost) > SHOWN_CHUNKS else "")
     return [f"{shard.path}: {len(lost)} of {shard.chunks} chunks have no captions ({shown}); run tips-ray caption"]
+
+
+SHOWN_EXAMPLES = 5
+
+
+@dataclass
+class CaptionStats:
+    """Sums over shards."""
+
+    shards: int = 0
+    objects: int = 0
+    chunks: int = 0
+    rows: int = 0
+    captions: int = 0
+    words: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    """Rows without captions by reason: the error up to its first colon."""
+    examples: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """A sentence for each shard that could not be read to its end."""
+    hashes: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def duplicate_share(self) -> float:
+        """Share of captions that another image has too, the first of each left out."""
+        return 1 - len(np.unique(np.concatenate(self.hashes))) / self.captions if self.captions else 0.0
+
+    def add(self, other: "CaptionStats") -> None:
+        """Count those of another shard too."""
+        for name in ("shards", "objects", "chunks", "rows", "captions", "words", "damaged", "hashes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.errors += other.errors
+        self.examples = (self.examples + other.examples)[:SHOWN_EXAMPLES]
+
+
+def stats(store: CaptionStore) -> CaptionStats:
+    """Of all shards; every object is read once."""
+    total = CaptionStats()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for found in pool.map(lambda name: _shard_stats(store, name), store.shard_names()):
+            total.add(found)
+    return total
+
+
+def _shard_stats(store: CaptionStore, shard_name: str) -> CaptionStats:
+    found = CaptionStats(shards=1, objects=len(store.names(shard_name)))
+    try:
+        for _, _, chunk in store.chunks(shard_name):
+            texts = [text for captions in chunk.captions for text in captions]
+            found.chunks += 1
+            found.rows += len(chunk.error)
+            found.captions += len(texts)
+            found.words += sum(len(text.split()) for text in texts)
+            found.errors.update(error.partition(":")[0] for error in chunk.error if error)
+            found.hashes.append(np.fromiter(map(hash, texts), np.int64, len(texts)))
+            found.examples = found.examples or texts[:1]
+    except DamagedError as error:
+        found.damaged.append(str(error))
+    return found
+
+
+class Compacted(NamedTuple):
+    """What one run did."""
+
+    groups: int
+    """Objects made."""
+    deleted: int
+    """Objects of single chunks deleted."""
+
+
+def compact(store: CaptionStore, shard_name: str) -> Compacted:
+    """Compact one shard; incomplete groups stay as they are. Any number of these may run beside readers and writers.
+
+    Raises:
+        DamagedError: an object cannot be read; nothing of its group is deleted.
+    """
+    spans = covered(store.names(shard_name))
+    shard = _shard(store, shard_name, spans)
+    if shard is None:
+        return Compacted(0, 0)
+    groups, deleted = 0, 0
+    for start, stop in sorted({group_of(shard, first) for first, _ in spans}):
+        singles = [span for span in spans if start <= span[0] and span[1] <= stop and span != (start, stop)]
+        if (start, stop) not in spans and len(singles) == stop - start:
+            groups += _create(store, shard, start, stop)
+        if singles:
+            deleted += _delete(store, shard, start, stop, singles)
+    return Compacted(groups, deleted)
+
+
+def _shard(store: CaptionStore, shard_name: str, spans: Iterable[tuple[int, int]]) -> CaptionedShard | None:
+    """Told by any object of it; None where compaction by another has just removed all that were listed."""
+    for span in spans:
+        if found := store.open(store.uri(shard_name, *span)):
+            return found.shard
+    return None
+
+
+def _create(store: CaptionStore, shard: CaptionedShard, start: int, stop: int) -> bool:
+    chunks = [store.read(shard, chunk) for chunk in range(start, stop)]
+    found = [chunk for chunk in chunks if chunk is not None]
+    if len(found) < stop - start:  # somebody deletes objects by hand
+        return False
+    content = object_bytes(store.fingerprint, shard, start, found)
+    return storage.create_bytes(store.uri(shard.name, start, stop), content)
+
+
+def _delete(store: CaptionStore, shard: CaptionedShard, start: int, stop: int, singles: list[tuple[int, int]]) -> int:
+    """Only once the group is there and every chunk of it decodes."""
+    group = store.open(store.uri(shard.name, start, stop))
+    if group is None:
+        return 0
+    group.chunks()
+    for span in singles:
+        storage.delete(store.uri(shard.name, *span))
+    return len(singles)
