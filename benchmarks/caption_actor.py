@@ -28,7 +28,8 @@ from tips_ray.captioning.stream import CHUNKS_PER_TASK, CaptionInputs, due_chunk
 from tips_ray.config import RunConfig
 from tips_ray.data.index import Index, index_of, index_uri
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.launch.captions import caption_all, caption_store
+from tips_ray.launch.captions import caption_store
+from tips_ray.launch.live_captions import caption_all
 
 CHUNK_ROWS, TOKENS, PROMPT = 64, 64, "<image>caption en"
 

@@ -15,8 +15,9 @@ from statistics import median
 import torch
 
 from benchmarks.train_step import train_config
-from tips_ray.checkpoint_io import CheckpointWriter, save_checkpoint
+from tips_ray.checkpoint_io import CheckpointWriter
 from tips_ray.config.variants import VARIANTS
+from tips_ray.train.checkpointing import checkpoint_parts, save_checkpoint
 from tips_ray.train.state import new_state
 
 
@@ -35,7 +36,7 @@ def _compare(variant: str, saves: int, folder: str) -> None:
     writer, now, background, total = CheckpointWriter(folder, {}), [], [], []
     for _ in range(saves):
         now.append(_milliseconds(lambda: save_checkpoint(state, folder, {})))
-        background.append(_milliseconds(lambda: writer.start(state)))
+        background.append(_milliseconds(lambda: writer.start(*checkpoint_parts(state))))
         total.append(background[-1] + _milliseconds(lambda: writer.committed(wait=True)))
     writer.close()
     gigabytes = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e9

@@ -20,12 +20,12 @@ import ray
 import torch
 from PIL import Image
 
-from jobs.embed import embed_all, embed_inputs
 from tests.toy_run import scene_row, write_scenes
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import Index
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.load_encoder import load_encoder
+from tips_ray.launch.embedding import embed_all, embed_inputs
 from tips_ray.models import TipsModel, image_encoder, text_encoder, train_tokenizer
 
 BATCH = 64
@@ -66,7 +66,7 @@ def _model(root: Path, variant: str) -> str:
 def _stream(model: str, config: EmbeddingConfig, out: Path) -> tuple[float, Index]:
     """Images per second, and the index that was read by."""
     inputs, index = embed_inputs(model, config, str(out))
-    embed_all(inputs, inputs.folder.missing(index, inputs.layout))
+    embed_all(inputs, inputs.folder.missing(index, inputs.layout), print)
     written = sorted((path.stat().st_mtime, path.name) for path in (out / "embeddings").glob("*.parquet"))
     rows = [int(name[11:21]) - int(name[:10]) for _, name in written]
     return sum(rows[1:]) / (written[-1][0] - written[0][0]), index

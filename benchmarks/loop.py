@@ -23,9 +23,9 @@ from statistics import median, quantiles
 import torch
 
 from benchmarks.train_step import random_batch, train_config
+from tests.toy_run import toy_job
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, override
-from tips_ray.runs.run import RunInputs
 from tips_ray.train.loop import train
 from tips_ray.train.run_recorder import RunSink
 from tips_ray.train.state import TrainState, new_state
@@ -92,7 +92,7 @@ def _rounds(config: RunConfig, batch: Batch, folder: Path, steps: int, rounds: i
 
 
 def _sink(config: RunConfig, folder: Path) -> RunSink:
-    return RunSink(RunInputs(config, str(folder), {}, None), 0, CPU, lambda metrics: None)
+    return RunSink(toy_job(config, str(folder)), 0, CPU, lambda metrics: None)
 
 
 def _bare(state: TrainState, batch: Batch, config: RunConfig, steps: int) -> Spent:

@@ -21,12 +21,12 @@ import numpy as np
 import ray
 
 from benchmarks.processes import CpuMeter, resident_bytes
-from tests.toy_run import tiny_run, write_scenes
+from tests.toy_run import ToyStream, tiny_run, write_scenes
 from tips_ray import storage
 from tips_ray.data import pipeline
 from tips_ray.data.index import ChunkTable, Index, build_index, index_of, opened_index, run_order, write_index
-from tips_ray.data.pipeline import InOrder, training_stream
-from tips_ray.data.stream import StreamInputs
+from tips_ray.data.pipeline import training_stream
+from tips_ray.ray_data_adapter import InOrder
 from tips_ray.tokenizer import train_tokenizer
 
 BATCH, PASS, SHORT_PART = 128, 64, 4
@@ -58,11 +58,11 @@ def main() -> None:
         _start(root, options.windows)
 
 
-def _inputs(root: Path, source: str, steps: int) -> StreamInputs:
+def _inputs(root: Path, source: str, steps: int) -> ToyStream:
     keys = {key.replace(".", "__"): value for key, value in KEYS.items()}
     config = tiny_run(root, source, schedule__total_steps=steps, **keys)
     index = index_of(config.data, str(root / "index"))
-    return StreamInputs(config, str(root / "index" / index.fingerprint), _tokenizer(root))
+    return ToyStream(config, str(root / "index" / index.fingerprint), _tokenizer(root))
 
 
 def _tokenizer(root: Path) -> str:
@@ -71,7 +71,7 @@ def _tokenizer(root: Path) -> str:
     return str(path)
 
 
-def _cpu(inputs: StreamInputs, workers: int, rounds: int) -> None:
+def _cpu(inputs: ToyStream, workers: int, rounds: int) -> None:
     """Of an image: the rise from a short stream to the whole one, so that what starts a stream is told by itself."""
     actor: Any = ray.remote(num_cpus=0)(_Consumer)
     consumers = [actor.remote() for _ in range(workers)]
@@ -89,14 +89,14 @@ def _cpu(inputs: StreamInputs, workers: int, rounds: int) -> None:
     print(f"ratio        {stream / bare:.2f}", flush=True)
 
 
-def _bare(inputs: StreamInputs) -> float:
+def _bare(inputs: ToyStream) -> float:
     """Processor seconds of the stages in this process."""
     config, stop = inputs.config, inputs.config.schedule.total_steps * BATCH
     order = run_order(opened_index(inputs.index_uri), config.data, config.seed, BATCH)
     started = time.process_time()
     for window in order.windows(0, stop):
-        for table in pipeline._read_windows({"window": np.array([window])}, inputs, 0, stop):
-            pipeline._views(table, inputs)
+        for table in pipeline._read_windows({"window": np.array([window])}, config, inputs.index_uri, None, 0, stop):
+            pipeline._views(table, config, inputs.tokenizer_uri)
     return time.process_time() - started
 
 
@@ -108,10 +108,10 @@ class _Consumer:
         return sum(len(batch["position"]) for batch in batches)
 
 
-def _consumed(inputs: StreamInputs, start_step: int, consumers: list[Any]) -> float:
+def _consumed(inputs: ToyStream, start_step: int, consumers: list[Any]) -> float:
     """Processor seconds until all workers have taken their shares."""
     with CpuMeter(os.getpid()) as meter:
-        stream = training_stream(inputs, start_step)
+        stream = training_stream(*inputs, start_step)
         splits = InOrder().configure({"train": stream}, len(consumers), None, None)
         taken = ray.get([one.take.remote(split["train"]) for one, split in zip(consumers, splits, strict=True)])
     assert sum(taken) == (inputs.config.schedule.total_steps - start_step) * BATCH
@@ -125,7 +125,7 @@ def _start(root: Path, windows: int) -> None:
     config = tiny_run(root, source, **keys)
     index = _repeated(build_index(config.data), windows)
     write_index(index, uri := str(root / "many"))
-    stream = training_stream(StreamInputs(config, uri, _tokenizer(root)), 0)
+    stream = training_stream(config, uri, _tokenizer(root), None, 0)
     started = time.perf_counter()
     split = InOrder().configure({"train": stream}, 1, None, None)[0]["train"]
     next(iter(split.iter_batches(batch_size=8, batch_format="numpy")))

@@ -43,10 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = [QUICK] * arguments.quick + [FULL] * arguments.full
     config = load_config(AblationConfig, path, [*seeds, *overrides])
     out = Path(arguments.output).resolve()
-    from tuning.ablation import prepared_runs, run_missing
-    from tuning.ablation_table import written_table
+    from tuning.ablation import run_ablation
 
-    runs = prepared_runs(config, out)
-    run_missing(runs, config.at_a_time, out)
-    print(written_table(config, runs, out))
+    print(run_ablation(config, out))
     print(f"table        {out / 'table.md'}, {out / 'results.json'}")

@@ -6,6 +6,7 @@ The run then takes them with captions.source=store. With captions.source=live no
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 
@@ -22,34 +23,9 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError: config, data or captioner are wrong.
         RunFailedError: captioning stopped; what is made is kept.
     """
-    from ray.exceptions import RayError
-
-    from tips_ray import storage
-    from tips_ray.captioning.stream import READ_CPUS, CaptionInputs, due_chunks
     from tips_ray.config import RunConfig, load_config
-    from tips_ray.data.index import index_of, index_uri
-    from tips_ray.data.stream import CaptionAccess
-    from tips_ray.errors import RunFailedError
-    from tips_ray.launch import cluster as ray_cluster
-    from tips_ray.launch.captions import caption_all, caption_store, why_stopped
+    from tips_ray.launch.data_jobs import caption_data
 
     config = load_config(RunConfig, arguments.config, arguments.overrides)
-    store, captioner = caption_store(config)
-    folder = storage.join(config.storage, "index")
-    index = index_of(config.data, folder)
-    due = due_chunks(index, config, store)
-    total = len(index.chunks.rows)
-    print(
-        f"data       {index.rows:,} rows in {total:,} chunks; {total - due.num_rows:,} have their captions", flush=True
-    )
-    if due.num_rows:
-        ray_cluster.require_room_for_captioner(config, READ_CPUS)
-        ray_cluster.connect(
-            config.resources.captioners * config.resources.cpus_per_captioner + config.resources.data_cpus
-        )
-        uri = index_uri(config.data, index, folder)
-        try:
-            caption_all(CaptionInputs(config, captioner, uri, CaptionAccess(store)), due)
-        except RayError as error:
-            raise RunFailedError(f"{why_stopped(error)}; the same command goes on where it stopped") from None
-    print(f"captions   {store.folder}\nnext: tips-ray pretrain {arguments.config} captions.source=store")
+    folder = caption_data(config, partial(print, flush=True))
+    print(f"captions   {folder}\nnext: tips-ray pretrain {arguments.config} captions.source=store")

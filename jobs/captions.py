@@ -13,23 +13,16 @@ on them with captions.source=store captions.imported=NAME.
 """
 
 import argparse
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tips_ray.data.captions.store import CaptionedShard, CaptionStore
     from tips_ray.data.index import Index
-
-ACTIONS = ("stats", "export", "import", "compact", "verify")
-THREADS = 16
-FEWEST_DIGITS = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tips-ray captions`."""
-    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("action", choices=("stats", "export", "import", "compact", "verify"))
     parser.add_argument("store", metavar="STORE", help="folder or s3:// prefix of the captions")
     parser.add_argument("file", nargs="?", metavar="FILE", help="export: .parquet, .jsonl; import: .csv too")
     parser.add_argument("--run", nargs="+", metavar="RUN.yaml", help="config of a run over the data, and its overrides")
@@ -46,12 +39,10 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError: an argument is wrong or missing, or an object of the store is damaged.
     """
     _check(arguments)
-    if arguments.action == "import":
-        return _import(arguments)
-    stores = _chosen(arguments.store, arguments.captioner)
-    if arguments.action == "export":
-        return _export(_only(stores, arguments.store), arguments.file)
-    return max({"stats": _stats, "compact": _compact, "verify": _verify}[arguments.action](stores, arguments.run))
+    if arguments.action == "verify":
+        return _verify(arguments)
+    {"stats": _stats, "compact": _compact, "export": _export, "import": _import}[arguments.action](arguments)
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -63,106 +54,66 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("captions import needs --run RUN.yaml: the images that the captions belong to")
 
 
-def _chosen(uri: str, wanted: str | None) -> "list[CaptionStore]":
-    from tips_ray.data.captions.store import captioners
+def _stats(arguments: argparse.Namespace) -> None:
+    from tips_ray.data.captions.maintenance import chosen_stores, stats
 
-    stores = captioners(uri)
-    found = [store for store in stores if store.fingerprint.startswith(wanted or "")]
-    if not found:
-        there = ", ".join(store.fingerprint for store in stores) or "none"
-        raise ValueError(f"{uri}: there are no captions{f' of captioner {wanted}' if wanted else ''}; it has {there}")
-    return found
-
-
-def _only(stores: "list[CaptionStore]", uri: str) -> "CaptionStore":
-    if len(stores) > 1:
-        there = ", ".join(store.fingerprint for store in stores)
-        raise ValueError(f"{uri}: there are captions of several captioners ({there}); say which with --captioner")
-    return stores[0]
-
-
-def _stats(stores: "list[CaptionStore]", _: object) -> Iterator[int]:
-    from tips_ray.data.captions.maintenance import stats
-
-    for store in stores:
+    for store in chosen_stores(arguments.store, arguments.captioner):
         found = stats(store)
-        print(store.folder)
-        for key, value in store.description().get("config", {}).items():
-            print(f"  {key}: {value}")
+        known = store.description().get("config", {})
+        print(store.folder, *(f"  {key}: {value}" for key, value in known.items()), sep="\n")
         print(f"  {found.rows} rows in {found.chunks} chunks, {found.objects} objects, {found.shards} shards")
-        mean = found.words / max(found.captions, 1)
-        print(f"  {found.captions} captions of {mean:.1f} words, {found.duplicate_share:.1%} duplicates")
+        print(f"  {found.captions} captions of {found.mean_words:.1f} words, {found.duplicate_share:.1%} duplicates")
         lines = [f"{count} rows without: {reason}" for reason, count in found.errors.most_common()]
         lines += [f"e.g. {text!r}" for text in found.examples]
         lines += [f"not counted to its end: {fault}" for fault in found.damaged]
         print(*(f"  {line}" for line in lines), sep="\n")
-        yield 0
 
 
-def _compact(stores: "list[CaptionStore]", _: object) -> Iterator[int]:
-    from tips_ray.data.captions.maintenance import compact
+def _compact(arguments: argparse.Namespace) -> None:
+    from tips_ray.data.captions.maintenance import chosen_stores, compact_all
 
-    for store in stores:
-        with ThreadPoolExecutor(THREADS) as pool:
-            done = list(pool.map(lambda name, store=store: compact(store, name), store.shard_names()))
+    for store in chosen_stores(arguments.store, arguments.captioner):
+        done = compact_all(store)
         groups, deleted = sum(part.groups for part in done), sum(part.deleted for part in done)
         print(f"{store.folder}: {groups} groups made of {deleted} objects, in {len(done)} shards")
-        yield 0
 
 
-def _verify(stores: "list[CaptionStore]", run: list[str] | None) -> Iterator[int]:
-    from tips_ray.data.captions.maintenance import faults
+def _verify(arguments: argparse.Namespace) -> int:
+    from tips_ray.data.captions.maintenance import chosen_stores, faults, shards_of
 
-    shards = list(_shards(_index(run))) if run else []
+    stores = chosen_stores(arguments.store, arguments.captioner)
+    shards = shards_of(_index(arguments.run)) if arguments.run else []
+    checked = "all objects are whole" + (" and no chunk is missing" if arguments.run else "")
+    code = 0
     for store in stores:
         found = 0
         for fault in faults(store, shards):
-            found += 1
             print(fault)
-        checked = "all objects are whole" + (" and no chunk is missing" if run else "")
+            found, code = found + 1, 1
         print(f"{store.folder}: {f'{found} faults' if found else checked}")
-        yield int(found > 0)
+    return code
 
 
-def _export(store: "CaptionStore", target: str) -> int:
+def _export(arguments: argparse.Namespace) -> None:
     from tips_ray.data.captions.import_export import export
+    from tips_ray.data.captions.maintenance import only_store
 
-    written, left_out = export(store, target)
-    print(f"{target}: {written} rows; {left_out} rows have no captions and are left out")
-    return 0
+    written, left_out = export(only_store(arguments.store, arguments.captioner), arguments.file)
+    print(f"{arguments.file}: {written} rows; {left_out} rows have no captions and are left out")
 
 
-def _import(arguments: argparse.Namespace) -> int:
-    from tips_ray.data.captions.import_export import captions_by_hash
-    from tips_ray.data.captions.join import missing_chunks
+def _import(arguments: argparse.Namespace) -> None:
+    from tips_ray.data.captions.import_export import captions_by_hash, import_captions
+    from tips_ray.data.captions.maintenance import import_target
 
     known = captions_by_hash(arguments.file)
-    store, index = _target(arguments), _index(arguments.run)
-    places = missing_chunks(index, store).tolist()
-    with ThreadPoolExecutor(THREADS) as pool:
-        rows = list(pool.map(lambda place: _rekey(store, index, place, known), places))
-    chunks = sum(bool(count) for count in rows)
-    print(f"{store.folder}: {sum(rows)} rows in {chunks} chunks, from {len(known)} images of {arguments.file}")
-    if chunks < len(places):
+    store = import_target(arguments.store, arguments.captioner)
+    done = import_captions(store, _index(arguments.run), known)
+    print(f"{store.folder}: {done.rows} rows in {done.chunks} chunks, from {len(known)} images of {arguments.file}")
+    if done.missing:
         is_imported = "imported" in store.description().get("decides", {})
         hint = "a run needs all of them" if is_imported else "tips-ray caption makes them whole"
-        print(f"{len(places) - chunks} chunks hold images that the file lacks: {hint}")
-    return 0
-
-
-def _target(arguments: argparse.Namespace) -> "CaptionStore":
-    """Captions keep their captioner; those of another program get one that is called by a name."""
-    from tips_ray.data.captions.store import captioners, imported_store
-
-    wanted, stores = arguments.captioner, captioners(arguments.store)
-    if wanted is None:
-        return _only(_chosen(arguments.store, None), arguments.store)
-    is_fingerprint = len(wanted) >= FEWEST_DIGITS and set(wanted) <= set("0123456789abcdef")
-    if is_fingerprint or any(store.fingerprint.startswith(wanted) for store in stores):
-        return _only(_chosen(arguments.store, wanted), arguments.store)
-    store = imported_store(arguments.store, wanted)
-    store.describe({"decides": {"imported": wanted}, "config": {"model": wanted}})
-    return store
+        print(f"{done.missing} chunks hold images that the file lacks: {hint}")
 
 
 def _index(run: list[str]) -> "Index":
@@ -172,26 +123,3 @@ def _index(run: list[str]) -> "Index":
 
     config = load_config(RunConfig, Path(run[0]), run[1:])
     return index_of(config.data, storage.join(config.storage, "index"))
-
-
-def _shards(index: "Index") -> "Iterator[tuple[CaptionedShard, list[int]]]":
-    """What the store calls each shard of an index, and the rows of its chunks."""
-    import numpy as np
-
-    from tips_ray.data.captions.join import captioned_shard
-
-    for number in range(index.shards.num_rows):
-        first, last = np.searchsorted(index.chunks.shard, (number, number + 1))
-        yield captioned_shard(index, number), index.chunks.rows[first:last].tolist()
-
-
-def _rekey(store: "CaptionStore", index: "Index", number: int, known: dict[bytes, list[str]]) -> int:
-    """Rows of the chunk of this number in the index, where the file had captions for all its good images."""
-    from tips_ray.data.captions.import_export import rekeyed
-    from tips_ray.data.captions.join import place_of
-    from tips_ray.data.captions.store import image_sha256
-
-    rows = index.read(number)
-    sha256, errors = image_sha256(row["image"] for row in rows), [row["error"] for row in rows]
-    chunk = rekeyed(index.chunk(number).row, sha256, errors, known)
-    return len(rows) if chunk and store.write(*place_of(index, number), chunk) else 0

@@ -11,17 +11,8 @@ RAY_ADDRESS, images are encoded by actors and data sets go side by side; folders
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tips_ray.config.evaluation import RayConfig, SuiteConfig
-    from tips_ray.evaluation.encoders import Encoder
-    from tips_ray.evaluation.results import RunTasks
-    from tips_ray.evaluation.suite_tasks import EndedTask
+from typing import Any
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -46,61 +37,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     path = _suite_path(arguments.suite)
     suite = load_config(SuiteConfig, path, arguments.overrides)
-    from tips_ray.evaluation.load_encoder import load_encoder
-    from tips_ray.evaluation.results import run_suite
-    from tips_ray.runs.tracking import require_answer, track_scores
+    from tips_ray.launch.evaluation import evaluate_model
 
-    encoder = load_encoder(arguments.model, suite.image_size_px)
     folder = arguments.output or f"out/evaluation/{Path(arguments.model).name.replace(':', '-')}-{path.stem}"
-    if suite.mlflow_uri:
-        require_answer(suite.mlflow_uri, "mlflow_uri")
 
     def tell(name: str, record: dict[str, Any]) -> None:
         print("\n".join(_lines(name, record)), flush=True)
 
-    found = run_suite(encoder, arguments.model, suite, folder, tell, _task_runner(encoder, arguments.model, suite))
-    if suite.mlflow_uri:
-        scores = {f"{name}/{key}": value for name in found for key, value in found[name].get("scores", {}).items()}
-        track_scores(suite.mlflow_uri, suite.experiment, arguments.model, folder, scores)
+    evaluate_model(arguments.model, suite, folder, tell)
     print(f"results      {folder}/results.json, {folder}/table.md, {folder}/pictures")
-
-
-def _task_runner(encoder: "Encoder", model: str, suite: "SuiteConfig") -> "RunTasks":
-    """Here, or on Ray where the suite or RAY_ADDRESS says so."""
-    from tips_ray.config.evaluation import RayConfig
-    from tips_ray.evaluation.features import encoding_here
-    from tips_ray.evaluation.suite_tasks import tasks_here
-    from tips_ray.launch import cluster as ray_cluster
-
-    config = suite.ray or (RayConfig() if ray_cluster.address() else None)
-    if config:
-        return partial(_tasks_on_ray, encoder, model, suite, config)
-    return partial(tasks_here, encoder, suite, encoding_here(encoder, suite.batch_images))
-
-
-def _tasks_on_ray(
-    encoder: "Encoder", model: str, suite: "SuiteConfig", config: "RayConfig", names: "Sequence[str]"
-) -> "Iterator[EndedTask]":
-    if not names:
-        return
-    from ray.exceptions import RayError
-
-    from tips_ray.errors import RunFailedError, described, root_cause
-    from tips_ray.evaluation.encoder_place import EncoderPlace
-    from tips_ray.evaluation.suite_pipeline import tasks_on_ray
-    from tips_ray.launch import cluster as ray_cluster
-
-    ray_cluster.require_room_for_actor(config, config.cpus_per_task)
-    ray_cluster.connect(config.actors * config.cpus_per_actor + config.cpus_per_task)
-    ray_cluster.quiet_data()
-    try:
-        yield from tasks_on_ray(encoder, EncoderPlace.of(model, encoder), suite, config, names)
-    except RayError as error:
-        if isinstance(cause := root_cause(error), (ValueError, OSError)):
-            raise cause from None
-        raise RunFailedError(
-            f"evaluation stopped: {described(error)}; the same command runs the tasks that have no result"
-        ) from None
 
 
 def _suite_path(suite: str) -> Path:

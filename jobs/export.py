@@ -63,25 +63,13 @@ def _check_source(arguments: argparse.Namespace, sources: list[str]) -> None:
 
 def _source(arguments: argparse.Namespace, sources: list[str]) -> "TipsModel | ImageEncoder":
     from tips_ray.models import load_official, load_official_image
+    from tips_ray.weights import model_at
 
     if sources:
-        return _of_folder(sources[0])
+        return model_at(sources[0])
     if arguments.text:
         return load_official(arguments.image, arguments.text, arguments.tokenizer, arguments.num_heads)
     return load_official_image(arguments.image, arguments.num_heads)
-
-
-def _of_folder(uri: str) -> "TipsModel":
-    """Of a run the averaged image encoder of its newest checkpoint that is whole, as `tips-ray evaluate` takes it."""
-    from tips_ray import storage
-    from tips_ray.models import load_transformers
-    from tips_ray.runs.checkpoint import MANIFEST
-    from tips_ray.train.initial_weights import verified
-    from tips_ray.weights import origin_at, trained_model
-
-    if any(storage.exists(storage.join(storage.resolved(uri), name)) for name in ("config.yaml", MANIFEST)):
-        return trained_model(verified(origin_at("FOLDER", uri)))
-    return load_transformers(Path(uri))
 
 
 def _report(to: str, folder: Path, model: "TipsModel | ImageEncoder") -> str:

@@ -11,7 +11,7 @@ the tars once.
 import argparse
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.columns import SourceRow
     from tips_ray.data.index import Index
-    from tips_ray.data.index_pipeline import Job
-    from tips_ray.data.sources import Scan
 
 SHOWN_REJECTS = 5
 MISSING = {
@@ -43,56 +41,17 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: the config or the data are wrong.
     """
-    from tips_ray import storage
     from tips_ray.config import RunConfig, load_config
-    from tips_ray.data.index import index_of, index_uri
-    from tips_ray.launch import cluster as ray_cluster
+    from tips_ray.launch.data_jobs import index_data
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(RunConfig, arguments.config, arguments.overrides)
-    folder = storage.join(config.storage, "index")
-    index = index_of(config.data, folder, _on_cluster if ray_cluster.address() else None)
-    if arguments.decode:
-        index = _decoded(index, index_uri(config.data, index, folder), config)
+    index = index_data(config, arguments.decode, partial(print, flush=True))
     print("\n".join(_lines(index, config)))
 
 
-def _on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> "Iterator[Scan]":
-    """A `Mapper` that joins the cluster only where there is something to look through."""
-    from tips_ray.data.index_pipeline import scan_on_ray
-    from tips_ray.launch import cluster as ray_cluster
-    from tips_ray.launch.failure import told_by_cause
-
-    ray_cluster.require_cluster()
-    ray_cluster.connect()
-    with told_by_cause():
-        yield from scan_on_ray(function, shards)
-
-
-def _decoded(index: "Index", uri: str, config: "RunConfig") -> "Index":
-    """The index with its bad images, which is written over the one at `uri`."""
-    from tips_ray.data.index import write_index
-    from tips_ray.data.index_pipeline import with_bad_images
-    from tips_ray.launch import cluster as ray_cluster
-    from tips_ray.launch.failure import told_by_cause
-    from tips_ray.launch.progress import tenths
-
-    is_due = tenths(index.rows)
-
-    def tell(rows: int) -> None:
-        if is_due(rows):
-            print(f"decoded {rows:,} of {index.rows:,} rows", flush=True)
-
-    ray_cluster.require_cluster()
-    ray_cluster.connect()
-    with told_by_cause():
-        index = with_bad_images(index, uri, config.data, tell)
-    write_index(index, uri)
-    return index
-
-
 def _lines(index: "Index", config: "RunConfig") -> list[str]:
-    from tips_ray.launch.checks import unread_bytes
+    from tips_ray.data.index import unread_bytes
 
     uri = config.data.index or f"{config.storage.rstrip('/')}/index/{index.fingerprint}"
     lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {uri}"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tips_ray.train.replay import Replay
 
 MOST_IMAGES = 8
-"""Of those concerned that are named."""
+"""Images concerned that are named."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ import yaml
 from nodes import Nodes, events, reached
 from toy_run import metrics_of_run, tiny_run, write_scenes
 
-from tips_ray.launch.supervisor import start_command
+from jobs.pretrain import start_command
 from tips_ray.runs.folder import RunFolder
 
 STEPS, LOST_AT_STEP, AWAY_SECONDS, PATIENCE_SECONDS = 120, 45, 15, 600

@@ -15,8 +15,8 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # pyright: ignore[reportAttributeAccessIssue]
 
-from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
+from tips_ray.launch import pretrain
 from tips_ray.runs.folder import RunFolder
 
 STORE_BYTES = 100 << 20

@@ -24,12 +24,13 @@ from nodes import Node, Nodes, events, reached
 from ray.util.placement_group import placement_group_table
 from toy_run import metrics_of_run, tiny_run, write_scenes
 
+from jobs.pretrain import start_command
 from tips_ray import storage
 from tips_ray.config import RunConfig, override
 from tips_ray.data.index import index_of, run_order
 from tips_ray.demo.s3_server import LocalS3, local_s3
-from tips_ray.launch import on_ranks as without_ray
-from tips_ray.launch.supervisor import start_command
+from tips_ray.launch import pretrain
+from tips_ray.launch.on_ranks import RankTrainer
 from tips_ray.runs.checkpoint import list_checkpoints
 from tips_ray.runs.folder import RunFolder
 
@@ -172,7 +173,7 @@ def _check(soak: Soak, config: RunConfig, place: Path) -> None:
 def _check_losses(folder: RunFolder, config: RunConfig, place: Path) -> None:
     """Of the first steps: rounding grows by itself."""
     alone = override(RunConfig, config.model_dump(mode="json"), {"storage": str(place / "alone")})
-    uri = without_ray.pretrain(without_ray.on_these_ranks(alone))
+    uri = pretrain(alone, RankTrainer())
     assert uri
     for own, its in zip(metrics_of_run(folder)[:COMPARED_STEPS], metrics_of_run(RunFolder(uri)), strict=False):
         difference = abs(own["loss/total"] - its["loss/total"])

@@ -9,11 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from packaging.requirements import Requirement
 
-from jobs import doctor
+from jobs import doctor as job
 from jobs.cli import main
 from tips_ray.errors import Doubt
 from tips_ray.launch import cluster as ray_cluster
-from tips_ray.launch import store_checks as doctor_s3
+from tips_ray.launch import machine_checks
 
 
 @pytest.fixture(autouse=True)
@@ -78,22 +78,22 @@ def test_what_fails_is_told_with_the_rest_and_the_code_is_one(capsys, monkeypatc
 def test_a_package_out_of_its_range_is_named_with_the_command(line, words):
     import re
 
-    fault = doctor._fault(Requirement(line))
+    fault = machine_checks._fault(Requirement(line))
     assert fault is None if words is None else re.search(words, fault or "")
 
 
 def test_a_small_shared_memory_is_a_doubt(monkeypatch):
     monkeypatch.setattr(ray_cluster, "OBJECT_STORE_BYTES", 1 << 60)
     with pytest.raises(Doubt, match="--shm-size"):
-        doctor.shared_memory_suffices("/")
+        machine_checks.shared_memory_suffices("/")
 
 
 def test_a_store_that_refuses_answers(monkeypatch):
     with _store(seconds_ahead=0) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        assert "answers" in doctor_s3.store_answers()
+        assert "answers" in machine_checks.store_answers()
         with pytest.raises(ValueError, match="no credentials are found: set AWS_ACCESS_KEY_ID"):
-            doctor_s3.settings_are_whole()
+            machine_checks.settings_are_whole()
         server.shutdown()
 
 
@@ -101,7 +101,7 @@ def test_a_clock_that_s3_would_refuse_fails(monkeypatch):
     with _store(seconds_ahead=3600) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
         with pytest.raises(ValueError, match=r"the clock of this machine is 3\d\d\d s apart"):
-            doctor_s3.store_answers()
+            machine_checks.store_answers()
         server.shutdown()
 
 
@@ -113,6 +113,6 @@ def test_help_imports_nothing_heavy():
 
 def test_arguments_are_a_config_and_its_overrides():
     parser = argparse.ArgumentParser()
-    doctor.add_arguments(parser)
+    job.add_arguments(parser)
     assert parser.parse_intermixed_args(["a.yaml", "seed=1"]).overrides == ["seed=1"]
     assert parser.parse_intermixed_args([]).config is None

@@ -15,10 +15,10 @@ from toy_start import trained_run
 from writers import jpeg, write_parquet, write_tar
 
 from jobs.cli import main
-from jobs.embed import embed_inputs
 from tips_ray.embedding import embed_pipeline
 from tips_ray.embedding.decoded import decoded_chunk
 from tips_ray.embedding.embed_pipeline import EmbedActor
+from tips_ray.launch.embedding import embed_inputs
 from tips_ray.storage import StorageError
 
 ROWS = 12

@@ -9,9 +9,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs import cli
 from tips_ray import storage
-from tips_ray.errors import RunFailedError, RunInterrupted, root_cause
-from tips_ray.launch import failure
+from tips_ray.errors import MOST_CHARACTERS, RunFailedError, RunInterrupted, root_cause
 from tips_ray.launch.failure import told_failures
+from tips_ray.launch.on_ray import FAILURES
 from tips_ray.runs.folder import RunFolder
 
 BAD_ROWS = ValueError("data.max_bad_fraction (0.01) is exceeded: 3 of 8 rows were bad; mend the data")
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def _failed(folder: RunFolder, error: Exception) -> str:
-    with pytest.raises(RunFailedError) as caught, told_failures(folder):
+    with pytest.raises(RunFailedError) as caught, told_failures(folder, FAILURES):
         raise error
     assert caught.value.__suppress_context__
     return str(caught.value)
@@ -103,14 +103,17 @@ def test_the_cause_is_told_also_where_the_storage_is_away(folder, monkeypatch):
 
 
 def test_what_is_not_a_failed_training_passes_through(folder):
-    with pytest.raises(KeyError), told_failures(folder):
+    with pytest.raises(KeyError), told_failures(folder, FAILURES):
         raise KeyError("ours")
 
 
 @pytest.mark.parametrize("stop", [SystemExit(0), KeyboardInterrupt()])
 def test_ctrl_c_is_an_interruption_and_the_handler_is_put_back(folder, stop):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(RunInterrupted, match="interrupted at step 7; the same command"), told_failures(folder):
+    with (
+        pytest.raises(RunInterrupted, match="interrupted at step 7; the same command"),
+        told_failures(folder, FAILURES),
+    ):
         signal.signal(signal.SIGINT, lambda *_: None)  # as Ray Train does in fit
         raise stop
     assert signal.getsignal(signal.SIGINT) is before
@@ -135,4 +138,4 @@ def test_every_end_has_its_line_and_its_exit_code(error, code, line, monkeypatch
 
 
 def test_a_long_cause_is_cut(folder):
-    assert len(_failed(folder, WorkerGroupError("", {0: ValueError("x" * 9999)}))) < failure.MOST_CHARACTERS + 400
+    assert len(_failed(folder, WorkerGroupError("", {0: ValueError("x" * 9999)}))) < MOST_CHARACTERS + 400

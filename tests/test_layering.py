@@ -1,75 +1,212 @@
-"""An import points down: the table is the architecture."""
+"""An import points down: the tables are the architecture."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
+LEAVES = {"errors", "config", "storage", "keyed", "batch", "distributed"}
+"""What everything may import that is above it; among themselves `config` may import `errors`."""
 MAY_IMPORT = {
-    "config": set(),
-    "causes": set(),
-    "distributed": set(),
+    "errors": set(),
+    "config": {"errors"},
+    "storage": set(),
     "keyed": set(),
     "batch": set(),
-    "scenes": set(),
-    "tokenizer": set(),
-    "models": {"config", "keyed", "batch", "tokenizer"},
-    "losses": {"distributed"},
-    "objective": {"config", "batch", "models", "losses"},
-    "storage": set(),
-    "tracking": {"config", "storage"},
-    "report": {"storage", "train"},
-    "captioning": {"config", "keyed", "storage"},
-    "data": {"config", "keyed", "batch", "storage", "tokenizer", "captioning"},
-    # data: images on disk; train: what a run has reached; scenes: exact truth
-    "evaluation": {"config", "models", "storage", "data", "scenes", "train"},
-    "embedding": {"config", "storage", "data", "evaluation"},
-    "train": {"config", "causes", "distributed", "batch", "models", "objective", "storage", "data", "tracking"},
+    "distributed": set(),
+    "tokenizer": LEAVES,
+    "scenes": LEAVES,
+    "ray_data_adapter": set(),
+    "losses": LEAVES,
+    "models": LEAVES | {"tokenizer"},
+    "objective": LEAVES | {"models", "losses"},
+    "data": LEAVES | {"tokenizer", "ray_data_adapter"},
+    "captioning": LEAVES | {"data", "ray_data_adapter"},
+    "runs": LEAVES,
+    "checkpoint_io": LEAVES | {"runs"},
+    "weights": LEAVES | {"tokenizer", "models", "runs", "checkpoint_io"},
+    "report": LEAVES | {"runs"},
+    "train": LEAVES | {"models", "objective", "data", "ray_data_adapter", "runs", "checkpoint_io", "weights"},
+    # data: images on disk; scenes: exact truth
+    "evaluation": LEAVES | {"tokenizer", "models", "scenes", "data", "ray_data_adapter", "weights"},
+    "embedding": LEAVES | {"data", "ray_data_adapter", "evaluation"},
+    "launch": LEAVES
+    | {"tokenizer", "data", "captioning", "ray_data_adapter", "runs", "weights", "train"}
+    # the commands that use a finished model on the cluster
+    | {"evaluation", "embedding"},
+    # it shows all of it at once, and keeps what no other part needs
+    "demo": LEAVES | {"models", "scenes", "data", "runs", "train", "evaluation", "report", "launch"},
 }
+MAY_USE_RAY = {
+    "tips_ray/ray_data_adapter.py",
+    "tips_ray/data/pipeline.py",
+    "tips_ray/data/index_pipeline.py",
+    "tips_ray/captioning/stream.py",
+    "tips_ray/embedding/embed_pipeline.py",
+    "tips_ray/evaluation/suite_pipeline.py",
+    "tips_ray/train/adapter.py",
+    "tips_ray/train/dataset.py",
+    "tips_ray/train/worker.py",
+    "tips_ray/launch/",
+    "tuning/",
+}
+ADAPTERS = {"tips_ray/ray_data_adapter.py", "tips_ray/train/adapter.py"}
+OF_RAY_INSIDE = {"_logical_plan", "_plan", "_coordinator_client", "_latest_reserved_resources", "_latest_monitor_time"}
+"""Attributes of Ray's objects that are not part of its interface."""
+EXPORTS = {f"tips_ray.models.{name}" for name in ("model", "official", "timm_folder", "transformers_folder")}
+"""`TipsModel.export_*` calls the writers, which import `TipsModel`: the one circle there is."""
 
 
-def _imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+class Module(NamedTuple):
+    """A file of ours, and what it imports anywhere in it."""
+
+    name: str
+    place: str
+    """Path below the root."""
+    text: str
+    imports: frozenset[str]
+    """Dotted names; of `from a import b` both `a` and `a.b`."""
+
+    @property
+    def part(self) -> str:
+        """`train` of `tips_ray.train.loop`."""
+        return self.name.split(".")[1] if "." in self.name else ""
+
+
+@cache
+def _modules() -> dict[str, Module]:
+    found = {}
+    for top in ("tips_ray", "jobs", "tuning"):
+        for path in (ROOT / top).rglob("*.py"):
+            place = str(path.relative_to(ROOT))
+            name = place.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+            found[name] = Module(name, place, path.read_text(), frozenset(_imports(path.read_text())))
+    return found
+
+
+def _imports(text: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _files() -> list[tuple[str, Path]]:
-    package = ROOT / "tips_ray"
-    files = [path for path in package.rglob("*.py") if path != package / "__init__.py"]
-    return [(path.relative_to(package).parts[0].removesuffix(".py"), path) for path in files]
+def _library() -> list[Module]:
+    return [module for name, module in _modules().items() if name.startswith("tips_ray.")]
+
+
+def _is_of(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def test_every_module_imports_only_what_lies_below_it():
-    for part, path in _files():
-        inside = {name.split(".")[1] for name in _imports(path) if name.startswith("tips_ray.")}
-        assert inside <= MAY_IMPORT[part] | {part}, f"{path.name} imports {inside - MAY_IMPORT[part] - {part}}"
+    for module in _library():
+        inside = {name.split(".")[1] for name in module.imports if name.startswith("tips_ray.")}
+        assert inside <= MAY_IMPORT[module.part] | {module.part}, (
+            f"{module.place} imports {inside - MAY_IMPORT[module.part] - {module.part}}"
+        )
 
 
-def test_only_the_edge_imports_ray():
-    for _, path in _files():
-        if not path.name.endswith(("pipeline.py", "worker.py", "adapter.py")):
-            assert not any(name.split(".")[0] == "ray" for name in _imports(path)), path.name
+def test_the_table_itself_has_no_circle():
+    order: list[str] = []
+    while len(order) < len(MAY_IMPORT):
+        free = [part for part, below in MAY_IMPORT.items() if part not in order and below <= {*order, part}]
+        assert free, f"{set(MAY_IMPORT) - set(order)} import each other"
+        order += free
 
 
-def test_the_library_imports_neither_jobs_nor_tuning():
-    for _, path in _files():
-        assert not any(name.split(".")[0] in ("jobs", "tuning") for name in _imports(path)), path.name
+def test_nothing_but_the_commands_imports_jobs():
+    for module in _modules().values():
+        if not module.name.startswith("jobs."):
+            assert not any(_is_of(name, "jobs") for name in module.imports), module.place
 
 
-def test_config_imports_neither_torch_nor_ray():
-    _assert_not_loaded("tips_ray.config", "torch", "ray", "transformers")
+def test_the_library_does_not_import_tuning():
+    for module in _library():
+        assert not any(_is_of(name, "tuning") for name in module.imports), module.place
+
+
+def test_who_uses_finished_models_and_runs_does_not_import_the_training_loop():
+    for module in _library():
+        if module.part in ("evaluation", "report", "embedding", "runs", "weights", "checkpoint_io"):
+            assert not any(_is_of(name, "tips_ray.train") for name in module.imports), module.place
+
+
+@pytest.mark.parametrize("module", _modules().values(), ids=lambda module: module.place)
+def test_ray_is_used_where_the_table_says_so(module):
+    if module.place in MAY_USE_RAY or module.place.startswith(
+        tuple(place for place in MAY_USE_RAY if place[-1] == "/")
+    ):
+        return
+    assert not any(_is_of(name, "ray") for name in module.imports), f"{module.place} imports ray"
+    assert ".remote(" not in module.text, f"{module.place} calls an actor or a task of Ray"
+
+
+@pytest.mark.parametrize("module", _modules().values(), ids=lambda module: module.place)
+def test_what_is_private_in_ray_stands_in_the_adapters(module):
+    if module.place in ADAPTERS:
+        return
+    private = [name for name in module.imports if _is_of(name, "ray") and re.search(r"\._", name)]
+    assert not private, f"{module.place} imports {private}"
+    attributes = {node.attr for node in ast.walk(ast.parse(module.text)) if isinstance(node, ast.Attribute)}
+    assert not attributes & OF_RAY_INSIDE, f"{module.place} reads {attributes & OF_RAY_INSIDE}"
+
+
+def test_no_modules_import_each_other_but_the_models_export():
+    edges = {name: set(_imported(module)) for name, module in _modules().items()}
+    circles = [circle for circle in _circles(edges) if not circle <= EXPORTS]
+    assert not circles, circles
+
+
+def _imported(module: Module) -> Iterator[str]:
+    """Modules of ours; a package alone where a name of its `__init__` is taken, not where it only leads to a module."""
+    for name in module.imports & _modules().keys():
+        leads_on = any(
+            other != name and other.startswith(f"{name}.") and other in _modules() for other in module.imports
+        )
+        if not leads_on:
+            yield name
+
+
+def _circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of modules that reach each other."""
+    reached = {name: _reached(name, edges) for name in edges}
+    groups = {frozenset(other for other in reached[name] if name in reached[other]) for name in edges}
+    return [set(group) for group in groups if len(group) > 1]
+
+
+def _reached(name: str, edges: dict[str, set[str]]) -> set[str]:
+    found, waiting = set(), list(edges[name])
+    while waiting:
+        other = waiting.pop()
+        if other not in found and other != name:
+            found.add(other)
+            waiting += edges[other]
+    return found | {name}
+
+
+def test_config_and_runs_import_neither_torch_nor_ray():
+    _assert_not_loaded("tips_ray.config", "torch", "ray", "transformers", "pyarrow")
+    _assert_not_loaded("tips_ray.runs", "torch", "ray", "transformers", "mlflow")
 
 
 def test_planning_and_reading_a_stream_start_without_torch():
     streams = "tips_ray.data.pipeline, tips_ray.captioning.stream, tips_ray.embedding.embed_pipeline"
     restarts = "tips_ray.train.dataset, tips_ray.ray_data_adapter"
     _assert_not_loaded(f"{streams}, {restarts}", "torch", "transformers")
+
+
+def test_a_supervisor_starts_without_torch_and_ray():
+    _assert_not_loaded("tips_ray.launch.supervisor", "torch", "ray")
 
 
 def _assert_not_loaded(modules: str, *unwanted: str) -> None:

@@ -126,7 +126,7 @@ def test_the_server_ends_when_its_parent_is_killed(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from jobs.local_s3 import local_s3
+from tips_ray.demo.s3_server import local_s3
 with local_s3(Path({str(tmp_path)!r})) as server:
     print(server.pid, flush=True)
     time.sleep(60)

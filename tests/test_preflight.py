@@ -15,11 +15,12 @@ from tips_ray import storage
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.errors import Doubt, Faults, findings
 from tips_ray.launch import cluster as ray_cluster
-from tips_ray.launch.checks import config_fingerprint, preflight
+from tips_ray.launch.checks import preflight
 from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes
 from tips_ray.models import train_tokenizer
 from tips_ray.runs.checkpoint import VERSION
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.run import config_fingerprint
 from tips_ray.train.state import new_state
 
 

@@ -1,23 +1,25 @@
 """A small run on rendered scenes for tests with Ray: Parquet shards and the config that reads them."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from tips_ray.checkpoint_io import load_checkpoint
 from tips_ray.config import RunConfig, override
 from tips_ray.data.index import index_of
-from tips_ray.data.stream import StreamInputs
+from tips_ray.data.local_stream import own_rows
+from tips_ray.data.stream import CaptionAccess
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.run import Run
 from tips_ray.scenes import render_scene
 from tips_ray.tokenizer import train_tokenizer
+from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.state import new_state
 
 SCENE_PX = 48
@@ -63,7 +65,25 @@ def tiny_run(storage: Path, *sources: str | dict[str, Any], **values: Any) -> Ru
     return override(RunConfig, TINY, {"storage": str(storage), "data.sources": listed, **keys})
 
 
-def toy_stream(root: Path, steps: int) -> StreamInputs:
+def toy_job(config: RunConfig, uri: str) -> Run:
+    """A run as its workers know it, for tests that read no data."""
+    return Run(config, uri, index_uri="unused", tokenizer_uri="unused", data_fingerprint="d")
+
+
+class ToyStream(NamedTuple):
+    """The arguments that the streams of a run share."""
+
+    config: RunConfig
+    index_uri: str
+    tokenizer_uri: str
+    captions: CaptionAccess | None = None
+
+    def own_rows(self, start_step: int, rank: int, ranks: int) -> Generator[list[dict[str, Any]]]:
+        """See `local_stream.own_rows`."""
+        return own_rows(self.config, self.index_uri, self.captions, start_step, rank, ranks)
+
+
+def toy_stream(root: Path, steps: int) -> ToyStream:
     """Two sources, the second of shorter weight; row 5 is no image and row 21 has no caption."""
     bad = {5: {"image": b"no image"}, 21: {"caption": ""}}
     first, second = write_scenes(root / "a", 40, bad), write_scenes(root / "b", 20, first=40)
@@ -71,7 +91,7 @@ def toy_stream(root: Path, steps: int) -> StreamInputs:
     index = index_of(config.data, str(root / "index"))
     path = root / "tokenizer.json"
     path.write_bytes(train_tokenizer(["a red sphere on the grey ground"], 60).source)
-    return StreamInputs(config, str(root / "index" / index.fingerprint), str(path))
+    return ToyStream(config, str(root / "index" / index.fingerprint), str(path))
 
 
 def numbers_of_run(folder: RunFolder, config: RunConfig) -> dict[str, torch.Tensor]:

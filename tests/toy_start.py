@@ -13,11 +13,11 @@ from toy import toy_batch, toy_config
 from toy_model import toy_model
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import save_checkpoint
 from tips_ray.config import TrainConfig
 from tips_ray.distributed import world_size
 from tips_ray.models import TipsModel
 from tips_ray.models.official import released_image_name, released_text_name
+from tips_ray.train.checkpointing import save_checkpoint
 from tips_ray.train.initial_weights import begin, unloaded_teacher
 from tips_ray.train.parallelize import shard
 from tips_ray.train.state import TrainState, new_state

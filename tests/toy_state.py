@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from toy import toy_batch, toy_config
 
-from tips_ray.checkpoint_io import state_tree
 from tips_ray.distributed import world_size
+from tips_ray.train.checkpointing import checkpoint_parts
 from tips_ray.train.parallelize import shard, worker_mesh
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
@@ -43,6 +43,6 @@ def numbers_of(state: TrainState) -> dict[str, Tensor]:
 def assert_equal(state: TrainState, other: TrainState) -> None:
     """Every bit is the same; averages of parameters that had no gradient yet are zeros, as in a checkpoint."""
     for each in (state, other):
-        state_tree(each)
+        checkpoint_parts(each)
     torch.testing.assert_close(numbers_of(state), numbers_of(other), rtol=0, atol=0)
     assert (state.step, state.bad_rows) == (other.step, other.bad_rows)

@@ -1,4 +1,7 @@
-"""TrainState -> a checkpoint, written by a thread while training goes on: the files, then the manifest."""
+"""Trees of tensors and counters <-> the files of a checkpoint, on any number of ranks.
+
+A thread writes while training goes on: the files, then the manifest. Each machine reads the files once.
+"""
 
 import json
 import logging
@@ -18,13 +21,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
@@ -39,10 +35,7 @@ from tips_ray.runs.checkpoint import (
     remove_checkpoint,
     uri_of,
 )
-from tips_ray.storage import StorageError
 from tips_ray.storage.local import held_folder
-from tips_ray.train.optim import fill_averages
-from tips_ray.train.state import TrainState
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -81,15 +74,19 @@ class CheckpointWriter:
         self._group, self._rank = background_group(), rank()  # the thread asks neither again: the group may have ended
         self._saving: futures.Future[tuple[CheckpointInfo, float]] | None = None
 
-    def start(self, state: TrainState) -> None:
-        """Copy this rank's shards to host memory; `state` may change as soon as this returns."""
+    def start(self, tree: dict[str, Any], counters: Mapping[str, int]) -> None:
+        """Copy this rank's shards of `tree` to host memory; its tensors may change as soon as this returns.
+
+        Args:
+            tree: nested names -> tensors.
+            counters: `step` and what else the manifest is to keep.
+        """
         assert self._saving is None, "the former save is still in flight"
         started = time.perf_counter()
-        tree = self._stager.stage(state_tree(state))
-        assert isinstance(tree, dict)
-        counts = {"step": state.step, "bad_rows": state.bad_rows, "skipped_steps": state.skipped_steps}
-        manifest = {"version": VERSION, **counts, **self.fingerprints}
-        self._saving = self._thread.submit(self._commit, tree, manifest, started)
+        staged = self._stager.stage(tree)
+        assert isinstance(staged, dict)
+        manifest = {"version": VERSION, **counters, **self.fingerprints}
+        self._saving = self._thread.submit(self._commit, staged, manifest, started)
 
     def committed(self, wait: bool = False) -> tuple[CheckpointInfo, float] | None:
         """The checkpoint in flight and the seconds since its start, once it is there on all ranks; told one time.
@@ -205,7 +202,9 @@ class _Writer(FileSystemWriter):
             raise cause or error from None
 
 
-def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: Mapping[str, str]) -> CheckpointInfo:
+def save_tree(
+    tree: dict[str, Any], counters: Mapping[str, int], checkpoints_uri: str, fingerprints: Mapping[str, str]
+) -> CheckpointInfo:
     """Write one checkpoint and wait for it; every rank calls this.
 
     Raises:
@@ -213,7 +212,7 @@ def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: Mappi
     """
     writer = CheckpointWriter(checkpoints_uri, fingerprints)
     try:
-        writer.start(state)
+        writer.start(tree, counters)
         saved = writer.committed(wait=True)
     finally:
         writer.close()
@@ -221,48 +220,15 @@ def save_checkpoint(state: TrainState, checkpoints_uri: str, fingerprints: Mappi
     return saved[0]
 
 
-def _raise_first(faults: Iterable[BaseException | None]) -> None:
-    fault = next(filter(None, faults), None)
-    if fault is not None:
-        raise fault
-
-
-_OPTIONS = StateDictOptions()
-
-
-def load_checkpoint(state: TrainState, checkpoint: CheckpointInfo) -> None:
-    """Fill `state` in place, on any number of ranks; all of them call this. Files are read once per machine.
-
-    Raises:
-        ValueError: a file is missing or differs from the manifest; every rank raises.
-    """
-    tree = state_tree(state)
-    fill_from_checkpoint(tree, checkpoint)
-    for name in ("student", "teacher", "centers"):
-        set_model_state_dict(getattr(state, name), tree[name])
-    set_optimizer_state_dict(state.student, state.optimizer, optim_state_dict=tree["optimizer"], options=_OPTIONS)
-    state.step, state.bad_rows = checkpoint.step, checkpoint.manifest["bad_rows"]
-    state.skipped_steps = checkpoint.manifest["skipped_steps"]
-
-
-def fill_from_checkpoint(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
+def fill_tree(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
     """Fill the tensors of `tree`, a part of what a checkpoint holds, in place; all ranks call it, each for its shards.
 
     Raises:
-        ValueError: as for `load_checkpoint`.
+        DamagedCheckpointError: a file is missing or differs from the manifest; every rank raises.
+        StorageError: the files cannot be read; every rank raises.
     """
     with _fetched(checkpoint) as folder, one_process_is_fine():
         load_state_dict(tree, checkpoint_id=folder, no_dist=not dist.is_initialized())
-
-
-def state_tree(state: TrainState) -> dict[str, Any]:
-    fill_averages(state.optimizer)
-    return {
-        "student": get_model_state_dict(state.student),
-        "teacher": get_model_state_dict(state.teacher),
-        "centers": get_model_state_dict(state.centers),
-        "optimizer": get_optimizer_state_dict(state.student, state.optimizer, options=_OPTIONS),
-    }
 
 
 @contextmanager
@@ -287,6 +253,12 @@ def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
         faults = gather_objects(fetch_files(checkpoint, own) if folder == own else None)
         fault = next(filter(None, faults), None)
         if fault:
-            raise StorageError(f"checkpoint {checkpoint.uri} cannot be loaded: {fault}", fault.may_pass)
+            raise fault
         yield folder
         gather_objects(None)  # the folder's owner waits for its readers
+
+
+def _raise_first(faults: Iterable[BaseException | None]) -> None:
+    fault = next(filter(None, faults), None)
+    if fault is not None:
+        raise fault

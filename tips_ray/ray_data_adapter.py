@@ -1,21 +1,118 @@
-"""Ray's actor that shares out nodes between runs and data streams: ours is in its place, on the head. Without torch.
+"""Ray Data's internals: order of blocks, restarts of tasks, the actor that shares out nodes. Imports no torch.
 
-Every process that asks it for nodes imports this module, the one that hands out rows at each start of the workers too.
+Every process that plans, reads or hands out rows imports this module.
 """
 
+import importlib
+import os
+import time
 from typing import Any
 
+import pyarrow as pa
 import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     HEAD_NODE_RESOURCE_LABEL,
     _AutoscalingCoordinatorActor,
 )
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.train import DataConfig as TrainDataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+STEP_SECONDS = 0.01
+"""Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
+OF_TASKS = {"max_retries": 10}
+"""How often a task whose process dies is begun again. Ray Data would begin again for ever."""
+OF_ACTORS = {"max_restarts": 100, "max_task_retries": 10}
+"""Actors lose nodes in long runs; work that kills its process each time ends the stream."""
+TORCH_IS_BROKEN = "can only be initialized once per process"
 RENEWED_SECONDS = 5
 """How often a run asks again for its workers; Ray Data asks again every 10 s."""
 FORGOTTEN_SECONDS = 25
 """After this long without being asked again, nodes are free for others; Ray has three minutes."""
+
+
+def handed_out(table: pa.Table, rows: int) -> Dataset:
+    """Blocks of so many rows of a table, in its order, by one task that holds no CPU.
+
+    Ray's own readers would hold one each until the last block is handed out, which takes minutes where there are many:
+    with one CPU for the stream, all that comes after would begin then. `from_arrow` holds one as well, to count rows,
+    and its caller waits: for ever where that is Ray Train's controller and workers have just taken the last CPU.
+    """
+    dataset = ray.data.from_blocks([table]).repartition(target_num_rows_per_block=rows)
+    stage: Any = dataset._logical_plan.dag
+    stage.ray_remote_args["num_cpus"] = 0  # `repartition` takes no arguments for its tasks
+    return dataset
+
+
+def join_last_stages(stream: Dataset) -> None:
+    """Make Ray run `repartition` in the tasks of the stage before, which get full batches so.
+
+    It does so where both ask for the same resources. On its own it wants a CPU too, which Ray may never give it while
+    the first stage's tasks wait for training.
+    """
+    last: Any = stream._logical_plan.dag
+    last.ray_remote_args.update(last.input_dependencies[0].ray_remote_args)
+
+
+def in_order(dataset: Dataset, limits: ExecutionResources | None = None) -> Dataset:
+    """What it hands on keeps its source's order; no progress bar of each stage, the program shows its own.
+
+    What kills its process again and again ends it.
+
+    Args:
+        limits: what it may plan with; None: all that is free.
+    """
+    dataset.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)
+    dataset.context.enable_progress_bars = False
+    _limit_restarts(dataset._logical_plan.dag)
+    return dataset
+
+
+def _limit_restarts(stage: Any) -> None:
+    """Of this stage and those before it; `map_batches` has no argument for it but such as are deprecated."""
+    if hasattr(stage, "ray_remote_args"):
+        is_actors = isinstance(getattr(stage, "compute", None), ActorPoolStrategy)
+        stage.ray_remote_args.update(OF_ACTORS if is_actors else OF_TASKS)
+    for earlier in stage.input_dependencies:
+        _limit_restarts(earlier)
+
+
+class Breath(ExecutionCallback):
+    """A pause in each step of Ray Data's loop, which else turns without one while all of its stages are held back.
+
+    That is the usual state where training is slower than the stream, and cost a third of a core.
+    """
+
+    def on_execution_step(self, executor):
+        time.sleep(STEP_SECONDS)
+
+
+class InOrder(TrainDataConfig):
+    """Deals blocks to workers in their order; Ray's own configuration would cut them to equal shares and drop rows."""
+
+    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
+        output: list[dict[str, Any]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            dataset.context.custom_execution_callback_classes = [Breath]
+            for place, split in zip(output, in_order(dataset).streaming_split(world_size, equal=False), strict=True):
+                place[name] = split
+        return output
+
+
+def leave_half_imported() -> None:
+    """End this process if torch cannot be imported in it any more; Ray takes the task to another one.
+
+    A task that is cancelled while it imports torch, as all are when a node goes, leaves a process in which every later
+    task would fail, and with them every restart of the run.
+    """
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        if TORCH_IS_BROKEN in str(error):
+            os._exit(1)
+        raise
 
 
 class Coordinator(_AutoscalingCoordinatorActor):

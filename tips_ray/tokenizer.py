@@ -13,8 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tips_ray import storage
-
 SENTENCEPIECE_FILE, TOKENIZERS_FILE = "tokenizer.model", "tokenizer.json"
 SPECIAL_PIECES = ("<pad>", "<unk>")
 PADDING_PIECES = ("<pad>", "[PAD]", "<unk>", "[UNK]")
@@ -245,6 +243,8 @@ def tokenizer_at(uri: str) -> Tokenizer:
     Raises:
         ValueError: there is none, or it is damaged.
     """
+    from tips_ray import storage  # and pyarrow with it, which models do without
+
     if storage.is_local(uri):
         return load_tokenizer(uri)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,20 +1,28 @@
-"""What lies at `start.uri` or `objective.frozen_teacher`, and whether a config fits it. No weight is read here."""
+"""Weights by URI: what lies there, whether a config fits it, and the model of a run, a checkpoint or a folder."""
 
+import logging
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import yaml
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import fill_from_checkpoint
+from tips_ray.checkpoint_io import fill_tree
 from tips_ray.config import ImageEncoderConfig, RunConfig, TextEncoderConfig, TrainConfig
-from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer
+from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer, load_transformers
 from tips_ray.models.official import official_sizes
 from tips_ray.models.transformers_config import read_config
-from tips_ray.runs.checkpoint import MANIFEST, CheckpointInfo, checkpoints_of, list_checkpoints
+from tips_ray.runs.checkpoint import (
+    MANIFEST,
+    CheckpointInfo,
+    DamagedCheckpointError,
+    checkpoints_of,
+    list_checkpoints,
+)
 from tips_ray.tokenizer import tokenizer_at
 
 _COMPARED = {
@@ -27,6 +35,9 @@ _KNOWN = (
     "a run folder (config.yaml), a checkpoint of one (manifest.json), a transformers folder (config.json) or released "
     "npz files"
 )
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,9 @@ class Origin:
     config: dict[str, Any] | None = None
     """Of a run."""
     checkpoint: CheckpointInfo | None = None
-    """The one that was named, or the run's newest, not yet verified."""
+    """The one that was named, or the run's newest; it is verified when it is read."""
+    older: tuple[CheckpointInfo, ...] = ()
+    """The run's checkpoints before it, newest first."""
 
     @property
     def grid(self) -> int:
@@ -180,7 +193,7 @@ def _run_at(key: str, uri: str) -> Origin:
     found = list_checkpoints(checkpoints_of(uri))
     if not found:
         raise ValueError(f"{key} ({uri}) is a run without a checkpoint; wait for its first one, or give another run")
-    return _of_run(key, uri, "run", uri, found[-1])
+    return replace(_of_run(key, uri, "run", uri, found[-1]), older=tuple(found[-2::-1]))
 
 
 def _checkpoint_at(key: str, uri: str) -> Origin:
@@ -255,15 +268,45 @@ def _official_sizes_of(uri: str) -> tuple[str, dict[str, Any]]:
     return storage.attempt(uri, read)
 
 
-def trained_model(origin: Origin) -> TipsModel:
-    """Averaged image encoder, text encoder, vocabulary and temperature, fp32 on the CPU, in evaluation mode.
-
-    Args:
-        origin: a checkpoint; of a run the one that `verified` has found.
+def from_whole_checkpoint(origin: Origin, load: Callable[[Origin], Result]) -> Result:
+    """What `load` makes of the newest checkpoint that is whole; damaged ones of a run are logged and passed over.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: none is, or the one that was named is not.
     """
+    for checkpoint in filter(None, (origin.checkpoint, *origin.older)):
+        try:
+            return load(replace(origin, checkpoint=checkpoint, older=()))
+        except DamagedCheckpointError as error:
+            if origin.kind != "run":
+                raise ValueError(str(error)) from None
+            log.warning("%s; the one before is taken", error)
+    raise ValueError(f"{origin.key} ({origin.uri}): none of its checkpoints is whole; give another run")
+
+
+def trained_model(origin: Origin) -> tuple[TipsModel, CheckpointInfo]:
+    """Averaged image encoder, text encoder, vocabulary and temperature, and the checkpoint that they are from.
+
+    The model is fp32, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: no checkpoint of `origin` is whole.
+    """
+    return from_whole_checkpoint(origin, _trained_model)
+
+
+def model_at(uri: str) -> TipsModel:
+    """The model of a run, of one of its checkpoints (local or s3://), or of a local folder that transformers reads.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if any(storage.exists(storage.join(storage.resolved(uri), name)) for name in ("config.yaml", MANIFEST)):
+        return trained_model(origin_at("FOLDER", uri))[0]
+    return load_transformers(Path(uri))
+
+
+def _trained_model(origin: Origin) -> tuple[TipsModel, CheckpointInfo]:
     assert origin.checkpoint is not None
     image = ImageEncoder(ImageEncoderConfig(**origin.sizes["image"]))
     text = TextEncoder(TextEncoderConfig(**origin.sizes["text"]))
@@ -271,8 +314,9 @@ def trained_model(origin: Origin) -> TipsModel:
     tree: dict[str, dict[str, Any]] = {"student": {"log_temperature": log_temperature}, "teacher": {}}
     tree["student"] |= {f"text.{name}": value for name, value in text.state_dict().items()}
     tree[origin.teacher_part("image.norm.weight")] |= {f"image.{name}": v for name, v in image.state_dict().items()}
-    fill_from_checkpoint({part: tensors for part, tensors in tree.items() if tensors}, origin.checkpoint)
-    return TipsModel(image.eval(), text.eval(), _tokenizer(origin), log_temperature.exp().item())
+    fill_tree({part: tensors for part, tensors in tree.items() if tensors}, origin.checkpoint)
+    model = TipsModel(image.eval(), text.eval(), _tokenizer(origin), log_temperature.exp().item())
+    return model, origin.checkpoint
 
 
 def _tokenizer(origin: Origin) -> Tokenizer | None:

@@ -1,11 +1,11 @@
-"""The runs of an ablation: what they share is made once, then each row and seed is trained and evaluated."""
+"""An ablation: what its runs share is made once, each row and seed is trained and evaluated, and a table is written."""
 
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -13,10 +13,12 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.config.ablation import AblationConfig
 from tips_ray.data.index import index_of
-from tips_ray.launch.checks import config_fingerprint, run_is_new_or_the_same
+from tips_ray.launch.checks import run_is_new_or_the_same
 from tips_ray.launch.vocabulary import trained_vocabulary
+from tips_ray.runs.run import config_fingerprint
 from tips_ray.runs.tracking import prepare_tracking
 from tips_ray.scenes.shards import stored_scenes
+from tuning.ablation_table import RowRun, written_table
 from tuning.chains import Chain, side_by_side
 
 SUITE = "suite.yaml"
@@ -26,18 +28,21 @@ TRAIN_SEED = 0
 """World of the scenes to train on; the evaluation has others."""
 
 
-class RowRun(NamedTuple):
-    """One row with one seed."""
+def run_ablation(config: AblationConfig, out: Path) -> str:
+    """Run what is missing, then write `table.md` and `results.json` below `out`; returns the table.
 
-    row: str
-    seed: int
-    config: RunConfig
-    results: Path
-    """Of its evaluation."""
+    Raises:
+        ValueError: `base` is wrong, `out` holds runs with another config, or a metric names a score that is not there.
+        RunFailedError: a run failed.
+        KeyboardInterrupt: interrupted; the message says how to go on.
+    """
+    runs = prepared_runs(config, out)
+    run_missing(runs, config.at_a_time, out)
+    return written_table(config, runs, out)
 
 
 def prepared_runs(config: AblationConfig, out: Path) -> list[RowRun]:
-    """All of them, with scenes, vocabulary, index and tracking made ahead, once for all.
+    """All rows with all seeds; scenes, vocabulary, index and tracking are made ahead, once for all.
 
     Raises:
         ValueError: `base` is wrong, or `out` holds runs with another config.
@@ -113,8 +118,8 @@ def _chain(one: RowRun, suite: Path, out: Path) -> Chain:
 
 
 def _environment(at_a_time: int) -> dict[str, str]:
-    """Of the commands: their share of the CPUs, memory that glibc keeps for the next step instead of giving it back,
-    and no cluster, which an evaluation would else join."""
+    """The environment of the commands: their share of the CPUs, memory that glibc keeps for the next step instead of
+    giving it back, and no cluster, which an evaluation would else join."""
     threads = max((os.cpu_count() or 1) // at_a_time, 1)
     return {"OMP_NUM_THREADS": str(threads), **KEPT_MEMORY, **os.environ, "RAY_ADDRESS": ""}
 

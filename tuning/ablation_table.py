@@ -3,15 +3,24 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConfig, trained_tokens
-from tuning.ablation import RowRun
 from tuning.significance import Gain, Measured, Verdict, gain, verdict
 
 Table = dict[str, dict[str, Measured]]
 """By row, by metric."""
+
+
+class RowRun(NamedTuple):
+    """One row with one seed: a run and its evaluation."""
+
+    row: str
+    seed: int
+    config: RunConfig
+    results: Path
+    """Folder of its evaluation."""
 
 
 def written_table(config: AblationConfig, runs: Sequence[RowRun], out: Path) -> str:

@@ -27,6 +27,7 @@ class Measured(NamedTuple):
 
     @property
     def mean(self) -> float:
+        """Mean over seeds."""
         return fmean(self.values)
 
     @property
@@ -43,7 +44,7 @@ class Gain(NamedTuple):
 
 
 def gain(row: Measured, over: Measured, better: Literal["higher", "lower"]) -> Gain:
-    """Positive where `row` is the better one."""
+    """How much better `row` is; positive where it is the better one."""
     sign = 1 if better == "higher" else -1
     differences = [sign * (one - other) for one, other in zip(row.values, over.values, strict=True)]
     return Gain(fmean(differences), ERRORS * _error(differences, row, over))
@@ -56,7 +57,7 @@ def _error(differences: Sequence[float], row: Measured, over: Measured) -> float
 
 
 def verdict(found: Gain, direction: DirectionConfig) -> Verdict:
-    """`does not show`: the contrary does."""
+    """Whether the gain goes the way that the direction expects; `does not show` means that the contrary shows."""
     if direction.expect == "same":
         low, high = abs(found.mean) - found.margin, abs(found.mean) + found.margin
         return "shows" if high <= direction.within else "does not show" if low > direction.within else "cannot tell"

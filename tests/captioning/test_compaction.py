@@ -14,9 +14,9 @@ GROUP = 8
 COMPACT = """
 import sys
 from captioning.places import FINGERPRINT, shard
-from tips_ray.captioning import store
+from tips_ray.data.captions import store
 store.GROUP_CHUNKS = 8
-from tips_ray.captioning.compaction import compact
+from tips_ray.data.captions.maintenance import compact
 compact(store.CaptionStore(sys.argv[1], FINGERPRINT), shard().name)
 """
 

@@ -17,7 +17,7 @@ from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
 from jobs.cli import main
 from tips_ray.captioning.stream import due_chunks
-from tips_ray.launch.captions import caption_all
+from tips_ray.launch.live_captions import caption_all
 
 pytestmark = pytest.mark.slow
 

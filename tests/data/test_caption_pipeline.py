@@ -14,7 +14,6 @@ import ray._private.state
 from captioning.tiny import write_paligemma
 from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
-from jobs.pretrain import pretrain
 from tips_ray.captioning.captioner import Captioner
 from tips_ray.captioning.stream import CaptionActor, due_chunks
 from tips_ray.config import RunConfig
@@ -24,7 +23,9 @@ from tips_ray.data.captions.store import CaptionStore
 from tips_ray.data.decode import decode
 from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.launch.captions import caption_all, captions_of
+from tips_ray.launch import pretrain
+from tips_ray.launch.driver import captions_of
+from tips_ray.launch.live_captions import caption_all
 from tips_ray.runs.folder import RunFolder
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from writers import write_pairs
 
-from tips_ray.captioning import stream as caption_pipeline
+from tips_ray.captioning import stream
 from tips_ray.config import DataConfig
-from tips_ray.data.captions import join as captions
+from tips_ray.data.captions import join
 from tips_ray.data.captions.coordinator import News
 from tips_ray.data.captions.join import (
     Waiting,
@@ -142,18 +142,18 @@ def test_a_captioner_that_makes_nothing_is_waited_for_so_long(index, store, cloc
 def clock(monkeypatch) -> SimpleNamespace:
     """The time that readers see."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(captions.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(join.time, "monotonic", lambda: clock.now)
     return clock
 
 
 def test_chunks_that_are_read_together_come_when_the_first_of_them_is_due(monkeypatch):
     """Where few chunks are due, the next may lie far beyond the lead, and training waits for the first."""
     asked = []
-    monkeypatch.setattr(caption_pipeline, "_is_due", lambda window, pace: asked.append(window))
-    monkeypatch.setattr(caption_pipeline, "opened_index", lambda uri: None)
+    monkeypatch.setattr(stream, "_is_due", lambda window, pace: asked.append(window))
+    monkeypatch.setattr(stream, "opened_index", lambda uri: None)
     inputs: Any = SimpleNamespace(index_uri="", access=SimpleNamespace(pace=object()))
     batch = {"window": np.array([3, 190]), "chunk": np.array([7, 8])}
-    assert list(caption_pipeline._read(batch, inputs)) == [] and asked == [3]
+    assert list(stream._read(batch, inputs)) == [] and asked == [3]
 
 
 def test_captions_that_come_with_the_last_news_are_found(index, store):

@@ -1,12 +1,11 @@
 """The stream of a rank without Ray: on any number of ranks the micro-batches that Ray Data deals, in its order."""
 
 import multiprocessing
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from toy_run import toy_stream
+from toy_run import ToyStream, toy_stream
 
 from tips_ray.config import override
 from tips_ray.data import pipeline
@@ -14,31 +13,31 @@ from tips_ray.data.captions.join import place_of
 from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import Index, opened_index, run_order
-from tips_ray.data.local_stream import StreamError, local_stream, own_rows
-from tips_ray.data.stream import CaptionAccess, StreamInputs, order_of, views
+from tips_ray.data.local_stream import StreamError, local_stream
+from tips_ray.data.stream import CaptionAccess, order_of, views
 
 STEPS, BATCH = 13, 8
 """104 rows of which an epoch of the first source has 40."""
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> StreamInputs:
+def inputs(tmp_path_factory) -> ToyStream:
     return toy_stream(tmp_path_factory.mktemp("stream"), STEPS)
 
 
-def _blocks_of_ray(inputs: StreamInputs, start_step: int) -> list[list[dict]]:
+def _blocks_of_ray(inputs: ToyStream, start_step: int) -> list[list[dict]]:
     """What Ray Data's read task gives for all windows, cut to blocks of m rows as `repartition` does."""
     config, m = inputs.config, inputs.config.images_per_pass
     start, stop = start_step * BATCH, config.schedule.total_steps * BATCH
-    windows = {"window": np.array(order_of(inputs).windows(start, stop))}
-    table = pa.concat_tables(pipeline._read_windows(windows, inputs, start, stop))
+    windows = {"window": np.array(order_of(inputs.config, inputs.index_uri).windows(start, stop))}
+    table = pa.concat_tables(pipeline._read_windows(windows, config, inputs.index_uri, None, start, stop))
     return [table.slice(first, m).to_pylist() for first in range(0, len(table), m)]
 
 
 @pytest.mark.parametrize("start_step", [0, 7])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_ranks_take_turns_at_the_blocks_of_ray_data(inputs, ranks, start_step):
-    dealt = [list(own_rows(inputs, start_step, rank, ranks)) for rank in range(ranks)]
+    dealt = [list(inputs.own_rows(start_step, rank, ranks)) for rank in range(ranks)]
     blocks = _blocks_of_ray(inputs, start_step)
     assert len(blocks) == (STEPS - start_step) * 4
     for number, block in enumerate(blocks):
@@ -48,7 +47,7 @@ def test_the_ranks_take_turns_at_the_blocks_of_ray_data(inputs, ranks, start_ste
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_ranks_together_hold_each_global_batch_once_over_two_epochs(inputs, ranks):
-    dealt = [list(own_rows(inputs, 0, rank, ranks)) for rank in range(ranks)]
+    dealt = [list(inputs.own_rows(0, rank, ranks)) for rank in range(ranks)]
     order = run_order(opened_index(inputs.index_uri), inputs.config.data, inputs.config.seed, BATCH)
     passes = BATCH // ranks // 2
     for step in range(STEPS):
@@ -62,8 +61,8 @@ def test_the_ranks_together_hold_each_global_batch_once_over_two_epochs(inputs, 
 
 @pytest.mark.heavy
 def test_data_processes_give_the_columns_of_their_rows_in_order(inputs):
-    expected = [views(rows, inputs) for rows in own_rows(inputs, 4, 1, 2)]
-    found = list(local_stream(inputs, 4, 1, 2, processes=2))
+    expected = [views(rows, inputs.config, inputs.tokenizer_uri) for rows in inputs.own_rows(4, 1, 2)]
+    found = list(local_stream(*inputs, start_step=4, rank=1, ranks=2, processes=2))
     assert len(found) == len(expected) == (STEPS - 4) * 2
     for columns, its in zip(found, expected, strict=True):
         for name in TRAINING_DTYPES:
@@ -72,9 +71,9 @@ def test_data_processes_give_the_columns_of_their_rows_in_order(inputs):
 
 
 def test_a_chunk_is_read_once_per_window(inputs, monkeypatch):
-    read, order = [], order_of(inputs)
+    read, order = [], order_of(inputs.config, inputs.index_uri)
     monkeypatch.setattr(Index, "read", lambda self, number, own=Index.read: read.append(number) or own(self, number))
-    assert len(list(own_rows(inputs, 0, 0, 1))) == STEPS * 4
+    assert len(list(inputs.own_rows(0, 0, 1))) == STEPS * 4
     windows = order.windows(0, STEPS * BATCH)
     used = [chunk for window in windows for chunk in set(_chunks(order, window))]
     assert sorted(read) == sorted(used)
@@ -87,14 +86,14 @@ def _chunks(order, window: int) -> list[int]:
 def test_no_more_than_two_windows_are_read_before_they_are_wanted(inputs, monkeypatch):
     read = []
     monkeypatch.setattr(Index, "read", lambda self, number, own=Index.read: read.append(number) or own(self, number))
-    rows = own_rows(inputs, 0, 0, 1)
+    rows = inputs.own_rows(0, 0, 1)
     next(rows)
     rows.close()
     assert 0 < len(read) <= 2 * inputs.config.data.window_chunks
 
 
 def test_a_stream_of_nothing_left_is_empty(inputs):
-    assert list(own_rows(inputs, STEPS, 0, 1)) == []
+    assert list(inputs.own_rows(STEPS, 0, 1)) == []
 
 
 def test_captions_of_the_store_take_the_place_of_those_of_the_data(inputs, tmp_path):
@@ -106,7 +105,7 @@ def test_captions_of_the_store_take_the_place_of_those_of_the_data(inputs, tmp_p
             index.chunk(chunk).row, image_sha256(row["image"] for row in rows), texts, [""] * len(rows)
         )
         store.write(shard, number, made)
-    found = own_rows(replace(inputs, captions=CaptionAccess(store)), 0, 0, 1)
+    found = inputs._replace(captions=CaptionAccess(store)).own_rows(0, 0, 1)
     rows = [row for block in found for row in block]
     assert [row["synthetic_captions"] for row in rows] == [[f"caption of {row['sample_id']}"] for row in rows]
 
@@ -115,15 +114,15 @@ def test_captions_of_the_store_take_the_place_of_those_of_the_data(inputs, tmp_p
 def test_captions_that_nobody_made_end_the_stream_with_a_sentence(inputs, tmp_path):
     empty = CaptionAccess(CaptionStore(str(tmp_path / "store"), "0123456789abcdef"))
     with pytest.raises(StreamError, match=r"chunks have no captions in .*: run tips-ray caption first"):
-        list(local_stream(replace(inputs, captions=empty), 0, 0, 1, processes=1))
+        list(local_stream(*inputs._replace(captions=empty), start_step=0, rank=0, ranks=1, processes=1))
 
 
 @pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the dead one's queue
 def test_a_data_process_that_dies_ends_the_stream_with_a_sentence(inputs):
     keys = {"schedule.total_steps": 10_000, "data_prefetch_batches": 1}
-    endless = replace(inputs, config=override(type(inputs.config), inputs.config.model_dump(), keys))
-    stream = local_stream(endless, 0, 0, 1, processes=1)
+    endless = inputs._replace(config=override(type(inputs.config), inputs.config.model_dump(), keys))
+    stream = local_stream(*endless, start_step=0, rank=0, ranks=1, processes=1)
     next(stream)
     (process,) = multiprocessing.active_children()
     process.kill()

@@ -18,7 +18,7 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources import image_urls as linked
+from tips_ray.data.sources import image_urls
 from tips_ray.storage import StorageError
 
 
@@ -160,11 +160,11 @@ def stubborn_server() -> Iterator[str]:
 
 
 def test_a_download_ends_whatever_the_server_does(tmp_path, stubborn_server, monkeypatch):
-    monkeypatch.setattr(linked, "WHOLE_DOWNLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(image_urls, "WHOLE_DOWNLOAD_SECONDS", 0.5)
     endless, cut = f"{stubborn_server}/endless", f"{stubborn_server}/cut"
     rows = _linked(tmp_path, [endless, cut], "url")
     assert rows[0]["error"] == f"no download: {endless} (not here after 0.5 s)" and rows[1]["image"] == jpeg(4)
-    monkeypatch.setattr(linked, "DOWNLOAD_BYTES", 5)
+    monkeypatch.setattr(image_urls, "DOWNLOAD_BYTES", 5)
     rows = _linked(tmp_path, [endless], "url")
     assert rows[0]["error"] == f"no download: {endless} (more than 5 bytes)"
 

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,15 @@ from ray.data import Dataset
 from ray.data._internal.logical.optimizers import get_execution_plan
 from ray.exceptions import WorkerCrashedError
 from ray.util.placement_group import placement_group, remove_placement_group
-from toy_run import toy_stream
+from toy_run import ToyStream, toy_stream
 
+from tips_ray import ray_data_adapter
 from tips_ray.config import RunConfig, override
-from tips_ray.data import pipeline
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import index_of, run_order
-from tips_ray.data.pipeline import InOrder, handed_out, in_order, training_stream
-from tips_ray.data.stream import StreamInputs
+from tips_ray.data.pipeline import training_stream
 from tips_ray.data.views import row_settings, training_rows
+from tips_ray.ray_data_adapter import InOrder, handed_out, in_order
 from tips_ray.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.ray
@@ -36,7 +35,7 @@ DELAY_SECONDS = 0.03
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> StreamInputs:
+def inputs(tmp_path_factory) -> ToyStream:
     return toy_stream(tmp_path_factory.mktemp("stream"), STEPS)
 
 
@@ -52,7 +51,7 @@ def expected(inputs) -> dict[str, np.ndarray]:
             rows.position_N, rows.step_N, rows.chunk_N, rows.row_N, rows.sample_key_N, strict=True
         )
     ]
-    return training_rows(found, row_settings(config, 1), load_tokenizer(inputs.tokenizer_path))
+    return training_rows(found, row_settings(config, 1), load_tokenizer(inputs.tokenizer_uri))
 
 
 def _consumed(dataset: Dataset, workers: int, rows: int, delays: random.Random) -> list[list[dict[str, np.ndarray]]]:
@@ -80,7 +79,7 @@ def _delayed(dataset: Dataset) -> Dataset:
 
 
 def test_a_task_that_kills_its_process_each_time_ends_the_stream(cluster, monkeypatch):
-    monkeypatch.setitem(pipeline.OF_TASKS, "max_retries", 1)
+    monkeypatch.setitem(ray_data_adapter.OF_TASKS, "max_retries", 1)
     stream = in_order(handed_out(pa.table({"chunk": [0]}), 1).map_batches(lambda batch: os._exit(1)))
     with pytest.raises(WorkerCrashedError):
         list(stream.iter_batches())
@@ -88,7 +87,7 @@ def test_a_task_that_kills_its_process_each_time_ends_the_stream(cluster, monkey
 
 def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):
     """Windows are handed out for minutes in a long run: with one CPU for the stream no view would be made meanwhile."""
-    operator: Any = training_stream(inputs, 0)._logical_plan.dag
+    operator: Any = training_stream(*inputs, start_step=0)._logical_plan.dag
     cpus = {}
     while (operator := operator.input_dependencies[0]).input_dependencies:
         cpus[operator.name.partition("[")[0]] = operator.ray_remote_args.get("num_cpus", 1)
@@ -98,7 +97,7 @@ def test_nothing_before_the_views_holds_a_cpu(cluster, inputs):
 @pytest.mark.parametrize("roles", [False, True])
 def test_blocks_are_cut_by_the_tasks_that_make_the_views(cluster, inputs, roles):
     config = override(RunConfig, inputs.config.model_dump(mode="json"), {"resources.roles": roles})
-    plan, _ = get_execution_plan(training_stream(replace(inputs, config=config), 0)._logical_plan)
+    plan, _ = get_execution_plan(training_stream(*inputs._replace(config=config), start_step=0)._logical_plan)
     assert plan.dag.name == "MapBatches(_views)->StreamingRepartition[num_rows_per_block=2,strict=True]"
 
 
@@ -107,7 +106,7 @@ def test_a_stream_is_made_where_no_cpu_is_free(cluster, inputs):
     everything = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     try:
         assert everything.wait(30)
-        made = threading.Thread(target=training_stream, args=(inputs, 0), daemon=True)
+        made = threading.Thread(target=training_stream, args=(*inputs, 0), daemon=True)
         made.start()
         made.join(20)
         assert not made.is_alive()
@@ -142,7 +141,7 @@ def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
 
 @pytest.mark.parametrize(("workers", "start_step"), [(1, 0), (4, 0), (2, 7)])
 def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step):
-    dataset = _delayed(training_stream(inputs, start_step))
+    dataset = _delayed(training_stream(*inputs, start_step=start_step))
     rows = inputs.config.images_per_pass
     batches = _consumed(dataset, workers, rows, random.Random(workers))
     passes = inputs.config.global_batch_images // workers // rows
@@ -165,4 +164,4 @@ def test_the_run_that_is_streamed_has_epochs_sources_and_bad_rows(inputs, expect
 
 
 def test_a_stream_of_nothing_left_is_empty(cluster, inputs):
-    assert training_stream(inputs, STEPS).take_all() == []
+    assert training_stream(*inputs, start_step=STEPS).take_all() == []

@@ -6,8 +6,7 @@ import pytest
 from writers import write_pairs, write_tar
 
 from tips_ray.config import DataConfig
-from tips_ray.data.index import Index, build_index
-from tips_ray.launch.checks import unread_bytes
+from tips_ray.data.index import Index, build_index, unread_bytes
 
 
 def _index(folder: Path) -> Index:

@@ -14,7 +14,7 @@ from processes import command_of, family
 from toy_captions import pids, until
 from toy_embedding import embedding_config, rows_of, write_place
 
-from jobs.embed import embed_all, embed_inputs
+from tips_ray.launch.embedding import embed_all, embed_inputs
 
 pytestmark = pytest.mark.slow
 ROWS = 240
@@ -62,7 +62,7 @@ def test_an_actor_that_is_killed_leaves_no_row_out(place, cluster):
     inputs, index = embed_inputs(str(place / "model"), embedding_config(f"{place}/data"), str(place / "lost"))
     made = []
     thread = threading.Thread(
-        target=lambda: made.append(embed_all(inputs, inputs.folder.missing(index, inputs.layout)))
+        target=lambda: made.append(embed_all(inputs, inputs.folder.missing(index, inputs.layout), print))
     )
     thread.start()
     until(lambda: len(_files(place / "lost")) >= 5 and pids("EmbedActor"))

@@ -11,10 +11,10 @@ from toy_run import scene_row
 from writers import write_parquet
 
 from jobs.cli import main
-from jobs.embed import embed_all, embed_inputs
 from tips_ray import storage
 from tips_ray.demo.s3_server import LocalS3
 from tips_ray.embedding.folder import chunks_per_file
+from tips_ray.launch.embedding import embed_all, embed_inputs
 
 ROWS = 40
 
@@ -73,7 +73,7 @@ def test_chunks_that_share_a_file_meet_in_it_whoever_encoded_them(tmp_path, plac
     config = embedding_config(f"{tmp_path}/data", chunk_rows=1, actors=2)
     inputs, index = embed_inputs(str(place / "model"), config, str(tmp_path / "out"))
     assert chunks_per_file(index, inputs.layout) == 2
-    made = embed_all(inputs, inputs.folder.missing(index, inputs.layout))
+    made = embed_all(inputs, inputs.folder.missing(index, inputs.layout), print)
     assert (made.files, made.rows) == (65, 130) and not inputs.folder.missing(index, inputs.layout)
     found = rows_of(tmp_path / "out")
     assert [row["sample_id"] for row in found] == list(range(130))

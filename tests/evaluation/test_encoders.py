@@ -13,7 +13,7 @@ from toy_start import released, trained_run
 
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder, quarters
-from tips_ray.evaluation.load_encoder import load_encoder
+from tips_ray.evaluation.load_encoder import load_encoder, placed_encoder
 from tips_ray.models import TipsModel, dense_features, load_official_text, train_tokenizer
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -99,10 +99,10 @@ def test_a_run_that_goes_on_is_not_mixed_with_what_it_was(tmp_path, monkeypatch)
     encoder = load_encoder(uri)
     place = EncoderPlace.of(uri, encoder)
     trained_run(uri, 2)
-    assert place.load(1, 0).fingerprint == encoder.fingerprint != load_encoder(uri).fingerprint
+    assert placed_encoder(place, 1, 0).fingerprint == encoder.fingerprint != load_encoder(uri).fingerprint
     monkeypatch.setattr(encoder, "checkpoint_uri", None)
     with pytest.raises(ValueError, match=r"MODEL \(.*run\) has changed since this command began; run it again"):
-        EncoderPlace.of(uri, encoder).load(1, 0)
+        placed_encoder(EncoderPlace.of(uri, encoder), 1, 0)
 
 
 def test_a_run_is_read_with_the_vocabulary_of_its_folder(tmp_path):

@@ -24,9 +24,9 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.errors import described
 from tips_ray.ray_data_adapter import FORGOTTEN_SECONDS, RENEWED_SECONDS, Coordinator
+from tips_ray.runs.checkpoint import DamagedCheckpointError
 from tips_ray.runs.folder import RunFolder
 from tips_ray.train import adapter
-from tips_ray.train import adapter as failure_adapter
 from tips_ray.train.adapter import CountedFailures, PlannedScaling, cause_of
 from tips_ray.train.graceful_stop import PlannedStop
 
@@ -195,9 +195,17 @@ def test_planned_stops_are_not_counted_as_failures(tmp_path):
     assert causes == ["room for 3 workers instead of 2"] * 2 + ["lost: rank 1", "room for 3 workers instead of 2"]
 
 
+def test_a_damaged_checkpoint_is_no_failure_and_is_told(tmp_path):
+    failures = CountedFailures(FailureConfig(max_failures=0), str(tmp_path))
+    error = _of_worker(DamagedCheckpointError("checkpoint step-00000004 cannot be loaded: the sha256 differs"))
+    assert failures.make_decision(WorkerGroupError("", {0: error, 1: error})) == FailureDecision.RETRY
+    (event,) = RunFolder(str(tmp_path)).read_events()
+    assert "DamagedCheckpointError: checkpoint step-00000004" in event["cause"] and not event["planned"]
+
+
 def test_a_checkpoint_since_the_last_failure_makes_it_forgotten(tmp_path, monkeypatch):
     failures, steps = CountedFailures(FailureConfig(max_failures=1), str(tmp_path)), iter([0, 10, 20, 20])
-    monkeypatch.setattr(failure_adapter, "newest_step", lambda uri: next(steps))
+    monkeypatch.setattr(adapter, "newest_step", lambda uri: next(steps))
     decisions = [failures.make_decision(LOST) for _ in range(4)]
     assert decisions == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]
 

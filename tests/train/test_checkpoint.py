@@ -14,16 +14,19 @@ from torch import Tensor
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import load_checkpoint, save_checkpoint
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     checkpoint_at,
     drop_old_checkpoints,
+    from_newest,
     list_checkpoints,
+    mark_damaged,
     newest_checkpoint,
 )
 from tips_ray.storage import StorageError
 from tips_ray.storage.local import HELD, PREFIX, held_folder
+from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
+from tips_ray.train.state import TrainState
 
 pytestmark = pytest.mark.filterwarnings("error")
 LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}
@@ -128,7 +131,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before(tmp_pa
     _, last = _saved(tmp_path, 1, 2)
     damage(Path(last.uri))
     with caplog.at_level(logging.WARNING):
-        found = newest_checkpoint(str(tmp_path))
+        found = from_newest(str(tmp_path), _loaded_here)
     assert found and found.step == 1
     named = [record.getMessage() for record in caplog.records if record.name.startswith("tips_ray")]
     assert len(named) == bool(words) and all(last.uri in line and words in line for line in named)
@@ -183,11 +186,35 @@ def test_folders_of_processes_that_were_killed_go_and_those_of_living_ones_stay(
     assert not list(tmp_path.iterdir())
 
 
+def _loaded_here(checkpoint: CheckpointInfo) -> TrainState:
+    load_checkpoint(state := toy_state(), checkpoint)
+    return state
+
+
+@pytest.mark.parametrize("damage", [_missing_file, _cut_file])
+def test_a_checkpoint_without_all_of_its_bytes_is_passed_over_before_any_is_read(tmp_path, damage, monkeypatch):
+    _, last = _saved(tmp_path, 1, 2)
+    damage(Path(last.uri))
+    monkeypatch.setattr(storage, "download", None)
+    found = newest_checkpoint(str(tmp_path))
+    assert found and found.step == 1
+
+
+def test_a_checkpoint_that_was_marked_as_damaged_is_found_no_more_and_its_step_can_be_saved_again(tmp_path):
+    _, last = _saved(tmp_path, 1, 2)
+    mark_damaged(last, "sha256 differs")
+    found = newest_checkpoint(str(tmp_path))
+    assert found and found.step == 1 and [one.step for one in list_checkpoints(str(tmp_path))] == [1]
+    assert json.loads(Path(last.uri, "manifest.json").read_text())["damaged"] == "sha256 differs"
+    _saved(tmp_path, 2)
+    assert [one.step for one in list_checkpoints(str(tmp_path))] == [1, 2]
+
+
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
     _, last = _saved(tmp_path, 1, 2)
     _flipped_byte(Path(last.uri))
     _saved(tmp_path, 2)
-    found = newest_checkpoint(str(tmp_path))
+    found = from_newest(str(tmp_path), _loaded_here)
     assert found and found.step == 2
 
 
@@ -211,5 +238,5 @@ def test_a_damaged_checkpoint_ahead_does_not_push_out_the_good_one(tmp_path):
     *_, ahead = _saved(tmp_path, 1, 2, 4)
     _flipped_byte(Path(ahead.uri))
     drop_old_checkpoints(str(tmp_path), 2, keep_last=1)
-    found = newest_checkpoint(str(tmp_path))
+    found = from_newest(str(tmp_path), _loaded_here)
     assert found and found.step == 2

@@ -12,10 +12,11 @@ import yaml
 from nodes import Node, Nodes, events, nodes_of_cluster, running, wait_for_step, wait_until
 from toy_run import metrics_of_run, tiny_run, write_scenes
 
+from jobs.pretrain import start_command
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
-from tips_ray.launch import on_ranks as without_ray
-from tips_ray.launch.supervisor import start_command
+from tips_ray.launch import pretrain
+from tips_ray.launch.on_ranks import RankTrainer
 from tips_ray.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -34,7 +35,7 @@ def data(tmp_path_factory) -> str:
 def undisturbed(data, tmp_path_factory) -> RunFolder:
     """The same run in one process."""
     config = _run(tmp_path_factory.mktemp("undisturbed"), data)
-    uri = without_ray.pretrain(without_ray.on_these_ranks(config))
+    uri = pretrain(config, RankTrainer())
     assert uri
     return RunFolder(uri)
 

@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 from toy import rows, toy_batch, toy_config
 from toy_start import begun, numbers, trained_run
 
-from tips_ray.checkpoint_io import load_checkpoint, save_checkpoint
 from tips_ray.distributed import rank, world_size
 from tips_ray.runs.checkpoint import checkpoint_at
+from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
 from tips_ray.train.initial_weights import begin, unloaded_teacher
 from tips_ray.train.state import new_state
 from tips_ray.train.step import train_step

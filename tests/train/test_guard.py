@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from toy import TOY, toy_batch
+from toy_run import toy_job
 
 from jobs.cli import main
 from tips_ray import storage
@@ -24,7 +25,6 @@ from tips_ray.distributed import rank, world_size
 from tips_ray.models.heads import PrototypeHead
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
-from tips_ray.runs.run import RunInputs
 from tips_ray.train.guard import BadStep, list_bad_steps
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import shard
@@ -69,7 +69,7 @@ class _Trial:
         self.after: dict[str, Tensor] = {}
         if rank() == 0:
             storage.write_text(storage.join(uri, "config.yaml"), yaml.safe_dump(config.model_dump(mode="json")))
-        self.sink = RunSink(RunInputs(config, uri, {"data_fingerprint": "d"}, None), 0, CPU, lambda *_: None)
+        self.sink = RunSink(toy_job(config, uri), 0, CPU, lambda *_: None)
 
     def run(self) -> str:
         """The sentence it ends with; empty if it ends well."""

@@ -11,7 +11,7 @@ from toy import toy_config
 
 from tips_ray.config import TrainConfig
 from tips_ray.distributed import rank, world_size
-from tips_ray.train import state as initialization
+from tips_ray.train import state
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.state import TrainState, draw, give_storage, new_state, require_values
 
@@ -106,7 +106,7 @@ def test_what_has_no_value_is_named_on_every_rank():
 
 def _most_held(config: TrainConfig) -> int:
     """Most numbers of the student that were whole at one time."""
-    held, plain = [], initialization.initialize
+    held, plain = [], state.initialize
 
     def counted(module: nn.Module) -> None:
         held.append(sum(p.numel() for p in state_student.parameters() if not isinstance(p, DTensor)))
@@ -116,7 +116,7 @@ def _most_held(config: TrainConfig) -> int:
         nonlocal state_student
         _prepare(state_student := student, teacher)
 
-    state_student, initialization.initialize = nn.Module(), counted
+    state_student, state.initialize = nn.Module(), counted
     new_state(config, prepare=prepare)
     return max(held)
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from toy import TOY, toy_batch
+from toy_run import toy_job
 from toy_state import assert_equal
 
 from tips_ray.batch import Batch
-from tips_ray.checkpoint_io import load_checkpoint
 from tips_ray.config import RunConfig, override
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
-from tips_ray.runs.run import RunInputs
 from tips_ray.storage import StorageError
+from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.loop import train
 from tips_ray.train.run_recorder import RunSink
 from tips_ray.train.state import TrainState, new_state
@@ -41,7 +41,7 @@ def _steps(at: dict[int, Callable[[], None]]) -> Iterator[list[Batch]]:
 
 def _run(uri: str, config: RunConfig, at: dict[int, Callable[[], None]]) -> tuple[TrainState, list[float]]:
     reported: list[float] = []
-    state, run = new_state(config), RunInputs(config, uri, {}, tracking=None)
+    state, run = new_state(config), toy_job(config, uri)
     sink = RunSink(run, 0, torch.device("cpu"), lambda metrics: reported.append(metrics["step"]))
     try:
         train(state, _steps(at), config, sink)

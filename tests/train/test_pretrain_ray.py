@@ -15,10 +15,10 @@ import ray._private.state
 import torch
 from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
 
-from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
 from tips_ray.errors import RunFailedError
+from tips_ray.launch import pretrain
 from tips_ray.runs.checkpoint import list_checkpoints
 from tips_ray.runs.folder import RunFolder
 

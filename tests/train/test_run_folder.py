@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tips_ray import storage
-from tips_ray.runs import jsonl as line_log
+from tips_ray.runs import jsonl
 from tips_ray.runs.folder import RunFolder
 from tips_ray.storage import StorageError
 
@@ -242,7 +242,7 @@ def test_a_line_that_a_full_disk_has_cut_is_taken_back_and_written_whole_by_the_
             return super().write(content[:7])
 
     with monkeypatch.context() as patch:
-        patch.setattr(line_log, "open", lambda path, *_, **__: Full(path, "ab"), raising=False)
+        patch.setattr(jsonl, "open", lambda path, *_, **__: Full(path, "ab"), raising=False)
         with pytest.raises(StorageError, match="no space is left on the device"):
             folder.log_metrics(3, {"loss": 1.0})
     assert path.read_bytes() == before

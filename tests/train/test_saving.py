@@ -20,9 +20,10 @@ from ranks import run_on_ranks
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import CheckpointWriter, load_checkpoint, save_checkpoint
+from tips_ray.checkpoint_io import CheckpointWriter
 from tips_ray.distributed import gather_objects, rank
 from tips_ray.runs.checkpoint import checkpoint_at, drop_old_checkpoints, newest_checkpoint
+from tips_ray.train.checkpointing import checkpoint_parts, load_checkpoint, save_checkpoint
 from tips_ray.train.state import TrainState
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -57,7 +58,7 @@ def test_a_checkpoint_holds_the_state_at_its_step_whatever_becomes_of_it(tmp_pat
         gate.clear()
         state, twin = trained(toy_state(), steps), trained(toy_state(), steps)
         state.bad_rows = twin.bad_rows = 3
-        writer.start(state)
+        writer.start(*checkpoint_parts(state))
         _spoilt(state)
         assert writer.committed() is None
         gate.set()
@@ -70,7 +71,7 @@ def test_a_checkpoint_holds_the_state_at_its_step_whatever_becomes_of_it(tmp_pat
 def test_the_same_state_saved_twice_holds_its_newer_numbers(tmp_path):
     writer, state = CheckpointWriter(str(tmp_path), {}), toy_state()
     for _ in range(2):
-        writer.start(trained(state, 1))
+        writer.start(*checkpoint_parts(trained(state, 1)))
         assert (found := writer.committed(wait=True)) is not None
         load_checkpoint(restored := toy_state(), found[0])
         assert_equal(restored, state)
@@ -80,7 +81,7 @@ def test_the_same_state_saved_twice_holds_its_newer_numbers(tmp_path):
 def test_a_checkpoint_is_told_of_once(tmp_path):
     writer, state = CheckpointWriter(str(tmp_path), {}), toy_state()
     assert writer.committed(wait=True) is None
-    writer.start(state)
+    writer.start(*checkpoint_parts(state))
     assert (found := writer.committed(wait=True)) and found[0] == checkpoint_at(str(tmp_path), 0)
     assert writer.committed(wait=True) is None
     writer.close()
@@ -98,7 +99,7 @@ def _with_a_slow_rank(folder: str, slow_rank: int) -> tuple[Any, bool, int]:
     if slow_rank == rank() == 1:
         storage.upload = lambda path, uri: (gate.wait(), upload(path, uri))
     writer = CheckpointWriter(folder, {}, after_commit=lambda step: gate.wait() if slow_rank == 0 else None)
-    writer.start(toy_state())
+    writer.start(*checkpoint_parts(toy_state()))
     if rank() != slow_rank == 0:
         writer.wait()
     gather_objects(None)
@@ -122,12 +123,12 @@ def test_the_failure_of_one_rank_is_one_sentence_on_all_and_older_checkpoints_st
 
 def _with_a_failing_rank(folder: str) -> str:
     writer, state = CheckpointWriter(folder, {}), toy_state()
-    writer.start(state)
+    writer.start(*checkpoint_parts(state))
     writer.committed(wait=True)
     if rank() == 1:
         storage.upload = _refused
     state.step = 5
-    writer.start(state)
+    writer.start(*checkpoint_parts(state))
     with pytest.raises(storage.StorageError) as error:
         writer.committed(wait=True)
     return str(error.value)
@@ -148,7 +149,7 @@ def _with_an_ended_group(folder: str) -> None:
     gate, keep_trying = threading.Event(), storage.keep_trying
     storage.keep_trying = lambda action, seconds: (gate.wait(), keep_trying(action, seconds))
     writer = CheckpointWriter(folder, {})
-    writer.start(toy_state())
+    writer.start(*checkpoint_parts(toy_state()))
     dist.destroy_process_group()
     gate.set()
     writer.wait()
@@ -197,7 +198,7 @@ def _stuck(folder: Path, point: str, notes: Path) -> None:
         _stop_at(name, POINTS[point], notes / "here")
     drop = lambda step: drop_old_checkpoints(str(folder), step, keep_last=1)  # noqa: E731
     writer = CheckpointWriter(str(folder), {}, after_commit=drop)
-    writer.start(state)
+    writer.start(*checkpoint_parts(state))
     writer.committed(wait=True)
 
 
@@ -219,7 +220,7 @@ def test_leftovers_that_cannot_be_deleted_do_not_fail_a_save(tmp_path, caplog):
 
     writer = CheckpointWriter(str(tmp_path), {}, after_commit=drop)
     with caplog.at_level(logging.WARNING, "tips_ray"):
-        writer.start(toy_state())
+        writer.start(*checkpoint_parts(toy_state()))
         assert writer.committed(wait=True)
     own = logging.getLogger("tips_ray.checkpoint_io")
     assert "stay for now: access is denied" in caplog.text, (vars(own), vars(logging.root))
@@ -234,7 +235,7 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(door, s3, tmp_path):
     uri, state = _checkpoints(s3, tmp_path), trained(toy_state(), 1)
     writer = CheckpointWriter(uri, {}, patience_seconds=60)
     door.is_shut = True
-    writer.start(state)
+    writer.start(*checkpoint_parts(state))
     twin = trained(toy_state(), 1)
     trained(state, 1)  # goes on
     while len(door.requests) < 8:  # more than any single call makes
@@ -283,13 +284,13 @@ def test_a_store_that_stays_away_is_one_sentence_and_older_checkpoints_stand(doo
     save_checkpoint(state, uri, {})
     state.step, writer = 7, CheckpointWriter(uri, {}, patience_seconds=0.2)
     door.is_shut = True
-    writer.start(state)
+    writer.start(*checkpoint_parts(state))
     with pytest.raises(storage.StorageError, match="step 7 was not saved, older ones stand: .* cannot be reached"):
         writer.committed(wait=True)
     door.is_shut = False
     found = newest_checkpoint(uri)
     assert found and found.step == 0
-    writer.start(state)
+    writer.start(*checkpoint_parts(state))
     assert writer.committed(wait=True)
     writer.close()
 
@@ -298,7 +299,7 @@ def test_a_store_that_stays_away_is_one_sentence_and_older_checkpoints_stand(doo
 def test_a_store_that_answers_503_is_asked_again(door, s3, tmp_path, line):
     door.refused += [line] * 4
     writer = CheckpointWriter(uri := _checkpoints(s3, tmp_path), {}, patience_seconds=60)
-    writer.start(toy_state())
+    writer.start(*checkpoint_parts(toy_state()))
     assert writer.committed(wait=True) and not door.refused
     assert newest_checkpoint(uri)
     writer.close()
@@ -307,7 +308,7 @@ def test_a_store_that_answers_503_is_asked_again(door, s3, tmp_path, line):
 def test_training_goes_on_while_a_store_is_slow(door, s3, tmp_path):
     writer, state = CheckpointWriter(_checkpoints(s3, tmp_path), {}), toy_state()
     door.passes.clear()
-    writer.start(state)
+    writer.start(*checkpoint_parts(state))
     for _ in range(3):
         trained(state, 1)
         assert writer.committed() is None

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from toy_run import tiny_run, write_scenes
 
-from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
+from tips_ray.launch import pretrain
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
 

@@ -9,21 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy import toy_batch, toy_config
 from toy_model import toy_model
-from toy_run import tiny_run
+from toy_run import tiny_run, toy_job
 from toy_start import begun, numbers, released, sizes_of, trained_run
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import load_checkpoint, save_checkpoint
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
-from tips_ray.runs.run import RunInputs
 from tips_ray.storage import StorageError
-from tips_ray.train import worker_loop as attempt
+from tips_ray.train import worker_loop
+from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
 from tips_ray.train.initial_weights import begin
 from tips_ray.train.run_recorder import note_failure
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step
-from tips_ray.train.worker_loop import run_attempt
+from tips_ray.train.worker_loop import train_worker
 
 SMALL = {"image__image_size_px": 28}
 POSITIONS = ("student.image.pos_embed", "teacher.image.pos_embed")
@@ -263,8 +262,8 @@ def _with_misfits(folder: str) -> str:
     def refuse(state, config):
         raise ValueError("of another size")
 
-    attempt.begin = refuse
-    run = RunInputs(tiny_run(Path(folder), "unused"), f"{folder}/run", {"data_fingerprint": "d"}, None)
+    worker_loop.begin = refuse
+    run = toy_job(tiny_run(Path(folder), "unused"), f"{folder}/run")
     with pytest.raises(ValueError) as error:
-        run_attempt(run, torch.device("cpu"), lambda: (0, iter(())), lambda metrics: None)
+        train_worker(run, torch.device("cpu"), lambda: (0, iter(())), lambda metrics: None)
     return str(error.value)

@@ -15,8 +15,8 @@ import yaml
 from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
 
 from jobs.cli import main
-from jobs.pretrain import pretrain
 from tips_ray.config import RunConfig
+from tips_ray.launch import pretrain
 from tips_ray.runs.checkpoint import list_checkpoints
 from tips_ray.runs.folder import RunFolder
 
@@ -165,6 +165,21 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, capsys, 
     assert "global_batch_images (8) must be divisible by resources.workers (3)" in capsys.readouterr().err
     assert main(["pretrain", str(path)]) == 2
     assert "add --without-ray" in capsys.readouterr().err
+
+
+@pytest.mark.heavy
+def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(data, tmp_path):
+    config = _config(tmp_path, data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4)
+    folder = _finished(config, 1)
+    before = numbers_of_run(folder, config)
+    shutil.rmtree(f"{folder.uri}/checkpoints/step-00000008")
+    damaged = Path(f"{folder.uri}/checkpoints/step-00000006/__0_0.distcp")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    _finished(config, 1)
+    told = [(event["kind"], event["step"]) for event in folder.read_events() if event["kind"] in ("damaged", "resume")]
+    assert told == [("damaged", 6), ("resume", 4)]
+    assert [line["step"] for line in folder.read_metrics()] == list(range(1, 9))
+    torch.testing.assert_close(numbers_of_run(folder, config), before, rtol=0, atol=0)
 
 
 @pytest.mark.heavy

@@ -16,12 +16,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tips_ray.captioning.captioner import Captioned, Captioner
 from tips_ray.captioning.model_folder import fingerprint, model_folder
 from tips_ray.config import CaptionerConfig, RunConfig
 from tips_ray.data.captions.coordinator import Pace
@@ -29,8 +27,8 @@ from tips_ray.data.captions.join import missing_chunks, place_of
 from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.decode import BadImage, decode
 from tips_ray.data.index import Index, opened_index, run_order
-from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.ray_data_adapter import handed_out, in_order
 
 CHUNKS_PER_TASK = 2
 """Chunks that are read, and captioned, together: rows that end early leave room for those of the next chunk."""
@@ -38,7 +36,12 @@ READERS = 2
 """Read tasks at a time."""
 READ_CPUS = 1
 """Of all of them."""
+DECODERS = 4
+"""Threads of an actor that decode images."""
 _READ = pa.schema([("chunk", pa.int64()), ("images", pa.list_(pa.binary())), ("errors", pa.list_(pa.string()))])
+_MADE = pa.schema(
+    [("chunk", pa.int64()), ("images", pa.int64()), ("bad_images", pa.int64()), ("seconds", pa.float64())]
+)
 
 
 def new_pace(lead_windows: int) -> ActorHandle:
@@ -134,12 +137,6 @@ def _is_due(window: int, pace: ActorHandle) -> bool:
     return is_due
 
 
-DECODERS = 4
-_MADE = pa.schema(
-    [("chunk", pa.int64()), ("images", pa.int64()), ("bad_images", pa.int64()), ("seconds", pa.float64())]
-)
-
-
 class CaptionActor:
     """A captioner that fills the store; whatever it does may be done again without harm."""
 
@@ -149,6 +146,10 @@ class CaptionActor:
         Raises:
             ValueError: the model on this machine is another than that of the store.
         """
+        import torch  # readers and planners of this module do without it
+
+        from tips_ray.captioning.captioner import Captioner
+
         _require_its_store(inputs)
         torch.set_num_threads(max(int(inputs.config.resources.cpus_per_captioner), 1))
         self.captioner, self.inputs, self.is_over = Captioner(inputs.captioner), inputs, is_over
@@ -161,9 +162,9 @@ class CaptionActor:
         bad = []
         for row, sha256 in zip(rows, hashes, strict=True):
             found = [next(captioned) for _ in sha256]
-            errors = [own or made.error for own, made in zip(row["errors"], found, strict=True)]
+            errors = [own or error for own, (_, error) in zip(row["errors"], found, strict=True)]
             shard, number = place_of(self.index, row["chunk"])
-            texts = [made.captions for made in found]
+            texts = [captions for captions, _ in found]
             self.inputs.access.store.write(
                 shard, number, ChunkCaptions(self.index.chunk(row["chunk"]).row, sha256, texts, errors)
             )
@@ -174,14 +175,17 @@ class CaptionActor:
         columns = [[row["chunk"] for row in rows], [len(row["images"]) for row in rows], bad, [seconds] * len(rows)]
         return pa.table(columns, schema=_MADE)
 
-    def _captions(self, images: list[bytes], hashes: list[bytes]) -> list[Captioned]:
-        """In the images' order. A drawn caption depends on the image's bytes alone, not on where it is kept."""
+    def _captions(self, images: list[bytes], hashes: list[bytes]) -> list[tuple[list[str], str]]:
+        """Captions or an error of each image, in order.
+
+        A drawn caption depends on the image's bytes alone, not on where it is kept.
+        """
         with ThreadPoolExecutor(DECODERS) as pool:
             decoded = list(pool.map(self._decoded, images))
         good = [(pixels, sha) for pixels, sha in zip(decoded, hashes, strict=True) if isinstance(pixels, np.ndarray)]
         keys = [int.from_bytes(sha[:8], signed=True) for _, sha in good]
         made = iter(self.captioner([pixels for pixels, _ in good], keys))
-        return [next(made) if isinstance(pixels, np.ndarray) else Captioned([], pixels) for pixels in decoded]
+        return [next(made) if isinstance(pixels, np.ndarray) else ([], pixels) for pixels in decoded]
 
     def _decoded(self, image: bytes) -> np.ndarray | str:
         """Pixels, or why there are none."""

@@ -305,3 +305,15 @@ def _check_rows(data: DataConfig, rows: list[int]) -> None:
     for source, count in zip(data.sources, rows, strict=True):
         if count == 0:
             raise ValueError(f"{source.uri}: there are no rows in it; check the files")
+
+
+def unread_bytes(index: Index) -> dict[str, int]:
+    """Bytes behind the last row of each tar with a damaged header, by the shard's URI."""
+    shards = {row["path"]: (number, row) for number, row in enumerate(index.shards.to_pylist())}
+    found = {}
+    for reject in index.rejects.to_pylist():
+        number, shard = shards[reject["path"]]
+        if reject["row"] >= shard["rows"]:  # no row of it: what ends the shard
+            stops = index.chunks.stop[index.chunks.shard == number]
+            found[shard["path"]] = shard["bytes"] - int(stops.max(initial=0))
+    return found

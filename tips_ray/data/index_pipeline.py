@@ -12,8 +12,8 @@ import ray
 from tips_ray.config import DataConfig
 from tips_ray.data.decode import BadImage, decode
 from tips_ray.data.index import REJECTS, Index, opened_index
-from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.data.sources import Columns, Scan, Shard
+from tips_ray.ray_data_adapter import handed_out, in_order
 
 CHUNKS_PER_TASK = 16
 MOST_BLOCKS = 2000

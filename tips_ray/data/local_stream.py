@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any
@@ -19,9 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tips_ray.config import RunConfig
 from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
-from tips_ray.data.stream import StreamInputs, order_of, ordered_rows, read_chunks, views
+from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views
 
 
 class StreamError(RuntimeError):
@@ -29,12 +29,23 @@ class StreamError(RuntimeError):
 
 
 def local_stream(
-    inputs: StreamInputs, start_step: int, rank: int, ranks: int, processes: int, pin_memory: bool = False
+    config: RunConfig,
+    index_uri: str,
+    tokenizer_uri: str,
+    captions: CaptionAccess | None,
+    start_step: int,
+    rank: int,
+    ranks: int,
+    processes: int,
+    pin_memory: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This rank's micro-batches of the steps [start_step, total_steps) as columns of training rows.
 
     Args:
-        inputs: config, index, tokenizer; captions of the data or of a store.
+        config: of the run.
+        index_uri: of the data.
+        tokenizer_uri: of the run's vocabulary.
+        captions: the store of those that the data do not hold; None: the data hold them.
         start_step: the first step to stream.
         rank: of the reader.
         ranks: W; W x m must divide the global batch.
@@ -44,13 +55,13 @@ def local_stream(
     Raises:
         StreamError: the data cannot be read, or a data process died.
     """
-    ready = -(-inputs.config.data_prefetch_batches // processes)
+    ready = -(-config.data_prefetch_batches // processes)
     context = multiprocessing.get_context("forkserver")  # a plain fork would copy locks that the rank's threads hold
     context.set_forkserver_preload([__name__])
     loader = DataLoader(
-        _Views(replace(inputs, captions=None)),
+        _Views(config, tokenizer_uri),
         batch_size=None,
-        sampler=own_rows(inputs, start_step, rank, ranks),  # pyright: ignore[reportArgumentType]
+        sampler=own_rows(config, index_uri, captions, start_step, rank, ranks),  # pyright: ignore[reportArgumentType]
         num_workers=processes,
         prefetch_factor=max(ready, 1),
         pin_memory=pin_memory,
@@ -64,22 +75,27 @@ def local_stream(
         raise StreamError(_told(error)) from error
 
 
-def own_rows(inputs: StreamInputs, start_step: int, rank: int, ranks: int) -> Generator[list[dict[str, Any]]]:
+def own_rows(
+    config: RunConfig, index_uri: str, captions: CaptionAccess | None, start_step: int, rank: int, ranks: int
+) -> Generator[list[dict[str, Any]]]:
     """Encoded rows of this rank's micro-batches, in order."""
-    rows = _rows(inputs, start_step, rank, ranks)
-    while micro_batch := list(islice(rows, inputs.config.images_per_pass)):
+    rows = _rows(config, index_uri, captions, start_step, rank, ranks)
+    while micro_batch := list(islice(rows, config.images_per_pass)):
         yield micro_batch
 
 
-def _rows(inputs: StreamInputs, start_step: int, rank: int, ranks: int) -> Iterator[dict[str, Any]]:
+def _rows(
+    config: RunConfig, index_uri: str, captions: CaptionAccess | None, start_step: int, rank: int, ranks: int
+) -> Iterator[dict[str, Any]]:
     """One by one; at most two windows are held."""
-    config, order = inputs.config, order_of(inputs)
+    index, order, store = opened_index(index_uri), order_of(config, index_uri), captions.store if captions else None
     start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
 
     def read(window: int) -> list[dict[str, Any]]:
         rows = order.window_rows(window).between(start, stop)
         is_own = (rows.position_N - start) // config.images_per_pass % ranks == rank
-        return _read(inputs, OrderedRows(*(column[is_own] for column in rows)))
+        own = OrderedRows(*(column[is_own] for column in rows))
+        return ordered_rows(own, read_chunks(index, own, store))
 
     windows = order.windows(start, stop)
     with ThreadPoolExecutor(1, "windows") as pool:
@@ -91,18 +107,14 @@ def _rows(inputs: StreamInputs, start_step: int, rank: int, ranks: int) -> Itera
             yield from rows
 
 
-def _read(inputs: StreamInputs, rows: OrderedRows) -> list[dict[str, Any]]:
-    return ordered_rows(rows, read_chunks(opened_index(inputs.index_uri), rows, inputs.store))
-
-
 class _Views(Dataset):
     """Rows -> training rows, in a data process; what a DataLoader takes for an index is the rows themselves."""
 
-    def __init__(self, inputs: StreamInputs) -> None:
-        self.inputs = inputs
+    def __init__(self, config: RunConfig, tokenizer_uri: str) -> None:
+        self.config, self.tokenizer_uri = config, tokenizer_uri
 
     def __getitem__(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        return views(rows, self.inputs)
+        return views(rows, self.config, self.tokenizer_uri)
 
 
 def _end_with_rank(process: int) -> None:

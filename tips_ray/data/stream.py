@@ -1,10 +1,10 @@
 """What a training stream is made of, without Ray: ordered rows of a window -> rows with captions -> training rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -28,32 +28,12 @@ class CaptionAccess:
     """Actor handle of captioning beside training (`data.pace`); None: all captions are there."""
 
 
-@dataclass(frozen=True)
-class StreamInputs:
-    """What every process of a stream needs, small enough to travel with it."""
-
-    config: RunConfig
-    index_uri: str
-    tokenizer_path: str
-    captions: CaptionAccess | None = field(default=None, compare=False)
-    """None: the data hold them. Has no part in the order, which is kept by the rest."""
-
-    @property
-    def store(self) -> CaptionStore | None:
-        """Of the captions that the data do not hold."""
-        return self.captions.store if self.captions else None
-
-    @property
-    def pace(self) -> Any:
-        """Actor handle of captioning beside training; None: there is none."""
-        return self.captions.pace if self.captions else None
+def _order_of(config: RunConfig, index_uri: str) -> Order:
+    return run_order(opened_index(index_uri), config.data, config.seed, config.global_batch_images)
 
 
-@lru_cache(maxsize=2)
-def order_of(inputs: StreamInputs) -> Order:
-    """The order of the run, once per process."""
-    config = inputs.config
-    return run_order(opened_index(inputs.index_uri), config.data, config.seed, config.global_batch_images)
+order_of = cast("Callable[[RunConfig, str], Order]", lru_cache(maxsize=2)(_order_of))
+"""The order of a run of this config over the data at an index's URI, once per process."""
 
 
 def read_chunks(
@@ -87,16 +67,16 @@ def ordered_rows(rows: OrderedRows, chunks: Mapping[int, Sequence[SourceRow]]) -
     ]
 
 
-def views(rows: Sequence[Mapping[str, Any]], inputs: StreamInputs) -> dict[str, np.ndarray]:
+def views(rows: Sequence[Mapping[str, Any]], config: RunConfig, tokenizer_uri: str) -> dict[str, np.ndarray]:
     """Training rows of a micro-batch."""
     from tips_ray.data.views import row_settings, training_rows  # torch, whose start planners and readers need not pay
 
-    settings = row_settings(inputs.config, inputs.config.captions.per_image)
-    return training_rows(rows, settings, _tokenizer(inputs.tokenizer_path))
+    settings = row_settings(config, config.captions.per_image)
+    return training_rows(rows, settings, _tokenizer(tokenizer_uri))
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(path: str) -> Any:
+def _tokenizer(uri: str) -> Any:
     from tips_ray.tokenizer import tokenizer_at
 
-    return tokenizer_at(path)
+    return tokenizer_at(uri)

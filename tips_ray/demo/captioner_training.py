@@ -78,7 +78,7 @@ def new_processor(captions: Sequence[str]) -> PaliGemmaProcessor:
 
 
 def new_model(processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
-    """No embedding rows for the 1,152 location and segment tokens, which PaliGemma's processor numbers last."""
+    """A model without embeddings for the 1,152 location and segment tokens, which PaliGemma's processor has last."""
     layers = {"hidden_size": WIDTH, "num_attention_heads": NUM_HEADS}
     vision = {"image_size": IMAGE_SIZE_PX, "patch_size": PATCH_SIZE_PX, "num_hidden_layers": VISION_LAYERS}
     vision |= {"model_type": "siglip_vision_model", "vision_use_head": False, "intermediate_size": 3 * WIDTH}
@@ -129,11 +129,13 @@ def patch_answers(scene: Scene) -> np.ndarray:
 
 
 def model_inputs(processor: Any, scenes: Sequence[Scene], **options: object) -> BatchFeature:
+    """What the model takes: pixels and the prompt of each scene; `options` go to the processor."""
     images, texts = [scene.image_HWC for scene in scenes], [f"<image>{PROMPT}"] * len(scenes)
     return processor(images=images, text=texts, padding="longest", return_tensors="pt", **options)
 
 
 def training_batch(processor: PaliGemmaProcessor, scenes: Sequence[Scene]) -> tuple[BatchFeature, Tensor]:
+    """Inputs with the descriptions to learn, and the answers for each patch."""
     inputs = model_inputs(processor, scenes, suffix=[scene.synthetic_caption for scene in scenes])
     return inputs, torch.from_numpy(np.stack([patch_answers(scene) for scene in scenes]))
 
@@ -147,11 +149,12 @@ def patch_loss(patches_BLD: Tensor, head: nn.Linear, truth: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, total_steps: int, peak: float = 1e-3, warmup_steps: int = 200) -> float:
+    """Linear warmup, then a cosine to zero."""
     return peak * min(1, (step + 1) / warmup_steps) * (1 + cos(pi * step / total_steps)) / 2
 
 
 def train(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, options: argparse.Namespace) -> None:
-    """Advances `model` in place to `options.steps`; saves it every 500 steps."""
+    """Advance `model` in place to `options.steps`; save it every 500 steps."""
     head = nn.Linear(WIDTH, SAMPLES * sum(QUESTIONS))
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
@@ -172,14 +175,14 @@ def train(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcesso
 
 
 def save(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, folder: Path) -> None:
-    """Weights in half precision, for their size, with a config that loads them in single."""
+    """Write the weights in half precision, for their size, with a config that loads them in single."""
     state = {name: value.half() for name, value in model.state_dict().items() if name != "lm_head.weight"}  # tied
     model.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)
 
 
 def scores(folder: Path, count: int) -> dict[str, float]:
-    """Of the checkpoint as stored, on scenes not trained on; with captions per second of one core."""
+    """Scores of the stored checkpoint on scenes not trained on, and its captions per second on one core."""
     torch.set_num_threads(1)
     processor = AutoProcessor.from_pretrained(folder)
     model: Any = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -195,6 +198,7 @@ def scores(folder: Path, count: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Train and score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--steps", type=int, default=8000)

@@ -1,7 +1,6 @@
 """What the demo shows of a trained run on unseen scenes. N scenes, D width."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import load_checkpoint
-from tips_ray.config import RunConfig, load_config
+from tips_ray.config import RunConfig
 from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.data.captions.join import captions_folder, read_captions, with_captions
 from tips_ray.data.decode import decode
@@ -29,10 +27,14 @@ from tips_ray.models import Tokenizer, load_tokenizer
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
 from tips_ray.runs.checkpoint import checkpoints_of, newest_checkpoint
 from tips_ray.scenes import Scene, render_scene
+from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.state import TrainState, new_state
 
-SHOWN, ROWS, NEAREST = 12, 4, 5
+TEST_SEED, TEST_SCENES, PROBE_SCENES = 3, 256, 512
+"""World of the unseen scenes, how many of them are scored, and how many to train on the depth probe learns from."""
 IMAGE_PX = 112
+SHOWN, ROWS, NEAREST = 12, 4, 5
+"""Images in the gallery, queries of each kind, and answers to each."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,44 @@ class _Scored:
     scores: dict[str, float]
 
 
-def evaluate(
-    config: RunConfig, folder: str, test_seed: int, test_scenes: int, train_seed: int, probe_scenes: int
-) -> Found:
-    """Retrieval and depth of the teacher on unseen scenes, beside the same encoder with random weights."""
-    test = [render_scene(test_seed, index, IMAGE_PX) for index in range(test_scenes)]
-    train = [render_scene(train_seed, index, IMAGE_PX) for index in range(probe_scenes)]
+class _ShownTasks(NamedTuple):
+    """Scores of both encoders, and pictures of the trained one."""
+
+    probes: list[ProbeScore]
+    pictures: dict[str, np.ndarray]
+
+
+def evaluate(config: RunConfig, folder: str, suite: SuiteConfig, train_seed: int) -> Found:
+    """Score the teacher on unseen scenes, beside the same encoder with random weights.
+
+    Args:
+        config: of the run.
+        folder: of the run, which has a checkpoint.
+        suite: its tasks are scored too; it has one data set.
+        train_seed: world of the scenes that the run was trained on.
+
+    Raises:
+        ValueError: there is no whole checkpoint.
+    """
+    test = [render_scene(TEST_SEED, index, IMAGE_PX) for index in range(TEST_SCENES)]
+    train = [render_scene(train_seed, index, IMAGE_PX) for index in range(PROBE_SCENES)]
+    encoders = _encoders(config, folder)
+    before, after = (_score(encoder, test, train) for encoder in encoders)
+    scores = {"before": before.scores, "after": after.scores}
+    parts, tasks = {"gallery": _gallery(config), **_parts(before, after, test)}, _shown_tasks(*encoders, suite)
+    parts |= {"probes": parts["probes"] + tasks.probes, "task_pictures": tasks.pictures}
+    return Found(scores, parts, _line(scores))
+
+
+def _encoders(config: RunConfig, folder: str) -> tuple[TipsEncoder, TipsEncoder]:
+    """The encoder with random weights, and with those of the newest checkpoint."""
     before, after = new_state(config), new_state(config)
     found = newest_checkpoint(checkpoints_of(folder))
     if found is None:
         raise ValueError(f"{folder} holds no checkpoint that verifies; train first")
     load_checkpoint(after, found)
     tokenizer = load_tokenizer(config.captions.tokenizer or storage.join(folder, "tokenizer.json"))
-    encoders = [_encoder(state, tokenizer) for state in (before, after)]
-    scored = [_score(encoder, test, train) for encoder in encoders]
-    scores = {"before": scored[0].scores, "after": scored[1].scores}
-    parts, tasks = {"gallery": _gallery(config), **_parts(scored, test)}, shown_tasks(*encoders)
-    parts |= {"probes": parts["probes"] + tasks.probes, "task_pictures": tasks.pictures}
-    return Found(scores, parts, _line(scores, test_scenes))
+    return _encoder(before, tokenizer), _encoder(after, tokenizer)
 
 
 def _gallery(config: RunConfig) -> list[CaptionedImage]:
@@ -86,7 +108,7 @@ def _gallery(config: RunConfig) -> list[CaptionedImage]:
 
 
 def _encoder(state: TrainState, tokenizer: Tokenizer) -> TipsEncoder:
-    """With the teacher's image encoder, which is what an export carries, at the size of the scenes."""
+    """The teacher's image encoder, which is what an export carries, at the size of the scenes."""
     return TipsEncoder(state.teacher.image or state.student.image, state.student.text, tokenizer, IMAGE_PX)
 
 
@@ -106,8 +128,7 @@ def _score(encoder: TipsEncoder, test: list[Scene], train: list[Scene]) -> _Scor
     return _Scored(features, synthetic, {**recalls, "depth_rmse_m": depth})
 
 
-def _parts(scored: list[_Scored], test: list[Scene]) -> dict[str, Any]:
-    before, after = scored
+def _parts(before: _Scored, after: _Scored, test: list[Scene]) -> dict[str, Any]:
     shown = test[:SHOWN]
     maps = after.features.patches_BLD[:SHOWN]
     side = round(maps.shape[1] ** 0.5)
@@ -140,36 +161,8 @@ def _image_query(similarity_NN: Tensor, test: list[Scene], row: int) -> ImageQue
     return ImageQuery(test[row].image_HWC, captions, [place == row for place in nearest])
 
 
-def _line(scores: dict[str, dict[str, float]], scenes: int) -> str:
-    before, after = scores["before"], scores["after"]
-    recall, depth = "synthetic/text_to_image_recall_at_1", "depth_rmse_m"
-    return (
-        f"retrieval R@1 {after[recall]:.1%} (chance {1 / scenes:.1%}), depth RMSE {after[depth]:.2f} m "
-        f"(random weights {before[depth]:.2f} m) on {scenes} unseen scenes"
-    )
-
-
-def _pixels(scenes: list[Scene]) -> Tensor:
-    return torch.from_numpy(np.stack([scene.image_HWC for scene in scenes]))
-
-
-def _depth(scenes: list[Scene]) -> Tensor:
-    return torch.from_numpy(np.stack([scene.depth_HW for scene in scenes]))
-
-
-SUITE = Path(__file__).parents[2] / "jobs" / "suites" / "demo.yaml"
-
-
-class ShownTasks(NamedTuple):
-    """Scores of both encoders, and pictures of the trained one."""
-
-    probes: list[ProbeScore]
-    pictures: dict[str, np.ndarray]
-
-
-def shown_tasks(before: TipsEncoder, after: TipsEncoder) -> ShownTasks:
-    """All tasks of the suite, on scenes that neither training nor the captioner has seen."""
-    suite = load_config(SuiteConfig, SUITE, ())
+def _shown_tasks(before: TipsEncoder, after: TipsEncoder, suite: SuiteConfig) -> _ShownTasks:
+    """Score all tasks of the suite on scenes that neither training nor the captioner has seen."""
     (config,) = suite.data.values()
     dataset = load_dataset(config, after.image_size_px)
     outcomes = [_outcomes(encoder, dataset, suite) for encoder in (before, after)]
@@ -183,9 +176,26 @@ def shown_tasks(before: TipsEncoder, after: TipsEncoder) -> ShownTasks:
         for task, outcome in outcomes[1].items()
         for picture in outcome.pictures.values()
     }
-    return ShownTasks(probes, pictures)
+    return _ShownTasks(probes, pictures)
 
 
 def _outcomes(encoder: TipsEncoder, dataset: Dataset, suite: SuiteConfig) -> dict[str, Outcome]:
     data = FrozenData(encoder, dataset, encoding_here(encoder, suite.batch_images))
     return {name: outcome_of(task, data, suite.seed) for name, task in suite.tasks.items()}
+
+
+def _line(scores: dict[str, dict[str, float]]) -> str:
+    before, after = scores["before"], scores["after"]
+    recall, depth = "synthetic/text_to_image_recall_at_1", "depth_rmse_m"
+    return (
+        f"retrieval R@1 {after[recall]:.1%} (chance {1 / TEST_SCENES:.1%}), depth RMSE {after[depth]:.2f} m "
+        f"(random weights {before[depth]:.2f} m) on {TEST_SCENES} unseen scenes"
+    )
+
+
+def _pixels(scenes: list[Scene]) -> Tensor:
+    return torch.from_numpy(np.stack([scene.image_HWC for scene in scenes]))
+
+
+def _depth(scenes: list[Scene]) -> Tensor:
+    return torch.from_numpy(np.stack([scene.depth_HW for scene in scenes]))

@@ -251,6 +251,7 @@ def _require_attributes(root: Path) -> None:
 
 
 def main(folder: str) -> None:
+    """Serve `folder` until Ctrl-C, and print what a shell must export to use it."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # set here: a shell's background job starts with SIGINT ignored
         signal.signal(number, lambda *_: stop.set())

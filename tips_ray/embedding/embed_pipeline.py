@@ -15,12 +15,11 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.data.index import opened_index
-from tips_ray.data.pipeline import handed_out, in_order
 from tips_ray.embedding.decoded import DecodedChunk, decoded_chunk
-from tips_ray.embedding.embedder import Embedder
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
 from tips_ray.evaluation.encoder_place import EncoderPlace
+from tips_ray.ray_data_adapter import handed_out, in_order
 from tips_ray.storage import StorageError
 
 READERS_PER_CPU = 2
@@ -126,8 +125,11 @@ class EmbedActor:
     """One encoder; on a GPU where it holds a share of one."""
 
     def __init__(self, inputs: EmbedInputs) -> None:
+        from tips_ray.embedding.embedder import Embedder  # and torch with it, which readers and planners do without
+        from tips_ray.evaluation.load_encoder import placed_encoder
+
         config = inputs.config
-        encoder = inputs.encoder.load(config.cpus_per_actor, config.gpus_per_actor)
+        encoder = placed_encoder(inputs.encoder, config.cpus_per_actor, config.gpus_per_actor)
         self.size_px = encoder.image_size_px
         self.embedder = Embedder(encoder, inputs.layout, opened_index(inputs.index_uri), config.batch_images)
 

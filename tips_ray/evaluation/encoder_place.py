@@ -27,21 +27,3 @@ class EncoderPlace(NamedTuple):
         elif not model.startswith(TIMM_PREFIXES):
             model = storage.resolved(model)
         return cls(model, encoder.image_size_px, encoder.fingerprint)
-
-    def load(self, threads: float, gpus: float) -> "Encoder":
-        """For an actor or task that holds so many CPUs and GPUs.
-
-        Raises:
-            ValueError: it is there no more, or it is another.
-        """
-        import torch
-
-        from tips_ray.evaluation.load_encoder import load_encoder
-
-        torch.set_num_threads(max(int(threads), 1))
-        encoder = load_encoder(self.model, self.image_size_px)
-        if encoder.fingerprint != self.fingerprint:
-            raise ValueError(f"MODEL ({self.model}) has changed since this command began; run it again")
-        for network in encoder.networks:
-            network.to("cuda" if gpus else "cpu")
-        return encoder

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import torch
+
 from tips_ray import storage
-from tips_ray.evaluation.encoder_place import TIMM_PREFIXES
+from tips_ray.evaluation.encoder_place import TIMM_PREFIXES, EncoderPlace
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.foreign_encoders import TimmEncoder, TransformersEncoder
 from tips_ray.models import load_official_image, load_official_text, load_tokenizer, load_transformers
-from tips_ray.train.initial_weights import verified
 from tips_ray.weights import Origin, origin_at, trained_model
 
 
@@ -32,6 +33,21 @@ def load_encoder(model: str, image_size_px: int | None = None) -> Encoder:
     return encoder
 
 
+def placed_encoder(place: EncoderPlace, threads: float, gpus: float) -> Encoder:
+    """The encoder at `place`, for an actor or task that holds so many CPUs and GPUs.
+
+    Raises:
+        ValueError: it is there no more, or it is another.
+    """
+    torch.set_num_threads(max(int(threads), 1))
+    encoder = load_encoder(place.model, place.image_size_px)
+    if encoder.fingerprint != place.fingerprint:
+        raise ValueError(f"MODEL ({place.model}) has changed since this command began; run it again")
+    for network in encoder.networks:
+        network.to("cuda" if gpus else "cpu")
+    return encoder
+
+
 def _encoder(model: str, image_size_px: int | None) -> Encoder:
     if model.startswith(TIMM_PREFIXES):
         return TimmEncoder(model.removeprefix("timm:"), image_size_px)
@@ -43,13 +59,13 @@ def _encoder(model: str, image_size_px: int | None) -> Encoder:
         return _released(origin, image_size_px)
     if origin.kind == "transformers":
         raise ValueError(f"MODEL ({model}): a transformers folder must be local; copy it")
-    return _of_run(verified(origin), image_size_px)
+    return _of_run(origin, image_size_px)
 
 
 def _of_run(origin: Origin, image_size_px: int | None) -> Encoder:
-    assert origin.checkpoint is not None
-    encoder = TipsEncoder.of_model(trained_model(origin), image_size_px)
-    encoder.checkpoint_uri = origin.checkpoint.uri
+    model, checkpoint = trained_model(origin)
+    encoder = TipsEncoder.of_model(model, image_size_px)
+    encoder.checkpoint_uri = checkpoint.uri
     return encoder
 
 

@@ -11,11 +11,12 @@ from ray.data import ActorPoolStrategy
 from torch import Tensor
 
 from tips_ray.config.evaluation import RayConfig, SuiteConfig
-from tips_ray.data.pipeline import in_order
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import EncodeBatch, Encoding
+from tips_ray.evaluation.load_encoder import placed_encoder
 from tips_ray.evaluation.suite_tasks import EndedTask, by_data, tasks_here
+from tips_ray.ray_data_adapter import in_order
 
 IMAGES = "data"
 """The column of `ray.data.from_numpy`."""
@@ -56,7 +57,7 @@ def data_sets_at_a_time(config: RayConfig, cpus: float) -> int:
 def _tasks_of_a_data_set(
     place: EncoderPlace, suite: SuiteConfig, config: RayConfig, names: Sequence[str]
 ) -> Iterator[EndedTask]:
-    encoder = place.load(config.cpus_per_task, gpus=0)
+    encoder = placed_encoder(place, config.cpus_per_task, gpus=0)
     yield from tasks_here(encoder, suite, _encoding_by_actors(place, config, suite.batch_images), names)
 
 
@@ -81,7 +82,7 @@ class EncodeActor:
     """One encoder; on a GPU where it holds a share of one."""
 
     def __init__(self, place: EncoderPlace, config: RayConfig, encode: EncodeBatch) -> None:
-        self.encoder, self.encode = place.load(config.cpus_per_actor, config.gpus_per_actor), encode
+        self.encoder, self.encode = placed_encoder(place, config.cpus_per_actor, config.gpus_per_actor), encode
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found = self.encode(self.encoder, torch.tensor(batch[IMAGES]))

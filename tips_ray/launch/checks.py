@@ -1,24 +1,21 @@
 """What can be known of a run before a GPU is held: every fault is named at once, each in a sentence with its cure."""
 
-import hashlib
-import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.data.index import Index, build_index, index_of
+from tips_ray.data.index import Index, build_index, index_of, unread_bytes
 from tips_ray.errors import Doubt, Faults, Finding, findings
-from tips_ray.launch import cluster as ray_cluster
-from tips_ray.launch import sizes
+from tips_ray.launch import cluster, sizes
+from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
-from tips_ray.runs.folder import RunFolder, deciding
+from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.tracking import require_answer, tracking_uri, without_credentials
 from tips_ray.tokenizer import Tokenizer, tokenizer_at
 from tips_ray.weights import require_its_vocabulary, start_origin, teacher_origin, teacher_sizes
@@ -68,7 +65,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         "start": lambda: weights_fit(config) if is_writable else "unknown",
         "tokenizer": lambda: tokenizer_fits(config),
         "captions": lambda: captions_come(config),
-        "resources": lambda: ray_cluster.resources_suffice(config),
+        "resources": lambda: cluster.resources_suffice(config),
         "compile": lambda: can_compile(config),
         "tracking": lambda: tracking_answers(config) if is_writable or config.tracking.mlflow_uri else "unknown",
         "model": lambda: sizes.model_sizes(config),
@@ -113,12 +110,6 @@ def run_is_new_or_the_same(config: RunConfig) -> str:
     return f"{config.name} has the same config and {where}: {storage.resolved(folder)}"
 
 
-def config_fingerprint(config: Mapping[str, Any]) -> str:
-    """sha256 of what a run computes: its config without the keys that only change how fast or how visibly."""
-    canonical = json.dumps(deciding(config), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
 def weights_fit(config: RunConfig) -> str:
     """What a new run begins with is there and has the sizes of the config; of a teacher a known run needs the sizes."""
     if list_checkpoints(checkpoints_of(storage.join(config.storage, config.name))):
@@ -161,8 +152,6 @@ def _loaded(uri: str) -> Tokenizer:
 
 def captions_come(config: RunConfig) -> str:
     """From the data, or from a captioner whose model is there."""
-    from tips_ray.launch.captions import caption_store, store_of
-
     if config.captions.source == "column":
         return "from the data"
     if config.captions.imported:
@@ -178,7 +167,7 @@ def can_compile(config: RunConfig) -> str:
     if not resources.compile:
         return "off"
     compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)]
-    if resources.gpus_per_worker or ray_cluster.address() or compilers:
+    if resources.gpus_per_worker or cluster.address() or compilers:
         return "every block is compiled in the first step, which takes a minute or more"
     raise ValueError(
         "resources.compile (true) needs a C++ compiler on CPUs, and there is none: install g++ or set "
@@ -226,15 +215,3 @@ def _described(index: Index) -> str:
                 f"{rows[0]['error']}; tips-ray index shows what was found"
             )
     return f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"
-
-
-def unread_bytes(index: Index) -> dict[str, int]:
-    """Bytes behind the last row of each tar with a damaged header, by the shard's URI."""
-    shards = {row["path"]: (number, row) for number, row in enumerate(index.shards.to_pylist())}
-    found = {}
-    for reject in index.rejects.to_pylist():
-        number, shard = shards[reject["path"]]
-        if reject["row"] >= shard["rows"]:  # no row of it: what ends the shard
-            stops = index.chunks.stop[index.chunks.shard == number]
-            found[shard["path"]] = shard["bytes"] - int(stops.max(initial=0))
-    return found

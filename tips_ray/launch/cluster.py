@@ -3,12 +3,12 @@
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tips_ray.config import RunConfig
-    from tips_ray.config.embedding import EmbeddingConfig
-    from tips_ray.config.evaluation import RayConfig
+from tips_ray.config import RunConfig
+from tips_ray.config.embedding import EmbeddingConfig
+from tips_ray.config.evaluation import RayConfig
+from tips_ray.errors import Doubt, Faults
 
 ANSWER_SECONDS = 4
 CPUS_PER_CORE = 4
@@ -24,17 +24,17 @@ def address() -> str | None:
     return None if given in ("", "local") else given
 
 
-def cpus_needed(config: "RunConfig") -> float:
+def cpus_needed(config: RunConfig) -> float:
     """Of all workers, of the data stream and of live captioning beside them."""
     return config.resources.workers * config.resources.cpus_per_worker + config.cpus_beside_workers
 
 
-def gpus_needed(config: "RunConfig") -> float:
+def gpus_needed(config: RunConfig) -> float:
     """Of all workers and live captioners."""
     return config.resources.workers * config.resources.gpus_per_worker + captioning_gpus(config)
 
 
-def captioning_gpus(config: "RunConfig") -> float:
+def captioning_gpus(config: RunConfig) -> float:
     """Of captioners beside training."""
     resources = config.resources
     return resources.captioners * resources.gpus_per_captioner if config.captions.source == "live" else 0
@@ -45,7 +45,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resources_suffice(config: "RunConfig") -> str:
+def resources_suffice(config: RunConfig) -> str:
     """CPUs and GPUs of the run against those of the cluster or of this machine.
 
     Raises:
@@ -65,7 +65,7 @@ def resources_suffice(config: "RunConfig") -> str:
     return f"{_needed(config)}; this machine has {cores()} cores{shared}"
 
 
-def require_room_for_actor(config: "EmbeddingConfig | RayConfig", beside_cpus: float) -> None:
+def require_room_for_actor(config: EmbeddingConfig | RayConfig, beside_cpus: float) -> None:
     """One encoder and what works beside it: Ray Data would wait for ever for what is not there.
 
     Raises:
@@ -82,7 +82,7 @@ def require_room_for_actor(config: "EmbeddingConfig | RayConfig", beside_cpus: f
     )
 
 
-def require_room_for_captioner(config: "RunConfig", beside_cpus: float) -> None:
+def require_room_for_captioner(config: RunConfig, beside_cpus: float) -> None:
     """One captioner and what reads for it, as `require_room_for_actor`.
 
     Raises:
@@ -205,9 +205,7 @@ def quiet_data() -> None:
             handler.setLevel(logging.ERROR)
 
 
-def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> None:
-    from tips_ray.errors import Faults
-
+def _require_enough(config: RunConfig, have: dict[str, float], where: str) -> None:
     resources = config.resources
     workers = f"resources.workers ({resources.workers})"
     cpus = f"{workers} x cpus_per_worker ({resources.cpus_per_worker:g}) + data_cpus ({resources.data_cpus})"
@@ -228,7 +226,7 @@ def _require_enough(config: "RunConfig", have: dict[str, float], where: str) -> 
         raise Faults(faults)
 
 
-def _roles(config: "RunConfig") -> list[tuple[str, str, float]]:
+def _roles(config: RunConfig) -> list[tuple[str, str, float]]:
     """Name, keys and amount of each role that the run takes."""
     resources = config.resources
     if not resources.roles:
@@ -241,9 +239,7 @@ def _roles(config: "RunConfig") -> list[tuple[str, str, float]]:
     ]
 
 
-def _room_for_some(config: "RunConfig", have: dict[str, float]) -> str:
-    from tips_ray.errors import Doubt
-
+def _room_for_some(config: RunConfig, have: dict[str, float]) -> str:
     counts, resources = config.worker_counts, config.resources
     left = {"CPU": config.cpus_beside_workers, "GPU": captioning_gpus(config)}
     room = min(
@@ -259,7 +255,7 @@ def _room_for_some(config: "RunConfig", have: dict[str, float]) -> str:
     return text
 
 
-def _needed(config: "RunConfig") -> str:
+def _needed(config: RunConfig) -> str:
     resources = config.resources
     gpus = f" and {gpus_needed(config):g} GPUs" if resources.gpus_per_worker else ""
     return f"{resources.workers} workers and the data stream need {cpus_needed(config):g} CPUs{gpus}"

@@ -5,23 +5,20 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+from tips_ray import storage
 from tips_ray.errors import RunFailedError, RunInterrupted, described, root_cause
-
-if TYPE_CHECKING:
-    from tips_ray.runs.folder import RunFolder
+from tips_ray.runs import RunFolder, checkpoints_of, list_checkpoints
 
 
 @contextmanager
-def told_failures(folder: "RunFolder", kinds: tuple[type[Exception], ...] | None = None) -> Iterator[None]:
+def told_failures(folder: RunFolder, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turn errors of `kinds` into `RunFailedError`, and Ctrl-C, also as Ray Train takes it, into `RunInterrupted`.
 
     Args:
         folder: of the run.
-        kinds: None: what Ray raises.
+        kinds: what the trainer raises.
     """
-    kinds = kinds or _kinds_of_ray()
     try:
         with _own_interrupts():
             yield
@@ -32,13 +29,6 @@ def told_failures(folder: "RunFolder", kinds: tuple[type[Exception], ...] | None
         raise RunFailedError(
             f"training stopped{_reached(folder)}: {described(error)}; once that is mended, {_resumes(folder)}; {kept}"
         ) from None
-
-
-def _kinds_of_ray() -> tuple[type[Exception], ...]:
-    from ray.exceptions import RayError
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    return TrainingFailedError, RayError
 
 
 @contextmanager
@@ -66,10 +56,8 @@ def told_by_cause() -> Iterator[None]:
         raise root_cause(error) from None
 
 
-def _reached(folder: "RunFolder") -> str:
+def _reached(folder: RunFolder) -> str:
     """Empty while the storage is away: the cause matters more."""
-    from tips_ray import storage
-
     try:
         metrics = folder.read_metrics()
     except storage.StorageError:
@@ -77,10 +65,7 @@ def _reached(folder: "RunFolder") -> str:
     return f" at step {metrics[-1]['step'] if metrics else 0}"
 
 
-def _resumes(folder: "RunFolder") -> str:
-    from tips_ray import storage
-    from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
-
+def _resumes(folder: RunFolder) -> str:
     try:
         found = list_checkpoints(checkpoints_of(folder.uri))
     except storage.StorageError:
@@ -90,10 +75,8 @@ def _resumes(folder: "RunFolder") -> str:
     return "the same command starts again from step 0, since there is no checkpoint yet"
 
 
-def _write_traceback(folder: "RunFolder") -> str:
+def _write_traceback(folder: RunFolder) -> str:
     """Called while the error is handled; the file gets the next free number. Returns words about it."""
-    from tips_ray import storage
-
     content = traceback.format_exc()
     try:
         number = 1 + len(storage.list_names(storage.join(folder.uri, "errors")))

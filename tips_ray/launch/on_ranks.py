@@ -6,21 +6,88 @@ the process group, where they wait for it, and then train.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
-    from tips_ray.config import RunConfig
-    from tips_ray.data.stream import StreamInputs
-    from tips_ray.runs.run import RunInputs
+from tips_ray.config import RunConfig, override
+from tips_ray.data.local_stream import local_stream
+from tips_ray.data.stream import CaptionAccess
+from tips_ray.distributed import gather_objects, rank, world_size
+from tips_ray.errors import Doubt, RunFailedError, described, is_echo
+from tips_ray.launch.checks import captions_come
+from tips_ray.launch.cluster import gpus_here
+from tips_ray.launch.failure import told_failures
+from tips_ray.launch.progress import shown_progress
+from tips_ray.launch.sizes import bytes_text, row_bytes
+from tips_ray.runs import Run, RunFolder
+from tips_ray.runs.checkpoint import DamagedCheckpointError
+from tips_ray.storage import StorageError
+from tips_ray.train.micro_batch import find, keep, settled
+from tips_ray.train.worker_log import log_to_stderr
+from tips_ray.train.worker_loop import train_worker
 
 SHARED_MEMORY = Path("/dev/shm")
 """Data processes hand their batches over in it (Linux)."""
+Job = tuple[Run, CaptionAccess | None]
+
+
+class RankTrainer:
+    """Trains in this process, or as one of the ranks that torchrun has started; starts no Ray."""
+
+    def adapted(self, config: RunConfig) -> RunConfig:
+        """The config with as many `resources.workers` as there are ranks.
+
+        Raises:
+            ValueError: the global batch cannot be shared out among them.
+        """
+        values = {"resources.workers": ranks(), "resources.min_workers": None}
+        return override(RunConfig, config.model_dump(mode="json"), values)
+
+    def checks(self, config: RunConfig) -> Mapping[str, Callable[[], str]]:
+        """Those that take the place of Ray's, see `preflight`."""
+        return {
+            "captions": lambda: captions_are_there(config),
+            "resources": lambda: resources_suffice(config),
+            "stream": lambda: batches_fit_shared_memory(config),
+        }
+
+    def follow(self, config: RunConfig) -> bool:
+        """On every rank but the first, which is followed to the end.
+
+        Raises:
+            RunFailedError: training stopped by this rank's fault.
+            SystemExit: it stopped, and another rank says why.
+        """
+        if not int(os.environ.get("RANK", 0)):
+            return False
+        _follow(config)
+        return True
+
+    def skip(self, config: RunConfig) -> None:
+        """Tell the other ranks that the run is complete."""
+        if ranks() > 1:
+            with _process_group(config):
+                _told_by_first_rank(None)
+
+    def train(self, run: Run, captions: CaptionAccess | None) -> None:
+        """What rank 0 does.
+
+        Raises:
+            RunFailedError: training stopped.
+        """
+        log_to_stderr("WARNING")
+        folder = RunFolder(run.uri)
+        with told_failures(folder, (Exception,)), shown_progress(folder, run.config.schedule.total_steps):
+            with _process_group(run.config) as device:
+                _train(_told_by_first_rank((run, captions)), device)
 
 
 def ranks() -> int:
@@ -28,32 +95,8 @@ def ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def on_these_ranks(config: "RunConfig") -> "RunConfig":
-    """The config with as many `resources.workers` as there are ranks.
-
-    Raises:
-        ValueError: the global batch cannot be shared out among them.
-    """
-    from tips_ray.config import RunConfig, override
-
-    return override(
-        RunConfig, config.model_dump(mode="json"), {"resources.workers": ranks(), "resources.min_workers": None}
-    )
-
-
-def checks(config: "RunConfig") -> dict[str, Callable[[], str]]:
-    """Those that take the place of Ray's, see `preflight`."""
-    return {
-        "captions": lambda: captions_are_there(config),
-        "resources": lambda: resources_suffice(config),
-        "stream": lambda: batches_fit_shared_memory(config),
-    }
-
-
-def captions_are_there(config: "RunConfig") -> str:
+def captions_are_there(config: RunConfig) -> str:
     """In the data or in a store; nobody makes them beside training."""
-    from tips_ray.launch.checks import captions_come
-
     if config.captions.source == "live":
         raise ValueError(
             "captions.source (live) needs Ray: run tips-ray caption with this config, then train with "
@@ -62,11 +105,8 @@ def captions_are_there(config: "RunConfig") -> str:
     return captions_come(config)
 
 
-def resources_suffice(config: "RunConfig") -> str:
+def resources_suffice(config: RunConfig) -> str:
     """A GPU for every rank of this machine, where GPUs are asked for."""
-    from tips_ray.errors import Doubt
-    from tips_ray.launch.cluster import gpus_here
-
     wanted, here, local = config.resources.gpus_per_worker, gpus_here(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if wanted and local > here:
         raise ValueError(
@@ -79,10 +119,8 @@ def resources_suffice(config: "RunConfig") -> str:
     return f"without Ray, {ranks()} ranks on {on}, {data_processes(config)} data processes for each"
 
 
-def batches_fit_shared_memory(config: "RunConfig") -> str:
+def batches_fit_shared_memory(config: RunConfig) -> str:
     """What waits ready for the ranks of this machine, and is in use."""
-    from tips_ray.launch.sizes import bytes_text, row_bytes
-
     if config.micro_batch_images == "auto":
         return f"{bytes_text(row_bytes(config))} a row; micro_batch_images (auto) is found before the first step"
     rows = config.images_per_pass * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -97,57 +135,19 @@ def batches_fit_shared_memory(config: "RunConfig") -> str:
     return f"{bytes_text(row_bytes(config))} a row, {bytes_text(ready)} ready in shared memory"
 
 
-def data_processes(config: "RunConfig") -> int:
+def data_processes(config: RunConfig) -> int:
     """That make views for one rank."""
     return max(config.resources.data_cpus // config.resources.workers, 1)
 
 
-def pretrain(config: "RunConfig") -> str | None:
-    """Run or resume `config` on these ranks; the run folder's URI on rank 0, None on the others.
-
-    Raises:
-        RunFailedError: training stopped.
-        SystemExit: it stopped, and another rank says why.
-    """
-    from jobs.pretrain import pretrain as pretrain_by
-
-    if int(os.environ.get("RANK", 0)):
-        return _follow(config)
-    led: list[str] = []
-
-    def lead(stream: "StreamInputs", run: "RunInputs") -> None:
-        led.append(run.uri)
-        _lead(stream, run)
-
-    uri = pretrain_by(config, lead, checks(config))
-    if not led and ranks() > 1:  # complete: the others wait to hear it
-        with _process_group(config):
-            _told(None)
-    return uri
-
-
-def _lead(stream: "StreamInputs", run: "RunInputs") -> None:
-    from tips_ray.launch.failure import told_failures
-    from tips_ray.launch.progress import shown_progress
-    from tips_ray.runs.folder import RunFolder
-    from tips_ray.runs.run import resumed_step
-
-    folder = RunFolder(run.uri)
-    with told_failures(folder, (Exception,)), shown_progress(folder, run.config.schedule.total_steps):
-        with _process_group(run.config) as device:
-            _train(*_told((stream, run, resumed_step(run))), device=device)
-
-
-def _follow(config: "RunConfig") -> None:
+def _follow(config: RunConfig) -> None:
     """What rank 0 has in common with this one, it tells."""
-    from tips_ray.errors import RunFailedError, described, is_echo
-    from tips_ray.storage import StorageError
-
+    log_to_stderr("WARNING")
     try:
         with _process_group(config) as device:
-            job = _told(None)
+            job = _told_by_first_rank(None)
             if job:
-                _train(*job, device=device)
+                _train(job, device)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
@@ -158,58 +158,53 @@ def _follow(config: "RunConfig") -> None:
 
 
 @contextmanager
-def _process_group(config: "RunConfig") -> "Iterator[torch.device]":
+def _process_group(config: RunConfig) -> Iterator[torch.device]:
     """All ranks, and the device of this one."""
-    import torch
-    import torch.distributed as dist
-    from torch._C._distributed_c10d import HashStore
-
-    is_gpu = bool(config.resources.gpus_per_worker)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if is_gpu else torch.device("cpu")
-    if is_gpu:
+    has_gpu = config.resources.gpus_per_worker > 0
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu else torch.device("cpu")
+    if has_gpu:
         torch.cuda.set_device(device)
     place: dict[str, Any] = {} if ranks() > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if is_gpu else "gloo", **place)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", **place)
     try:
         yield device
     finally:
         dist.destroy_process_group()
 
 
-def _told(job: Any) -> Any:
+def _told_by_first_rank(what: Any) -> Any:
     """What rank 0 brings."""
-    import torch
-    import torch.distributed as dist
-
-    jobs = [job]
-    dist.broadcast_object_list(jobs, device=torch.device("cpu"))
-    return jobs[0]
+    told = [what]
+    dist.broadcast_object_list(told, device=torch.device("cpu"))
+    return told[0]
 
 
-def _train(stream: "StreamInputs", run: "RunInputs", first_step: int, device: "torch.device") -> None:
-    from tips_ray.data.local_stream import local_stream
-    from tips_ray.distributed import rank, world_size
-    from tips_ray.train.worker_loop import run_attempt
-
-    if run.config.micro_batch_images == "auto":
-        config = _with_micro_batch(run, device)
-        stream, run = replace(stream, config=config), replace(run, config=config)
-
-    def open_stream() -> tuple[int, Iterator[dict[str, Any]]]:
-        processes, is_pinned = data_processes(run.config), device.type == "cuda"
-        return first_step, local_stream(stream, first_step, rank(), world_size(), processes, is_pinned)
-
-    run_attempt(run, device, open_stream, lambda metrics: None)
+def _train(job: Job, device: torch.device) -> None:
+    """Every rank, until no checkpoint on the way turns out to be damaged."""
+    run, captions = _with_micro_batch(job[0], device), job[1]
+    while True:
+        open_stream = partial(_opened_stream, run, captions, device.type == "cuda")
+        try:
+            train_worker(run, device, open_stream, lambda metrics: None)
+            return
+        except DamagedCheckpointError:
+            pass  # which is marked now: the one before is the newest
 
 
-def _with_micro_batch(run: "RunInputs", device: "torch.device") -> "RunConfig":
-    """The config with a number for `micro_batch_images: auto`; each rank tries its own device."""
-    from tips_ray.distributed import gather_objects, rank
-    from tips_ray.train.micro_batch import find, keep, settled
+def _opened_stream(run: Run, captions: CaptionAccess | None, pin_memory: bool) -> tuple[int, Iterator[dict[str, Any]]]:
+    """The step of the newest checkpoint, which rank 0 looks up, and this rank's micro-batches from there on."""
+    step = _told_by_first_rank(run.resumed_step() if rank() == 0 else None)
+    data = (run.config, run.index_uri, run.tokenizer_uri, captions)
+    return step, local_stream(*data, step, rank(), world_size(), data_processes(run.config), pin_memory)
 
+
+def _with_micro_batch(run: Run, device: torch.device) -> Run:
+    """The run with a number for `micro_batch_images: auto`; each rank tries its own device."""
+    if run.config.micro_batch_images != "auto":
+        return run
     found = gather_objects(find(run, device))
     config = settled(run, found)
     if rank() == 0:
         keep(run.uri, found)
         print(f"micro-batch {config.images_per_pass} images; {batches_fit_shared_memory(config)}", flush=True)
-    return config
+    return replace(run, config=config)

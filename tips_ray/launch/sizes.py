@@ -3,33 +3,28 @@
 G global batch, W workers, A synthetic captions per image.
 """
 
-from typing import TYPE_CHECKING
-
-from tips_ray.launch import cluster as ray_cluster
-
-if TYPE_CHECKING:
-    from tips_ray.config import RunConfig
+from tips_ray.config import RunConfig
+from tips_ray.launch import cluster
+from tips_ray.train.initial_weights import unloaded_teacher
+from tips_ray.train.state import new_state
 
 STUDENT_BYTES = {"adamw": 16, "adafactor": 8}
 """Per parameter, all fp32: weight, gradient and AdamW's two averages. The teacher has its weight only."""
 TEACHER_BYTES = GRADIENT_BYTES = 4
 
 
-def parameters(config: "RunConfig") -> tuple[int, int]:
+def parameters(config: RunConfig) -> tuple[int, int]:
     """Parameters of student and teacher, heads included; nothing is allocated.
 
     Raises:
         ValueError: `objective.frozen_teacher` names no teacher for this config.
     """
-    from tips_ray.train.initial_weights import unloaded_teacher
-    from tips_ray.train.state import new_state
-
     state = new_state(config, unloaded_teacher(config), "meta")
     counts = [sum(weight.numel() for weight in network.parameters()) for network in (state.student, state.teacher)]
     return counts[0], counts[1]
 
 
-def model_sizes(config: "RunConfig") -> str:
+def model_sizes(config: RunConfig) -> str:
     """What FSDP leaves on each worker beside activations and the one block that is gathered."""
     student, teacher = parameters(config)
     workers = config.worker_counts[0]  # the fewest have the most to hold
@@ -43,7 +38,7 @@ def model_sizes(config: "RunConfig") -> str:
     )
 
 
-def row_bytes(config: "RunConfig") -> int:
+def row_bytes(config: RunConfig) -> int:
     """One training row: crops, mask, token ids, numbers."""
     views, tokens = config.views, config.text.max_tokens
     pixels = 3 * (views.global_px**2 + views.local_crops * views.local_px**2)
@@ -51,21 +46,21 @@ def row_bytes(config: "RunConfig") -> int:
     return pixels + patches + 4 * tokens * (1 + config.captions.per_image) + 4 * 8 + 1
 
 
-def stream_sizes(config: "RunConfig") -> str:
+def stream_sizes(config: RunConfig) -> str:
     """Micro-batches that wait ready in the object store, with the one in use."""
     if config.micro_batch_images == "auto":
         return f"{bytes_text(row_bytes(config))} a row; micro_batch_images (auto) is found before the first step"
     workers, ahead = config.resources.workers, config.data_prefetch_batches
     ready = (1 + ahead) * workers * config.images_per_pass * row_bytes(config)
-    if ray_cluster.address() is None and ready > ray_cluster.OBJECT_STORE_BYTES:
+    if cluster.address() is None and ready > cluster.OBJECT_STORE_BYTES:
         raise ValueError(
             f"data_prefetch_batches ({ahead}) keeps {bytes_text(ready)} of crops ready, Ray's object store here has "
-            f"{bytes_text(ray_cluster.OBJECT_STORE_BYTES)}: lower it, or set micro_batch_images"
+            f"{bytes_text(cluster.OBJECT_STORE_BYTES)}: lower it, or set micro_batch_images"
         )
     return f"{bytes_text(row_bytes(config))} a row, {bytes_text(ready)} ready in the object store for {workers} workers"
 
 
-def schedule_sizes(config: "RunConfig", rows: int) -> str:
+def schedule_sizes(config: RunConfig, rows: int) -> str:
     """Steps and passes; further sources are counted by their weight beside the first, as the order does."""
     weights = [source.weight / config.data.sources[0].weight for source in config.data.sources]
     steps = rows * sum(weights) / config.global_batch_images

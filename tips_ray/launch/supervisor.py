@@ -2,16 +2,14 @@
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
+from tips_ray import storage
 from tips_ray.errors import RunFailedError
-
-if TYPE_CHECKING:
-    from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.checkpoint import checkpoints_of, newest_step
+from tips_ray.runs.folder import RunFolder
 
 TRIES = 5
 """In a row, without a new checkpoint in between."""
@@ -19,7 +17,7 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
 MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
-def supervise(command: Sequence[str], folder: "RunFolder", sleep: Callable[[float], None] = time.sleep) -> int:
+def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float], None] = time.sleep) -> int:
     """Run `command`, one start of the run, until it ends well or would fail again; returns its exit code.
 
     Args:
@@ -46,11 +44,6 @@ def supervise(command: Sequence[str], folder: "RunFolder", sleep: Callable[[floa
         seconds = min(FIRST_WAIT_SECONDS * 2 ** (failed - 1), LONGEST_WAIT_SECONDS)
         print(f"the driver ended with code {code}; it starts again in {seconds:.0f} s", flush=True)
         sleep(seconds)
-
-
-def start_command(arguments: Sequence[str]) -> list[str]:
-    """Of `tips-ray pretrain` with these arguments."""
-    return [sys.executable, "-m", "jobs.cli", "pretrain", *arguments]
 
 
 def _ended(command: Sequence[str]) -> int:
@@ -82,15 +75,11 @@ def _waited(driver: subprocess.Popen) -> int:
             continue
 
 
-def _saved_step(folder: "RunFolder") -> int:
-    from tips_ray.runs.checkpoint import checkpoints_of, newest_step
-
+def _saved_step(folder: RunFolder) -> int:
     return newest_step(checkpoints_of(folder.uri))
 
 
-def _would_come_again(folder: "RunFolder", since: str) -> bool:
-    from tips_ray import storage
-
+def _would_come_again(folder: RunFolder, since: str) -> bool:
     try:
         return any(event["time"] > since for event in folder.final_failures())
     except storage.StorageError:

@@ -1,24 +1,22 @@
 """The tokenizer of a new run: the given one, or one trained on captions of the data and kept in the run folder."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import yaml
 
-if TYPE_CHECKING:
-    from tips_ray.config import RunConfig
-    from tips_ray.data.captions.join import Waiting
-    from tips_ray.data.index import Index
-    from tips_ray.data.stream import CaptionAccess
-    from tips_ray.runs.folder import RunFolder
+from tips_ray import storage
+from tips_ray.config import RunConfig
+from tips_ray.data.captions.join import Waiting, captions_folder, read_captions, with_captions
+from tips_ray.data.index import Index, run_order
+from tips_ray.data.stream import CaptionAccess
+from tips_ray.runs import RunFolder
+from tips_ray.tokenizer import train_tokenizer
 
 SAMPLE_CHUNKS = 256
 """Chunks whose captions a tokenizer is trained on."""
 
 
-def claim(
-    config: "RunConfig", index: "Index", folder: "RunFolder", captions: "CaptionAccess | None", step: int = 0
-) -> str:
+def claim(config: RunConfig, index: Index, folder: RunFolder, captions: CaptionAccess | None, step: int = 0) -> str:
     """Make the run folder the run's own, which goes on at `step`; returns where its tokenizer is.
 
     The vocabulary is trained first: that may fail, and the run's name then stays free.
@@ -26,8 +24,6 @@ def claim(
     Raises:
         ValueError: the folder holds a run with another config, or no vocabulary of this size can be trained.
     """
-    from tips_ray import storage
-
     uri = storage.resolved(config.captions.tokenizer or storage.join(folder.uri, "tokenizer.json"))
     content = None
     if not config.captions.tokenizer and not storage.exists(uri):
@@ -38,33 +34,28 @@ def claim(
     return uri
 
 
-def trained_vocabulary(config: "RunConfig", index: "Index", captions: "CaptionAccess | None" = None) -> bytes:
+def trained_vocabulary(config: RunConfig, index: Index, captions: CaptionAccess | None = None) -> bytes:
     """A tokenizer's file, from a sample of the captions.
 
     Raises:
         ValueError: no vocabulary of this size can be trained.
     """
-    from tips_ray.tokenizer import train_tokenizer
-
     return train_tokenizer(_texts(config, index, captions), config.text.vocab_size).source
 
 
-def _texts(config: "RunConfig", index: "Index", captions: "CaptionAccess | None") -> Iterator[str]:
+def _texts(config: RunConfig, index: Index, captions: CaptionAccess | None) -> Iterator[str]:
     """Captions of a sample: chunks from all over the data, or the first that a captioner writes."""
     for rows in _from_store(config, index, captions) if captions else _from_data(index):
         for row in rows:
             yield from (row["web_caption"], *row["synthetic_captions"])
 
 
-def _from_data(index: "Index") -> Iterator[list]:
+def _from_data(index: Index) -> Iterator[list]:
     chunks = len(index.chunks.rows)
     return map(index.read, range(0, chunks, max(chunks // SAMPLE_CHUNKS, 1)))
 
 
-def _from_store(config: "RunConfig", index: "Index", captions: "CaptionAccess") -> Iterator[list]:
-    from tips_ray.data.captions.join import captions_folder, read_captions, with_captions
-    from tips_ray.data.index import run_order
-
+def _from_store(config: RunConfig, index: Index, captions: CaptionAccess) -> Iterator[list]:
     order = run_order(index, config.data, config.seed, config.global_batch_images)
     chunks = list(dict.fromkeys(order.window_rows(0).chunk_N.tolist()))
     found = read_captions(index, chunks, captions.store, _waiting(config, captions))
@@ -72,7 +63,7 @@ def _from_store(config: "RunConfig", index: "Index", captions: "CaptionAccess") 
     return (with_captions(index.read(chunk), found[chunk], folders[chunk]) for chunk in chunks)
 
 
-def _waiting(config: "RunConfig", captions: "CaptionAccess") -> "Waiting | None":
+def _waiting(config: RunConfig, captions: CaptionAccess) -> Waiting | None:
     if captions.pace is None:
         return None  # they are there
     from tips_ray.data.pipeline import waiting_for  # imports Ray, which makes these captions

@@ -1,1 +1,17 @@
-"""A run on disk."""
+"""A run on disk: what it is, its folder, checkpoints and tracking. Imports neither torch nor Ray."""
+
+from tips_ray.runs.checkpoint import CheckpointInfo, checkpoints_of, list_checkpoints, newest_checkpoint
+from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.run import Run
+from tips_ray.runs.tracking import TrackingHandle, start_tracking
+
+__all__ = [
+    "CheckpointInfo",
+    "Run",
+    "RunFolder",
+    "TrackingHandle",
+    "checkpoints_of",
+    "list_checkpoints",
+    "newest_checkpoint",
+    "start_tracking",
+]

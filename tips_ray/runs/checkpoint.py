@@ -1,24 +1,32 @@
-"""A checkpoint: torch.distributed.checkpoint files and a manifest; found, verified, fetched, without torch.
+"""A checkpoint: torch.distributed.checkpoint files and a manifest; found, fetched, verified, without torch.
 
-One without a manifest does not exist; one whose files do not match it is damaged and passed over. `saving.py` writes
-one, `loading.py` fills a state with it.
+One without a manifest does not exist. Whoever looks for the newest reads manifests and sizes; whoever fetches the files
+compares their sha256 on the way: no byte is read twice. `checkpoint_io` writes the files and fills tensors from them.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tips_ray import storage
 
 VERSION = 2
 MANIFEST = "manifest.json"
-PIECE_BYTES, FILES_AT_ONCE = 32 * 2**20, 8
+FILES_AT_ONCE = 8
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(storage.StorageError):
+    """The files of a checkpoint are not those of its manifest; another attempt takes an older one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, may_pass=True)
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,47 @@ class CheckpointInfo:
 
 
 def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:
-    """The newest checkpoint that verifies; damaged ones are named in the log and passed over. Reads every byte of it.
+    """The newest checkpoint whose files are there in full; others are named in the log and passed over.
+
+    Reads manifests and sizes, no contents.
 
     Raises:
         ValueError: a checkpoint was written by another version of the format.
     """
-    for checkpoint in reversed(list_checkpoints(checkpoints_uri)):
-        fault = _fault(checkpoint)
-        if fault is None:
-            return checkpoint
-        log.warning("checkpoint %s is damaged and passed over: %s", checkpoint.uri, fault)
+    return next(_in_full(checkpoints_uri), None)
+
+
+def from_newest(checkpoints_uri: str, load: Callable[[CheckpointInfo], Result]) -> Result | None:
+    """What `load` makes of the newest checkpoint that is whole; None where there is none.
+
+    Damaged ones are named in the log and passed over.
+    """
+    for checkpoint in _in_full(checkpoints_uri):
+        try:
+            return load(checkpoint)
+        except DamagedCheckpointError as error:
+            log.warning("%s; the one before is taken", error)
     return None
+
+
+def _in_full(checkpoints_uri: str) -> Iterator[CheckpointInfo]:
+    """Checkpoints whose files have their sizes, newest first."""
+    for checkpoint in reversed(list_checkpoints(checkpoints_uri)):
+        fault = _size_fault(checkpoint)
+        if fault is None:
+            yield checkpoint
+        else:
+            log.warning("checkpoint %s is damaged and passed over: %s", checkpoint.uri, fault)
+
+
+def mark_damaged(checkpoint: CheckpointInfo, reason: str) -> None:
+    """Let nobody find it any more; its files stay until its step is saved again or retention takes them.
+
+    Raises:
+        StorageError: the mark cannot be written.
+    """
+    text = json.dumps({**checkpoint.manifest, "damaged": reason}, indent=1)
+    storage.write_text(manifest_of(checkpoint.uri), text)
 
 
 def checkpoint_at(checkpoints_uri: str, step: int) -> CheckpointInfo:
@@ -55,7 +93,7 @@ def checkpoint_at(checkpoints_uri: str, step: int) -> CheckpointInfo:
 
 
 def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
-    """Every checkpoint with a manifest, oldest first.
+    """Every checkpoint with a manifest that does not call it damaged, oldest first.
 
     Raises:
         ValueError: one was written by another version of the format.
@@ -63,7 +101,7 @@ def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
     found = []
     for uri in sorted(storage.list_folders(checkpoints_uri)):
         manifest = _manifest(uri)
-        if manifest:
+        if manifest and "damaged" not in manifest:
             found.append(CheckpointInfo(uri, manifest["step"], manifest))
     return found
 
@@ -138,37 +176,38 @@ def _manifest(uri: str) -> dict[str, Any] | None:
 
 
 def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> storage.StorageError | None:
-    """Copy all files to `folder`; returns what is wrong with them or with the storage, None if nothing."""
+    """Copy all files to `folder` and compare them with the manifest; returns what is wrong, None if nothing."""
 
     def fetch(name: str, expected: dict[str, Any]) -> str | None:
         storage.download(storage.join(checkpoint.uri, name), folder / name)
-        found = digest_of(folder / name)
-        return None if found == expected["sha256"] else f"the sha256 of {name} differs from the manifest's"
+        fault = _wrong_size(name, (folder / name).stat().st_size, expected)
+        is_same = fault is None and digest_of(folder / name) == expected["sha256"]
+        return fault if fault or is_same else f"the sha256 of {name} differs from the manifest's"
 
+    words = f"checkpoint {checkpoint.uri} cannot be loaded"
     try:
         fault = _first_fault(fetch, checkpoint)
+    except storage.NotFoundError as error:
+        return DamagedCheckpointError(f"{words}: {error}")
     except storage.StorageError as error:
-        return error
-    return storage.StorageError(fault) if fault else None
+        return storage.StorageError(f"{words}: {error}", error.may_pass)
+    return DamagedCheckpointError(f"{words}: {fault}") if fault else None
 
 
-def _fault(checkpoint: CheckpointInfo) -> str | None:
-    """What is wrong with the files of a checkpoint where they lie, None if nothing. Sizes come before contents."""
+def _size_fault(checkpoint: CheckpointInfo) -> str | None:
+    """A file that is missing or cut, where they lie."""
 
     def wrong_size(name: str, expected: dict[str, Any]) -> str | None:
         try:
-            found = storage.stat(storage.join(checkpoint.uri, name)).bytes
+            return _wrong_size(name, storage.stat(storage.join(checkpoint.uri, name)).bytes, expected)
         except storage.NotFoundError:
             return f"{name} is missing"
-        return None if found == expected["bytes"] else f"{name} has {found} bytes instead of {expected['bytes']}"
 
-    def wrong_content(name: str, expected: dict[str, Any]) -> str | None:
-        digest, uri = hashlib.sha256(), storage.join(checkpoint.uri, name)
-        for start in range(0, expected["bytes"], PIECE_BYTES):
-            digest.update(storage.read_bytes(uri, start, start + PIECE_BYTES))
-        return None if digest.hexdigest() == expected["sha256"] else f"the sha256 of {name} differs from the manifest's"
+    return _first_fault(wrong_size, checkpoint)
 
-    return _first_fault(wrong_size, checkpoint) or _first_fault(wrong_content, checkpoint)
+
+def _wrong_size(name: str, found: int, expected: dict[str, Any]) -> str | None:
+    return None if found == expected["bytes"] else f"{name} has {found} bytes instead of {expected['bytes']}"
 
 
 def _first_fault(check: Callable[[str, dict[str, Any]], str | None], checkpoint: CheckpointInfo) -> str | None:
@@ -178,5 +217,6 @@ def _first_fault(check: Callable[[str, dict[str, Any]], str | None], checkpoint:
 
 
 def digest_of(path: Path) -> str:
+    """sha256 of a local file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,40 +1,68 @@
-"""What every rank of a run is told, and the step from which it goes on; without torch."""
+"""A run as every process of it knows it, and the step from which it goes on."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tips_ray.config import RunConfig
 from tips_ray.runs.checkpoint import checkpoints_of, newest_checkpoint
-from tips_ray.runs.tracking import TrackingHandle
+from tips_ray.runs.folder import deciding
 
 
 @dataclass(frozen=True)
-class RunInputs:
-    """What every rank of a run is told; picklable."""
+class Run:
+    """What the driver tells every process of a run: config and places. Picklable and hashable; holds no open thing."""
 
     config: RunConfig
     uri: str
     """Run folder."""
-    fingerprints: dict[str, str]
-    tracking: TrackingHandle | None
+    index_uri: str
+    tokenizer_uri: str
+    data_fingerprint: str
+    """Of the index."""
+    captioner_fingerprint: str = ""
+    """Of the captions that the data do not hold; empty: they hold them."""
+    tracking_uri: str | None = None
+    """MLflow; None: no tracking."""
+    mlflow_run_id: str = ""
 
     @property
     def checkpoints_uri(self) -> str:
+        """Folder of the run's checkpoints."""
         return checkpoints_of(self.uri)
 
+    @property
+    def config_fingerprint(self) -> str:
+        """See the function."""
+        return config_fingerprint(self.config.model_dump(mode="json"))
 
-def resumed_step(run: RunInputs) -> int:
-    """The step of the newest checkpoint that verifies, 0 where there is none.
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What a checkpoint's manifest says of data, config and captions."""
+        found = {"data_fingerprint": self.data_fingerprint, "config_fingerprint": self.config_fingerprint}
+        return {**found, "captioner_fingerprint": self.captioner_fingerprint} if self.captioner_fingerprint else found
 
-    Raises:
-        ValueError: the data are not those that it was trained on.
-    """
-    found = newest_checkpoint(run.checkpoints_uri)
-    if found is None:
-        return 0
-    given, trained = run.fingerprints["data_fingerprint"], found.manifest["data_fingerprint"]
-    if given != trained:
-        raise ValueError(
-            f"the data of {run.uri} have changed since step {found.step} (fingerprint {trained[:12]} -> "
-            f"{given[:12]}): restore them, or give the run another name"
-        )
-    return found.step
+    def resumed_step(self) -> int:
+        """The step of the newest checkpoint, 0 where there is none; reads manifests alone.
+
+        Raises:
+            ValueError: the data are not those that it was trained on.
+        """
+        found = newest_checkpoint(self.checkpoints_uri)
+        if found is None:
+            return 0
+        trained = found.manifest["data_fingerprint"]
+        if self.data_fingerprint != trained:
+            raise ValueError(
+                f"the data of {self.uri} have changed since step {found.step} (fingerprint {trained[:12]} -> "
+                f"{self.data_fingerprint[:12]}): restore them, or give the run another name"
+            )
+        return found.step
+
+
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """sha256 of what a run computes: its config without the keys that only change how fast or how visibly."""
+    canonical = json.dumps(deciding(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

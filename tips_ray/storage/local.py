@@ -12,8 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR
 
-from tips_ray import storage
+from tips_ray.storage.errors import attempt
 from tips_ray.storage.files import StoredFile
+
+PREFIX, HELD = "tips_ray-checkpoint-", ".held"
+"""Prefix of temporary folders, and the file that is locked in each for as long as its process lives."""
 
 
 def matching(names: Iterable[str]) -> dict[str, list[StoredFile]]:
@@ -109,10 +112,6 @@ def _paths(name: str) -> list[str]:
     return [name] if os.path.exists(name) else []
 
 
-PREFIX, HELD = "tips_ray-checkpoint-", ".held"
-"""Of the folders, and the file that is locked in each for as long as its process lives."""
-
-
 @contextmanager
 def held_folder() -> Iterator[Path]:
     """A new one, empty; what processes that were killed have left on this machine goes first.
@@ -122,13 +121,13 @@ def held_folder() -> Iterator[Path]:
     """
     _sweep()
     place = tempfile.gettempdir()
-    made = Path(storage.attempt(place, lambda: tempfile.mkdtemp(prefix="tips_ray-new-")))
+    made = Path(attempt(place, lambda: tempfile.mkdtemp(prefix="tips_ray-new-")))
     own = made.with_name(f"{PREFIX}{made.name}")
     try:
-        with storage.attempt(place, lambda: Path(made, HELD).open("w")) as file:
+        with attempt(place, lambda: Path(made, HELD).open("w")) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             made.rename(own)  # from now on others find it, and find it locked
-            storage.attempt(place, lambda: Path(own, "files").mkdir())
+            attempt(place, lambda: Path(own, "files").mkdir())
             yield own / "files"
     finally:
         for folder in (made, own):

@@ -1,8 +1,8 @@
-"""Ray Train's internals that we touch: when the group of workers changes; failures are counted in `failure_adapter`.
+"""Ray Train's internals: when the group of workers changes, what counts as a failure of it, and how that is told.
 
 Ray's own policy tears workers down at any moment and computes the steps since the last checkpoint again. Ours asks the
-ranks to leave (`planned`): they save, raise `PlannedStop`, and the group starts again with the workers that there are.
-A node that is drained asks them in the same way.
+ranks to leave (`graceful_stop`): they save, raise `PlannedStop`, and the group starts again with the workers that there
+are. A node that is drained asks them in the same way.
 """
 
 import os
@@ -27,14 +27,16 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.errors import is_echo, is_final, root_cause
 from tips_ray.ray_data_adapter import RENEWED_SECONDS
-from tips_ray.runs.checkpoint import checkpoints_of, newest_step
+from tips_ray.runs.checkpoint import DamagedCheckpointError, checkpoints_of, newest_step
 from tips_ray.runs.folder import RunFolder
-from tips_ray.train import graceful_stop as planned
+from tips_ray.train import graceful_stop
 from tips_ray.train.graceful_stop import PlannedStop, StuckStop
 
 WRITTEN_FOR = "2.60."
 ABORT_SECONDS = 15
 """Longest that workers may take to be stopped by Ctrl-C."""
+MOST_CHARACTERS = 200
+"""Longest error in a cause."""
 BELOW_SECONDS = 3 * RENEWED_SECONDS
 """How long room must be too little for a running group; a coordinator that starts anew knows of none for a while."""
 
@@ -124,7 +126,7 @@ class PlannedScaling(ElasticScalingPolicy):
             cause = f"{reason}, and they do not leave"
             raise WorkerGroupError(cause, {0: StuckStop(cause)})  # Ray asks for room before it starts a group again
         for worker in workers:
-            worker.execute_async(planned.ask, f"drain: {reason}" if is_drained else reason)
+            worker.execute_async(graceful_stop.ask, f"drain: {reason}" if is_drained else reason)
         return NoopDecision()
 
     def _stays_below(self, started: float) -> bool:
@@ -190,17 +192,13 @@ def asked_here() -> str:
     """Why this worker is to leave: it was told, or a node of its group is drained; empty otherwise. No collective."""
     info = get_train_context().preemption_context.preemption_info
     if info is None:
-        return planned.asked()
+        return graceful_stop.asked()
     ranks = ", ".join(map(str, info.preempted_ranks))
     return f"drain: the node of rank {ranks} goes away"
 
 
-MOST_CHARACTERS = 200
-"""Of an error in a cause."""
-
-
 class CountedFailures(DefaultFailurePolicy):
-    """A planned stop is no failure, and a checkpoint since the last failure makes that one forgotten."""
+    """A planned stop is no failure, nor is a damaged checkpoint. A checkpoint since a failure makes it forgotten."""
 
     def __init__(self, failure_config: Any, run_uri: str) -> None:
         super().__init__(failure_config)
@@ -217,7 +215,8 @@ class CountedFailures(DefaultFailurePolicy):
         if self._is_final(training_failed_error):
             return FailureDecision.RAISE
         reason = planned_reason(training_failed_error)
-        decision = FailureDecision.RETRY if reason else self._counted(training_failed_error)
+        is_counted = not reason and not is_of_damage(training_failed_error)
+        decision = self._counted(training_failed_error) if is_counted else FailureDecision.RETRY
         if decision == FailureDecision.RETRY and not self._has_final_event():
             cause = reason or (in_start(started) if started else cause_of(training_failed_error))
             RunFolder(self.run_uri).try_event(
@@ -263,6 +262,12 @@ def unwrapped(failure: BaseException) -> BaseException:
 def is_stuck(error: TrainingFailedError) -> bool:
     """The group did not leave by itself."""
     return isinstance(error, WorkerGroupError) and any(isinstance(e, StuckStop) for e in error.worker_failures.values())
+
+
+def is_of_damage(error: TrainingFailedError) -> bool:
+    """The workers found their checkpoint damaged and marked it: there are only so many."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return any(isinstance(root_cause(failure), DamagedCheckpointError) for failure in failures)
 
 
 def failure_of_start(error: TrainingFailedError) -> Exception | None:

@@ -1,33 +1,22 @@
-"""The dataset that feeds the ranks of an attempt. Without torch: the process that hands out rows starts with it."""
-
-from dataclasses import dataclass
-from functools import partial
+"""The dataset that feeds the ranks of a run. Without torch: the process that hands out rows starts with it."""
 
 from ray.data import Dataset
 
 from tips_ray import storage
 from tips_ray.data.pipeline import tell_pace, training_stream
-from tips_ray.data.stream import StreamInputs
+from tips_ray.data.stream import CaptionAccess
 from tips_ray.runs.folder import RunFolder
-from tips_ray.runs.run import RunInputs, resumed_step
-
-
-@dataclass(frozen=True)
-class WorkerInputs:
-    """What a worker is told; picklable."""
-
-    stream: StreamInputs
-    run: RunInputs
+from tips_ray.runs.run import Run
 
 
 class RestOfRun:
-    """The dataset of an attempt: called at every start of the worker group, it looks up where the run stands.
+    """The dataset of a worker group: called at every start of one, it looks up where the run stands.
 
     Nobody else does: the rows say at which step they begin, and the workers load the checkpoint of that step.
     """
 
-    def __init__(self, inputs: WorkerInputs) -> None:
-        self.inputs = inputs
+    def __init__(self, run: Run, captions: CaptionAccess | None) -> None:
+        self.run, self.captions = run, captions
         self._known_stops = len(self._stops())  # of earlier drivers
 
     def __call__(self) -> Dataset:
@@ -37,13 +26,13 @@ class RestOfRun:
             ValueError: a worker has stopped for a reason that would come again; or the data are not those that the
                 checkpoint was trained on.
         """
-        patience = self.inputs.run.config.checkpoint_patience_seconds
+        run, patience = self.run, self.run.config.checkpoint_patience_seconds
         stops = storage.keep_trying(self._stops, patience)[self._known_stops :]
         if stops:
             raise ValueError(stops[0])
-        step = storage.keep_trying(partial(resumed_step, self.inputs.run), patience)
-        tell_pace(self.inputs.stream, step)
-        return training_stream(self.inputs.stream, step)
+        step = storage.keep_trying(run.resumed_step, patience)
+        tell_pace(run.config, run.index_uri, self.captions, step)
+        return training_stream(run.config, run.index_uri, run.tokenizer_uri, self.captions, step)
 
     def _stops(self) -> list[str]:
-        return [event["error"] for event in RunFolder(self.inputs.run.uri).final_failures()]
+        return [event["error"] for event in RunFolder(self.run.uri).final_failures()]

@@ -1,4 +1,8 @@
-"""What follows when a step's loss or gradient is not finite: it is saved for replay, then the run stops or skips it."""
+"""What follows when a step's loss or gradient is not finite: it is saved for replay, then the run stops or skips it.
+
+A saved step is `bad_steps/step-XXXXXXXX/` of the run folder, with all that is needed to do it again. Its state is an
+ordinary checkpoint of the step before; `bad_step.json`, written last, makes it exist.
+"""
 
 import json
 import tempfile
@@ -13,14 +17,18 @@ from torch import Tensor
 
 from tips_ray import storage
 from tips_ray.batch import Batch
-from tips_ray.checkpoint_io import save_checkpoint
 from tips_ray.config import RunConfig
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.runs.checkpoint import CheckpointInfo, checkpoint_at
+from tips_ray.train.checkpointing import save_checkpoint
 from tips_ray.train.graceful_stop import Agreement
 from tips_ray.train.health import Health
 from tips_ray.train.state import TrainState
 from tips_ray.train.step import BadStepError, train_step
+
+FACTS = "bad_step.json"
+Rows = Mapping[str, Sequence[Any]]
+"""`sample_id` and `key` of a micro-batch's images."""
 
 
 class BadStepSink(Protocol):
@@ -76,11 +84,6 @@ class Guard:
             f"step {state.step + 1} is bad, {bad}, and nothing was updated; its state and batch are in {uri}: "
             f"`tips-ray replay` of the run names the first bad tensor; {cure}"
         ) from None
-
-
-FACTS = "bad_step.json"
-Rows = Mapping[str, Sequence[Any]]
-"""`sample_id` and `key` of a micro-batch's images."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,15 +17,15 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import fill_from_checkpoint
+from tips_ray.checkpoint_io import fill_tree
 from tips_ray.config import ImageEncoderConfig, PrototypeHeadConfig, TrainConfig
 from tips_ray.distributed import gather_objects, rank
 from tips_ray.models import load_official_image, load_official_text, load_transformers, official_temperature
 from tips_ray.models.networks import Heads, Teacher
 from tips_ray.models.vision import ImageEncoder, resized_positions
-from tips_ray.runs.checkpoint import checkpoints_of, digest_of, newest_checkpoint
+from tips_ray.runs.checkpoint import digest_of
 from tips_ray.train.state import TrainState
-from tips_ray.weights import Origin, start_origin, teacher_origin, teacher_sizes
+from tips_ray.weights import Origin, from_whole_checkpoint, start_origin, teacher_origin, teacher_sizes
 
 Result = TypeVar("Result")
 Tensors = dict[str, Any]
@@ -43,11 +43,13 @@ def begin(state: TrainState, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """
     found = {}
     if config.start:
-        origin = _from_first_rank(lambda: verified(start_origin(config)))
-        found["start"] = _load_run(state, origin) if origin.checkpoint else _load_released(state, origin, config)
+        origin = _from_first_rank(lambda: start_origin(config))
+        is_run = origin.checkpoint is not None
+        load = partial(_load_run, state) if is_run else partial(_load_released, state, config)
+        found["start"] = from_whole_checkpoint(origin, load) if is_run else load(origin)
     if config.objective.frozen_teacher:
-        origin = _from_first_rank(lambda: verified(teacher_origin(config)))
-        found["frozen_teacher"] = _load_teacher(state, origin)
+        origin = _from_first_rank(lambda: teacher_origin(config))
+        found["frozen_teacher"] = from_whole_checkpoint(origin, partial(_load_teacher, state))
     return found
 
 
@@ -60,20 +62,6 @@ def unloaded_teacher(config: TrainConfig) -> Teacher | None:
         image = ImageEncoder(ImageEncoderConfig(**sizes["image"]))
         heads = Heads(image.config.width, PrototypeHeadConfig(**sizes["head"]))
         return Teacher(image, heads, config.objective)
-
-
-def verified(origin: Origin) -> Origin:
-    """A run with the newest of its checkpoints that is whole; one that was named is verified when it is read.
-
-    Raises:
-        ValueError: none of them is.
-    """
-    if origin.kind != "run":
-        return origin
-    found = newest_checkpoint(checkpoints_of(origin.uri))
-    if found is None:
-        raise ValueError(f"{origin.key} ({origin.uri}): none of its checkpoints is whole; give another run")
-    return replace(origin, checkpoint=found)
 
 
 def _load_run(state: TrainState, origin: Origin) -> dict[str, Any]:
@@ -112,7 +100,7 @@ def _read(wanted: dict[str, Tensors], origin: Origin) -> dict[str, Tensors]:
     """`wanted`, filled in place from a checkpoint; positions of another grid in a tensor of their own."""
     stored = {part: {name: _as_stored(name, like, origin) for name, like in wanted[part].items()} for part in wanted}
     assert origin.checkpoint is not None
-    fill_from_checkpoint(stored, origin.checkpoint)
+    fill_tree(stored, origin.checkpoint)
     return {
         part: {name: _like(stored[part][name], like) for name, like in tensors.items()}
         for part, tensors in wanted.items()
@@ -144,7 +132,7 @@ def _on_grid(positions_1LD: Tensor, grid: int) -> Tensor:
     return torch.cat([web_1D, resized_positions(patches_LD, grid, grid).to(web_1D.dtype)])[None]
 
 
-def _load_released(state: TrainState, origin: Origin, config: TrainConfig) -> dict[str, Any]:
+def _load_released(state: TrainState, config: TrainConfig, origin: Origin) -> dict[str, Any]:
     """Encoders and temperature; heads keep their random start, the teacher is a copy of the student."""
     tensors: Tensors = {}
 

@@ -24,7 +24,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig, override
 from tips_ray.data.augment import patch_masks
 from tips_ray.data.collate import batch_from
-from tips_ray.runs.run import RunInputs
+from tips_ray.runs.run import Run
 from tips_ray.train.health import Health
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.step import BadStepError, train_step
@@ -47,7 +47,7 @@ class Found:
     conditions: dict[str, Any]
 
 
-def find(run: RunInputs, device: torch.device) -> Found:
+def find(run: Run, device: torch.device) -> Found:
     """The most images per pass on `device`: from the run folder, or tried now.
 
     Raises:
@@ -60,7 +60,7 @@ def find(run: RunInputs, device: torch.device) -> Found:
     return Found(largest_that_fits(run.config, lambda images: _fits_alone(run.config, images, device)), conditions)
 
 
-def settled(run: RunInputs, found: Sequence[Found]) -> RunConfig:
+def settled(run: Run, found: Sequence[Found]) -> RunConfig:
     """The config with what fits on all workers; whoever drives the run calls `keep` as well."""
     least = min(one.images for one in found)
     return override(RunConfig, run.config.model_dump(mode="json"), {"micro_batch_images": least})
@@ -151,10 +151,10 @@ def _fits_alone(config: RunConfig, images: int, device: torch.device) -> bool:
             return False
 
 
-def _conditions(run: RunInputs, device: torch.device) -> dict[str, Any]:
+def _conditions(run: Run, device: torch.device) -> dict[str, Any]:
     kept = {name: getattr(run.config.resources, name) for name in RESOURCES}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, **kept, "config_fingerprint": run.fingerprints["config_fingerprint"]}
+    return {"device": name, **kept, "config_fingerprint": run.config_fingerprint}
 
 
 def _read(run_uri: str) -> list[Found]:

@@ -11,8 +11,8 @@ import yaml
 from torch._C._distributed_c10d import HashStore
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import load_checkpoint
 from tips_ray.config import RunConfig, TrainConfig, override
+from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.first_bad import FirstBad, Watch
 from tips_ray.train.guard import BadStep, Rows
 from tips_ray.train.schedules import config_at

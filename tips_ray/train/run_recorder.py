@@ -1,5 +1,6 @@
 """Where a run's results go: run folder, MLflow and checkpoints, without Ray."""
 
+import logging
 import os
 import platform
 import socket
@@ -19,12 +20,16 @@ from tips_ray.errors import is_final, root_cause
 from tips_ray.runs.checkpoint import drop_old_checkpoints
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.restart import Restart, attempt_before
-from tips_ray.runs.run import RunInputs
+from tips_ray.runs.run import Run
+from tips_ray.runs.tracking import TrackingHandle
+from tips_ray.train.checkpointing import checkpoint_parts
 from tips_ray.train.guard import save_bad_step
 from tips_ray.train.state import TrainState
 
 Report = Callable[[dict[str, float]], None]
 """Told of every checkpoint once it is there on all ranks: its step and that step's metrics; every rank calls it."""
+PACKAGES = {"torch": "torch", "ray": "ray", "tips_ray": "tips-ray"}
+log = logging.getLogger(__name__)
 
 
 class RunSink:
@@ -32,7 +37,7 @@ class RunSink:
 
     def __init__(
         self,
-        run: RunInputs,
+        run: Run,
         step: int,
         device: torch.device,
         report: Report,
@@ -49,7 +54,8 @@ class RunSink:
         self._first_step, self._restart = step, restart
         self._before = attempt_before(self.folder) if rank() == 0 and restart else None
         self.folder.drop_after(step)
-        self.tracking = run.tracking if rank() == 0 else None
+        is_tracked = run.tracking_uri is not None and rank() == 0
+        self.tracking = TrackingHandle(run.tracking_uri, run.mlflow_run_id) if is_tracked else None
         self._samples: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []  # of the step that is being done
         self._writer = self._new_writer(device)
@@ -75,9 +81,10 @@ class RunSink:
         started = time.perf_counter()
         self._note_committed(wait=True)
         self._flush_at_last()  # what a run restored from this step will keep
-        self._writer.start(state)
+        self._writer.start(*checkpoint_parts(state))
         self._stall = {"checkpoint_stall_ms": round(1000 * (time.perf_counter() - started), 3)}
         self._saved_metrics = {"step": state.step, **metrics, **self._stall}
+        log.info("checkpoint of step %d begins", state.step)
 
     def save_bad_step(self, state: TrainState, micro_batches: Sequence[Batch], facts: dict[str, Any]) -> str:
         """State, batches and sample ids for `tips-ray replay`; an event."""
@@ -143,6 +150,7 @@ class RunSink:
             return
         saved, seconds = committed
         stall_ms = self._saved_metrics["checkpoint_stall_ms"]
+        log.info("checkpoint saved: %s, %.1f s in the background, %.0f ms in training", saved.uri, seconds, stall_ms)
         self._event("checkpoint", saved.step, uri=saved.uri, seconds=round(seconds, 3), stall_ms=stall_ms)
         self.report(self._saved_metrics)
 
@@ -167,9 +175,6 @@ def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
     if rank() == 0 or not is_final(cause):
         what = {"error": str(cause), "type": type(cause).__name__, "is_final": is_final(cause)}
         folder.try_event("failure", step, rank=rank(), **what)
-
-
-PACKAGES = {"torch": "torch", "ray": "ray", "tips_ray": "tips-ray"}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run is between two steps, and how it starts."""
+"""What a run is between two steps: how it starts, and the average of the teacher."""
 
 import copy
 import hashlib

@@ -11,16 +11,16 @@ import ray.train.torch
 import torch
 
 from tips_ray.data.pipeline import followed
-from tips_ray.data.stream import StreamInputs
+from tips_ray.data.stream import CaptionAccess
 from tips_ray.distributed import rank
-from tips_ray.runs.run import RunInputs
+from tips_ray.runs.run import Run
 from tips_ray.train.adapter import asked_here
-from tips_ray.train.dataset import WorkerInputs
 from tips_ray.train.micro_batch import Found, find
-from tips_ray.train.worker_loop import run_attempt
+from tips_ray.train.worker_log import log_to_stderr
+from tips_ray.train.worker_loop import train_worker
 
 
-def found_on_workers(run: RunInputs) -> list[Found]:
+def found_on_workers(run: Run) -> list[Found]:
     """What fits on each worker's device, tried on all at once."""
     resources = run.config.resources
     options: Any = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, "max_calls": 1}
@@ -28,21 +28,25 @@ def found_on_workers(run: RunInputs) -> list[Found]:
     return ray.get([task.remote(run) for _ in range(resources.workers)])
 
 
-def _found_here(run: RunInputs) -> Found:
+def _found_here(run: Run) -> Found:
     return find(run, torch.device("cuda" if run.config.resources.gpus_per_worker else "cpu"))
 
 
-def run_worker(job: dict[str, Any]) -> None:
-    """Train from the step at which the stream begins to the end; every rank runs this."""
-    inputs: WorkerInputs = job["inputs"]
+def run_worker(told: dict[str, Any]) -> None:
+    """Train from the step at which the stream begins to the end; every rank runs this.
+
+    Args:
+        told: `run`, and `captions` of its stream.
+    """
+    log_to_stderr("INFO")
+    run, open_stream = told["run"], partial(_opened_stream, told["run"], told["captions"])
     # Ray is told metrics alone: without its notes of checkpoints, or with damaged ones, it starts no run again.
-    report = ray.train.report
-    run_attempt(inputs.run, ray.train.torch.get_device(), partial(_opened_stream, inputs.stream), report, asked_here)
+    train_worker(run, ray.train.torch.get_device(), open_stream, ray.train.report, asked_here)
 
 
-def _opened_stream(inputs: StreamInputs) -> tuple[int, Iterator[dict[str, Any]]]:
+def _opened_stream(run: Run, captions: CaptionAccess | None) -> tuple[int, Iterator[dict[str, Any]]]:
     """The step at which this worker's stream begins, and its micro-batches as columns."""
-    config = inputs.config
+    config = run.config
     shard_of_data: Any = ray.train.get_dataset_shard("train")
     stream = iter(
         shard_of_data.iter_batches(
@@ -52,5 +56,5 @@ def _opened_stream(inputs: StreamInputs) -> tuple[int, Iterator[dict[str, Any]]]
     first = next(stream, None)
     if first is None:  # lost after the last checkpoint and before the end
         return config.schedule.total_steps, stream
-    rest = followed(inputs, stream) if rank() == 0 else stream
+    rest = followed(stream, config, run.index_uri, captions) if rank() == 0 else stream
     return int(first["step"][0]), chain([first], rest)

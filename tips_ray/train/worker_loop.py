@@ -1,5 +1,6 @@
-"""One attempt of a run, from a checkpoint to the end: one rank's view, without Ray."""
+"""One start of a worker: from a checkpoint to the end, one rank's view, without Ray."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -7,28 +8,30 @@ from typing import Any
 import torch
 
 from tips_ray.batch import Batch
-from tips_ray.checkpoint_io import load_checkpoint
 from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.models.networks import Student, Teacher
-from tips_ray.runs.checkpoint import checkpoint_at
+from tips_ray.runs.checkpoint import CheckpointInfo, DamagedCheckpointError, checkpoint_at, mark_damaged
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.restart import Restart
-from tips_ray.runs.run import RunInputs
+from tips_ray.runs.run import Run
+from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.graceful_stop import PlannedStop
 from tips_ray.train.initial_weights import begin, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
-from tips_ray.train.run_recorder import Report, RunSink, note_failure
+from tips_ray.train.run_recorder import Report, RunSink, note_failure, versions
 from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.worker_log import follow_step
 
 OpenStream = Callable[[], tuple[int, Iterator[dict[str, Any]]]]
 """Gives the step at which this rank's stream begins, 0 or that of a checkpoint, and its micro-batches as columns."""
+log = logging.getLogger(__name__)
 
 
-def run_attempt(
-    run: RunInputs,
+def train_worker(
+    run: Run,
     device: torch.device,
     open_stream: OpenStream,
     report: Report,
@@ -45,36 +48,60 @@ def run_attempt(
 
     Raises:
         PlannedStop: a rank was asked to leave; all that was done is saved, and all ranks raise.
+        DamagedCheckpointError: the checkpoint of the first step is marked as damaged; an older one comes next.
     """
     config, restart = run.config, Restart()
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
+    log.info("%s starts as one of %d ranks on %s; %s", run.uri, world_size(), device, versions())
     with restart.part("load"):
         state = prepared_state(config, device)
+    follow_step(lambda: state.step)
     with restart.part("data"):
         first_step, stream = open_stream()
+    log.info("data begin at step %d, sample %d", first_step, first_step * config.global_batch_images)
     with restart.part("load"):
         begun_from = _filled(state, run, first_step)
         sink = RunSink(run, state.step, device, report, begun_from, restart)
     try:
         train(state, _steps(state, config, device, stream, sink), config, sink, asked)
     except Exception as error:
+        log.error("training stops: %s", error)
         sink.note_failure(state.step, error)
         raise
     sink.close()
     if state.step < config.schedule.total_steps:
-        raise PlannedStop(next(filter(None, gather_objects(asked()))))
+        reason = next(filter(None, gather_objects(asked())))
+        log.info("all ranks leave: %s", reason)
+        raise PlannedStop(reason)
+    log.info("all %d steps are done", state.step)
 
 
-def _filled(state: TrainState, run: RunInputs, first_step: int) -> dict[str, dict[str, Any]] | None:
+def _filled(state: TrainState, run: Run, first_step: int) -> dict[str, dict[str, Any]] | None:
     """With the checkpoint of the first step, or with what a new run begins with, which is returned."""
     if first_step:
-        load_checkpoint(state, checkpoint_at(run.checkpoints_uri, first_step))
+        _load(state, run, checkpoint_at(run.checkpoints_uri, first_step))
         return None
     try:
-        return begin(state, run.config)
+        begun_from = begin(state, run.config)
     except ValueError as error:  # of all ranks alike, such as weights that do not fit: another start would not help
         note_failure(RunFolder(run.uri, rank()), 0, error)
         raise
+    log.info("initial weights: %s", begun_from or f"random, seed {run.config.seed}")
+    return begun_from
+
+
+def _load(state: TrainState, run: Run, checkpoint: CheckpointInfo) -> None:
+    """Read the checkpoint once; the first reader who finds it damaged tells those who look for the newest."""
+    try:
+        load_checkpoint(state, checkpoint)
+    except DamagedCheckpointError as error:
+        log.warning("%s", error)
+        if rank() == 0:
+            mark_damaged(checkpoint, str(error))
+            RunFolder(run.uri).try_event("damaged", checkpoint.step, uri=checkpoint.uri, error=str(error))
+        gather_objects(None)  # no rank leaves, and with it the group, before the mark is there
+        raise
+    log.info("checkpoint loaded: %s", checkpoint.uri)
 
 
 def prepared_state(config: RunConfig, device: torch.device) -> TrainState:

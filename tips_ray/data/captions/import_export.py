@@ -4,22 +4,27 @@ import csv
 import json
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tips_ray import storage
-from tips_ray.data.captions.store import CaptionStore, ChunkCaptions
+from tips_ray.data.captions.join import missing_chunks, place_of
+from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
+from tips_ray.data.index import Index
 
 SCHEMA = pa.schema(
     [("sha256", pa.string()), ("captions", pa.list_(pa.string())), ("shard", pa.string()), ("row", pa.int64())]
 )
 BLOCK_ROWS = 65_536
 MOST_CHARACTERS = 200
-"""Of a reason."""
+"""Longest reason that is told."""
+IMPORT_THREADS = 16
+"""Chunks whose images are read at the same time."""
 TEXT = "utf-8-sig"
 """Encoding of text files; spreadsheets begin theirs with a byte order mark."""
 Row = dict[str, Any]
@@ -63,7 +68,41 @@ def captions_by_hash(source: str) -> dict[bytes, list[str]]:
         return dict(_entries(source, reader(path)))
 
 
-def rekeyed(row: int, sha256: list[bytes], errors: list[str], known: dict[bytes, list[str]]) -> ChunkCaptions | None:
+class Imported(NamedTuple):
+    """What an import did to the chunks of an index that had no captions."""
+
+    rows: int
+    """Rows of the chunks that have captions now."""
+    chunks: int
+    """Chunks that have captions now."""
+    missing: int
+    """Chunks that still have none: one of their images is not known."""
+
+
+def import_captions(store: CaptionStore, index: Index, known: dict[bytes, list[str]]) -> Imported:
+    """Give each chunk without captions those that are known for its images; a chunk gets all of its captions or none.
+
+    Args:
+        store: gets the captions.
+        index: its images are read.
+        known: captions by the sha256 of their image, as `captions_by_hash` returns them.
+    """
+    places = missing_chunks(index, store).tolist()
+    with ThreadPoolExecutor(IMPORT_THREADS) as pool:
+        rows = list(pool.map(lambda place: _import_chunk(store, index, place, known), places))
+    chunks = sum(bool(count) for count in rows)
+    return Imported(sum(rows), chunks, len(places) - chunks)
+
+
+def _import_chunk(store: CaptionStore, index: Index, number: int, known: dict[bytes, list[str]]) -> int:
+    """Rows of the chunk of this number in the index; 0 where it got no captions."""
+    rows = index.read(number)
+    sha256, errors = image_sha256(row["image"] for row in rows), [row["error"] for row in rows]
+    chunk = _rekeyed(index.chunk(number).row, sha256, errors, known)
+    return len(rows) if chunk and store.write(*place_of(index, number), chunk) else 0
+
+
+def _rekeyed(row: int, sha256: list[bytes], errors: list[str], known: dict[bytes, list[str]]) -> ChunkCaptions | None:
     """A chunk with the captions that are known for its images; None where one of its good images has none."""
     found = [[] if error else known.get(digest, []) for digest, error in zip(sha256, errors, strict=True)]
     if any(not captions and not error for captions, error in zip(found, errors, strict=True)):

@@ -1,15 +1,16 @@
-"""Is every object of a store what its name says, and is every chunk there once?"""
+"""Maintenance of a caption store: which captioners are meant, what is wrong, what is in it, compaction."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from tips_ray import storage
+from tips_ray.data.captions.join import captioned_shard
 from tips_ray.data.captions.store import (
     THREADS,
     CaptionedShard,
@@ -17,14 +18,71 @@ from tips_ray.data.captions.store import (
     CaptionStore,
     ChunkCaptions,
     DamagedError,
+    captioners,
     covered,
     damaged,
     group_of,
+    imported_store,
     object_bytes,
 )
+from tips_ray.data.index import Index
 from tips_ray.storage import StorageError
 
-SHOWN_CHUNKS = 5
+SHOWN_CHUNKS, SHOWN_EXAMPLES = 5, 5
+COMPACTION_THREADS = 16
+"""Shards that are compacted at the same time."""
+FEWEST_DIGITS = 6
+"""Hexadecimal digits from which on a word is the beginning of a fingerprint and not a name."""
+
+
+def chosen_stores(uri: str, wanted: str | None) -> list[CaptionStore]:
+    """The captions of every captioner at `uri`, or of those whose fingerprint begins with `wanted`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    stores = captioners(uri)
+    found = [store for store in stores if store.fingerprint.startswith(wanted or "")]
+    if not found:
+        there = ", ".join(store.fingerprint for store in stores) or "none"
+        raise ValueError(f"{uri}: there are no captions{f' of captioner {wanted}' if wanted else ''}; it has {there}")
+    return found
+
+
+def only_store(uri: str, wanted: str | None) -> CaptionStore:
+    """The captions of the one captioner that `chosen_stores` finds.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    stores = chosen_stores(uri, wanted)
+    if len(stores) > 1:
+        there = ", ".join(store.fingerprint for store in stores)
+        raise ValueError(f"{uri}: there are captions of several captioners ({there}); say which with --captioner")
+    return stores[0]
+
+
+def import_target(uri: str, wanted: str | None) -> CaptionStore:
+    """The store for captions of a file: that of their captioner, or of a name for those of another program.
+
+    Raises:
+        ValueError: no captioner is meant, or several are.
+    """
+    if wanted is None:
+        return only_store(uri, None)
+    is_fingerprint = len(wanted) >= FEWEST_DIGITS and set(wanted) <= set("0123456789abcdef")
+    if is_fingerprint or any(store.fingerprint.startswith(wanted) for store in captioners(uri)):
+        return only_store(uri, wanted)
+    store = imported_store(uri, wanted)
+    store.describe({"decides": {"imported": wanted}, "config": {"model": wanted}})
+    return store
+
+
+def shards_of(index: Index) -> list[tuple[CaptionedShard, list[int]]]:
+    """What the store calls each shard of an index, and the rows of its chunks."""
+    firsts = np.searchsorted(index.chunks.shard, range(index.shards.num_rows + 1))
+    rows = [index.chunks.rows[first:last].tolist() for first, last in pairwise(firsts)]
+    return [(captioned_shard(index, number), of_shard) for number, of_shard in enumerate(rows)]
 
 
 def faults(store: CaptionStore, shards: Sequence[tuple[CaptionedShard, list[int]]] = ()) -> Iterator[str]:
@@ -98,9 +156,6 @@ def _missing(store: CaptionStore, shard: CaptionedShard) -> list[str]:
     return [f"{shard.path}: {len(lost)} of {shard.chunks} chunks have no captions ({shown}); run tips-ray caption"]
 
 
-SHOWN_EXAMPLES = 5
-
-
 @dataclass
 class CaptionStats:
     """Sums over shards."""
@@ -119,6 +174,11 @@ class CaptionStats:
     hashes: list[np.ndarray] = field(default_factory=list)
 
     @property
+    def mean_words(self) -> float:
+        """Words of a caption."""
+        return self.words / max(self.captions, 1)
+
+    @property
     def duplicate_share(self) -> float:
         """Share of captions that another image has too, the first of each left out."""
         return 1 - len(np.unique(np.concatenate(self.hashes))) / self.captions if self.captions else 0.0
@@ -132,7 +192,7 @@ class CaptionStats:
 
 
 def stats(store: CaptionStore) -> CaptionStats:
-    """Of all shards; every object is read once."""
+    """What is in all shards; every object is read once."""
     total = CaptionStats()
     with ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(lambda name: _shard_stats(store, name), store.shard_names()):
@@ -158,12 +218,22 @@ def _shard_stats(store: CaptionStore, shard_name: str) -> CaptionStats:
 
 
 class Compacted(NamedTuple):
-    """What one run did."""
+    """What compaction of a shard did."""
 
     groups: int
     """Objects made."""
     deleted: int
     """Objects of single chunks deleted."""
+
+
+def compact_all(store: CaptionStore) -> list[Compacted]:
+    """Compact every shard, many at a time; returns what was done to each.
+
+    Raises:
+        DamagedError: an object cannot be read.
+    """
+    with ThreadPoolExecutor(COMPACTION_THREADS) as pool:
+        return list(pool.map(lambda name: compact(store, name), store.shard_names()))
 
 
 def compact(store: CaptionStore, shard_name: str) -> Compacted:
@@ -187,7 +257,7 @@ def compact(store: CaptionStore, shard_name: str) -> Compacted:
 
 
 def _shard(store: CaptionStore, shard_name: str, spans: Iterable[tuple[int, int]]) -> CaptionedShard | None:
-    """Told by any object of it; None where compaction by another has just removed all that were listed."""
+    """The shard as any object of it tells; None where compaction by another has just removed all that were listed."""
     for span in spans:
         if found := store.open(store.uri(shard_name, *span)):
             return found.shard

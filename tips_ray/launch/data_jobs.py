@@ -1,0 +1,109 @@
+"""Work on the data of a run ahead of it: index them, decode every image, caption every image.
+
+Ray is imported only where it is needed: an index is mostly made without.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from tips_ray import storage
+from tips_ray.config import RunConfig
+from tips_ray.data.index import Index, index_of, index_uri, write_index
+from tips_ray.data.sources import Scan
+from tips_ray.data.stream import CaptionAccess
+from tips_ray.errors import RunFailedError
+from tips_ray.launch import cluster
+from tips_ray.launch.captions import caption_store
+from tips_ray.launch.progress import tenths
+
+if TYPE_CHECKING:
+    from tips_ray.data.index_pipeline import Job
+
+Tell = Callable[[str], None]
+"""Shows the user one line."""
+
+
+def index_data(config: RunConfig, decode: bool, tell: Tell) -> Index:
+    """The index of the data, read or made; Ray helps where RAY_ADDRESS is set.
+
+    Args:
+        config: of the run.
+        decode: decode every image, always on Ray, and keep the bad ones in the index.
+        tell: gets a line for each tenth of the rows that is decoded.
+
+    Raises:
+        ValueError: the data are wrong, or there is no cluster at RAY_ADDRESS.
+    """
+    folder = _index_folder(config)
+    index = index_of(config.data, folder, _scan_on_cluster if cluster.address() else None)
+    return _decoded(index, index_uri(config.data, index, folder), config, tell) if decode else index
+
+
+def _index_folder(config: RunConfig) -> str:
+    return storage.join(config.storage, "index")
+
+
+def _scan_on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> Iterator[Scan]:
+    """A `Mapper` that joins the cluster only where there is something to look through."""
+    from tips_ray.data.index_pipeline import scan_on_ray
+    from tips_ray.launch.failure import told_by_cause
+
+    cluster.require_cluster()
+    cluster.connect()
+    with told_by_cause():
+        yield from scan_on_ray(function, shards)
+
+
+def _decoded(index: Index, uri: str, config: RunConfig, tell: Tell) -> Index:
+    """The index with its bad images, which is written over the one at `uri`."""
+    from tips_ray.data.index_pipeline import with_bad_images
+    from tips_ray.launch.failure import told_by_cause
+
+    is_due = tenths(index.rows)
+
+    def tell_rows(rows: int) -> None:
+        if is_due(rows):
+            tell(f"decoded {rows:,} of {index.rows:,} rows")
+
+    cluster.require_cluster()
+    cluster.connect()
+    with told_by_cause():
+        index = with_bad_images(index, uri, config.data, tell_rows)
+    write_index(index, uri)
+    return index
+
+
+def caption_data(config: RunConfig, tell: Tell) -> str:
+    """Caption all images that have no captions yet, in the order in which the run reads them.
+
+    Args:
+        config: of the run.
+        tell: gets a line about how much there is to do.
+
+    Returns:
+        The folder of the captions.
+
+    Raises:
+        ValueError: config, data or captioner are wrong, or there is no room for a captioner.
+        RunFailedError: captioning stopped; what is made is kept.
+    """
+    from ray.exceptions import RayError
+
+    from tips_ray.captioning.stream import READ_CPUS, CaptionInputs, due_chunks
+    from tips_ray.launch.live_captions import caption_all, why_stopped
+
+    store, captioner = caption_store(config)
+    index = index_of(config.data, _index_folder(config))
+    due = due_chunks(index, config, store)
+    total, resources = len(index.chunks.rows), config.resources
+    tell(f"data       {index.rows:,} rows in {total:,} chunks; {total - due.num_rows:,} have their captions")
+    if not due.num_rows:
+        return store.folder
+    cluster.require_room_for_captioner(config, READ_CPUS)
+    cluster.connect(resources.captioners * resources.cpus_per_captioner + resources.data_cpus)
+    uri = index_uri(config.data, index, _index_folder(config))
+    try:
+        caption_all(CaptionInputs(config, captioner, uri, CaptionAccess(store)), due)
+    except RayError as error:
+        raise RunFailedError(f"{why_stopped(error)}; the same command goes on where it stopped") from None
+    return store.folder

@@ -1,0 +1,126 @@
+"""The driver of a run: checks, captions, vocabulary, run folder and tracking around a trainer."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Protocol
+
+from tips_ray import storage
+from tips_ray.config import RunConfig
+from tips_ray.data.index import Index, index_uri
+from tips_ray.data.stream import CaptionAccess
+from tips_ray.launch.captions import store_of
+from tips_ray.launch.checks import preflight
+from tips_ray.launch.vocabulary import claim
+from tips_ray.runs import Run, RunFolder, checkpoints_of, newest_checkpoint, start_tracking
+
+SHOWN = ("data", "run", "resources")
+"""Checks whose findings every start shows; a dry run shows all."""
+
+
+class Trainer(Protocol):
+    """Trains a run to its end: on Ray (`RayTrainer`), or on the ranks of this machine (`RankTrainer`)."""
+
+    def adapted(self, config: RunConfig) -> RunConfig:
+        """The config as this trainer runs it.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        ...
+
+    def checks(self, config: RunConfig) -> Mapping[str, Callable[[], str]]:
+        """By their names, checks that take the place of those of a run on Ray, see `preflight`."""
+        ...
+
+    def follow(self, config: RunConfig) -> bool:
+        """False: this process drives the run. True: it followed another one, and the run is over."""
+        ...
+
+    def train(self, run: Run, captions: CaptionAccess | None) -> None:
+        """Train to the end.
+
+        Args:
+            run: config and places.
+            captions: those that the data do not hold; None: they hold them.
+
+        Raises:
+            RunFailedError: training stopped.
+        """
+        ...
+
+    def skip(self, config: RunConfig) -> None:
+        """The run is complete: tell those who follow."""
+        ...
+
+
+def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
+    """Run or resume `config`.
+
+    Args:
+        config: of the run; the same name again resumes.
+        trainer: None: on Ray, the cluster at RAY_ADDRESS or one that starts on this machine.
+
+    Returns:
+        URI of the run folder.
+
+    Raises:
+        ValueError: config, data, storage or resources are wrong.
+        RunFailedError: training stopped.
+    """
+    if trainer is None:
+        from tips_ray.launch.on_ray import RayTrainer  # and Ray with it, which a run without it does not import
+
+        trainer = RayTrainer()
+    config = trainer.adapted(config)
+    folder = RunFolder(storage.resolved(storage.join(config.storage, config.name)))
+    if trainer.follow(config):
+        return folder.uri
+    checked = preflight(config, trainer.checks(config))
+    index = checked.require()
+    for check, level, text in checked.findings:
+        if check in SHOWN or level == "warn":
+            print(f"{check:10} {text}", flush=True)
+    found = newest_checkpoint(checkpoints_of(folder.uri))
+    step = found.step if found else 0
+    if step >= config.schedule.total_steps:
+        trainer.skip(config)
+        return folder.uri
+    uri = index_uri(config.data, index, storage.join(config.storage, "index"))
+    with captions_of(config, index, uri) as captions:
+        tokenizer = claim(config, index, folder, captions, step)
+        captioner = captions.store.fingerprint if captions else ""
+        run = Run(config, folder.uri, uri, tokenizer, index.fingerprint, captioner)
+        with _tracked(run, folder, step if found else None) as tracked_run:
+            trainer.train(tracked_run, captions)
+    return folder.uri
+
+
+@contextmanager
+def captions_of(config: RunConfig, index: Index, index_uri: str) -> Iterator[CaptionAccess | None]:
+    """What the training stream needs for `captions.source`; with `live`, captioning goes on until the block ends."""
+    if config.captions.source == "column":
+        yield None
+    elif config.captions.source == "store":
+        yield CaptionAccess(store_of(config))
+    else:
+        from tips_ray.launch.live_captions import captions_beside_training  # and Ray with it
+
+        with captions_beside_training(config, index, index_uri) as access:
+            yield access
+
+
+@contextmanager
+def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None) -> Iterator[Run]:
+    """The run with its MLflow run; leaves MLflow and the run folder with how the block ended."""
+    tracking = start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint)
+    status = "FAILED"
+    try:
+        yield replace(run, tracking_uri=tracking.uri, mlflow_run_id=tracking.run_id)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        folder.try_event("end", None, status=status)
+        tracking.finish(status)

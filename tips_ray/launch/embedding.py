@@ -1,0 +1,129 @@
+"""Embed every image of a source on Ray: which files are missing, the actors, and what they have done so far."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from ray.exceptions import RayError
+
+from tips_ray import storage
+from tips_ray.config.embedding import EmbeddingConfig
+from tips_ray.data.index import Index, index_of, index_uri
+from tips_ray.data.index import fingerprint as data_fingerprint
+from tips_ray.embedding.embed_pipeline import EmbedInputs, embed_stream
+from tips_ray.embedding.embedder import layout_of
+from tips_ray.embedding.folder import EmbeddingFolder
+from tips_ray.errors import RunFailedError, RunInterrupted, last_words
+from tips_ray.evaluation.encoder_place import EncoderPlace
+from tips_ray.evaluation.load_encoder import load_encoder
+from tips_ray.launch import cluster
+from tips_ray.launch.progress import tenths
+
+BESIDE_CPUS = 1
+"""CPUs of the tasks that write."""
+GOES_ON = "the same command goes on where it stopped"
+Tell = Callable[[str], None]
+"""Shows the user one line."""
+
+
+def embed_source(model: str, config: EmbeddingConfig, out: str, tell: Tell) -> EmbedInputs:
+    """Embed what has no embeddings yet; returns what was asked for, with the folder of the embeddings.
+
+    Args:
+        model: run, checkpoint, folder, npz or timm:NAME.
+        config: source and form of the embeddings.
+        out: folder or s3:// prefix.
+        tell: gets a line about how much there is to do, and one now and then.
+
+    Raises:
+        ValueError: model, source or config are wrong, `out` holds embeddings of something else, or there is no room
+            for an actor.
+        RunFailedError: embedding stopped; what is made is kept.
+        RunInterrupted: Ctrl-C came; what is made is kept.
+    """
+    inputs, index = embed_inputs(model, config, out)
+    missing = inputs.folder.missing(index, inputs.layout)
+    due = sum(int(index.chunks.rows[chunk]) for file in missing for chunk in file)
+    tell(f"data       {index.rows:,} rows; {index.rows - due:,} have their embeddings")
+    if missing:
+        embed_all(inputs, missing, tell)
+    return inputs
+
+
+def embed_inputs(model: str, config: EmbeddingConfig, out: str) -> tuple[EmbedInputs, Index]:
+    """What every task of the stream needs, and the index of the source; `embedding.json` is written, no Ray started.
+
+    Raises:
+        ValueError: model, source or config are wrong, or `out` holds embeddings of something else.
+    """
+    data, folder = config.data, EmbeddingFolder(out)
+    _require_outside(folder.uri, config.source.uri)
+    mark = data_fingerprint(data)
+    encoder = load_encoder(folder.checkpoint_of(model) or model, config.image_size_px)
+    layout, size_px = layout_of(encoder, config), encoder.image_size_px
+    options = config.model_dump(include={"patches", "captions", "dtype", "max_image_bytes", "max_image_pixels"})
+    decides = {"weights": encoder.fingerprint, "data": mark, "image_size_px": size_px, **options}
+    folder.check(decides)
+    below = storage.join(folder.uri, "index")
+    index = index_of(data, below)
+    place = EncoderPlace.of(model, encoder)
+    note = {"model": model, "checkpoint": place.model if encoder.checkpoint_uri else None}
+    folder.claim(decides, {**note, "source": config.source.uri, "columns": layout.shapes})
+    return EmbedInputs(config, place, layout, index_uri(data, index, below), folder), index
+
+
+@dataclass
+class Made:
+    """What embedding has done so far."""
+
+    files: int = 0
+    rows: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Bad rows; what follows a colon in an error is about that row alone."""
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Count the files of a batch."""
+        self.files += len(batch["rows"])
+        self.rows += int(batch["rows"].sum())
+        self.reasons.update(error.partition(":")[0] for errors in batch["errors"] for error in errors)
+
+
+def embed_all(inputs: EmbedInputs, missing: Sequence[range], tell: Tell) -> Made:
+    """Make the files `missing`; `tell` gets a line now and then.
+
+    Raises:
+        ValueError: this machine or the cluster has no room for one actor.
+        RunFailedError: embedding stopped.
+    """
+    made, config = Made(), inputs.config
+    cluster.require_room_for_actor(config, BESIDE_CPUS + 1)
+    cluster.connect(config.actors * config.cpus_per_actor + config.data_cpus + BESIDE_CPUS)
+    try:
+        _follow(inputs, missing, made, tell)
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted; {GOES_ON}") from None
+    except RayError as error:
+        raise RunFailedError(f"embedding stopped: {last_words(error)}; {GOES_ON}") from None
+    if made.reasons:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in made.reasons.most_common())
+        tell(f"embeddings {made.reasons.total():,} rows have no image, see their column error: {counts}")
+    return made
+
+
+def _follow(inputs: EmbedInputs, missing: Sequence[range], made: Made, tell: Tell) -> None:
+    started, is_due = time.monotonic(), tenths(len(missing))
+    cluster.quiet_data()
+    for batch in embed_stream(inputs, missing).iter_batches(batch_size=None, batch_format="numpy"):
+        made.add(cast("dict[str, Any]", batch))
+        if is_due(made.files):
+            rate = made.rows / (time.monotonic() - started)
+            tell(f"embeddings {made.rows:,} rows, {made.files} of {len(missing)} files, {rate:.0f}/s")
+
+
+def _require_outside(out: str, source: str) -> None:
+    plain = re.split(r"/[^/]*[*?{]", storage.resolved(source))[0]
+    if f"{out}/".startswith(f"{plain}/"):
+        raise ValueError(f"OUT ({out}) must not lie in SOURCE ({source}): it would become a part of the data")

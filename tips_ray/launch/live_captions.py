@@ -1,0 +1,119 @@
+"""Captions that are made beside training, by a thread of the driver and actors of its own."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, cast
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError
+
+from tips_ray.captioning.model_folder import description, model_folder
+from tips_ray.captioning.stream import READERS, CaptionInputs, caption_stream, due_chunks, new_pace
+from tips_ray.config import RunConfig
+from tips_ray.data.index import Index
+from tips_ray.data.stream import CaptionAccess
+from tips_ray.errors import last_words
+from tips_ray.launch import cluster
+from tips_ray.launch.captions import caption_store
+from tips_ray.launch.progress import tenths
+
+END_SECONDS = 10
+"""Longest that a run waits at its end for what an actor has under way; the next run would make it again."""
+TOLD_SHARE = 0.1
+"""Of the time in which captions were made: a shorter wait of training is not worth a line."""
+
+
+@contextmanager
+def captions_beside_training(config: RunConfig, index: Index, index_uri: str) -> Iterator[CaptionAccess]:
+    """Captioning goes on, in training order and ahead of it, until the block ends."""
+    store, captioner = caption_store(config)
+    cluster.connect(cluster.cpus_needed(config))
+    pace: Any = new_pace(config.captions.lead_windows)
+    access = CaptionAccess(store, pace)
+    due = due_chunks(index, config, store, config.schedule.total_steps * config.global_batch_images)
+    if due.num_rows:
+        print(f"captions   {due.num_rows:,} chunks to make; training begins with the first of them", flush=True)
+    inputs = CaptionInputs(config, captioner, index_uri, access)
+    thread = threading.Thread(target=_beside, args=(inputs, due), name="captioning", daemon=True)
+    thread.start()
+    try:
+        yield access
+    finally:
+        with suppress(RayError):  # how training ended matters more
+            ray.get(pace.end.remote())
+        thread.join(END_SECONDS)
+
+
+@dataclass
+class Made:
+    """What captioning has done so far."""
+
+    chunks: int = 0
+    images: int = 0
+    bad_images: int = 0
+    busy_seconds: float = 0.0
+    """Of all captioner actors together."""
+
+    def add(self, batch: dict[str, Any]) -> None:
+        self.chunks += len(batch["chunk"])
+        self.images += int(batch["images"].sum())
+        self.bad_images += int(batch["bad_images"].sum())
+        self.busy_seconds += float(batch["seconds"].sum())
+
+
+def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
+    """Make the captions of `due`, with a line now and then."""
+    made, started = Made(), time.monotonic()
+    if not due.num_rows:
+        return made
+    inputs.access.store.describe(description(inputs.captioner, model_folder(inputs.captioner)))
+    stream, is_due = caption_stream(inputs, due), tenths(due.num_rows, told=-1)
+    cluster.quiet_data()
+    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+        made.add(cast("dict[str, Any]", batch))
+        if is_due(made.chunks):
+            rate = made.images / (time.monotonic() - started)
+            print(
+                f"captions   {made.images:,} images, {made.chunks} of {due.num_rows} chunks, {rate:.0f}/s", flush=True
+            )
+    if made.bad_images:
+        print(f"captions   {made.bad_images:,} images have none; the store has the reasons", flush=True)
+    return made
+
+
+def _beside(inputs: CaptionInputs, due: pa.Table) -> None:
+    """The thread: what goes wrong is told to the stream that waits for captions."""
+    pace: Any = inputs.access.pace
+    started = time.monotonic()
+    try:
+        made = caption_all(inputs, due)
+        ray.get(pace.finish.remote())
+        _tell_balance(made, time.monotonic() - started, ray.get(pace.waits.remote()), inputs.config)
+    except Exception as error:  # whatever it is, training must not wait for captions that never come
+        if ray.is_initialized():  # after Ctrl-C it may be gone, and a call would join another cluster of this machine
+            ray.get(pace.end.remote(why_stopped(error)))
+
+
+def why_stopped(error: Exception) -> str:
+    """A sentence."""
+    return f"captioning stopped: {last_words(error)}"
+
+
+def _tell_balance(made: Made, seconds: float, waits: tuple[float, float], config: RunConfig) -> None:
+    """Actors that would have kept up with training, where it waited and captioning did not."""
+    waited_seconds, held_seconds = waits[0], waits[1] / READERS
+    if waited_seconds < TOLD_SHARE * seconds or held_seconds > TOLD_SHARE * seconds or not made.busy_seconds:
+        return
+    per_actor = made.images / made.busy_seconds
+    wanted = made.images / max(seconds - waited_seconds, seconds / 10)
+    print(
+        f"captions   training waited {waited_seconds:.0f} of {seconds:.0f} s for them: an actor writes {per_actor:.0f} "
+        f"images/s, about {ceil(wanted / per_actor)} would keep up (resources.captioners is "
+        f"{config.resources.captioners})",
+        flush=True,
+    )

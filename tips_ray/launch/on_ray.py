@@ -1,0 +1,95 @@
+"""Training on Ray Train: the trainer that `pretrain` takes by default."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import ray.data
+import ray.train
+from ray.exceptions import RayError
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from tips_ray import storage
+from tips_ray.config import RunConfig
+from tips_ray.data.stream import CaptionAccess
+from tips_ray.launch import cluster
+from tips_ray.launch.failure import told_failures
+from tips_ray.launch.progress import shown_progress
+from tips_ray.launch.sizes import stream_sizes
+from tips_ray.ray_data_adapter import InOrder, start_coordinator
+from tips_ray.runs import Run, RunFolder
+from tips_ray.train.adapter import ElasticTrainer, shorten_waits
+from tips_ray.train.dataset import RestOfRun
+from tips_ray.train.micro_batch import keep, settled
+from tips_ray.train.worker import found_on_workers, run_worker
+
+FAILURES = (TrainingFailedError, RayError)
+"""What `fit` raises."""
+
+
+class RayTrainer:
+    """Trains on the cluster at RAY_ADDRESS, or on a Ray that starts on this machine."""
+
+    def adapted(self, config: RunConfig) -> RunConfig:
+        return config
+
+    def checks(self, config: RunConfig) -> Mapping[str, Callable[[], str]]:
+        return {}
+
+    def follow(self, config: RunConfig) -> bool:
+        return False
+
+    def skip(self, config: RunConfig) -> None:
+        pass
+
+    def train(self, run: Run, captions: CaptionAccess | None) -> None:
+        """
+        Raises:
+            RunFailedError: training stopped.
+        """
+        cluster.connect(cluster.cpus_needed(run.config))
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        run, folder = _with_micro_batch(run), RunFolder(run.uri)
+        shorten_waits(run.config)
+        start_coordinator(run.config.resources.poll_seconds)
+        trainer = _ray_trainer(run, captions)
+        with told_failures(folder, FAILURES), shown_progress(folder, run.config.schedule.total_steps):
+            trainer.fit()
+
+
+def _ray_trainer(run: Run, captions: CaptionAccess | None) -> ElasticTrainer:
+    notes = storage.join(run.uri, "ray")  # of Ray about an earlier start, which a kill may have damaged
+    storage.delete_folder(notes)
+    failures = FailureConfig(max_failures=run.config.resources.max_failures)
+    return ElasticTrainer(
+        run_worker,
+        config=run.config,
+        run_uri=run.uri,
+        train_loop_config={"run": run, "captions": captions},
+        scaling_config=_scaling(run.config),
+        run_config=ray.train.RunConfig(name="ray", storage_path=notes, failure_config=failures),
+        datasets={"train": RestOfRun(run, captions)},
+        dataset_config=InOrder(),
+    )
+
+
+def _with_micro_batch(run: Run) -> Run:
+    """The run with a number for `micro_batch_images: auto`."""
+    if run.config.micro_batch_images != "auto":
+        return run
+    found = found_on_workers(run)
+    keep(run.uri, found)
+    config = settled(run, found)
+    print(f"micro-batch {config.images_per_pass} images; {stream_sizes(config)}", flush=True)
+    return replace(run, config=config)
+
+
+def _scaling(config: RunConfig) -> Any:
+    resources = config.resources
+    return ScalingConfig(
+        num_workers=(config.worker_counts[0], resources.workers) if resources.min_workers else resources.workers,
+        elastic_resize_monitor_interval_s=resources.resize_seconds,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=resources.of_worker,
+    )
