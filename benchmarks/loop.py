@@ -2,7 +2,7 @@
 
     python -m benchmarks.loop [--variant tiny] [--batch 8] [--steps 20] [--rounds 25]
 
-All sides take the same micro-batches on the same weights. `loop` is `train/loop.py` with the sink of a real run
+All sides take the same micro-batches on the same weights. `loop` is `train/loop.py` with the recorder of a real run
 (metrics, health, events, a line every `log_every_steps`) into a folder on this disk; `saves` begins a checkpoint beside
 that in the first step of each round, and has written it before the last; `bare` calls `train_step` alone. The sides
 take short turns, for this machine's speed changes by the second; the median over rounds counts. What a checkpoint takes
@@ -27,7 +27,7 @@ from tests.toy_run import toy_job
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, override
 from tips_ray.train.loop import train
-from tips_ray.train.run_recorder import RunSink
+from tips_ray.train.run_recorder import RunRecorder
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
 
@@ -91,8 +91,8 @@ def _rounds(config: RunConfig, batch: Batch, folder: Path, steps: int, rounds: i
     return found
 
 
-def _sink(config: RunConfig, folder: Path) -> RunSink:
-    return RunSink(toy_job(config, str(folder)), 0, CPU, lambda metrics: None)
+def _sink(config: RunConfig, folder: Path) -> RunRecorder:
+    return RunRecorder(toy_job(config, str(folder)), 0, CPU, lambda metrics: None)
 
 
 def _bare(state: TrainState, batch: Batch, config: RunConfig, steps: int) -> Spent:
@@ -102,14 +102,14 @@ def _bare(state: TrainState, batch: Batch, config: RunConfig, steps: int) -> Spe
     return _since(started)
 
 
-def _looped(state: TrainState, batch: Batch, config: RunConfig, sink: RunSink, steps: int) -> Spent:
-    """Ends as a stream does that has no more, with the sink written out."""
+def _looped(state: TrainState, batch: Batch, config: RunConfig, recorder: RunRecorder, steps: int) -> Spent:
+    """Ends as a stream does that has no more, with the recorder written out."""
     started = _clocks()
     try:
-        train(state, _some(batch, steps), config, sink)
+        train(state, _some(batch, steps), config, recorder)
     except StopIteration:
         pass
-    sink.folder.flush()
+    recorder.folder.flush()
     return _since(started)
 
 

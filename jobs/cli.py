@@ -46,15 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return job.run(arguments) or 0
     except (ValueError, OSError) as error:
-        return _told(error, 2)
+        return _print_error(error, 2)
     except RunFailedError as error:
-        return _told(error, 1)
+        return _print_error(error, 1)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 130
 
 
-def _told(error: Exception, code: int) -> int:
+def _print_error(error: Exception, code: int) -> int:
     for sentence in sentences(error):
         print("error:", sentence, file=sys.stderr)
     return code

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tips_ray.errors import Finding
+    from tips_ray.errors import CheckResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,16 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a line per check as it ends; 1 when one fails."""
-    from tips_ray.errors import findings
-    from tips_ray.launch.machine_checks import machine_checks, run_findings
+    from tips_ray.errors import check_results
+    from tips_ray.launch.machine_checks import machine_checks, run_results
 
-    failed = sum(_shown(findings(name, check)) for name, check in machine_checks().items())
+    failed = sum(_shown(check_results(name, check)) for name, check in machine_checks().items())
     if arguments.config:
-        failed += _shown(run_findings(arguments.config, arguments.overrides))
+        failed += _shown(run_results(arguments.config, arguments.overrides))
     return 1 if failed else 0
 
 
-def _shown(found: "Iterable[Finding]") -> int:
+def _shown(found: "Iterable[CheckResult]") -> int:
     """Print the findings; returns how many fail."""
     failed = 0
     for check, level, text in found:

@@ -90,7 +90,7 @@ def _dry_run(config: "RunConfig", trainer: "Trainer") -> None:
 
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", flush=True)
     checked = preflight(config, trainer.checks(config))
-    for check, level, text in checked.findings:
+    for check, level, text in checked.results:
         if level != "fail":
             print(f"# {check:10} {'warning: ' if level == 'warn' else ''}{text}", flush=True)
     checked.require()

@@ -7,7 +7,7 @@ import ray
 from writers import write_folder
 
 from jobs.cli import main
-from tips_ray.launch.failure import told_by_cause
+from tips_ray.launch.failure import root_causes_raised
 
 CONFIG = str(Path(__file__).parents[1] / "jobs" / "configs" / "photos.yaml")
 
@@ -52,6 +52,6 @@ def test_what_a_task_says_is_told_without_rays_words_around_it(cluster):
     def fail() -> None:
         raise ValueError("the shard is no tar")
 
-    with pytest.raises(ValueError, match="^the shard is no tar$") as error, told_by_cause():
+    with pytest.raises(ValueError, match="^the shard is no tar$") as error, root_causes_raised():
         ray.get(ray.remote(fail).remote())
     assert type(error.value) is ValueError

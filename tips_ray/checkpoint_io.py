@@ -35,7 +35,7 @@ from tips_ray.runs.checkpoint import (
     remove_checkpoint,
     uri_of,
 )
-from tips_ray.storage.local import held_folder
+from tips_ray.storage.local import locked_temporary_folder
 
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class CheckpointWriter:
     def _write_files(self, tree: dict[str, Any], uri: str) -> dict[str, Any]:
         """All ranks' files as the manifest describes them, by way of a local folder of each."""
         with ExitStack() as stack:
-            local = self._on_all_ranks(lambda: stack.enter_context(held_folder()))[self._rank]
+            local = self._on_all_ranks(lambda: stack.enter_context(locked_temporary_folder()))[self._rank]
             self._write_shards(tree, local)
             parts = self._on_all_ranks(lambda: self._published(local, uri))
         return {name: entry for part in parts for name, entry in part.items()}
@@ -248,7 +248,7 @@ def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
 
     A machine is where the same temporary folders are: names of hosts may be the same on several, or differ on one.
     """
-    with held_folder() as own:
+    with locked_temporary_folder() as own:
         folder = next(path for path in gather_objects(own) if path.is_dir())
         faults = gather_objects(fetch_files(checkpoint, own) if folder == own else None)
         fault = next(filter(None, faults), None)

@@ -19,7 +19,7 @@ class RunInterrupted(KeyboardInterrupt):
     """Ctrl-C during training; the message says how to go on."""
 
 
-class Doubt(Exception):
+class CheckWarning(Exception):
     """A check's finding that may matter and stops nothing; the message ends with the cure."""
 
 
@@ -31,7 +31,7 @@ class Faults(ValueError):
         self.sentences = sentences
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """The outcome of one check."""
 
     check: str
@@ -39,16 +39,16 @@ class Finding(NamedTuple):
     text: str
 
 
-def findings(check: str, action: Callable[[], str]) -> list[Finding]:
+def check_results(check: str, action: Callable[[], str]) -> list[CheckResult]:
     """What `action` returns, doubts or complains about. An error that is nobody's mistake is told, not raised."""
     try:
-        return [Finding(check, "ok", action())]
-    except Doubt as doubt:
-        return [Finding(check, "warn", text) for text in sentences(doubt)]
+        return [CheckResult(check, "ok", action())]
+    except CheckWarning as doubt:
+        return [CheckResult(check, "warn", text) for text in sentences(doubt)]
     except (ValueError, OSError) as fault:
-        return [Finding(check, "fail", text) for text in sentences(fault)]
+        return [CheckResult(check, "fail", text) for text in sentences(fault)]
     except Exception as error:
-        return [Finding(check, "fail", f"{type(error).__name__}: {text}") for text in sentences(error)]
+        return [CheckResult(check, "fail", f"{type(error).__name__}: {text}") for text in sentences(error)]
 
 
 def sentences(error: BaseException) -> list[str]:
@@ -80,7 +80,7 @@ def is_final(error: BaseException) -> bool:
     return isinstance(error, (ValueError, FloatingPointError)) and not getattr(error, "may_pass", False)
 
 
-def last_words(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """The end of what Ray says of an actor that cannot start: the actor's own error."""
     lines = str(root_cause(error)).strip().splitlines()[-1:] or [type(error).__name__]
     return lines[0].strip()[:MOST_CHARACTERS]

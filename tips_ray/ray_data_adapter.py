@@ -79,7 +79,7 @@ def _limit_restarts(stage: Any) -> None:
         _limit_restarts(earlier)
 
 
-class Breath(ExecutionCallback):
+class LoopPause(ExecutionCallback):
     """A pause in each step of Ray Data's loop, which else turns without one while all of its stages are held back.
 
     That is the usual state where training is slower than the stream, and cost a third of a core.
@@ -95,7 +95,7 @@ class InOrder(TrainDataConfig):
     def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
-            dataset.context.custom_execution_callback_classes = [Breath]
+            dataset.context.custom_execution_callback_classes = [LoopPause]
             for place, split in zip(output, in_order(dataset).streaming_split(world_size, equal=False), strict=True):
                 place[name] = split
         return output

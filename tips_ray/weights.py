@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Origin:
+class WeightsSource:
     """Where weights come from."""
 
     key: str
@@ -83,27 +83,27 @@ class Origin:
         return f"the {encoders} of {self.uri}"
 
 
-def start_origin(config: TrainConfig) -> Origin:
+def start_source(config: TrainConfig) -> WeightsSource:
     """What lies at `start.uri`.
 
     Raises:
         ValueError: nothing that weights can come from, or its sizes are not those of the config; all are named.
     """
     assert config.start is not None
-    origin = origin_at("start.uri", config.start.uri)
+    source = source_at("start.uri", config.start.uri)
     given = config.model_dump(mode="json")
     differing = [
         f"{section}.{key} ({given[section][key]}) must be {there[key]}"
-        for section, there in origin.sizes.items()
+        for section, there in source.sizes.items()
         for key in _COMPARED[section]
         if key in there and given[section][key] != there[key] and (key, there.get("ffn")) != ("gelu", "swiglu")
     ]
     if differing:
-        raise ValueError(f"start.uri ({origin.uri}) has other sizes: {', '.join(differing)}, as it is there")
-    return origin
+        raise ValueError(f"start.uri ({source.uri}) has other sizes: {', '.join(differing)}, as it is there")
+    return source
 
 
-def teacher_origin(config: TrainConfig) -> Origin:
+def teacher_source(config: TrainConfig) -> WeightsSource:
     """What lies at `objective.frozen_teacher`.
 
     Raises:
@@ -111,24 +111,24 @@ def teacher_origin(config: TrainConfig) -> Origin:
     """
     uri = config.objective.frozen_teacher
     assert uri is not None
-    origin = origin_at("objective.frozen_teacher", uri)
-    if origin.config is None:
+    source = source_at("objective.frozen_teacher", uri)
+    if source.config is None:
         raise ValueError(
-            f"{origin.key} ({origin.uri}) has encoders without prototype heads, which a student cannot be trained on: "
+            f"{source.key} ({source.uri}) has encoders without prototype heads, which a student cannot be trained on: "
             "give the folder of a run"
         )
-    head, image = origin.sizes["head"], origin.sizes["image"]
+    head, image = source.sizes["head"], source.sizes["image"]
     if head["num_prototypes"] != config.head.num_prototypes:
         raise ValueError(
             f"head.num_prototypes ({config.head.num_prototypes}) must be {head['num_prototypes']}, as in "
-            f"{origin.key} ({origin.uri}): student and teacher score the same prototypes"
+            f"{source.key} ({source.uri}): student and teacher score the same prototypes"
         )
     if image["patch_size_px"] != config.image.patch_size_px:
         raise ValueError(
             f"image.patch_size_px ({config.image.patch_size_px}) must be {image['patch_size_px']}, as in "
-            f"{origin.key} ({origin.uri}): student and teacher see the same patches"
+            f"{source.key} ({source.uri}): student and teacher see the same patches"
         )
-    return origin
+    return source
 
 
 def teacher_sizes(config: TrainConfig) -> dict[str, dict[str, Any]]:
@@ -142,34 +142,34 @@ def teacher_sizes(config: TrainConfig) -> dict[str, dict[str, Any]]:
     for run_uri in (uri, uri.rsplit("/", 2)[0]):  # a run, or one of its checkpoints
         if storage.exists(storage.join(run_uri, "config.yaml")):
             return _run_config("objective.frozen_teacher", uri, run_uri)[1]
-    return teacher_origin(config).sizes
+    return teacher_source(config).sizes
 
 
-def require_its_vocabulary(origin: Origin, config: RunConfig) -> None:
+def require_its_vocabulary(source: WeightsSource, config: RunConfig) -> None:
     """A text encoder means the ids of its own tokenizer.
 
     Raises:
         ValueError: the config has none, or another than the run that the text encoder comes from.
     """
-    if "text" not in origin.sizes:
+    if "text" not in source.sizes:
         return
     given = config.captions.tokenizer
-    if origin.config is None:
+    if source.config is None:
         if given is None:
             raise ValueError(
-                f"captions.tokenizer must name the vocabulary of the text encoder in start.uri ({origin.uri}): the "
+                f"captions.tokenizer must name the vocabulary of the text encoder in start.uri ({source.uri}): the "
                 ".model or .json that came with it"
             )
         return
-    there = origin.config["captions"]["tokenizer"] or storage.join(origin.run_uri, "tokenizer.json")
+    there = source.config["captions"]["tokenizer"] or storage.join(source.run_uri, "tokenizer.json")
     if given is None or tokenizer_at(given).source != tokenizer_at(there).source:
         raise ValueError(
-            f"captions.tokenizer ({given}) must be that of start.uri ({origin.uri}), whose text encoder knows no "
+            f"captions.tokenizer ({given}) must be that of start.uri ({source.uri}), whose text encoder knows no "
             f"other: set captions.tokenizer={there}"
         )
 
 
-def origin_at(key: str, uri: str) -> Origin:
+def source_at(key: str, uri: str) -> WeightsSource:
     """Decided by what lies there; `key` is what errors call it.
 
     Raises:
@@ -189,14 +189,14 @@ def origin_at(key: str, uri: str) -> Origin:
     return _official_at(key, uri, files)
 
 
-def _run_at(key: str, uri: str) -> Origin:
+def _run_at(key: str, uri: str) -> WeightsSource:
     found = list_checkpoints(checkpoints_of(uri))
     if not found:
         raise ValueError(f"{key} ({uri}) is a run without a checkpoint; wait for its first one, or give another run")
     return replace(_of_run(key, uri, "run", uri, found[-1]), older=tuple(found[-2::-1]))
 
 
-def _checkpoint_at(key: str, uri: str) -> Origin:
+def _checkpoint_at(key: str, uri: str) -> WeightsSource:
     checkpoints_uri = uri.rsplit("/", 1)[0]
     run_uri = checkpoints_uri.rsplit("/", 1)[0]
     if not storage.exists(storage.join(run_uri, "config.yaml")):
@@ -210,9 +210,11 @@ def _checkpoint_at(key: str, uri: str) -> Origin:
     return _of_run(key, uri, "checkpoint", run_uri, found)
 
 
-def _of_run(key: str, uri: str, kind: Literal["run", "checkpoint"], run_uri: str, checkpoint: CheckpointInfo) -> Origin:
+def _of_run(
+    key: str, uri: str, kind: Literal["run", "checkpoint"], run_uri: str, checkpoint: CheckpointInfo
+) -> WeightsSource:
     config, sizes = _run_config(key, uri, run_uri)
-    return Origin(key, uri, kind, sizes, {}, run_uri, config, checkpoint)
+    return WeightsSource(key, uri, kind, sizes, {}, run_uri, config, checkpoint)
 
 
 def _run_config(key: str, uri: str, run_uri: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -224,7 +226,7 @@ def _run_config(key: str, uri: str, run_uri: str) -> tuple[dict[str, Any], dict[
         raise ValueError(f"{key} ({uri}): {run_uri}/config.yaml is not the config of a run") from None
 
 
-def _transformers_at(key: str, uri: str) -> Origin:
+def _transformers_at(key: str, uri: str) -> WeightsSource:
     with tempfile.TemporaryDirectory() as folder:
         storage.download(storage.join(uri, "config.json"), Path(folder, "config.json"))
         try:
@@ -233,7 +235,7 @@ def _transformers_at(key: str, uri: str) -> Origin:
             raise ValueError(f"{key} ({uri}): {str(error).replace(folder, uri)}") from None
     names = [name for name in storage.list_names(uri) if Path(name).suffix in (".json", ".safetensors", ".model")]
     sizes = {"image": image.model_dump(mode="json"), "text": text.model_dump(mode="json")}
-    return Origin(key, uri, "transformers", sizes, {name: storage.join(uri, name) for name in names})
+    return WeightsSource(key, uri, "transformers", sizes, {name: storage.join(uri, name) for name in names})
 
 
 def _npz_files(uri: str) -> list[str]:
@@ -246,7 +248,7 @@ def _npz_files(uri: str) -> list[str]:
     return [storage.join(uri, name) for name in storage.list_names(uri) if name.endswith(".npz")]
 
 
-def _official_at(key: str, uri: str, files: list[str]) -> Origin:
+def _official_at(key: str, uri: str, files: list[str]) -> WeightsSource:
     sizes, of_encoder = {}, {}
     for file in files:
         kind, found = _official_sizes_of(file)
@@ -255,7 +257,7 @@ def _official_at(key: str, uri: str, files: list[str]) -> Origin:
                 f"{key} ({uri}): {of_encoder[kind]} and {file} both hold {kind} encoders; name one of them"
             )
         sizes[kind], of_encoder[kind] = found, file
-    return Origin(key, uri, "official", sizes, of_encoder)
+    return WeightsSource(key, uri, "official", sizes, of_encoder)
 
 
 def _official_sizes_of(uri: str) -> tuple[str, dict[str, Any]]:
@@ -268,31 +270,31 @@ def _official_sizes_of(uri: str) -> tuple[str, dict[str, Any]]:
     return storage.attempt(uri, read)
 
 
-def from_whole_checkpoint(origin: Origin, load: Callable[[Origin], Result]) -> Result:
+def from_whole_checkpoint(source: WeightsSource, load: Callable[[WeightsSource], Result]) -> Result:
     """What `load` makes of the newest checkpoint that is whole; damaged ones of a run are logged and passed over.
 
     Raises:
         ValueError: none is, or the one that was named is not.
     """
-    for checkpoint in filter(None, (origin.checkpoint, *origin.older)):
+    for checkpoint in filter(None, (source.checkpoint, *source.older)):
         try:
-            return load(replace(origin, checkpoint=checkpoint, older=()))
+            return load(replace(source, checkpoint=checkpoint, older=()))
         except DamagedCheckpointError as error:
-            if origin.kind != "run":
+            if source.kind != "run":
                 raise ValueError(str(error)) from None
             log.warning("%s; the one before is taken", error)
-    raise ValueError(f"{origin.key} ({origin.uri}): none of its checkpoints is whole; give another run")
+    raise ValueError(f"{source.key} ({source.uri}): none of its checkpoints is whole; give another run")
 
 
-def trained_model(origin: Origin) -> tuple[TipsModel, CheckpointInfo]:
+def trained_model(source: WeightsSource) -> tuple[TipsModel, CheckpointInfo]:
     """Averaged image encoder, text encoder, vocabulary and temperature, and the checkpoint that they are from.
 
     The model is fp32, on the CPU, in evaluation mode.
 
     Raises:
-        ValueError: no checkpoint of `origin` is whole.
+        ValueError: no checkpoint of `source` is whole.
     """
-    return from_whole_checkpoint(origin, _trained_model)
+    return from_whole_checkpoint(source, _trained_model)
 
 
 def model_at(uri: str) -> TipsModel:
@@ -302,25 +304,25 @@ def model_at(uri: str) -> TipsModel:
         ValueError: there is none.
     """
     if any(storage.exists(storage.join(storage.resolved(uri), name)) for name in ("config.yaml", MANIFEST)):
-        return trained_model(origin_at("FOLDER", uri))[0]
+        return trained_model(source_at("FOLDER", uri))[0]
     return load_transformers(Path(uri))
 
 
-def _trained_model(origin: Origin) -> tuple[TipsModel, CheckpointInfo]:
-    assert origin.checkpoint is not None
-    image = ImageEncoder(ImageEncoderConfig(**origin.sizes["image"]))
-    text = TextEncoder(TextEncoderConfig(**origin.sizes["text"]))
+def _trained_model(source: WeightsSource) -> tuple[TipsModel, CheckpointInfo]:
+    assert source.checkpoint is not None
+    image = ImageEncoder(ImageEncoderConfig(**source.sizes["image"]))
+    text = TextEncoder(TextEncoderConfig(**source.sizes["text"]))
     log_temperature = torch.empty(1)
     tree: dict[str, dict[str, Any]] = {"student": {"log_temperature": log_temperature}, "teacher": {}}
     tree["student"] |= {f"text.{name}": value for name, value in text.state_dict().items()}
-    tree[origin.teacher_part("image.norm.weight")] |= {f"image.{name}": v for name, v in image.state_dict().items()}
-    fill_tree({part: tensors for part, tensors in tree.items() if tensors}, origin.checkpoint)
-    model = TipsModel(image.eval(), text.eval(), _tokenizer(origin), log_temperature.exp().item())
-    return model, origin.checkpoint
+    tree[source.teacher_part("image.norm.weight")] |= {f"image.{name}": v for name, v in image.state_dict().items()}
+    fill_tree({part: tensors for part, tensors in tree.items() if tensors}, source.checkpoint)
+    model = TipsModel(image.eval(), text.eval(), _tokenizer(source), log_temperature.exp().item())
+    return model, source.checkpoint
 
 
-def _tokenizer(origin: Origin) -> Tokenizer | None:
+def _tokenizer(source: WeightsSource) -> Tokenizer | None:
     """None where a run folder was copied without its vocabulary."""
-    assert origin.config is not None
-    uri = origin.config["captions"]["tokenizer"] or storage.join(origin.run_uri, "tokenizer.json")
+    assert source.config is not None
+    uri = source.config["captions"]["tokenizer"] or storage.join(source.run_uri, "tokenizer.json")
     return tokenizer_at(uri) if storage.exists(uri) else None

@@ -14,7 +14,7 @@ from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.datasets.examples import squashed_image
 from tips_ray.evaluation.encoders import Encoder, Features
 from tips_ray.evaluation.features import FrozenData, encoding_here
-from tips_ray.evaluation.tasks import outcome_of
+from tips_ray.evaluation.tasks import task_result
 
 STREETS = SAMPLE.parent / "camvid-sample"
 
@@ -45,7 +45,7 @@ class _Oracle(Encoder):
 def test_captions_and_photos_keep_together_from_the_folder_to_the_score():
     dataset = load_dataset(CaptionedFolderConfig(folder=str(SAMPLE)), 16)
     assert (len(dataset.test.images_NSS3), dict(dataset.left_out)) == (400, {})
-    scores = outcome_of(
+    scores = task_result(
         RetrievalConfig(data="photos"), FrozenData(_Oracle(), dataset, encoding_here(_Oracle())), 0
     ).scores
     assert scores["pixels/caption/image_to_text_recall_at_1"] == 1

@@ -27,11 +27,11 @@ from tips_ray.ray_data_adapter import FORGOTTEN_SECONDS, RENEWED_SECONDS, Coordi
 from tips_ray.runs.checkpoint import DamagedCheckpointError
 from tips_ray.runs.folder import RunFolder
 from tips_ray.train import adapter
-from tips_ray.train.adapter import CountedFailures, PlannedScaling, cause_of
-from tips_ray.train.graceful_stop import PlannedStop
+from tips_ray.train.adapter import CountedFailures, GracefulScaling, cause_of
+from tips_ray.train.graceful_stop import GracefulStop
 
 LOST = WorkerGroupError("", {1: WorkerHealthCheckFailedError("gone", RuntimeError("gone")), 0: RuntimeError("echo")})
-LEFT = WorkerGroupError("", {0: PlannedStop("room for 3 workers instead of 2")})
+LEFT = WorkerGroupError("", {0: GracefulStop("room for 3 workers instead of 2")})
 
 
 @pytest.fixture
@@ -41,15 +41,15 @@ def config(tmp_path) -> RunConfig:
 
 
 @pytest.fixture
-def policy(config, tmp_path, monkeypatch) -> PlannedScaling:
+def policy(config, tmp_path, monkeypatch) -> GracefulScaling:
     monkeypatch.setattr(adapter, "draining_nodes", dict)
     scaling = ScalingConfig(num_workers=(2, 4), elastic_resize_monitor_interval_s=0)
-    policy = PlannedScaling(scaling, config, str(tmp_path / "run"))
+    policy = GracefulScaling(scaling, config, str(tmp_path / "run"))
     monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
     return policy
 
 
-def _offer(policy: PlannedScaling, monkeypatch: Any, workers: int, cpus: int, beside: int = 0) -> None:
+def _offer(policy: GracefulScaling, monkeypatch: Any, workers: int, cpus: int, beside: int = 0) -> None:
     """Node `a`, of whose CPUs the coordinator has reserved those of so many workers; `b` has CPUs beside them."""
     policy._latest_reserved_resources = {"a": {"CPU": float(workers)}}
     monkeypatch.setattr(policy, "_get_reserved_resources", lambda: policy._latest_reserved_resources)
@@ -58,7 +58,7 @@ def _offer(policy: PlannedScaling, monkeypatch: Any, workers: int, cpus: int, be
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
 
 
-def _kinds(policy: PlannedScaling) -> list[tuple[str, int]]:
+def _kinds(policy: GracefulScaling) -> list[tuple[str, int]]:
     return [(event["kind"], event["room"]) for event in RunFolder(policy.run_uri).read_events()]
 
 
@@ -170,7 +170,7 @@ def test_nodes_of_a_driver_that_was_killed_are_soon_free_for_the_next():
 
 
 def test_who_lives_asks_again_before_it_is_forgotten(config, tmp_path, monkeypatch):
-    policy = PlannedScaling(ScalingConfig(num_workers=(2, 4)), config, str(tmp_path / "run"))
+    policy = GracefulScaling(ScalingConfig(num_workers=(2, 4)), config, str(tmp_path / "run"))
     asked: list[float] = []
     policy._coordinator_client = SimpleNamespace(_latest_autoscaling_request_time=0.0)  # pyright: ignore
     monkeypatch.setattr(policy, "_send_resource_request", lambda: asked.append(1))

@@ -29,7 +29,7 @@ from tips_ray.train.guard import BadStep, list_bad_steps
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import shard
 from tips_ray.train.replay import Replay, replay
-from tips_ray.train.run_recorder import RunSink
+from tips_ray.train.run_recorder import RunRecorder
 from tips_ray.train.state import TrainState, new_state
 
 pytestmark = pytest.mark.heavy
@@ -69,15 +69,15 @@ class _Trial:
         self.after: dict[str, Tensor] = {}
         if rank() == 0:
             storage.write_text(storage.join(uri, "config.yaml"), yaml.safe_dump(config.model_dump(mode="json")))
-        self.sink = RunSink(toy_job(config, uri), 0, CPU, lambda *_: None)
+        self.recorder = RunRecorder(toy_job(config, uri), 0, CPU, lambda *_: None)
 
     def run(self) -> str:
         """The sentence it ends with; empty if it ends well."""
         try:
-            train(self.state, self.steps(), self.config, self.sink)
+            train(self.state, self.steps(), self.config, self.recorder)
         except FloatingPointError as error:
             return str(error)
-        self.sink.close()
+        self.recorder.close()
         return ""
 
     def steps(self):
@@ -95,7 +95,9 @@ class _Trial:
         first = 10 * step + IMAGES * rank() + 2 * place
         names = {"sample_id": torch.tensor([first, first + 1]).numpy(), "step": torch.tensor([step, step]).numpy()}
         keys = torch.tensor([first, first + 1]).numpy().astype(str)
-        self.sink.note_rows({**names, "key": keys, "valid": torch.ones(2, dtype=torch.bool).numpy(), "reject": keys})
+        self.recorder.note_rows(
+            {**names, "key": keys, "valid": torch.ones(2, dtype=torch.bool).numpy(), "reject": keys}
+        )
         return toy_batch(2, seed=first).to("cpu", torch.float32)
 
 

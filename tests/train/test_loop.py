@@ -16,7 +16,7 @@ from tips_ray.train.state import TrainState, new_state
 IMAGES = 4
 
 
-class ListSink:
+class ListRecorder:
     """Keeps what it gets."""
 
     def __init__(self) -> None:
@@ -52,29 +52,29 @@ def _batches(invalid: list[tuple[int, ...]]) -> list[list[Batch]]:
 
 
 def test_bad_rows_below_the_limit_are_a_metric_and_part_of_the_state():
-    sink, config = ListSink(), _config(0.3)
-    train(new_state(config), itertools.cycle(_batches([(0,), ()])), config, sink)
-    assert sink.fractions == {1: 1 / 4, 2: 1 / 8, 4: 2 / 16, 6: 3 / 24, 8: 4 / 32, 10: 5 / 40}
-    assert sink.saved == {4: 2, 8: 4, 10: 5}
+    recorder, config = ListRecorder(), _config(0.3)
+    train(new_state(config), itertools.cycle(_batches([(0,), ()])), config, recorder)
+    assert recorder.fractions == {1: 1 / 4, 2: 1 / 8, 4: 2 / 16, 6: 3 / 24, 8: 4 / 32, 10: 5 / 40}
+    assert recorder.saved == {4: 2, 8: 4, 10: 5}
 
 
 def test_a_run_stops_when_the_bad_rows_exceed_its_share_of_a_short_run():
-    sink, config = ListSink(), _config(0.3)  # 40 rows in all: more than 12 are too many
+    recorder, config = ListRecorder(), _config(0.3)  # 40 rows in all: more than 12 are too many
     with pytest.raises(ValueError, match=r"^16 of 32 rows up to step 8 are bad \(50\.0%\).*0\.3.*commonest reasons"):
-        train(new_state(config), itertools.cycle(_batches([(1, 2)])), config, sink)
-    assert list(sink.saved) == [4] and max(sink.fractions) == 8
+        train(new_state(config), itertools.cycle(_batches([(1, 2)])), config, recorder)
+    assert list(recorder.saved) == [4] and max(recorder.fractions) == 8
 
 
 def test_one_early_bad_row_does_not_stop_a_long_run():
     config = _config(0.01, schedule__total_steps=1000)
     with pytest.raises(StopIteration):  # the data end, not the run
-        train(new_state(config), iter(_batches([(0,), (), ()])), config, ListSink())
+        train(new_state(config), iter(_batches([(0,), (), ()])), config, ListRecorder())
 
 
 def test_a_limit_of_zero_allows_no_bad_row():
     config = _config(0)
     with pytest.raises(ValueError, match="^1 of 4 rows up to step 1 are bad"):
-        train(new_state(config), iter(_batches([(3,)])), config, ListSink())
+        train(new_state(config), iter(_batches([(3,)])), config, ListRecorder())
 
 
 def test_the_count_goes_on_after_a_restart():
@@ -82,7 +82,7 @@ def test_the_count_goes_on_after_a_restart():
     state = new_state(config)
     state.step, state.bad_rows = 4, 12
     with pytest.raises(ValueError, match="^13 of 24 rows up to step 6"):
-        train(state, iter(_batches([(), (2,)])), config, ListSink())
+        train(state, iter(_batches([(), (2,)])), config, ListRecorder())
 
 
 def test_all_ranks_stop_at_the_same_step_over_the_bad_rows_of_one():
@@ -94,5 +94,5 @@ def _stopped() -> str:
     config = _config(0.3)  # 80 rows in all: more than 24 are too many
     steps = itertools.cycle(_batches([(0, 1, 2)] if rank() else [()]))
     with pytest.raises(ValueError) as error:
-        train(new_state(config), steps, config, ListSink())
+        train(new_state(config), steps, config, ListRecorder())
     return str(error.value)

@@ -18,7 +18,7 @@ from tips_ray.runs.folder import RunFolder
 from tips_ray.storage import StorageError
 from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.loop import train
-from tips_ray.train.run_recorder import RunSink
+from tips_ray.train.run_recorder import RunRecorder
 from tips_ray.train.state import TrainState, new_state
 
 IMAGES = 4
@@ -42,13 +42,13 @@ def _steps(at: dict[int, Callable[[], None]]) -> Iterator[list[Batch]]:
 def _run(uri: str, config: RunConfig, at: dict[int, Callable[[], None]]) -> tuple[TrainState, list[float]]:
     reported: list[float] = []
     state, run = new_state(config), toy_job(config, uri)
-    sink = RunSink(run, 0, torch.device("cpu"), lambda metrics: reported.append(metrics["step"]))
+    recorder = RunRecorder(run, 0, torch.device("cpu"), lambda metrics: reported.append(metrics["step"]))
     try:
-        train(state, _steps(at), config, sink)
+        train(state, _steps(at), config, recorder)
     except Exception as error:
-        sink.note_failure(state.step, error)
+        recorder.note_failure(state.step, error)
         raise
-    sink.close()
+    recorder.close()
     return state, reported
 
 

@@ -39,7 +39,7 @@ def test_everyone_keeps_to_nodes_of_his_role_and_another_captioning_node_takes_o
         wait_for_step(folder, 2, run)
         assert _homes("CaptionActor") == {captioning.node_id} and len(_homes("RayTrainWorker")) == 1
         assert _homes("RayTrainWorker") != _homes("CaptionActor")
-        assert _homes("Pace") == {ray.get_runtime_context().get_node_id()}
+        assert _homes("CaptionCoordinator") == {ray.get_runtime_context().get_node_id()}
         before = objects(store)
         nodes.kill(captioning)
         other = nodes.add(2, {"caption": 1.0})

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tips_ray.captioning.model_folder import fingerprint, model_folder
 from tips_ray.config import CaptionerConfig, RunConfig
-from tips_ray.data.captions.coordinator import Pace
+from tips_ray.data.captions.coordinator import CaptionCoordinator
 from tips_ray.data.captions.join import missing_chunks, place_of
 from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.decode import BadImage, decode
@@ -44,9 +44,9 @@ _MADE = pa.schema(
 )
 
 
-def new_pace(lead_windows: int) -> ActorHandle:
-    """An actor that holds captioning back, see `Pace`; on the driver's node, without which there is no run either."""
-    actor: Any = ray.remote(num_cpus=0)(Pace)
+def new_caption_coordinator(lead_windows: int) -> ActorHandle:
+    """A `CaptionCoordinator` as an actor on the driver's node: without that node there is no run either."""
+    actor: Any = ray.remote(num_cpus=0)(CaptionCoordinator)
     place = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return actor.options(scheduling_strategy=place).remote(lead_windows)
 
@@ -90,7 +90,7 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
         )
         .map_batches(
             CaptionActor,
-            fn_constructor_kwargs={"inputs": inputs, "is_over": partial(_is_over, inputs.access.pace)},
+            fn_constructor_kwargs={"inputs": inputs, "is_over": partial(_is_over, inputs.access.coordinator)},
             batch_size=CHUNKS_PER_TASK,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=1, max_size=resources.captioners),
@@ -104,7 +104,7 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
 
 def _limits(inputs: CaptionInputs) -> ExecutionResources | None:
     """What this stream may plan with beside training, which it does not see."""
-    if not inputs.access.pace:
+    if not inputs.access.coordinator:
         return None
     resources = inputs.config.resources
     cpus, gpus = resources.cpus_per_captioner, resources.gpus_per_captioner
@@ -116,7 +116,7 @@ def _limits(inputs: CaptionInputs) -> ExecutionResources | None:
 def _read(batch: dict[str, np.ndarray], inputs: CaptionInputs) -> Iterator[pa.Table]:
     """Encoded images of the chunks that are due, once the first of them is: training may wait for it alone."""
     index = opened_index(inputs.index_uri)
-    if inputs.access.pace and not _is_due(int(batch["window"].min()), inputs.access.pace):
+    if inputs.access.coordinator and not _is_due(int(batch["window"].min()), inputs.access.coordinator):
         return
     for chunk in batch["chunk"].tolist():
         rows = index.read(chunk)
@@ -124,16 +124,16 @@ def _read(batch: dict[str, np.ndarray], inputs: CaptionInputs) -> Iterator[pa.Ta
         yield pa.table(columns, schema=_READ)
 
 
-def _is_over(pace: ActorHandle | None) -> bool:
+def _is_over(coordinator: ActorHandle | None) -> bool:
     """False where captions are made by themselves."""
-    return pace is not None and bool(ray.get(pace.is_over.remote()))
+    return coordinator is not None and bool(ray.get(coordinator.is_over.remote()))
 
 
-def _is_due(window: int, pace: ActorHandle) -> bool:
+def _is_due(window: int, coordinator: ActorHandle) -> bool:
     """True once training is near enough, False when it is over."""
     started = time.monotonic()
-    is_due = bool(ray.get(pace.admit.remote(window)))
-    pace.add_held.remote(time.monotonic() - started)
+    is_due = bool(ray.get(coordinator.admit.remote(window)))
+    coordinator.add_held.remote(time.monotonic() - started)
     return is_due
 
 
@@ -168,8 +168,8 @@ class CaptionActor:
             self.inputs.access.store.write(
                 shard, number, ChunkCaptions(self.index.chunk(row["chunk"]).row, sha256, texts, errors)
             )
-            if self.inputs.access.pace:
-                self.inputs.access.pace.add_made.remote(1)
+            if self.inputs.access.coordinator:
+                self.inputs.access.coordinator.add_made.remote(1)
             bad.append(sum(map(bool, errors)))
         seconds = (time.perf_counter() - started) / max(len(rows), 1)
         columns = [[row["chunk"] for row in rows], [len(row["images"]) for row in rows], bad, [seconds] * len(rows)]

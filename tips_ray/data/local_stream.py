@@ -72,7 +72,7 @@ def local_stream(
         for columns in loader:
             yield {name: _array(column) for name, column in columns.items()}
     except Exception as error:
-        raise StreamError(_told(error)) from error
+        raise StreamError(_sentence(error)) from error
 
 
 def own_rows(
@@ -134,7 +134,7 @@ def _array(column: Any) -> np.ndarray:
     return column.numpy() if isinstance(column, torch.Tensor) else column
 
 
-def _told(error: Exception) -> str:
+def _sentence(error: Exception) -> str:
     text = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
         return f"a data process died, most often for want of memory ({text[0]}): use fewer resources.data_cpus"

@@ -69,15 +69,15 @@ def training_stream(
     return stream
 
 
-def tell_pace(config: RunConfig, index_uri: str, captions: CaptionAccess | None, step: int) -> None:
+def tell_coordinator(config: RunConfig, index_uri: str, captions: CaptionAccess | None, step: int) -> None:
     """Training is at `step`: it and the next are due, with the batches that wait ready, and the lead of captioning.
 
     Not less: a worker's iterator hands out no batch before those that it keeps ready are there.
     """
-    if captions and captions.pace:
+    if captions and captions.coordinator:
         ready = config.resources.workers * config.data_prefetch_batches * config.images_per_pass
         stop = (step + 2) * config.global_batch_images + ready
-        captions.pace.want.remote(order_of(config, index_uri).window_of(stop - 1))
+        captions.coordinator.want.remote(order_of(config, index_uri).window_of(stop - 1))
 
 
 def followed(
@@ -86,9 +86,9 @@ def followed(
     """The stream of one worker, which tells captioning beside training where it is and how long it has waited."""
     asked = time.monotonic()
     for columns in stream:
-        if captions and captions.pace:
-            captions.pace.add_waited.remote(time.monotonic() - asked)
-            tell_pace(config, index_uri, captions, int(columns["step"][0]))
+        if captions and captions.coordinator:
+            captions.coordinator.add_waited.remote(time.monotonic() - asked)
+            tell_coordinator(config, index_uri, captions, int(columns["step"][0]))
         yield columns
         asked = time.monotonic()
 
@@ -103,25 +103,25 @@ def _read_windows(
 ) -> Iterator[pa.Table]:
     """Ordered rows at positions [start, stop) of each window, a part of a window at a time."""
     index, order = opened_index(index_uri), order_of(config, index_uri)
-    store, pace = (captions.store, captions.pace) if captions else (None, None)
-    waiting = waiting_for(pace, config) if pace else None
+    store, coordinator = (captions.store, captions.coordinator) if captions else (None, None)
+    waiting = waiting_for(coordinator, config) if coordinator else None
     for window in batch["window"].tolist():
         rows = order.window_rows(window).between(start, stop)
-        if pace:
-            ray.get(pace.admit.remote(window))
+        if coordinator:
+            ray.get(coordinator.admit.remote(window))
         chunks = read_chunks(index, rows, store, waiting)
         for first in range(0, len(rows.position_N), config.images_per_pass):
             part = OrderedRows(*(column[first : first + config.images_per_pass] for column in rows))
             yield pa.Table.from_pylist(ordered_rows(part, chunks), schema=_ROW)
 
 
-def waiting_for(pace: ActorHandle, config: RunConfig) -> Waiting:
+def waiting_for(coordinator: ActorHandle, config: RunConfig) -> Waiting:
     """How long to wait for captions that are made beside training.
 
     The pause is a call of an actor, not a sleep: a task that waits for an answer lends its CPU to others meanwhile.
     Captions of the windows to come would else hold the CPUs that views of the first one need.
     """
-    return Waiting(config.captions.wait_seconds, lambda seconds: News(*ray.get(pace.news.remote(seconds))))
+    return Waiting(config.captions.wait_seconds, lambda seconds: News(*ray.get(coordinator.news.remote(seconds))))
 
 
 def _views(table: pa.Table, config: RunConfig, tokenizer_uri: str) -> dict[str, np.ndarray]:

@@ -24,8 +24,8 @@ class CaptionAccess:
     """Where a stream finds synthetic captions that the data do not hold."""
 
     store: CaptionStore
-    pace: Any = None
-    """Actor handle of captioning beside training (`data.pace`); None: all captions are there."""
+    coordinator: Any = None
+    """Actor handle of captioning beside training (`data.coordinator`); None: all captions are there."""
 
 
 def _order_of(config: RunConfig, index_uri: str) -> Order:

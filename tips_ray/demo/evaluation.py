@@ -21,7 +21,7 @@ from tips_ray.evaluation.encoders import Features, TipsEncoder
 from tips_ray.evaluation.features import FrozenData, encoding_here, features_of
 from tips_ray.evaluation.probe import without_rates
 from tips_ray.evaluation.retrieval import retrieval
-from tips_ray.evaluation.tasks import Outcome, outcome_of
+from tips_ray.evaluation.tasks import TaskResult, task_result
 from tips_ray.launch.captions import store_of
 from tips_ray.models import Tokenizer, load_tokenizer
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
@@ -179,9 +179,9 @@ def _shown_tasks(before: TipsEncoder, after: TipsEncoder, suite: SuiteConfig) ->
     return _ShownTasks(probes, pictures)
 
 
-def _outcomes(encoder: TipsEncoder, dataset: Dataset, suite: SuiteConfig) -> dict[str, Outcome]:
+def _outcomes(encoder: TipsEncoder, dataset: Dataset, suite: SuiteConfig) -> dict[str, TaskResult]:
     data = FrozenData(encoder, dataset, encoding_here(encoder, suite.batch_images))
-    return {name: outcome_of(task, data, suite.seed) for name, task in suite.tasks.items()}
+    return {name: task_result(task, data, suite.seed) for name, task in suite.tasks.items()}
 
 
 def _line(scores: dict[str, dict[str, float]]) -> str:

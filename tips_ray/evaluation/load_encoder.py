@@ -10,7 +10,7 @@ from tips_ray.evaluation.encoder_place import TIMM_PREFIXES, EncoderPlace
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.foreign_encoders import TimmEncoder, TransformersEncoder
 from tips_ray.models import load_official_image, load_official_text, load_tokenizer, load_transformers
-from tips_ray.weights import Origin, origin_at, trained_model
+from tips_ray.weights import WeightsSource, source_at, trained_model
 
 
 def load_encoder(model: str, image_size_px: int | None = None) -> Encoder:
@@ -54,16 +54,16 @@ def _encoder(model: str, image_size_px: int | None) -> Encoder:
     config = Path(model, "config.json")
     if storage.is_local(model) and config.is_file():
         return _of_folder(config, image_size_px)
-    origin = origin_at("MODEL", model)
-    if origin.kind == "official":
-        return _released(origin, image_size_px)
-    if origin.kind == "transformers":
+    source = source_at("MODEL", model)
+    if source.kind == "official":
+        return _released(source, image_size_px)
+    if source.kind == "transformers":
         raise ValueError(f"MODEL ({model}): a transformers folder must be local; copy it")
-    return _of_run(origin, image_size_px)
+    return _of_run(source, image_size_px)
 
 
-def _of_run(origin: Origin, image_size_px: int | None) -> Encoder:
-    model, checkpoint = trained_model(origin)
+def _of_run(source: WeightsSource, image_size_px: int | None) -> Encoder:
+    model, checkpoint = trained_model(source)
     encoder = TipsEncoder.of_model(model, image_size_px)
     encoder.checkpoint_uri = checkpoint.uri
     return encoder
@@ -81,15 +81,15 @@ def _of_folder(config: Path, image_size_px: int | None) -> Encoder:
     raise ValueError(f"{config} has neither model_type (transformers) nor architecture (timm)")
 
 
-def _released(origin: Origin, image_size_px: int | None) -> Encoder:
+def _released(source: WeightsSource, image_size_px: int | None) -> Encoder:
     """Texts are read where the text encoder's file and a vocabulary are there."""
-    if "image" not in origin.files or not all(map(storage.is_local, origin.files.values())):
-        raise ValueError(f"MODEL ({origin.uri}): the npz of the image encoder must be there, on this machine")
-    heads = {kind: origin.sizes[kind].get("num_heads") for kind in origin.files}
-    image = load_official_image(origin.files["image"], heads["image"])
-    folder = Path(origin.files["image"]).parent
+    if "image" not in source.files or not all(map(storage.is_local, source.files.values())):
+        raise ValueError(f"MODEL ({source.uri}): the npz of the image encoder must be there, on this machine")
+    heads = {kind: source.sizes[kind].get("num_heads") for kind in source.files}
+    image = load_official_image(source.files["image"], heads["image"])
+    folder = Path(source.files["image"]).parent
     has_vocabulary = any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
-    if "text" not in origin.files or not has_vocabulary:
+    if "text" not in source.files or not has_vocabulary:
         return TipsEncoder(image, None, None, image_size_px)
-    text = load_official_text(origin.files["text"], heads["text"])
+    text = load_official_text(source.files["text"], heads["text"])
     return TipsEncoder(image, text, load_tokenizer(folder), image_size_px)

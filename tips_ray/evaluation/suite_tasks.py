@@ -12,7 +12,7 @@ from tips_ray.config.evaluation import ScenesConfig, SuiteConfig, ZeroShotSegmen
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import Encoding, FrozenData, Scratch
-from tips_ray.evaluation.tasks import TaskSkipped, outcome_of
+from tips_ray.evaluation.tasks import TaskSkipped, task_result
 from tips_ray.evaluation.zero_shot import windowed_size_px
 
 Record = dict[str, Any]
@@ -76,7 +76,7 @@ def _ended(suite: SuiteConfig, name: str, read: Callable[[], FrozenData]) -> End
     started = time.perf_counter()
     try:
         data = read()
-        outcome = outcome_of(suite.tasks[name], data, suite.seed)
+        outcome = task_result(suite.tasks[name], data, suite.seed)
     except TaskSkipped as reason:
         return EndedTask(name, {"skipped": str(reason)}, {})
     seconds = round(time.perf_counter() - started, 1)

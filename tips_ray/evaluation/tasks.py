@@ -43,7 +43,7 @@ class TaskSkipped(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """What a task found."""
 
     scores: dict[str, float]
@@ -54,7 +54,7 @@ class Outcome:
     """Over the test images, of the scores that are scores; see `uncertainty`."""
 
 
-def outcome_of(config: TaskConfig, data: FrozenData, seed: int) -> Outcome:
+def task_result(config: TaskConfig, data: FrozenData, seed: int) -> TaskResult:
     """Run one task.
 
     Raises:
@@ -64,7 +64,7 @@ def outcome_of(config: TaskConfig, data: FrozenData, seed: int) -> Outcome:
     return _TASKS[type(config)](config, data, seed)
 
 
-def _segmentation(config: SegmentationConfig, data: FrozenData, seed: int) -> Outcome:
+def _segmentation(config: SegmentationConfig, data: FrozenData, seed: int) -> TaskResult:
     dataset, classes = data.dataset, _classes(data.dataset)
     train, test = _needed(dataset.train, "images to learn from"), dataset.test
     found = linear_segmentation(
@@ -77,7 +77,7 @@ def _segmentation(config: SegmentationConfig, data: FrozenData, seed: int) -> Ou
     return _segmented(found, test, classes)
 
 
-def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData, seed: int) -> Outcome:
+def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData, seed: int) -> TaskResult:
     dataset, classes = data.dataset, _classes(data.dataset)
     if not data.encoder.has_text_patches:
         raise TaskSkipped("this model has no patches that meet texts")
@@ -86,7 +86,7 @@ def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData
     return _segmented(found, dataset.test, classes)
 
 
-def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
+def _depth(config: DepthConfig, data: FrozenData, seed: int) -> TaskResult:
     train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
     _needed(train.depth_m and test.depth_m or None, "depth")
     name = data.encoder.embeddings[0]  # TIPS: CLS-web, whose place in the network is that of other models' CLS
@@ -97,15 +97,15 @@ def _depth(config: DepthConfig, data: FrozenData, seed: int) -> Outcome:
     return _depth_outcome(linear_depth(learned, judged, config, seed), test, config.max_depth_m)
 
 
-def _dpt_depth(config: DptDepthConfig, data: FrozenData, seed: int) -> Outcome:
+def _dpt_depth(config: DptDepthConfig, data: FrozenData, seed: int) -> TaskResult:
     found = dpt_depth(*_layer_examples(data, lambda examples: examples.depth_m, "depth"), config, seed)
     return _depth_outcome(found, data.dataset.test, config.max_depth_m)
 
 
-def _normals(config: NormalsConfig, data: FrozenData, seed: int) -> Outcome:
+def _normals(config: NormalsConfig, data: FrozenData, seed: int) -> TaskResult:
     found = dpt_normals(*_layer_examples(data, lambda examples: examples.normals, "normals"), config, seed)
     errors = {"rmse_degrees": mean_error(found.degrees)}
-    return Outcome(found.scores, {"normals": _normals_rows(data.dataset.test, found.predictions)}, errors)
+    return TaskResult(found.scores, {"normals": _normals_rows(data.dataset.test, found.predictions)}, errors)
 
 
 def _layer_examples(
@@ -118,14 +118,14 @@ def _layer_examples(
     return LayerExamples(learned, maps(train)), LayerExamples(judged, maps(test))
 
 
-def _neighbours(config: NeighboursConfig, data: FrozenData, seed: int) -> Outcome:
+def _neighbours(config: NeighboursConfig, data: FrozenData, seed: int) -> TaskResult:
     num_classes = len(data.dataset.category_names)
     return _by_embedding(
         ((name, knn_accuracy(train, test, num_classes, config)) for name, train, test in _categorised(data)), data
     )
 
 
-def _classification(config: ClassificationConfig, data: FrozenData, seed: int) -> Outcome:
+def _classification(config: ClassificationConfig, data: FrozenData, seed: int) -> TaskResult:
     num_classes = len(data.dataset.category_names)
     return _by_embedding(
         ((name, linear_accuracy(train, test, num_classes, config, seed)) for name, train, test in _categorised(data)),
@@ -133,7 +133,7 @@ def _classification(config: ClassificationConfig, data: FrozenData, seed: int) -
     )
 
 
-def _zero_shot_classification(config: ZeroShotClassificationConfig, data: FrozenData, seed: int) -> Outcome:
+def _zero_shot_classification(config: ZeroShotClassificationConfig, data: FrozenData, seed: int) -> TaskResult:
     labels_N = _needed(data.dataset.test.categories_N, "classes of whole images")
     names = _text_embeddings(data)
     classes_CE = class_embeddings(data.encoder.texts, data.dataset.category_names, config.templates)
@@ -142,7 +142,7 @@ def _zero_shot_classification(config: ZeroShotClassificationConfig, data: Frozen
     )
 
 
-def _retrieval(config: RetrievalConfig, data: FrozenData, seed: int) -> Outcome:
+def _retrieval(config: RetrievalConfig, data: FrozenData, seed: int) -> TaskResult:
     test, names = data.dataset.test, _text_embeddings(data)
     if not test.captions:
         raise TaskSkipped("the data set has no captions")
@@ -160,10 +160,10 @@ def _retrieval(config: RetrievalConfig, data: FrozenData, seed: int) -> Outcome:
                 for key, share in found.items()
             }
             shown[f"{name}-{kind}"] = _queries(image_NE, text_ME, image_of_text_M, texts, test)
-    return Outcome(_flat(scores), shown, _flat(errors))
+    return TaskResult(_flat(scores), shown, _flat(errors))
 
 
-_TASKS: Mapping[type, Callable[[Any, FrozenData, int], Outcome]] = {
+_TASKS: Mapping[type, Callable[[Any, FrozenData, int], TaskResult]] = {
     SegmentationConfig: _segmentation,
     DepthConfig: _depth,
     DptDepthConfig: _dpt_depth,
@@ -203,30 +203,30 @@ def _categorised(data: FrozenData) -> Iterator[tuple[str, LabelledEmbeddings, La
         yield name, LabelledEmbeddings(train_NE, train_N), LabelledEmbeddings(test_NE, test_N)
 
 
-def _by_embedding(scores: Iterator[tuple[str, dict[str, float]]], data: FrozenData) -> Outcome:
+def _by_embedding(scores: Iterator[tuple[str, dict[str, float]]], data: FrozenData) -> TaskResult:
     """Accuracies, with the learning rate beside some."""
     found, images = _flat(dict(scores)), len(data.dataset.test.images_NSS3)
     errors = {key: share_error(share, images) for key, share in without_rates(found).items()}
-    return Outcome(found, standard_errors=errors)
+    return TaskResult(found, standard_errors=errors)
 
 
 def _flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {f"{name}/{key}": value for name, found in scores.items() for key, value in found.items()}
 
 
-def _segmented(found: Segmentation, test: Examples, classes: Classes) -> Outcome:
+def _segmented(found: Segmentation, test: Examples, classes: Classes) -> TaskResult:
     triples = zip(test.images_NSS3[:SHOWN_IMAGES], test.labels, found.predictions, strict=False)
     rows = [
         [image.numpy(), *(pictures.overlay(image, labels, classes.num_classes) for labels in pair)]
         for image, *pair in triples
     ]
     error = miou_error(found.predictions, test.labels, *classes)
-    return Outcome(found.scores, {"segmentation": pictures.grid(rows)}, {"miou": error})
+    return TaskResult(found.scores, {"segmentation": pictures.grid(rows)}, {"miou": error})
 
 
-def _depth_outcome(found: Depth, test: Examples, max_depth_m: float) -> Outcome:
+def _depth_outcome(found: Depth, test: Examples, max_depth_m: float) -> TaskResult:
     error = rmse_error(found.predictions_m, test.depth_m, max_depth_m)
-    return Outcome(found.scores, {"depth": _depth_rows(test, found.predictions_m, max_depth_m)}, {"rmse_m": error})
+    return TaskResult(found.scores, {"depth": _depth_rows(test, found.predictions_m, max_depth_m)}, {"rmse_m": error})
 
 
 def _depth_rows(test: Examples, predictions_m: Sequence[Tensor], max_depth_m: float) -> np.ndarray:

@@ -11,27 +11,27 @@ import yaml
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.data.index import Index, build_index, index_of, unread_bytes
-from tips_ray.errors import Doubt, Faults, Finding, findings
+from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.tracking import require_answer, tracking_uri, without_credentials
 from tips_ray.tokenizer import Tokenizer, tokenizer_at
-from tips_ray.weights import require_its_vocabulary, start_origin, teacher_origin, teacher_sizes
+from tips_ray.weights import require_its_vocabulary, start_source, teacher_sizes, teacher_source
 
 
 @dataclass
 class Preflight:
     """Findings of all checks, and the index that one of them read or made."""
 
-    findings: list[Finding]
+    results: list[CheckResult]
     index: Index | None = None
 
     @property
     def faults(self) -> list[str]:
         """What must be mended first."""
-        return [finding.text for finding in self.findings if finding.level == "fail"]
+        return [one.text for one in self.results if one.level == "fail"]
 
     def require(self) -> Index:
         """The index of a run without a fault.
@@ -51,7 +51,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         config: of the run.
         instead: by their names, checks that take the place of those of a run on Ray.
     """
-    result = Preflight(findings("storage", lambda: storage_is_writable(config)))
+    result = Preflight(check_results("storage", lambda: storage_is_writable(config)))
     is_writable = not result.faults
 
     def data() -> str:
@@ -73,10 +73,10 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
     }
     for name, check in {**checks, **(instead or {})}.items():
         known = result.faults  # what two checks stumble over is told once
-        result.findings += [finding for finding in findings(name, check) if finding.text not in known]
+        result.results += [one for one in check_results(name, check) if one.text not in known]
     if result.index is not None:
         rows = result.index.sources[0].rows
-        result.findings += findings("schedule", lambda: sizes.schedule_sizes(config, rows))
+        result.results += check_results("schedule", lambda: sizes.schedule_sizes(config, rows))
     return result
 
 
@@ -115,15 +115,15 @@ def weights_fit(config: RunConfig) -> str:
     if list_checkpoints(checkpoints_of(storage.join(config.storage, config.name))):
         teacher = teacher_sizes(config) if config.objective.frozen_teacher else None
         return f"nothing is read but the run's own checkpoint{' and the sizes of its teacher' if teacher else ''}"
-    teacher = teacher_origin(config).described() if config.objective.frozen_teacher else None
+    teacher = teacher_source(config).described() if config.objective.frozen_teacher else None
     of_teacher = f"; the frozen teacher of {teacher}" if teacher else ""
     if config.start is None:
         return f"random weights{of_teacher}"
-    origin = start_origin(config)
-    require_its_vocabulary(origin, config)
-    grid = origin.grid if "image" in origin.sizes else config.image.grid
+    source = start_source(config)
+    require_its_vocabulary(source, config)
+    grid = source.grid if "image" in source.sizes else config.image.grid
     resampled = f", positions {grid} x {grid} -> {config.image.grid} x {config.image.grid}"
-    return f"{origin.described()}{resampled if grid != config.image.grid else ''}{of_teacher}"
+    return f"{source.described()}{resampled if grid != config.image.grid else ''}{of_teacher}"
 
 
 def tokenizer_fits(config: RunConfig) -> str:
@@ -179,7 +179,7 @@ def tracking_answers(config: RunConfig) -> str:
     """A server is asked once; a database file only needs its folder."""
     uri = tracking_uri(config)
     if uri is None:
-        raise Doubt(
+        raise CheckWarning(
             "no MLflow: storage is s3:// and tracking.mlflow_uri is not set; set it to see curves while it runs"
         )
     require_answer(uri)
@@ -199,7 +199,7 @@ def shards_are_whole(index: Index, most: float) -> str:
     )
     if lost > most * total:
         raise ValueError(f"{text}, or raise data.max_bad_fraction ({most:g}) to go on without")
-    raise Doubt(text)
+    raise CheckWarning(text)
 
 
 def _index(config: RunConfig) -> Index:

@@ -8,7 +8,7 @@ from typing import Any
 from tips_ray.config import RunConfig
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.config.evaluation import RayConfig
-from tips_ray.errors import Doubt, Faults
+from tips_ray.errors import CheckWarning, Faults
 
 ANSWER_SECONDS = 4
 CPUS_PER_CORE = 4
@@ -50,7 +50,7 @@ def resources_suffice(config: RunConfig) -> str:
 
     Raises:
         ValueError: there are too few, or the cluster does not answer.
-        Doubt: there are too few now, and the run waits for more.
+        CheckWarning: there are too few now, and the run waits for more.
     """
     if address() and config.resources.min_workers:
         return _room_for_some(config, _sums(cluster_nodes()))
@@ -251,7 +251,7 @@ def _room_for_some(config: RunConfig, have: dict[str, float]) -> str:
         f"for {max(room, 0)} beside the data stream and captioning"
     )
     if room < counts[0]:
-        raise Doubt(f"{text}: the run waits for more nodes")
+        raise CheckWarning(f"{text}: the run waits for more nodes")
     return text
 
 

@@ -46,18 +46,18 @@ def _index_folder(config: RunConfig) -> str:
 def _scan_on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> Iterator[Scan]:
     """A `Mapper` that joins the cluster only where there is something to look through."""
     from tips_ray.data.index_pipeline import scan_on_ray
-    from tips_ray.launch.failure import told_by_cause
+    from tips_ray.launch.failure import root_causes_raised
 
     cluster.require_cluster()
     cluster.connect()
-    with told_by_cause():
+    with root_causes_raised():
         yield from scan_on_ray(function, shards)
 
 
 def _decoded(index: Index, uri: str, config: RunConfig, tell: Tell) -> Index:
     """The index with its bad images, which is written over the one at `uri`."""
     from tips_ray.data.index_pipeline import with_bad_images
-    from tips_ray.launch.failure import told_by_cause
+    from tips_ray.launch.failure import root_causes_raised
 
     is_due = tenths(index.rows)
 
@@ -67,7 +67,7 @@ def _decoded(index: Index, uri: str, config: RunConfig, tell: Tell) -> Index:
 
     cluster.require_cluster()
     cluster.connect()
-    with told_by_cause():
+    with root_causes_raised():
         index = with_bad_images(index, uri, config.data, tell_rows)
     write_index(index, uri)
     return index

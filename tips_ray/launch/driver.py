@@ -78,7 +78,7 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
         return folder.uri
     checked = preflight(config, trainer.checks(config))
     index = checked.require()
-    for check, level, text in checked.findings:
+    for check, level, text in checked.results:
         if check in SHOWN or level == "warn":
             print(f"{check:10} {text}", flush=True)
     found = newest_checkpoint(checkpoints_of(folder.uri))

@@ -16,7 +16,7 @@ from tips_ray.data.index import fingerprint as data_fingerprint
 from tips_ray.embedding.embed_pipeline import EmbedInputs, embed_stream
 from tips_ray.embedding.embedder import layout_of
 from tips_ray.embedding.folder import EmbeddingFolder
-from tips_ray.errors import RunFailedError, RunInterrupted, last_words
+from tips_ray.errors import RunFailedError, RunInterrupted, last_line
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.load_encoder import load_encoder
 from tips_ray.launch import cluster
@@ -106,7 +106,7 @@ def embed_all(inputs: EmbedInputs, missing: Sequence[range], tell: Tell) -> Made
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted; {GOES_ON}") from None
     except RayError as error:
-        raise RunFailedError(f"embedding stopped: {last_words(error)}; {GOES_ON}") from None
+        raise RunFailedError(f"embedding stopped: {last_line(error)}; {GOES_ON}") from None
     if made.reasons:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in made.reasons.most_common())
         tell(f"embeddings {made.reasons.total():,} rows have no image, see their column error: {counts}")

@@ -12,7 +12,7 @@ from tips_ray.runs import RunFolder, checkpoints_of, list_checkpoints
 
 
 @contextmanager
-def told_failures(folder: RunFolder, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turn errors of `kinds` into `RunFailedError`, and Ctrl-C, also as Ray Train takes it, into `RunInterrupted`.
 
     Args:
@@ -46,7 +46,7 @@ def _own_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def told_by_cause() -> Iterator[None]:
+def root_causes_raised() -> Iterator[None]:
     """Of what a Ray task raises its own error, without Ray's traceback around it."""
     from ray.exceptions import RayError
 

@@ -13,11 +13,11 @@ import ray
 from ray.exceptions import RayError
 
 from tips_ray.captioning.model_folder import description, model_folder
-from tips_ray.captioning.stream import READERS, CaptionInputs, caption_stream, due_chunks, new_pace
+from tips_ray.captioning.stream import READERS, CaptionInputs, caption_stream, due_chunks, new_caption_coordinator
 from tips_ray.config import RunConfig
 from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.errors import last_words
+from tips_ray.errors import last_line
 from tips_ray.launch import cluster
 from tips_ray.launch.captions import caption_store
 from tips_ray.launch.progress import tenths
@@ -33,8 +33,8 @@ def captions_beside_training(config: RunConfig, index: Index, index_uri: str) ->
     """Captioning goes on, in training order and ahead of it, until the block ends."""
     store, captioner = caption_store(config)
     cluster.connect(cluster.cpus_needed(config))
-    pace: Any = new_pace(config.captions.lead_windows)
-    access = CaptionAccess(store, pace)
+    coordinator: Any = new_caption_coordinator(config.captions.lead_windows)
+    access = CaptionAccess(store, coordinator)
     due = due_chunks(index, config, store, config.schedule.total_steps * config.global_batch_images)
     if due.num_rows:
         print(f"captions   {due.num_rows:,} chunks to make; training begins with the first of them", flush=True)
@@ -45,7 +45,7 @@ def captions_beside_training(config: RunConfig, index: Index, index_uri: str) ->
         yield access
     finally:
         with suppress(RayError):  # how training ended matters more
-            ray.get(pace.end.remote())
+            ray.get(coordinator.end.remote())
         thread.join(END_SECONDS)
 
 
@@ -88,20 +88,20 @@ def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
 
 def _beside(inputs: CaptionInputs, due: pa.Table) -> None:
     """The thread: what goes wrong is told to the stream that waits for captions."""
-    pace: Any = inputs.access.pace
+    coordinator: Any = inputs.access.coordinator
     started = time.monotonic()
     try:
         made = caption_all(inputs, due)
-        ray.get(pace.finish.remote())
-        _tell_balance(made, time.monotonic() - started, ray.get(pace.waits.remote()), inputs.config)
+        ray.get(coordinator.finish.remote())
+        _tell_balance(made, time.monotonic() - started, ray.get(coordinator.waits.remote()), inputs.config)
     except Exception as error:  # whatever it is, training must not wait for captions that never come
         if ray.is_initialized():  # after Ctrl-C it may be gone, and a call would join another cluster of this machine
-            ray.get(pace.end.remote(why_stopped(error)))
+            ray.get(coordinator.end.remote(why_stopped(error)))
 
 
 def why_stopped(error: Exception) -> str:
     """A sentence."""
-    return f"captioning stopped: {last_words(error)}"
+    return f"captioning stopped: {last_line(error)}"
 
 
 def _tell_balance(made: Made, seconds: float, waits: tuple[float, float], config: RunConfig) -> None:

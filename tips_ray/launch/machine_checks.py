@@ -1,7 +1,7 @@
 """Checks of this machine, one function each: Python, packages, accelerator, memory, disk, files, Ray, S3.
 
-A check raises ValueError where a run would fail, and Doubt where it would only suffer. No secret is ever shown. The
-packages that a check may find missing are imported inside functions, so that the others still run.
+A check raises ValueError where a run would fail, and CheckWarning where it would only suffer. No secret is ever shown.
+Packages that a check may find missing are imported inside functions, so that the others still run.
 """
 
 import email.utils
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tips_ray.errors import Doubt, Faults, Finding, findings
+from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster
 
 PACKAGE = "tips-ray"
@@ -47,7 +47,7 @@ def machine_checks() -> dict[str, Callable[[], str]]:
     }
 
 
-def run_findings(path: Path, overrides: list[str]) -> Iterator[Finding]:
+def run_results(path: Path, overrides: list[str]) -> Iterator[CheckResult]:
     """All that a run of this config would check before it starts, or what is wrong with the config itself."""
     loaded = []
 
@@ -57,11 +57,11 @@ def run_findings(path: Path, overrides: list[str]) -> Iterator[Finding]:
         loaded.append(load_config(RunConfig, path, overrides))
         return f"{path} is valid"
 
-    yield from findings("config", load)
+    yield from check_results("config", load)
     if loaded:
         from tips_ray.launch.checks import preflight
 
-        yield from preflight(loaded[0]).findings
+        yield from preflight(loaded[0]).results
 
 
 def python_fits() -> str:
@@ -138,7 +138,9 @@ def machine_is_large_enough() -> str:
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"{cluster.cores()} cores, {size / 2**30:.0f} GiB of memory"
     if size < FEW_BYTES_OF_MEMORY:
-        raise Doubt(f"{text}; Ray with two workers takes {FEW_BYTES_OF_MEMORY / 2**30:.0f}: set resources.workers=1")
+        raise CheckWarning(
+            f"{text}; Ray with two workers takes {FEW_BYTES_OF_MEMORY / 2**30:.0f}: set resources.workers=1"
+        )
     return text
 
 
@@ -149,7 +151,9 @@ def shared_memory_suffices(path: str = "/dev/shm") -> str:
     free, needed = shutil.disk_usage(path).free, cluster.OBJECT_STORE_BYTES
     text = f"{path} has {free / 2**30:.1f} GiB free, the object store of a run here takes {needed / 2**30:.1f}"
     if free < needed:
-        raise Doubt(f"{text}: Ray will use slow files; give the container more, such as docker run --shm-size=2g")
+        raise CheckWarning(
+            f"{text}: Ray will use slow files; give the container more, such as docker run --shm-size=2g"
+        )
     return text
 
 
@@ -157,10 +161,12 @@ def disk_has_room(path: str = ".") -> str:
     """Checkpoints and reports go below the working directory by default, Ray's logs and spilled blocks to /tmp."""
     free = shutil.disk_usage(path).free
     if free < FEW_BYTES_OF_DISK:
-        raise Doubt(f"{free / 1e9:.1f} GB are free in {os.path.abspath(path)}: free some, or set storage elsewhere")
+        raise CheckWarning(
+            f"{free / 1e9:.1f} GB are free in {os.path.abspath(path)}: free some, or set storage elsewhere"
+        )
     temporary = shutil.disk_usage(tempfile.gettempdir())
     if temporary.free < 0.05 * temporary.total:
-        raise Doubt(
+        raise CheckWarning(
             f"{tempfile.gettempdir()} is over 95 % full, where Ray stops spilling: free some, or set RAY_TMPDIR"
         )
     return f"{free / 1e9:,.0f} GB free in {os.path.abspath(path)}"
@@ -170,20 +176,22 @@ def files_may_be_opened() -> str:
     """Ray raises the soft limit to the hard one by itself."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
-        raise Doubt(f"at most {hard} files may be open, Ray wants {FEW_FILES}: ulimit -Hn 65536, or --ulimit of docker")
+        raise CheckWarning(
+            f"at most {hard} files may be open, Ray wants {FEW_FILES}: ulimit -Hn 65536, or --ulimit of docker"
+        )
     return f"up to {'any number of' if hard == resource.RLIM_INFINITY else hard} open files"
 
 
 def demo_server_can_run(folder: str = ".") -> str:
     """The S3 server of demo and tests keeps metadata in extended attributes."""
     if find_spec("swift") is None:
-        raise Doubt("the S3 server of tips-ray demo needs the package swift: pip install swift (Linux)")
+        raise CheckWarning("the S3 server of tips-ray demo needs the package swift: pip install swift (Linux)")
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         try:
             os.setxattr(file.name, "user.tips_ray", b"1")
         except OSError as error:
             where = os.path.abspath(folder)
-            raise Doubt(
+            raise CheckWarning(
                 f"{where} has no extended attributes ({error.strerror}): tips-ray demo FOLDER elsewhere"
             ) from None
     return f"swift {metadata.version('swift')} is there, files here take extended attributes"
@@ -210,7 +218,7 @@ def settings_are_whole() -> str:
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run under a role"
         )
     if region is None and endpoint is None:
-        raise Doubt("no region is set, and AWS wants one: set AWS_DEFAULT_REGION")
+        raise CheckWarning("no region is set, and AWS wants one: set AWS_DEFAULT_REGION")
     return f"credentials by {credentials.method}, region {region or 'not set'}, endpoint {_endpoint(session)}"
 
 

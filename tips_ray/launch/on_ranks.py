@@ -21,10 +21,10 @@ from tips_ray.config import RunConfig, override
 from tips_ray.data.local_stream import local_stream
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.distributed import gather_objects, rank, world_size
-from tips_ray.errors import Doubt, RunFailedError, described, is_echo
+from tips_ray.errors import CheckWarning, RunFailedError, described, is_echo
 from tips_ray.launch.checks import captions_come
 from tips_ray.launch.cluster import gpus_here
-from tips_ray.launch.failure import told_failures
+from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.progress import shown_progress
 from tips_ray.launch.sizes import bytes_text, row_bytes
 from tips_ray.runs import Run, RunFolder
@@ -75,7 +75,7 @@ class RankTrainer:
         """Tell the other ranks that the run is complete."""
         if ranks() > 1:
             with _process_group(config):
-                _told_by_first_rank(None)
+                _broadcast(None)
 
     def train(self, run: Run, captions: CaptionAccess | None) -> None:
         """What rank 0 does.
@@ -85,9 +85,9 @@ class RankTrainer:
         """
         log_to_stderr("WARNING")
         folder = RunFolder(run.uri)
-        with told_failures(folder, (Exception,)), shown_progress(folder, run.config.schedule.total_steps):
+        with failures_as_sentences(folder, (Exception,)), shown_progress(folder, run.config.schedule.total_steps):
             with _process_group(run.config) as device:
-                _train(_told_by_first_rank((run, captions)), device)
+                _train(_broadcast((run, captions)), device)
 
 
 def ranks() -> int:
@@ -114,7 +114,7 @@ def resources_suffice(config: RunConfig) -> str:
             "start fewer ranks, or set it to 0 to train on CPUs"
         )
     if here and not wanted:
-        raise Doubt(f"trains on CPUs, though this machine has {here} GPUs: set resources.gpus_per_worker=1")
+        raise CheckWarning(f"trains on CPUs, though this machine has {here} GPUs: set resources.gpus_per_worker=1")
     on = "a GPU each" if wanted else "CPUs"
     return f"without Ray, {ranks()} ranks on {on}, {data_processes(config)} data processes for each"
 
@@ -145,7 +145,7 @@ def _follow(config: RunConfig) -> None:
     log_to_stderr("WARNING")
     try:
         with _process_group(config) as device:
-            job = _told_by_first_rank(None)
+            job = _broadcast(None)
             if job:
                 _train(job, device)
     except KeyboardInterrupt:
@@ -172,7 +172,7 @@ def _process_group(config: RunConfig) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
-def _told_by_first_rank(what: Any) -> Any:
+def _broadcast(what: Any) -> Any:
     """What rank 0 brings."""
     told = [what]
     dist.broadcast_object_list(told, device=torch.device("cpu"))
@@ -193,7 +193,7 @@ def _train(job: Job, device: torch.device) -> None:
 
 def _opened_stream(run: Run, captions: CaptionAccess | None, pin_memory: bool) -> tuple[int, Iterator[dict[str, Any]]]:
     """The step of the newest checkpoint, which rank 0 looks up, and this rank's micro-batches from there on."""
-    step = _told_by_first_rank(run.resumed_step() if rank() == 0 else None)
+    step = _broadcast(run.resumed_step() if rank() == 0 else None)
     data = (run.config, run.index_uri, run.tokenizer_uri, captions)
     return step, local_stream(*data, step, rank(), world_size(), data_processes(run.config), pin_memory)
 

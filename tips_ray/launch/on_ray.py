@@ -14,7 +14,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.launch import cluster
-from tips_ray.launch.failure import told_failures
+from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.progress import shown_progress
 from tips_ray.launch.sizes import stream_sizes
 from tips_ray.ray_data_adapter import InOrder, start_coordinator
@@ -54,7 +54,7 @@ class RayTrainer:
         shorten_waits(run.config)
         start_coordinator(run.config.resources.poll_seconds)
         trainer = _ray_trainer(run, captions)
-        with told_failures(folder, FAILURES), shown_progress(folder, run.config.schedule.total_steps):
+        with failures_as_sentences(folder, FAILURES), shown_progress(folder, run.config.schedule.total_steps):
             trainer.fit()
 
 

@@ -64,8 +64,8 @@ def _from_store(config: RunConfig, index: Index, captions: CaptionAccess) -> Ite
 
 
 def _waiting(config: RunConfig, captions: CaptionAccess) -> Waiting | None:
-    if captions.pace is None:
+    if captions.coordinator is None:
         return None  # they are there
     from tips_ray.data.pipeline import waiting_for  # imports Ray, which makes these captions
 
-    return waiting_for(captions.pace, config)
+    return waiting_for(captions.coordinator, config)

@@ -113,7 +113,7 @@ def _paths(name: str) -> list[str]:
 
 
 @contextmanager
-def held_folder() -> Iterator[Path]:
+def locked_temporary_folder() -> Iterator[Path]:
     """A new one, empty; what processes that were killed have left on this machine goes first.
 
     Raises:

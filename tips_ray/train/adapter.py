@@ -1,8 +1,8 @@
 """Ray Train's internals: when the group of workers changes, what counts as a failure of it, and how that is told.
 
 Ray's own policy tears workers down at any moment and computes the steps since the last checkpoint again. Ours asks the
-ranks to leave (`graceful_stop`): they save, raise `PlannedStop`, and the group starts again with the workers that there
-are. A node that is drained asks them in the same way.
+ranks to leave: they save, raise `GracefulStop`, and the group starts again with the workers that there are. A node that
+is drained asks them in the same way.
 """
 
 import os
@@ -30,7 +30,7 @@ from tips_ray.ray_data_adapter import RENEWED_SECONDS
 from tips_ray.runs.checkpoint import DamagedCheckpointError, checkpoints_of, newest_step
 from tips_ray.runs.folder import RunFolder
 from tips_ray.train import graceful_stop
-from tips_ray.train.graceful_stop import PlannedStop, StuckStop
+from tips_ray.train.graceful_stop import GracefulStop, StuckStop
 
 WRITTEN_FOR = "2.60."
 ABORT_SECONDS = 15
@@ -88,17 +88,17 @@ class ElasticTrainer(TorchTrainer):
     def _initialize_and_run_controller(self, **policies: Any) -> Any:
         policies["failure_policy"] = CountedFailures(self.run_config.failure_config, self._run_uri)
         if self.scaling_config.elasticity_enabled:
-            policies["scaling_policy"] = PlannedScaling(self.scaling_config, self._config, self._run_uri)
+            policies["scaling_policy"] = GracefulScaling(self.scaling_config, self._config, self._run_uri)
         return super()._initialize_and_run_controller(**policies)
 
 
-class PlannedScaling(ElasticScalingPolicy):
+class GracefulScaling(ElasticScalingPolicy):
     """As many workers as there is room for and the global batch allows; a running group is asked to leave first."""
 
     def __init__(self, scaling_config: Any, config: RunConfig, run_uri: str) -> None:
         super().__init__(scaling_config)
         self.config, self.run_uri = config, run_uri
-        self._told: dict[str, Any] = {}
+        self._last_event: dict[str, Any] = {}
         self._room = 0
         self._below: tuple[float, float] | None = None
         """Which group, by its start, has too little room, and since when."""
@@ -174,13 +174,13 @@ class PlannedScaling(ElasticScalingPolicy):
     def _tell_idle(self, workers: int) -> None:
         if self._room > workers:
             self._tell("idle", room=self._room, workers=workers)
-        self._told = {}
+        self._last_event = {}
 
     def _tell(self, kind: str, **what: Any) -> None:
         """An event, once for each wait and its numbers."""
-        if self._told != what:
+        if self._last_event != what:
             RunFolder(self.run_uri).try_event(kind, None, **what)
-        self._told = what
+        self._last_event = what
 
 
 def draining_nodes() -> dict[str, int]:
@@ -214,7 +214,7 @@ class CountedFailures(DefaultFailurePolicy):
             return super().make_decision(training_failed_error)
         if self._is_final(training_failed_error):
             return FailureDecision.RAISE
-        reason = planned_reason(training_failed_error)
+        reason = graceful_reason(training_failed_error)
         is_counted = not reason and not is_of_damage(training_failed_error)
         decision = self._counted(training_failed_error) if is_counted else FailureDecision.RETRY
         if decision == FailureDecision.RETRY and not self._has_final_event():
@@ -248,10 +248,10 @@ class CountedFailures(DefaultFailurePolicy):
         return super().make_decision(error)
 
 
-def planned_reason(error: TrainingFailedError) -> str:
+def graceful_reason(error: TrainingFailedError) -> str:
     """Empty where a worker failed."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-    return next((str(failure) for failure in failures if isinstance(failure, PlannedStop)), "")
+    return next((str(failure) for failure in failures if isinstance(failure, GracefulStop)), "")
 
 
 def unwrapped(failure: BaseException) -> BaseException:

@@ -3,7 +3,7 @@
 from ray.data import Dataset
 
 from tips_ray import storage
-from tips_ray.data.pipeline import tell_pace, training_stream
+from tips_ray.data.pipeline import tell_coordinator, training_stream
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.run import Run
@@ -31,7 +31,7 @@ class RestOfRun:
         if stops:
             raise ValueError(stops[0])
         step = storage.keep_trying(run.resumed_step, patience)
-        tell_pace(run.config, run.index_uri, self.captions, step)
+        tell_coordinator(run.config, run.index_uri, self.captions, step)
         return training_stream(run.config, run.index_uri, run.tokenizer_uri, self.captions, step)
 
     def _stops(self) -> list[str]:

@@ -10,11 +10,11 @@ from torch import Tensor
 _reason = ""
 
 
-class PlannedStop(Exception):
+class GracefulStop(Exception):
     """All ranks have left after a checkpoint; another group of workers goes on from it. The message says why."""
 
 
-class StuckStop(PlannedStop):
+class StuckStop(GracefulStop):
     """A group that was asked to leave and does not is stopped; what it did since the last checkpoint is done again."""
 
 

@@ -31,7 +31,7 @@ Rows = Mapping[str, Sequence[Any]]
 """`sample_id` and `key` of a micro-batch's images."""
 
 
-class BadStepSink(Protocol):
+class BadStepRecorder(Protocol):
     """Where bad steps are saved."""
 
     def save_bad_step(self, state: TrainState, micro_batches: Sequence[Batch], facts: dict[str, Any]) -> str:
@@ -42,8 +42,8 @@ class BadStepSink(Protocol):
 class Guard:
     """Steps of a run, each judged on all ranks before its update."""
 
-    def __init__(self, config: RunConfig, sink: BadStepSink, agreement: Agreement) -> None:
-        self.config, self.sink, self.agreement = config, sink, agreement
+    def __init__(self, config: RunConfig, recorder: BadStepRecorder, agreement: Agreement) -> None:
+        self.config, self.recorder, self.agreement = config, recorder, agreement
 
     def step(self, state: TrainState, micro_batches: Sequence[Batch], health: Health) -> dict[str, Tensor]:
         """One step, done or skipped; returns what `train_step` does.
@@ -55,7 +55,7 @@ class Guard:
         try:
             return train_step(state, micro_batches, self.config, unsharded, health, self.agreement)
         except BadStepError as bad:
-            uri = self.sink.save_bad_step(state, micro_batches, self._facts(state, bad))
+            uri = self.recorder.save_bad_step(state, micro_batches, self._facts(state, bad))
             self._require_skippable(state, bad, uri)
             health.forget()
             state.step += 1

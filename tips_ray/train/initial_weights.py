@@ -25,7 +25,7 @@ from tips_ray.models.networks import Heads, Teacher
 from tips_ray.models.vision import ImageEncoder, resized_positions
 from tips_ray.runs.checkpoint import digest_of
 from tips_ray.train.state import TrainState
-from tips_ray.weights import Origin, from_whole_checkpoint, start_origin, teacher_origin, teacher_sizes
+from tips_ray.weights import WeightsSource, from_whole_checkpoint, start_source, teacher_sizes, teacher_source
 
 Result = TypeVar("Result")
 Tensors = dict[str, Any]
@@ -43,13 +43,13 @@ def begin(state: TrainState, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """
     found = {}
     if config.start:
-        origin = _from_first_rank(lambda: start_origin(config))
-        is_run = origin.checkpoint is not None
+        source = _from_first_rank(lambda: start_source(config))
+        is_run = source.checkpoint is not None
         load = partial(_load_run, state) if is_run else partial(_load_released, state, config)
-        found["start"] = from_whole_checkpoint(origin, load) if is_run else load(origin)
+        found["start"] = from_whole_checkpoint(source, load) if is_run else load(source)
     if config.objective.frozen_teacher:
-        origin = _from_first_rank(lambda: teacher_origin(config))
-        found["frozen_teacher"] = from_whole_checkpoint(origin, partial(_load_teacher, state))
+        source = _from_first_rank(lambda: teacher_source(config))
+        found["frozen_teacher"] = from_whole_checkpoint(source, partial(_load_teacher, state))
     return found
 
 
@@ -64,29 +64,29 @@ def unloaded_teacher(config: TrainConfig) -> Teacher | None:
         return Teacher(image, heads, config.objective)
 
 
-def _load_run(state: TrainState, origin: Origin) -> dict[str, Any]:
+def _load_run(state: TrainState, source: WeightsSource) -> dict[str, Any]:
     """All but optimizer and step; where another teacher is frozen, the student alone."""
     student, teacher = get_model_state_dict(state.student), get_model_state_dict(state.teacher)
-    averaged = {name: like for name, like in teacher.items() if origin.teacher_part(name) == "teacher"}
+    averaged = {name: like for name, like in teacher.items() if source.teacher_part(name) == "teacher"}
     wanted = {"student": student, "teacher": averaged, "centers": get_model_state_dict(state.centers)}
     if state.teacher.config.teacher == "frozen":
         wanted = {"student": student}
-    read = _read(wanted, origin)
+    read = _read(wanted, source)
     set_model_state_dict(state.student, read["student"])
     if len(read) > 1:
         _set_teacher(state, read["teacher"])
         set_model_state_dict(state.centers, read["centers"])
-    return _told_run(origin)
+    return _run_description(source)
 
 
-def _load_teacher(state: TrainState, origin: Origin) -> dict[str, Any]:
+def _load_teacher(state: TrainState, source: WeightsSource) -> dict[str, Any]:
     wanted: dict[str, Tensors] = {"centers": get_model_state_dict(state.centers), "student": {}, "teacher": {}}
     for name, like in get_model_state_dict(state.teacher).items():
-        wanted[origin.teacher_part(name)][name] = like
-    read = _read({part: tensors for part, tensors in wanted.items() if tensors}, origin)
+        wanted[source.teacher_part(name)][name] = like
+    read = _read({part: tensors for part, tensors in wanted.items() if tensors}, source)
     set_model_state_dict(state.teacher, {**read.get("student", {}), **read.get("teacher", {})})
     set_model_state_dict(state.centers, read["centers"])
-    return _told_run(origin)
+    return _run_description(source)
 
 
 def _set_teacher(state: TrainState, averaged: Tensors) -> None:
@@ -96,19 +96,19 @@ def _set_teacher(state: TrainState, averaged: Tensors) -> None:
     set_model_state_dict(state.teacher, {**copied, **averaged})
 
 
-def _read(wanted: dict[str, Tensors], origin: Origin) -> dict[str, Tensors]:
+def _read(wanted: dict[str, Tensors], source: WeightsSource) -> dict[str, Tensors]:
     """`wanted`, filled in place from a checkpoint; positions of another grid in a tensor of their own."""
-    stored = {part: {name: _as_stored(name, like, origin) for name, like in wanted[part].items()} for part in wanted}
-    assert origin.checkpoint is not None
-    fill_tree(stored, origin.checkpoint)
+    stored = {part: {name: _as_stored(name, like, source) for name, like in wanted[part].items()} for part in wanted}
+    assert source.checkpoint is not None
+    fill_tree(stored, source.checkpoint)
     return {
         part: {name: _like(stored[part][name], like) for name, like in tensors.items()}
         for part, tensors in wanted.items()
     }
 
 
-def _as_stored(name: str, like: Tensor, origin: Origin) -> Tensor:
-    shape = (1, 1 + origin.grid**2, like.shape[-1])
+def _as_stored(name: str, like: Tensor, source: WeightsSource) -> Tensor:
+    shape = (1, 1 + source.grid**2, like.shape[-1])
     if name != _POSITIONS or like.shape == shape:
         return like
     return torch.empty(shape, dtype=like.dtype, device=like.device)  # whole on every rank
@@ -132,14 +132,14 @@ def _on_grid(positions_1LD: Tensor, grid: int) -> Tensor:
     return torch.cat([web_1D, resized_positions(patches_LD, grid, grid).to(web_1D.dtype)])[None]
 
 
-def _load_released(state: TrainState, config: TrainConfig, origin: Origin) -> dict[str, Any]:
+def _load_released(state: TrainState, config: TrainConfig, source: WeightsSource) -> dict[str, Any]:
     """Encoders and temperature; heads keep their random start, the teacher is a copy of the student."""
     tensors: Tensors = {}
 
     def read() -> dict[str, Any]:
-        with _local(origin.files) as paths:
-            tensors.update(_released_tensors(origin, paths, config))
-            return _told(origin, {name: digest_of(path) for name, path in paths.items()})
+        with _local(source.files) as paths:
+            tensors.update(_released_tensors(source, paths, config))
+            return _description(source, {name: digest_of(path) for name, path in paths.items()})
 
     told = _from_first_rank(read)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized(), strict=False)
@@ -149,9 +149,9 @@ def _load_released(state: TrainState, config: TrainConfig, origin: Origin) -> di
     return told
 
 
-def _released_tensors(origin: Origin, paths: dict[str, Path], config: TrainConfig) -> Tensors:
+def _released_tensors(source: WeightsSource, paths: dict[str, Path], config: TrainConfig) -> Tensors:
     """Under the student's names."""
-    if origin.kind == "transformers":
+    if source.kind == "transformers":
         model = load_transformers(paths["config.json"].parent)
         image, text, temperature = model.image, model.text, model.temperature
     else:
@@ -183,15 +183,15 @@ def _local(files: dict[str, str]) -> Iterator[dict[str, Path]]:
         yield paths
 
 
-def _told_run(origin: Origin) -> dict[str, Any]:
-    assert origin.checkpoint is not None
-    return {**_told(origin, origin.checkpoint.manifest), "checkpoint": origin.checkpoint.uri}
+def _run_description(source: WeightsSource) -> dict[str, Any]:
+    assert source.checkpoint is not None
+    return {**_description(source, source.checkpoint.manifest), "checkpoint": source.checkpoint.uri}
 
 
-def _told(origin: Origin, content: dict[str, Any]) -> dict[str, Any]:
+def _description(source: WeightsSource, content: dict[str, Any]) -> dict[str, Any]:
     """What an event tells; `content` is of what the weights' fingerprint is made."""
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return {"uri": origin.uri, "kind": origin.kind, "fingerprint": fingerprint}
+    return {"uri": source.uri, "kind": source.kind, "fingerprint": fingerprint}
 
 
 def _from_first_rank(action: Callable[[], Result]) -> Result:

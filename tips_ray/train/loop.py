@@ -12,7 +12,7 @@ from tips_ray.config import RunConfig
 from tips_ray.distributed import mean_over_ranks, world_size
 from tips_ray.train.flops import Utilization
 from tips_ray.train.graceful_stop import Agreement
-from tips_ray.train.guard import BadStepSink, Guard
+from tips_ray.train.guard import BadStepRecorder, Guard
 from tips_ray.train.health import CollapseJudge, Health
 from tips_ray.train.state import TrainState
 
@@ -20,7 +20,7 @@ FEW_ROWS = 1_000
 """A share of fewer rows says little about a long run."""
 
 
-class Sink(BadStepSink, Protocol):
+class Recorder(BadStepRecorder, Protocol):
     """Where results go: Ray Train, MLflow and the run folder in a job, a list in a test."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
@@ -36,7 +36,7 @@ def train(
     state: TrainState,
     steps: Iterator[Sequence[Batch]],
     config: RunConfig,
-    sink: Sink,
+    recorder: Recorder,
     asked: Callable[[], str] = lambda: "",
 ) -> None:
     """Advance `state` in place to `config.schedule.total_steps`, or until a rank is asked to leave.
@@ -50,18 +50,18 @@ def train(
         state: where to start from; its step says how far it is.
         steps: this rank's micro-batches of each step that is left, on the state's device.
         config: of the run.
-        sink: every rank calls it equally often.
+        recorder: every rank calls it equally often.
         asked: why this rank is to leave, empty while it is not; called in every step.
 
     Raises:
         FloatingPointError: loss or gradient norm of a step is not finite, and `guard` does not skip it.
         ValueError: more than `data.max_bad_fraction` of the rows so far were bad, or a `CollapseError`.
     """
-    pace, bad_rows = _Pace(config), _BadRows(state.bad_rows, config)
+    throughput, bad_rows = _Throughput(config), _BadRows(state.bad_rows, config)
     agreement, is_leaving = Agreement(asked), False
-    guard, health, collapse = Guard(config, sink, agreement), Health(config.objective), CollapseJudge(config)
+    guard, health, collapse = Guard(config, recorder, agreement), Health(config.objective), CollapseJudge(config)
     while state.step < config.schedule.total_steps and not is_leaving:
-        micro_batches = pace.wait_for(steps)
+        micro_batches = throughput.wait_for(steps)
         is_leaving = agreement.is_reached
         is_logged, is_saved = _due(state.step + 1, config, is_leaving)
         health.expect(is_logged)
@@ -71,13 +71,13 @@ def train(
             means = mean_over_ranks({**metrics, "data/bad_fraction": bad_rows.here})
             state.bad_rows = bad_rows.add(means["data/bad_fraction"])
             means |= {"data/bad_fraction": bad_rows.fraction(state.step), "guard/skipped": state.skipped_steps}
-            means |= health.metrics(state.centers) | pace.lap(micro_batches[0])
-            sink.log(state.step, means)
+            means |= health.metrics(state.centers) | throughput.lap(micro_batches[0])
+            recorder.log(state.step, means)
             if bad_rows.are_too_many(state.step):
-                raise ValueError(f"{bad_rows.sentence(state.step)}; {sink.rejects()}")
+                raise ValueError(f"{bad_rows.sentence(state.step)}; {recorder.rejects()}")
             collapse.judge(state.step, means)
             if is_saved:
-                sink.save(state, means)
+                recorder.save(state, means)
 
 
 def _due(step: int, config: RunConfig, is_leaving: bool) -> tuple[bool, bool]:
@@ -120,7 +120,7 @@ class _BadRows:
         )
 
 
-class _Pace:
+class _Throughput:
     """Images per second, MFU and the share of time spent waiting for data, between two laps."""
 
     def __init__(self, config: RunConfig) -> None:

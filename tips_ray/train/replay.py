@@ -64,7 +64,7 @@ def replay(bad_step: BadStep, run_uri: str, device: torch.device) -> Replay:
         load_checkpoint(state, bad_step.checkpoint())
         watch = Watch(state.student, state.teacher, batches)
         metrics = _watched_step(state, watch, config)
-    return _told(metrics, watch.first, len(batches) // bad_step.workers, rows)
+    return _located(metrics, watch.first, len(batches) // bad_step.workers, rows)
 
 
 def _watched_step(state: TrainState, watch: Watch, config: TrainConfig) -> dict[str, float]:
@@ -77,7 +77,7 @@ def _watched_step(state: TrainState, watch: Watch, config: TrainConfig) -> dict[
     return {name: value.item() for name, value in metrics.items()}
 
 
-def _told(metrics: dict[str, float], first: FirstBad | None, per_rank: int, rows: list[Rows]) -> Replay:
+def _located(metrics: dict[str, float], first: FirstBad | None, per_rank: int, rows: list[Rows]) -> Replay:
     if first is None or first.micro_batch is None:
         return Replay(metrics, first, None, None, {})
     images = first.images or ()

@@ -32,8 +32,8 @@ PACKAGES = {"torch": "torch", "ray": "ray", "tips_ray": "tips-ray"}
 log = logging.getLogger(__name__)
 
 
-class RunSink:
-    """The loop's sink: metrics and events from rank 0, checkpoints and rejects from all."""
+class RunRecorder:
+    """The loop's recorder: metrics and events from rank 0, checkpoints and rejects from all."""
 
     def __init__(
         self,

@@ -17,11 +17,11 @@ from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
 from tips_ray.train.checkpointing import load_checkpoint
-from tips_ray.train.graceful_stop import PlannedStop
+from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.initial_weights import begin, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
-from tips_ray.train.run_recorder import Report, RunSink, note_failure, versions
+from tips_ray.train.run_recorder import Report, RunRecorder, note_failure, versions
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.worker_log import follow_step
 
@@ -47,7 +47,7 @@ def train_worker(
         asked: why this rank is to leave, empty while it is not.
 
     Raises:
-        PlannedStop: a rank was asked to leave; all that was done is saved, and all ranks raise.
+        GracefulStop: a rank was asked to leave; all that was done is saved, and all ranks raise.
         DamagedCheckpointError: the checkpoint of the first step is marked as damaged; an older one comes next.
     """
     config, restart = run.config, Restart()
@@ -61,18 +61,18 @@ def train_worker(
     log.info("data begin at step %d, sample %d", first_step, first_step * config.global_batch_images)
     with restart.part("load"):
         begun_from = _filled(state, run, first_step)
-        sink = RunSink(run, state.step, device, report, begun_from, restart)
+        recorder = RunRecorder(run, state.step, device, report, begun_from, restart)
     try:
-        train(state, _steps(state, config, device, stream, sink), config, sink, asked)
+        train(state, _steps(state, config, device, stream, recorder), config, recorder, asked)
     except Exception as error:
         log.error("training stops: %s", error)
-        sink.note_failure(state.step, error)
+        recorder.note_failure(state.step, error)
         raise
-    sink.close()
+    recorder.close()
     if state.step < config.schedule.total_steps:
         reason = next(filter(None, gather_objects(asked())))
         log.info("all ranks leave: %s", reason)
-        raise PlannedStop(reason)
+        raise GracefulStop(reason)
     log.info("all %d steps are done", state.step)
 
 
@@ -120,7 +120,7 @@ def _prepared(config: RunConfig, device: torch.device, student: Student, teacher
 
 
 def _steps(
-    state: TrainState, config: RunConfig, device: torch.device, stream: Iterator[dict[str, Any]], sink: RunSink
+    state: TrainState, config: RunConfig, device: torch.device, stream: Iterator[dict[str, Any]], recorder: RunRecorder
 ) -> Iterator[Sequence[Batch]]:
     """This worker's micro-batches, step by step.
 
@@ -132,9 +132,9 @@ def _steps(
     for columns in stream:
         if (columns["step"] != state.step).any():
             raise RuntimeError(f"the data stream brought step {columns['step'][0]}, the state is at {state.step}")
-        sink.note_rows(columns)
+        recorder.note_rows(columns)
         micro_batches.append(batch_from(columns).to(device))
         if len(micro_batches) == passes:
             yield micro_batches
-            sink.note_step()
+            recorder.note_step()
             micro_batches = []

@@ -18,7 +18,7 @@ class News(NamedTuple):
 FINISHED = "captioning is done with what was missing when the run began; the same command again makes the rest"
 
 
-class Pace:
+class CaptionCoordinator:
     """How far training is, and how far captioning and the reading of rows may therefore go."""
 
     def __init__(self, lead_windows: int) -> None:

@@ -4,9 +4,9 @@ import os
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from toy_caption_store import FINGERPRINT
 from writers import pair, write_tar
 
-from captioning.places import FINGERPRINT
 from jobs.cli import main
 from tips_ray import storage
 from tips_ray.config import RunConfig, load_config

@@ -13,7 +13,7 @@ from toy_start import released, sizes_of, trained_run
 from tips_ray.config import RunConfig, override
 from tips_ray.errors import Faults
 from tips_ray.models import train_tokenizer
-from tips_ray.weights import require_its_vocabulary, start_origin, teacher_origin
+from tips_ray.weights import require_its_vocabulary, start_source, teacher_source
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def _start(uri: object, **values: Any):
-    return start_origin(toy_config(start__uri=str(uri), **values))
+    return start_source(toy_config(start__uri=str(uri), **values))
 
 
 def _refusal(uri: object, **values: Any) -> str:
@@ -149,7 +149,7 @@ def test_a_checkpoint_whose_manifest_is_damaged_is_refused(tmp_path):
 
 
 def _teacher(uri: object, **values: Any):
-    return teacher_origin(toy_config(objective__teacher="frozen", objective__frozen_teacher=str(uri), **values))
+    return teacher_source(toy_config(objective__teacher="frozen", objective__frozen_teacher=str(uri), **values))
 
 
 def test_a_teacher_must_score_the_same_prototypes_on_the_same_patches(run):
@@ -172,7 +172,7 @@ RUN = {"name": "second", "data": {"sources": [{"uri": "a"}]}, "global_batch_imag
 def _vocabulary(uri: Path, tokenizer: Path | None, **sizes: Any) -> None:
     tree = {**toy_config(start__uri=str(uri), **sizes).model_dump(mode="json"), **RUN}
     config = override(RunConfig, tree, {"captions.tokenizer": tokenizer and str(tokenizer)})
-    require_its_vocabulary(start_origin(config), config)
+    require_its_vocabulary(start_source(config), config)
 
 
 def test_a_text_encoder_of_a_run_wants_the_vocabulary_of_that_run(run, tmp_path):

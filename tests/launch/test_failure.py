@@ -10,7 +10,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from jobs import cli
 from tips_ray import storage
 from tips_ray.errors import MOST_CHARACTERS, RunFailedError, RunInterrupted, root_cause
-from tips_ray.launch.failure import told_failures
+from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.on_ray import FAILURES
 from tips_ray.runs.folder import RunFolder
 
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def _failed(folder: RunFolder, error: Exception) -> str:
-    with pytest.raises(RunFailedError) as caught, told_failures(folder, FAILURES):
+    with pytest.raises(RunFailedError) as caught, failures_as_sentences(folder, FAILURES):
         raise error
     assert caught.value.__suppress_context__
     return str(caught.value)
@@ -103,7 +103,7 @@ def test_the_cause_is_told_also_where_the_storage_is_away(folder, monkeypatch):
 
 
 def test_what_is_not_a_failed_training_passes_through(folder):
-    with pytest.raises(KeyError), told_failures(folder, FAILURES):
+    with pytest.raises(KeyError), failures_as_sentences(folder, FAILURES):
         raise KeyError("ours")
 
 
@@ -112,7 +112,7 @@ def test_ctrl_c_is_an_interruption_and_the_handler_is_put_back(folder, stop):
     before = signal.getsignal(signal.SIGINT)
     with (
         pytest.raises(RunInterrupted, match="interrupted at step 7; the same command"),
-        told_failures(folder, FAILURES),
+        failures_as_sentences(folder, FAILURES),
     ):
         signal.signal(signal.SIGINT, lambda *_: None)  # as Ray Train does in fit
         raise stop

@@ -27,7 +27,7 @@ def captions(number: int, writer: str = "x", rows: int = 4) -> ChunkCaptions:
 
 def kill_when(arguments: list[str], reached: Callable[[], bool]) -> None:
     """Start Python with `arguments` and kill it (SIGKILL) once `reached`."""
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}"}
     with subprocess.Popen([sys.executable, *arguments], env=environment) as process:
         while not reached():

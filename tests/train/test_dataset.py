@@ -12,7 +12,7 @@ from tips_ray.train.dataset import RestOfRun
 
 @pytest.fixture
 def rest(tmp_path, monkeypatch) -> RestOfRun:
-    monkeypatch.setattr(dataset, "tell_pace", lambda *stream_and_step: None)
+    monkeypatch.setattr(dataset, "tell_coordinator", lambda *stream_and_step: None)
     monkeypatch.setattr(dataset, "training_stream", lambda *stream_and_step: stream_and_step[-1])
     config = tiny_run(tmp_path, "unused", checkpoint_patience_seconds=0.2)
     return RestOfRun(toy_job(config, str(tmp_path / "run")), None)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import ray
 import ray._private.state
-from captioning.tiny import write_paligemma
 from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
+from captioning.tiny import write_paligemma
 from tips_ray.captioning.captioner import Captioner
 from tips_ray.captioning.stream import CaptionActor, due_chunks
 from tips_ray.config import RunConfig
-from tips_ray.data.captions.coordinator import News, Pace
+from tips_ray.data.captions.coordinator import CaptionCoordinator, News
 from tips_ray.data.captions.join import place_of, read_captions
 from tips_ray.data.captions.store import CaptionStore
 from tips_ray.data.decode import decode
@@ -36,18 +36,18 @@ def model(tmp_path_factory) -> Path:
 
 def test_captioning_stays_its_lead_ahead_of_training_and_ends_with_it():
     async def story() -> list[tuple[str, bool]]:
-        pace, seen = Pace(lead_windows=2), []
+        coordinator, seen = CaptionCoordinator(lead_windows=2), []
 
         async def ask(window: int) -> None:
-            seen.append((f"window {window}", await pace.admit(window)))
+            seen.append((f"window {window}", await coordinator.admit(window)))
 
         asks = [asyncio.create_task(ask(window)) for window in (2, 3, 9)]
         await asyncio.sleep(0)
         seen.append(("training reads window 1", True))
-        await pace.want(1)
+        await coordinator.want(1)
         await asyncio.sleep(0.01)
         seen.append(("the run is over", True))
-        await pace.end()
+        await coordinator.end()
         await asyncio.gather(*asks)
         return seen
 
@@ -132,9 +132,9 @@ def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cl
         broken.joinpath(path.name).write_bytes(b"" if path.suffix == ".safetensors" else path.read_bytes())
     config = captioned_run(tmp_path, broken)
     with captions_of(config, index, inputs.index_uri) as access:
-        assert access is not None and access.pace is not None
+        assert access is not None and access.coordinator is not None
         deadline = time.monotonic() + 120
-        while not (why := News(*ray.get(access.pace.news.remote())).failure):
+        while not (why := News(*ray.get(access.coordinator.news.remote())).failure):
             assert time.monotonic() < deadline
             time.sleep(0.2)
     assert "captioning stopped" in why and "cannot be loaded" in why

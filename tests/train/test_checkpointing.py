@@ -24,7 +24,7 @@ from tips_ray.runs.checkpoint import (
     newest_checkpoint,
 )
 from tips_ray.storage import StorageError
-from tips_ray.storage.local import HELD, PREFIX, held_folder
+from tips_ray.storage.local import HELD, PREFIX, locked_temporary_folder
 from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
 from tips_ray.train.state import TrainState
 
@@ -179,9 +179,9 @@ def test_folders_of_processes_that_were_killed_go_and_those_of_living_ones_stay(
     dead = tmp_path / f"{PREFIX}dead"
     dead.mkdir()
     (dead / HELD).touch()
-    with held_folder() as living:
+    with locked_temporary_folder() as living:
         assert not dead.exists() and not list(living.iterdir())
-        with held_folder() as other:
+        with locked_temporary_folder() as other:
             assert set(tmp_path.iterdir()) == {living.parent, other.parent}
     assert not list(tmp_path.iterdir())
 

@@ -2,9 +2,8 @@ import threading
 import time
 
 import pytest
+from toy_caption_store import FINGERPRINT, captions, kill_when, shard
 
-from captioning import places
-from captioning.places import FINGERPRINT, captions, shard
 from tips_ray import storage
 from tips_ray.data.captions import store
 from tips_ray.data.captions.maintenance import compact
@@ -13,7 +12,7 @@ from tips_ray.data.captions.store import CaptionStore, DamagedError
 GROUP = 8
 COMPACT = """
 import sys
-from captioning.places import FINGERPRINT, shard
+from toy_caption_store import FINGERPRINT, shard
 from tips_ray.data.captions import store
 store.GROUP_CHUNKS = 8
 from tips_ray.data.captions.maintenance import compact
@@ -134,7 +133,7 @@ def test_compaction_killed_at_any_moment_is_finished_by_the_next(tmp_path):
     chunks = left = 5 * GROUP
     filled = _filled(str(tmp_path), chunks)
     for fewer in (1, 4, 13):
-        places.kill_when(["-c", COMPACT, str(tmp_path)], lambda n=left - fewer: len(filled.names(shard().name)) <= n)
+        kill_when(["-c", COMPACT, str(tmp_path)], lambda n=left - fewer: len(filled.names(shard().name)) <= n)
         left = len(filled.names(shard().name))
         _assert_whole(filled, chunks)
     assert 5 < left < chunks

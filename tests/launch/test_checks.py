@@ -13,7 +13,7 @@ from writers import write_pairs
 
 from tips_ray import storage
 from tips_ray.data.views import row_settings, training_rows
-from tips_ray.errors import Doubt, Faults, findings
+from tips_ray.errors import CheckWarning, Faults, check_results
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch.checks import preflight
 from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes
@@ -30,7 +30,7 @@ def config(tmp_path):
 
 
 def _levels(config) -> dict[str, str]:
-    return {finding.check: finding.level for finding in preflight(config).findings}
+    return {finding.check: finding.level for finding in preflight(config).results}
 
 
 def test_a_good_run_has_an_index_and_no_fault(config):
@@ -101,7 +101,7 @@ def test_the_fingerprint_keeps_what_a_run_computes_and_nothing_else(tmp_path):
 def test_a_known_name_resumes_and_other_workers_are_no_other_run(config, tmp_path):
     RunFolder(f"{config.storage}/tiny").claim(yaml.safe_dump(config.model_dump(mode="json")))
     again = tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), resources__workers=1)
-    texts = {finding.check: finding.text for finding in preflight(again).findings}
+    texts = {finding.check: finding.text for finding in preflight(again).results}
     assert "tiny has the same config and starts at step 0" in texts["run"]
     assert _levels(tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), seed=1))["run"] == "fail"
 
@@ -116,7 +116,7 @@ def test_looking_at_a_run_writes_nothing_and_its_past_stays(config, tmp_path):
     storage.write_text(f"{folder}/checkpoints/step-00000006/manifest.json", json.dumps({"version": VERSION, "step": 6}))
     before = storage.read_text(f"{folder}/config.yaml")
     assert _levels(changed(9, data__log_samples=True, keep_last=7))["run"] == "ok"
-    fault = next(finding for finding in preflight(changed(3)).findings if finding.check == "run")
+    fault = next(finding for finding in preflight(changed(3)).results if finding.check == "run")
     assert fault.level == "fail" and "schedule.changes" in fault.text
     assert storage.read_text(f"{folder}/config.yaml") == before and not RunFolder(folder).read_events()
 
@@ -138,13 +138,13 @@ def test_a_finding_is_one_line_whatever_is_raised():
     def fail(error):
         raise error
 
-    assert findings("x", lambda: fail(Doubt("a\n  b"))) == [("x", "warn", "a b")]
-    assert findings("x", lambda: fail(Faults(["a", "b"]))) == [("x", "fail", "a"), ("x", "fail", "b")]
-    assert findings("x", lambda: fail(KeyError("k"))) == [("x", "fail", "KeyError: 'k'")]
+    assert check_results("x", lambda: fail(CheckWarning("a\n  b"))) == [("x", "warn", "a b")]
+    assert check_results("x", lambda: fail(Faults(["a", "b"]))) == [("x", "fail", "a"), ("x", "fail", "b")]
+    assert check_results("x", lambda: fail(KeyError("k"))) == [("x", "fail", "KeyError: 'k'")]
 
 
 def _text_of(config, check: str) -> str:
-    return next(finding.text for finding in preflight(config).findings if finding.check == check)
+    return next(finding.text for finding in preflight(config).results if finding.check == check)
 
 
 def test_what_a_run_begins_with_is_checked_ahead(tmp_path):
@@ -204,7 +204,9 @@ def test_an_elastic_run_starts_with_the_workers_that_there_is_room_for(tmp_path,
 
 
 def test_an_elastic_run_below_its_fewest_workers_will_wait(tmp_path, monkeypatch):
-    with pytest.raises(Doubt, match="room for 1 beside the data stream and captioning: the run waits for more nodes"):
+    with pytest.raises(
+        CheckWarning, match="room for 1 beside the data stream and captioning: the run waits for more nodes"
+    ):
         _elastic(tmp_path, monkeypatch, {"CPU": 2.0})
 
 

@@ -149,9 +149,9 @@ def clock(monkeypatch) -> SimpleNamespace:
 def test_chunks_that_are_read_together_come_when_the_first_of_them_is_due(monkeypatch):
     """Where few chunks are due, the next may lie far beyond the lead, and training waits for the first."""
     asked = []
-    monkeypatch.setattr(stream, "_is_due", lambda window, pace: asked.append(window))
+    monkeypatch.setattr(stream, "_is_due", lambda window, coordinator: asked.append(window))
     monkeypatch.setattr(stream, "opened_index", lambda uri: None)
-    inputs: Any = SimpleNamespace(index_uri="", access=SimpleNamespace(pace=object()))
+    inputs: Any = SimpleNamespace(index_uri="", access=SimpleNamespace(coordinator=object()))
     batch = {"window": np.array([3, 190]), "chunk": np.array([7, 8])}
     assert list(stream._read(batch, inputs)) == [] and asked == [3]
 

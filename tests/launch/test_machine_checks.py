@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 from jobs import doctor as job
 from jobs.cli import main
-from tips_ray.errors import Doubt
+from tips_ray.errors import CheckWarning
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch import machine_checks
 
@@ -84,7 +84,7 @@ def test_a_package_out_of_its_range_is_named_with_the_command(line, words):
 
 def test_a_small_shared_memory_is_a_doubt(monkeypatch):
     monkeypatch.setattr(ray_cluster, "OBJECT_STORE_BYTES", 1 << 60)
-    with pytest.raises(Doubt, match="--shm-size"):
+    with pytest.raises(CheckWarning, match="--shm-size"):
         machine_checks.shared_memory_suffices("/")
 
 

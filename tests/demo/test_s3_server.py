@@ -20,7 +20,7 @@ from tips_ray.demo import s3_server as module
 from tips_ray.demo.s3_server import ACCESS_KEY, REGION, LocalS3, local_s3
 
 pytestmark = pytest.mark.heavy
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import toy_caption_store
+from toy_caption_store import FINGERPRINT, captions, shard
 
-from captioning import places
-from captioning.places import FINGERPRINT, captions, shard
 from tips_ray import storage
 from tips_ray.data.captions.store import CaptionStore, DamagedError, captioners
 
@@ -70,8 +70,8 @@ def test_damaged_and_misplaced_objects_are_named_with_their_cure(store):
 def test_a_writer_killed_at_any_moment_leaves_whole_chunks_and_the_next_one_adds_the_rest(tmp_path):
     chunks, store = 120, CaptionStore(str(tmp_path), FINGERPRINT)
     for at in (1, 7, 40):
-        command = [places.__file__, str(tmp_path), f"writer{at}", str(chunks)]
-        places.kill_when(command, lambda at=at: len(store.names(shard().name)) >= at)
+        command = [toy_caption_store.__file__, str(tmp_path), f"writer{at}", str(chunks)]
+        toy_caption_store.kill_when(command, lambda at=at: len(store.names(shard().name)) >= at)
     before = store.present(shard(0, chunks))
     assert 40 <= len(before) < chunks
     made = [chunk for chunk in range(chunks) if store.write(shard(0, chunks), chunk, captions(chunk, "last"))]

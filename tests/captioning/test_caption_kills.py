@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from captioning.tiny import write_paligemma
 from nodes import Nodes, nodes_of_cluster
 from processes import command_of, family
 from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
+from captioning.tiny import write_paligemma
 from jobs.cli import main
 from tips_ray.captioning.stream import due_chunks
 from tips_ray.launch.live_captions import caption_all

@@ -18,7 +18,7 @@ IMAGES = 4
 
 
 class Saves:
-    """A sink that keeps the steps that were logged and saved."""
+    """A recorder that keeps the steps that were logged and saved."""
 
     def __init__(self) -> None:
         self.logged: list[int] = []
@@ -44,20 +44,20 @@ def _config() -> RunConfig:
 
 
 def _trained(asked_at: int, asked_rank: int = 0) -> tuple[int, Saves]:
-    state, sink = new_state(_config()), Saves()
+    state, recorder = new_state(_config()), Saves()
     steps = ([toy_batch(IMAGES, seed).to("cpu", torch.float32)] for seed in itertools.count())
-    train(state, steps, _config(), sink, lambda: "go" if rank() == asked_rank and state.step >= asked_at else "")
-    return state.step, sink
+    train(state, steps, _config(), recorder, lambda: "go" if rank() == asked_rank and state.step >= asked_at else "")
+    return state.step, recorder
 
 
 def test_a_rank_that_is_asked_leaves_after_one_more_step_which_is_saved():
-    step, sink = _trained(asked_at=5)
-    assert step == 7 and sink.saved == [7] and sink.logged == [1, 4, 7]
+    step, recorder = _trained(asked_at=5)
+    assert step == 7 and recorder.saved == [7] and recorder.logged == [1, 4, 7]
 
 
 def test_who_is_asked_at_the_end_ends_as_ever():
-    step, sink = _trained(asked_at=9)
-    assert step == 10 and sink.saved == [8, 10]
+    step, recorder = _trained(asked_at=9)
+    assert step == 10 and recorder.saved == [8, 10]
 
 
 @pytest.mark.heavy
@@ -66,8 +66,8 @@ def test_all_ranks_leave_at_the_same_step_when_one_is_asked():
 
 
 def _check_all_leave() -> None:
-    step, sink = _trained(asked_at=2, asked_rank=1)
-    assert step == 4 and sink.saved == [4]
+    step, recorder = _trained(asked_at=2, asked_rank=1)
+    assert step == 4 and recorder.saved == [4]
 
 
 def _folder(tmp_path) -> RunFolder:
