@@ -36,9 +36,11 @@ def side_by_side(
         KeyboardInterrupt: Ctrl-C or SIGTERM came, and all were interrupted.
     """
     waiting, running = deque(chains), list[_Running]()
-    with _interruptible():
+    with _heard_interrupts() as interrupts:
         try:
             while waiting or running:
+                if interrupts:
+                    raise KeyboardInterrupt
                 while waiting and len(running) < at_a_time:
                     running.append(_Running(waiting.popleft(), environment))
                 for one in [one for one in running if one.is_complete()]:
@@ -110,12 +112,15 @@ def _kill_session(process: subprocess.Popen) -> None:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C, and both are heard: a shell's background job ignores Ctrl-C, as would what it starts."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+def _heard_interrupts() -> Iterator[list[int]]:
+    """Numbers of the signals SIGINT and SIGTERM that came; an exception could come while a command is being started.
+
+    A shell's background job ignores SIGINT, as would the commands that it starts.
+    """
+    numbers, heard = (signal.SIGINT, signal.SIGTERM), list[int]()
+    before = [signal.signal(number, lambda number, frame: heard.append(number)) for number in numbers]
     try:
-        yield
+        yield heard
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """Runs without Ray, as a user starts them: killed, interrupted, resumed, on one process and on two ranks."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -168,18 +169,55 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, capsys, 
 
 
 @pytest.mark.heavy
-def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(data, tmp_path):
+def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIPS_RAY_LOG_LEVEL", "info")
     config = _config(tmp_path, data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4)
     folder = _finished(config, 1)
     before = numbers_of_run(folder, config)
     shutil.rmtree(f"{folder.uri}/checkpoints/step-00000008")
     damaged = Path(f"{folder.uri}/checkpoints/step-00000006/__0_0.distcp")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    _finished(config, 1)
+    process = _started(config, 1)
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
     told = [(event["kind"], event["step"]) for event in folder.read_events() if event["kind"] in ("damaged", "resume")]
     assert told == [("damaged", 6), ("resume", 4)]
     assert [line["step"] for line in folder.read_metrics()] == list(range(1, 9))
     torch.testing.assert_close(numbers_of_run(folder, config), before, rtol=0, atol=0)
+    for line in (
+        r"INFO rank 0 step 0 .* starts as one of 1 ranks on cpu; .*'torch': '\d",
+        r"INFO rank 0 step 0 .* data begin at step 6, sample 48",
+        r"WARNING rank 0 step 0 .* checkpoint .*step-00000006 cannot be loaded: the sha256 of __0_0.distcp differs",
+        r"INFO rank 0 step 4 .* checkpoint loaded: .*step-00000004",
+        r"INFO rank 0 step 6 .* checkpoint of step 6 begins",
+        r"INFO rank 0 step 8 .* checkpoint saved: .*step-00000008, [\d.]+ s in the background, \d+ ms in training",
+        r"INFO rank 0 step 8 .* all 8 steps are done",
+    ):
+        assert re.search(line, log), (line, log)
+
+
+@pytest.mark.heavy
+def test_pretrain_is_a_call_of_the_library_also_when_all_its_modules_are_loaded(data, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(_config(tmp_path, data, schedule__total_steps=2).model_dump(mode="json")))
+    code = f"""
+import importlib, pkgutil, sys
+from pathlib import Path
+from tips_ray.config import RunConfig, load_config
+from tips_ray.launch import pretrain
+from tips_ray.launch.on_ranks import RankTrainer
+config = load_config(RunConfig, Path({str(path)!r}))
+assert pretrain(config, RankTrainer()) == {str(tmp_path / "tiny")!r} and "ray" not in sys.modules
+import tips_ray.launch
+names = [found.name for found in pkgutil.iter_modules(tips_ray.launch.__path__)]
+for name in names:
+    importlib.import_module(f"tips_ray.launch.{{name}}")
+from tips_ray.launch import pretrain
+assert pretrain(config, RankTrainer()) and len(names) > 10 and not set(names) & set(tips_ray.launch.__all__)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    assert [line["step"] for line in RunFolder(f"{tmp_path}/tiny").read_metrics()] == [1, 2]
 
 
 @pytest.mark.heavy
