@@ -3,10 +3,14 @@
 import io
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from tips_ray.scenes import Scene
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from tips_ray import storage
+from tips_ray.scenes import Scene, render_scenes
 
 SHARD_ROWS, IMAGE_PX = 256, 112
 
@@ -20,9 +24,6 @@ def stored_scenes(source: str, seed: int, count: int, captions: Mapping[str, str
         count: of scenes.
         captions: attribute of a scene by the name of its column.
     """
-    from tips_ray import storage
-    from tips_ray.scenes import render_scenes
-
     started, marker = time.perf_counter(), f"{source}.complete"
     if storage.exists(marker):
         return 0.0
@@ -33,10 +34,7 @@ def stored_scenes(source: str, seed: int, count: int, captions: Mapping[str, str
     return count / (time.perf_counter() - started)
 
 
-def _parquet(scenes: "list[Scene]", captions: Mapping[str, str]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _parquet(scenes: list[Scene], captions: Mapping[str, str]) -> bytes:
     texts = {column: [getattr(scene, name) for scene in scenes] for column, name in captions.items()}
     buffer = io.BytesIO()
     table = pa.table({"image": [_jpeg(scene.image_HWC) for scene in scenes], **texts})
@@ -45,8 +43,6 @@ def _parquet(scenes: "list[Scene]", captions: Mapping[str, str]) -> bytes:
 
 
 def _jpeg(image_HWC: Any) -> bytes:
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
