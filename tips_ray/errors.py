@@ -92,7 +92,7 @@ def described(error: BaseException) -> str:
     kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
     if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
         lost = "the run's controller" if "TrainController" in text else "a worker process"
-        return f"{lost} died, most often for want of memory ({text})"
+        return f"{lost} was killed, probably out of memory ({text})"
     if "ActorUnavailable" in kind:
         return f"a process of the cluster does not answer any more ({text})"
     if kind == "WorkerGroupStartupFailedError":

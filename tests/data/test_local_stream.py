@@ -126,5 +126,5 @@ def test_a_data_process_that_dies_ends_the_stream_with_a_sentence(inputs):
     next(stream)
     (process,) = multiprocessing.active_children()
     process.kill()
-    with pytest.raises(StreamError, match=r"^a data process died, most often for want of memory"):
+    with pytest.raises(StreamError, match=r"^a data process was killed, probably out of memory"):
         list(stream)

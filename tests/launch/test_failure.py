@@ -54,7 +54,7 @@ def test_a_worker_that_died_is_called_so(folder):
     from ray.exceptions import ActorDiedError
 
     lost = WorkerHealthCheckFailedError("health", failure=ActorDiedError())
-    assert "a worker process died, most often for want of memory" in _failed(folder, WorkerGroupError("", {0: lost}))
+    assert "a worker process was killed, probably out of memory" in _failed(folder, WorkerGroupError("", {0: lost}))
 
 
 def test_a_controller_that_died_is_told_from_a_worker(folder):

@@ -194,8 +194,8 @@ def connect(logical_cpus: float = 0) -> None:
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"RAY_ADDRESS ({address()})" if address() else "Ray on this machine"
-        raise ValueError(f"{where} takes no job: {' '.join(str(error).split())}") from None
+        what = f"join the cluster at RAY_ADDRESS ({address()})" if address() else "start Ray on this machine"
+        raise ValueError(f"cannot {what}: {' '.join(str(error).split())}") from None
 
 
 def quiet_data() -> None:

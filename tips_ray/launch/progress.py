@@ -77,6 +77,8 @@ def news(event: dict[str, Any]) -> str:
     if event["kind"] == "idle":
         more = event["room"] - event["workers"]
         return f"workers: {event['workers']} train, {more} more would fit, but the global batch is not divided by them"
+    if event["kind"] == "damaged":
+        return f"the checkpoint of step {event['step']} is damaged, the one before is taken: {event['error']}"
     if event["kind"] == "stop":
         return f"workers start again: {event['cause']}"
     if event["kind"] == "change":
