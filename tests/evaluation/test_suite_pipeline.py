@@ -71,7 +71,7 @@ def test_a_process_that_is_lost_is_told_in_one_sentence(place, monkeypatch, caps
     monkeypatch.setattr(ray_cluster, "connect", lambda cpus: None)
     assert _evaluate(place, "lost", "ray.actors=2") == 1
     told = capsys.readouterr().err.strip()
-    assert told.startswith("error: evaluation stopped: a worker process died")
+    assert told.startswith("error: evaluation stopped: a worker process was killed")
     assert told.endswith("; the same command runs the tasks that have no result") and "\n" not in told
 
 

@@ -62,7 +62,7 @@ def test_a_controller_that_died_is_told_from_a_worker(folder):
     from ray.exceptions import ActorDiedError
 
     died = ActorDiedError(ActorDiedErrorContext(class_name="TrainController", actor_id=bytes(16)))
-    assert "step 7: the run's controller died" in _failed(folder, died)
+    assert "step 7: the run's controller was killed" in _failed(folder, died)
 
 
 def test_a_cluster_that_is_gone_is_told_from_a_process_that_died(folder):

@@ -17,6 +17,7 @@ CHANGE = {"kind": "change", "step": 40, "from": 8, "to": 6, "steps_recomputed": 
         ({"kind": "stop", "cause": "lost: rank 3"}, "workers start again: lost: rank 3"),
         ({"kind": "waiting", "room": 1, "min_workers": 2}, "there is room for 1, at least 2 must train"),
         ({"kind": "idle", "workers": 4, "room": 5}, "workers: 4 train, 1 more would fit"),
+        ({"kind": "damaged", "step": 8, "error": "sha256 differs"}, "step 8 is damaged, the one before is taken: sha256"),
         ({"kind": "checkpoint"}, ""),
     ],
 )
