@@ -1,5 +1,6 @@
 """Training on Ray Train: the trainer that `pretrain` takes by default."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,9 +24,10 @@ from tips_ray.train.adapter import ElasticTrainer, shorten_waits
 from tips_ray.train.dataset import RestOfRun
 from tips_ray.train.micro_batch import keep, settled
 from tips_ray.train.worker import found_on_workers, run_worker
+from tips_ray.train.worker_log import LEVEL
 
 FAILURES = (TrainingFailedError, RayError)
-"""What `fit` raises."""
+"""Errors that `fit` raises."""
 
 
 class RayTrainer:
@@ -59,14 +61,14 @@ class RayTrainer:
 
 
 def _ray_trainer(run: Run, captions: CaptionAccess | None) -> ElasticTrainer:
-    notes = storage.join(run.uri, "ray")  # of Ray about an earlier start, which a kill may have damaged
+    notes = storage.join(run.uri, "ray")  # Ray's notes about an earlier start, which a kill may have damaged
     storage.delete_folder(notes)
     failures = FailureConfig(max_failures=run.config.resources.max_failures)
     return ElasticTrainer(
         run_worker,
         config=run.config,
         run_uri=run.uri,
-        train_loop_config={"run": run, "captions": captions},
+        train_loop_config={"run": run, "captions": captions, "log_level": os.environ.get(LEVEL, "INFO")},
         scaling_config=_scaling(run.config),
         run_config=ray.train.RunConfig(name="ray", storage_path=notes, failure_config=failures),
         datasets={"train": RestOfRun(run, captions)},

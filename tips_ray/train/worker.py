@@ -21,7 +21,7 @@ from tips_ray.train.worker_loop import train_worker
 
 
 def found_on_workers(run: Run) -> list[Found]:
-    """What fits on each worker's device, tried on all at once."""
+    """The micro-batch that fits on each worker's device, tried on all at once."""
     resources = run.config.resources
     options: Any = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, "max_calls": 1}
     task: Any = ray.remote(**options, resources=resources.role("train"))(_found_here)
@@ -36,11 +36,11 @@ def run_worker(told: dict[str, Any]) -> None:
     """Train from the step at which the stream begins to the end; every rank runs this.
 
     Args:
-        told: `run`, and `captions` of its stream.
+        told: `run`, `captions` of its stream, and `log_level`.
     """
-    log_to_stderr("INFO")
+    log_to_stderr(told["log_level"])
     run, open_stream = told["run"], partial(_opened_stream, told["run"], told["captions"])
-    # Ray is told metrics alone: without its notes of checkpoints, or with damaged ones, it starts no run again.
+    # Only metrics go to Ray. With checkpoints it would keep notes, and restart no run whose notes are lost or damaged.
     train_worker(run, ray.train.torch.get_device(), open_stream, ray.train.report, asked_here)
 
 
@@ -54,7 +54,7 @@ def _opened_stream(run: Run, captions: CaptionAccess | None) -> tuple[int, Itera
         )
     )
     first = next(stream, None)
-    if first is None:  # lost after the last checkpoint and before the end
+    if first is None:  # workers were lost after the last checkpoint and before the end
         return config.schedule.total_steps, stream
     rest = followed(stream, config, run.index_uri, captions) if rank() == 0 else stream
     return int(first["step"][0]), chain([first], rest)
