@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class ByFile(LoadScopeScheduling):
-    """A file stays in one process, for its fixtures; so do all that start ranks, forked from one server."""
+    """Tests of a file stay in one process, for its fixtures; so do all that start ranks, forked from one server."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
@@ -24,7 +24,7 @@ class ByFile(LoadScopeScheduling):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell's background job ignores Ctrl-C, as would the commands that tests start and interrupt."""
+    """Restore Ctrl-C, which a shell's background job ignores, as would the commands that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -41,7 +41,7 @@ def s3_server(tmp_path_factory) -> Iterator[LocalS3]:
 
 @pytest.fixture
 def s3(s3_server, monkeypatch) -> LocalS3:
-    """The server, with s3:// meaning it."""
+    """The server; s3:// URIs refer to it."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server
@@ -49,7 +49,7 @@ def s3(s3_server, monkeypatch) -> LocalS3:
 
 @pytest.fixture
 def door(s3, monkeypatch) -> Iterator[FaultyDoor]:
-    """In front of the server, with s3:// meaning it; a failed call is tried again at once."""
+    """A faulty door in front of the server; s3:// URIs refer to it, and failed calls are retried at once."""
     with faulty_door(s3.endpoint_url) as door:
         monkeypatch.setenv("AWS_ENDPOINT_URL", door.endpoint_url)
         monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.05))
@@ -66,7 +66,7 @@ def folder(request, tmp_path) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_ray_is_left() -> Iterator[None]:
-    """A file that leaves Ray behind fails itself, not the next one that starts it."""
+    """Fail the file that leaves Ray running, not the next one that starts Ray."""
     yield
     ray = sys.modules.get("ray")
     if ray and ray.is_initialized():

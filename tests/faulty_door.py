@@ -1,4 +1,4 @@
-"""A TCP door in front of an S3 server, for tests of what a store does when it is not well."""
+"""A TCP door in front of an S3 server, for tests of a failing store."""
 
 import contextlib
 import socket
@@ -12,7 +12,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class FaultyDoor:
-    """Passes requests on; a test may shut it, hold what comes, or refuse single requests."""
+    """Passes requests on; a test may shut it, hold requests, or refuse single ones."""
 
     def __init__(self, endpoint_url: str) -> None:
         place = urlsplit(endpoint_url)
@@ -20,14 +20,14 @@ class FaultyDoor:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.is_shut = False
-        """Connections are reset, those that are open included."""
+        """If set, connections are reset, including open ones."""
         self.passes = threading.Event()
-        """Unset, nothing goes through and nothing fails: the store is slow."""
+        """If unset, nothing passes and nothing fails: the store is slow."""
         self.passes.set()
         self.refused: list[bytes] = []
         """Each entry refuses one request with 503: the next whose first line holds it."""
         self.requests: list[bytes] = []
-        """First lines of all that came."""
+        """First lines of all requests received."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class FaultyDoor:
             while content := source.recv(65536):
                 self.passes.wait()
                 line = content.partition(b"\r\n")[0] if is_request else b""
-                if line.endswith(b"HTTP/1.1"):  # and not a body that goes on
+                if line.endswith(b"HTTP/1.1"):  # not a continued body
                     self.requests.append(line)
                 if self.is_shut:
                     source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -71,7 +71,7 @@ class FaultyDoor:
 
 @contextlib.contextmanager
 def faulty_door(endpoint_url: str) -> Iterator[FaultyDoor]:
-    """In front of the server at `endpoint_url`, for the time of the context."""
+    """A door in front of the server at `endpoint_url`, for the time of the context."""
     door = FaultyDoor(endpoint_url)
     try:
         yield door

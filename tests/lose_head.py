@@ -1,7 +1,7 @@
 """The loss of a whole cluster under a supervised run, by hand: `make lose-head` (CONTRIBUTING.md); five minutes.
 
-The head and all nodes are killed while the run trains, and a new cluster starts at the same address. The run must go on
-by itself, do each step once in its record, and end well.
+The head and all nodes are killed while the run trains, and a new cluster starts at the same address. The run must
+continue by itself, record each step once, and end without error.
 """
 
 import os
@@ -24,7 +24,7 @@ STEPS, LOST_AT_STEP, AWAY_SECONDS, PATIENCE_SECONDS = 120, 45, 15, 600
 def run(place: Path) -> None:
     """
     Raises:
-        AssertionError: the run did not bear it.
+        AssertionError: the run did not survive it.
     """
     nodes, path = _cluster(), place / "run.yaml"
     os.environ["RAY_ADDRESS"] = nodes.address
@@ -52,7 +52,7 @@ def _cluster(port: int | None = None) -> Nodes:
 
 
 def _lost(nodes: Nodes, folder: RunFolder, supervisor: subprocess.Popen) -> Nodes:
-    """The new cluster, once the run trains on it."""
+    """Lose the cluster; returns the new one once the run trains on it."""
     _wait(lambda: reached(folder) >= LOST_AT_STEP, supervisor)
     print(f"-- the cluster is lost at step {reached(folder)}", flush=True)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, whose nodes come and go while a run trains on it."""
+"""A Ray cluster on this machine, whose nodes are added and removed while a run trains on it."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ STORE_BYTES = 100 << 20
 SETTINGS = {
     "health_check_period_ms": 1000,  # a killed node is noticed after seconds instead of a quarter of a minute
     "health_check_failure_threshold": 5,
-    "num_workers_soft_limit": 8,  # one per CPU else: with few CPUs nearly every task would start its own
+    "num_workers_soft_limit": 8,  # the default is one per CPU: with few CPUs nearly every task would start its own
     "idle_worker_killing_time_threshold_ms": 60_000,
 }
 
@@ -50,19 +50,19 @@ class Nodes:
         )
 
     def drain(self, node: Node, seconds: float) -> None:
-        """The notice of a spot machine that is taken away after so many seconds."""
+        """Give notice that the node is removed after so many seconds, as for a spot machine."""
         reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline_ms = int(1000 * (time.time() + seconds))
         accepted, why = GcsClient(address=self.address).drain_node(node.node_id, reason, "test", deadline_ms)
         assert accepted, why
 
     def kill(self, node: Node) -> None:
-        """SIGKILL to its raylet, with which its workers end."""
+        """Send SIGKILL to the node's raylet, with which its workers end."""
         os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
 
     def kill_all(self) -> None:
-        """Of every node, the head first."""
+        """Kill every node, the head first."""
         head = self.cluster.head_node
         assert head is not None
         for node in (head, *self.cluster.worker_nodes):
@@ -84,7 +84,7 @@ def nodes_of_cluster(monkeypatch: Any) -> Iterator[Nodes]:
 
 @contextmanager
 def running(config: RunConfig) -> Iterator[Future]:
-    """The run, in a thread: nodes must be added from the main one."""
+    """Train the run in a thread: nodes must be added from the main thread."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(pretrain, config)
 

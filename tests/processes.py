@@ -13,7 +13,7 @@ def family(root: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    """Of a living process; empty for others."""
+    """Command line of a living process; empty for others."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:

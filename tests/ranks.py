@@ -13,7 +13,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["torch", "torch.testing", "tips_ray.train.step", "torch.distributed.checkpoint", "pytest"]
 )
-"""Imported once; every rank is a fork of the process that holds them."""
+"""Modules imported once; every rank is a fork of the process that holds them."""
 
 
 def run_on_ranks(
@@ -43,7 +43,7 @@ def _run(rank: int, world_size: int, folder: str, function: Callable[..., Any], 
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     try:
         outcome = {"value": function(*arguments)}
-    except BaseException as error:  # told to the test, which raises
+    except BaseException as error:  # passed to the test, which raises
         outcome = {"error": f"{type(error).__name__}: {error}"}
     torch.save(outcome, Path(folder, f"{rank}.part"))
     Path(folder, f"{rank}.part").rename(Path(folder, str(rank)))

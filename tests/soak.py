@@ -1,8 +1,8 @@
 """A run under many random losses, by hand: `make soak EVENTS=40` (CONTRIBUTING.md). It takes about a minute an event.
 
 One run on a cluster of several nodes and a real S3 server on loopback, with a supervised driver. Between two events the
-run must do a step. At the end every step has held its batch, the first losses are those of an undisturbed run, and
-nothing is left over: no worker, no placement group, no checkpoint directory that is not whole.
+run must do a step. At the end every step has had its batch, the first losses equal those of an undisturbed run, and
+nothing is left over: no worker, no placement group, no incomplete checkpoint folder.
 """
 
 import argparse
@@ -50,7 +50,7 @@ PACE = {
 
 
 class Soak:
-    """A cluster, a supervised driver, and what may happen to them."""
+    """A cluster, a supervised driver, and the events that may happen to them."""
 
     def __init__(self, nodes: Nodes, server: LocalS3, config: RunConfig, folder: Path, seed: int) -> None:
         self.nodes, self.server, self.random = nodes, server, random.Random(seed)
@@ -61,7 +61,7 @@ class Soak:
         self.supervisor = subprocess.Popen(start_command([str(path), "--supervise"]))
 
     def happenings(self) -> list[Callable[[], None]]:
-        """What can happen now."""
+        """Events that are possible now."""
         always = [self.lose_worker, self.lose_actor, self.lose_driver, self.lose_storage]
         fewer = [self.lose_node, self.drain_node] if self.others else []
         return always + fewer + ([self.join_node] if len(self.others) < MOST_NODES else [])
@@ -102,7 +102,7 @@ class Soak:
         self.others.append(self.nodes.add(1))
 
     def wait_for_progress(self) -> None:
-        """A step that was not done before, or the end."""
+        """Wait for a step that was not done before, or for the end."""
         before, deadline = reached(self.folder), time.monotonic() + PATIENCE_SECONDS
         while reached(self.folder) <= before and self.supervisor.poll() is None:
             assert time.monotonic() < deadline, f"no step after {before}; what happened last stands above"
@@ -112,7 +112,7 @@ class Soak:
 def run(count: int, seed: int) -> None:
     """
     Raises:
-        AssertionError: the run did not bear it.
+        AssertionError: the run did not survive it.
     """
     with tempfile.TemporaryDirectory() as place, local_s3(Path(place, "s3")) as server:
         os.environ.update(server.environment)
@@ -171,7 +171,7 @@ def _check(soak: Soak, config: RunConfig, place: Path) -> None:
 
 
 def _check_losses(folder: RunFolder, config: RunConfig, place: Path) -> None:
-    """Of the first steps: rounding grows by itself."""
+    """Compare the losses of the first steps only, because rounding errors grow."""
     alone = override(RunConfig, config.model_dump(mode="json"), {"storage": str(place / "alone")})
     uri = pretrain(alone, RankTrainer())
     assert uri

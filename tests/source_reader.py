@@ -1,4 +1,4 @@
-"""All of a source at once, as the index and the stream read it part by part."""
+"""Read a whole source at once, as the index and the stream read it part by part."""
 
 from tips_ray.config import SourceConfig
 from tips_ray.data import sources

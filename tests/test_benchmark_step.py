@@ -1,4 +1,4 @@
-"""The step done the plain way equals ours, and the benchmark counts what it says it counts."""
+"""The plain step equals ours, and the benchmark counts what it claims to count."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def _float64_state(config) -> TrainState:
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_two_plain_steps_give_the_losses_and_weights_of_two_packed_ones(micro_batches):
-    config = toy_config()  # its first step rests the prototypes, its second moves them
+    config = toy_config()  # its first step freezes the prototypes, its second moves them
     packed = _float64_state(config)
     plain = plain_state(packed, config)
     for seed in (0, 1):

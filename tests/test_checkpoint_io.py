@@ -1,4 +1,4 @@
-"""Saving in the background: what is in a checkpoint, when it exists, and what stands when a save fails."""
+"""Saving in the background: what is in a checkpoint, when it exists, and what is kept when a save fails."""
 
 import logging
 import multiprocessing
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 @pytest.fixture
 def gate(monkeypatch) -> Iterator[threading.Event]:
-    """Nothing is written to a local folder before it is set."""
+    """An event; nothing is written to a local folder before it is set."""
     gate = threading.Event()
     delete, copy = storage.local.delete, storage.local.copy
     monkeypatch.setattr(storage.local, "delete", lambda path: (gate.wait(), delete(path)))
@@ -94,7 +94,7 @@ def test_a_checkpoint_is_told_of_when_the_last_rank_is_through_and_on_all_alike(
 
 
 def _with_a_slow_rank(folder: str, slow_rank: int) -> tuple[Any, bool, int]:
-    """Rank 0 is slow to drop old ones, when all others are through; rank 1 to upload, so that there is no manifest."""
+    """Rank 0 is slow to drop old checkpoints, after all others; or rank 1 to upload, so that there is no manifest."""
     gate, upload = threading.Event(), storage.upload
     if slow_rank == rank() == 1:
         storage.upload = lambda path, uri: (gate.wait(), upload(path, uri))
@@ -189,7 +189,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_and_no_half_one
 
 
 def _stuck(folder: Path, point: str, notes: Path) -> None:
-    """Save step 1; begin with step 2 and stop for ever at that point of it."""
+    """Save step 1; begin to save step 2 and stop for ever at the given point."""
     tempfile.tempdir = str(notes / "temporary")
     save_checkpoint(state := trained(toy_state(), 1), str(folder), {})
     torch.save(numbers_of(state), notes / "1.pt")
@@ -237,8 +237,8 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(door, s3, tmp_path):
     door.is_shut = True
     writer.start(*checkpoint_parts(state))
     twin = trained(toy_state(), 1)
-    trained(state, 1)  # goes on
-    while len(door.requests) < 8:  # more than any single call makes
+    trained(state, 1)  # training continues
+    while len(door.requests) < 8:  # more than a single call makes
         assert writer.committed() is None
     door.is_shut = False
     assert writer.committed(wait=True)
@@ -250,7 +250,7 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(door, s3, tmp_path):
 @pytest.mark.heavy
 @pytest.mark.parametrize("full", ["destination", "temporary folder"])
 def test_a_full_disk_is_one_sentence_and_older_checkpoints_stand(tmp_path, full):
-    """On a real file system of 9 MB, in a process that sees it alone; a checkpoint of the toy has more than 100 kB."""
+    """On a real file system of 9 MB that only one process sees; a checkpoint of the toy has more than 100 kB."""
     script = f"mount -t tmpfs -o size=9m tmpfs {tmp_path} && exec {sys.executable} {__file__} {tmp_path} '{full}'"
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
     if not shutil.which("unshare") or subprocess.run([*command[:4], "true"], capture_output=True).returncode:

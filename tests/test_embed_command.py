@@ -26,7 +26,7 @@ ROWS = 12
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A source, and its embeddings by the stages of the pipeline, one after the other."""
+    """A source, and its embeddings made by the stages of the pipeline, one after the other."""
     folder = write_place(tmp_path_factory.mktemp("embed"), ROWS)
     inputs, index = embed_inputs(str(folder / "model"), embedding_config(f"{folder}/data"), str(folder / "out"))
     actor = EmbedActor(inputs)

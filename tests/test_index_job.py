@@ -1,4 +1,4 @@
-"""What `tips-ray index` tells of a folder of images."""
+"""What `tips-ray index` reports about a folder of images."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = {"errors", "config", "storage", "keyed", "batch", "distributed"}
-"""What everything may import that is above it; among themselves `config` may import `errors`."""
+"""Packages that all packages above may import; among themselves `config` may import `errors`."""
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
@@ -61,11 +61,11 @@ ADAPTERS = {"tips_ray/ray_data_adapter.py", "tips_ray/train/adapter.py"}
 OF_RAY_INSIDE = {"_logical_plan", "_plan", "_coordinator_client", "_latest_reserved_resources", "_latest_monitor_time"}
 """Attributes of Ray's objects that are not part of its interface."""
 EXPORTS = {f"tips_ray.models.{name}" for name in ("model", "official", "timm_folder", "transformers_folder")}
-"""`TipsModel.export_*` calls the writers, which import `TipsModel`: the one circle there is."""
+"""`TipsModel.export_*` calls the writers, which import `TipsModel`: the only import cycle."""
 
 
 class Module(NamedTuple):
-    """A file of ours, and what it imports anywhere in it."""
+    """One of our files, and all that it imports."""
 
     name: str
     place: str
@@ -168,7 +168,7 @@ def test_no_modules_import_each_other_but_the_models_export():
 
 
 def _imported(module: Module) -> Iterator[str]:
-    """Modules of ours; a package alone where a name of its `__init__` is taken, not where it only leads to a module."""
+    """Our modules; a package itself only where a name of its `__init__` is imported, not on the path to a module."""
     for name in module.imports & _modules().keys():
         leads_on = any(
             other != name and other.startswith(f"{name}.") and other in _modules() for other in module.imports

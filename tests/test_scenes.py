@@ -50,7 +50,7 @@ def _points(scene):
 
 
 def _outside(thing, points):
-    """Below 0 inside of `thing`, 0 on its surface."""
+    """A function of points: below 0 inside `thing`, 0 on its surface."""
     x, y, z = points[..., 0] - thing.x_m, points[..., 1], points[..., 2] - thing.z_m
     around, radius, height = np.hypot(x, z), thing.radius_m, thing.height_m
     if thing.shape == "sphere":
@@ -255,7 +255,7 @@ def test_a_scene_depends_on_seed_and_index_alone():
 
 
 def test_scenes_are_those_the_captioner_was_trained_on():
-    """A change of the world or of its look is a change of data: make the captioner's weights and this digest anew."""
+    """A change of the world or its look changes the data: make the captioner's weights and this digest again."""
     digest = hashlib.sha256()
     for scene in render_scenes(0, range(8)):
         for array in (scene.image_HWC, scene.labels_HW, scene.depth_HW, scene.normals_HWC):

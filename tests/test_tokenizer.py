@@ -74,7 +74,7 @@ def test_training_is_deterministic_and_keeps_to_its_size():
 
 def test_only_a_large_vocabulary_spells_unknown_characters_in_bytes():
     small, large = train_tokenizer(TEXTS, 80), train_tokenizer(TEXTS, 1100)
-    assert small(["a 東 cube"]).tolist() == small(["a \u6771\u6771 cube"]).tolist()  # nothing but the word mark is left
+    assert small(["a 東 cube"]).tolist() == small(["a \u6771\u6771 cube"]).tolist()  # only the word mark is left
     spelled = [large.piece(token_id) for token_id in large(["東"])[0].tolist() if token_id]
     assert spelled == ["▁", *(f"<0x{value:02X}>" for value in "東".encode())]
 

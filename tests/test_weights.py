@@ -1,4 +1,4 @@
-"""What weights may come from, and the sentences where a config does not fit."""
+"""Weights sources, and the sentences where a config does not fit."""
 
 from pathlib import Path
 from typing import Any

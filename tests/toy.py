@@ -22,7 +22,7 @@ def toy_config(**values) -> TrainConfig:
 
 
 def toy_batch(images: int, seed: int = 0, invalid: tuple[int, ...] = (), captions: int = 2) -> Batch:
-    """Random crops and captions, masks with other counts in every image (0 and all among them), some rows invalid."""
+    """Random crops and captions, masks with different counts per image (including 0 and all), some rows invalid."""
     generator = torch.Generator().manual_seed(seed)
     mask_BL = _uneven_mask(images, (IMAGE_PX // 14) ** 2, generator)
     valid_B = torch.ones(images, dtype=torch.bool)

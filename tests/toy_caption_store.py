@@ -18,7 +18,7 @@ def shard(number: int = 0, chunks: int = 3, etag: str = "e") -> CaptionedShard:
 
 
 def captions(number: int, writer: str = "x", rows: int = 4) -> ChunkCaptions:
-    """Of chunk `number`; every text tells its row and who wrote it."""
+    """Captions of chunk `number`; every text names its row and its writer."""
     numbers = range(4 * number, 4 * number + rows)
     texts = [[] if row % 7 == 5 else [f"{writer} row {row}"] for row in numbers]
     errors = ["truncated" if row % 7 == 5 else "" for row in numbers]

@@ -1,4 +1,4 @@
-"""A run with a tiny captioner, and what its captions are seen by from outside."""
+"""A run with a tiny captioner, and functions that observe its captioning from outside."""
 
 import time
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def caption_inputs(config: RunConfig) -> tuple[Index, CaptionInputs]:
 
 
 def pids(actor: str) -> set[int]:
-    """Of the living actors of a class."""
+    """Process ids of the living actors of a class."""
     actors = ray._private.state.actors().values()
     return {found["Pid"] for found in actors if found["State"] == "ALIVE" and actor in found["ActorClassName"]}
 

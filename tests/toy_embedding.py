@@ -1,4 +1,4 @@
-"""A source with bad rows, a toy model, and its embeddings by the plainest loop."""
+"""A source with bad rows, a toy model, and its embeddings by a plain loop."""
 
 import io
 from pathlib import Path
@@ -34,19 +34,19 @@ def write_source(folder: Path, rows: int) -> str:
 
 
 def write_place(folder: Path, rows: int) -> Path:
-    """`model` and `data` below the folder."""
+    """Write `model` and `data` below the folder."""
     write_model(folder / "model")
     write_source(folder / "data", rows)
     return folder
 
 
 def rows_of(out: str | Path) -> list[dict[str, Any]]:
-    """In the order in which pyarrow reads the folder."""
+    """Rows in the order in which pyarrow reads the folder."""
     return ds.dataset(f"{out}/embeddings").to_table().to_pylist()
 
 
 def plain_features(model: str, number: int):
-    """Of one scene, without any of our pipeline."""
+    """Features of one scene, without any of our pipeline."""
     with Image.open(io.BytesIO(scene_row(number)["image"])) as image:
         pixels = np.array(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     return load_encoder(model).features(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255)

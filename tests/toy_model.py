@@ -1,4 +1,4 @@
-"""A small trained-looking model for tests of export: every parameter away from its start."""
+"""A small model for tests of export that looks trained: every parameter differs from its initial value."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tips_ray.models import TipsModel, Tokenizer, image_encoder, text_encoder, t
 
 CAPTIONS = [f"A {colour} {shape} on the floor." for colour in ("red", "blue") for shape in ("cube", "sphere", "cone")]
 FFN_HIDDEN = {"mlp": 67, "swiglu": 88}
-"""No multiple of the width, as in So400m."""
+"""Hidden sizes of the FFN; no multiples of the width, as in So400m."""
 
 
 def toy_model(tokenizer: Tokenizer | None = None, **image_sizes: Any) -> TipsModel:

@@ -66,7 +66,7 @@ def tiny_run(storage: Path, *sources: str | dict[str, Any], **values: Any) -> Ru
 
 
 def toy_job(config: RunConfig, uri: str) -> Run:
-    """A run as its workers know it, for tests that read no data."""
+    """A `Run`, for tests that read no data."""
     return Run(config, uri, index_uri="unused", tokenizer_uri="unused", data_fingerprint="d")
 
 
@@ -84,7 +84,7 @@ class ToyStream(NamedTuple):
 
 
 def toy_stream(root: Path, steps: int) -> ToyStream:
-    """Two sources, the second of shorter weight; row 5 is no image and row 21 has no caption."""
+    """Two sources, the second of smaller weight; row 5 is no image and row 21 has no caption."""
     bad = {5: {"image": b"no image"}, 21: {"caption": ""}}
     first, second = write_scenes(root / "a", 40, bad), write_scenes(root / "b", 20, first=40)
     config = tiny_run(root, first, {"uri": second, "weight": 0.5}, schedule__total_steps=steps, micro_batch_images=2)
@@ -104,5 +104,5 @@ def numbers_of_run(folder: RunFolder, config: RunConfig) -> dict[str, torch.Tens
 
 
 def metrics_of_run(folder: RunFolder) -> list[dict[str, float]]:
-    """Without those of speed and memory, which differ between equal runs."""
+    """Metrics without those of speed and memory, which differ between equal runs."""
     return [{name: value for name, value in line.items() if name not in SPEED} for line in folder.read_metrics()]

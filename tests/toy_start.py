@@ -1,4 +1,4 @@
-"""Toy weights to start from: a run that has trained, a release, a transformers folder."""
+"""Toy weights sources: a run that has trained, a release, a transformers folder."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tips_ray.distributed import world_size
 from tips_ray.models import TipsModel
 from tips_ray.models.official import released_image_name, released_text_name
 from tips_ray.train.checkpointing import save_checkpoint
-from tips_ray.train.initial_weights import begin, unloaded_teacher
+from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.parallelize import shard
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
@@ -38,18 +38,18 @@ def trained_run(uri: str, *steps: int, **values: Any) -> TrainState:
 
 
 def begun(config: TrainConfig) -> TrainState:
-    """A new state with what the config starts from; sharded where there are several ranks."""
+    """A new state with the initial weights of the config; sharded if there are several ranks."""
 
     def prepare(student, teacher):
         shard(student, teacher, init_device_mesh("cpu", (world_size(),)), torch.get_default_dtype())
 
     state = new_state(config, unloaded_teacher(config), prepare=prepare if world_size() > 1 else None)
-    begin(state, config)
+    load_initial_weights(state, config)
     return state
 
 
 def numbers(state: TrainState) -> dict[str, Tensor]:
-    """Student, teacher and centres, whole."""
+    """Student, teacher and centres, gathered from all ranks."""
     networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
     found = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
     whole = {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in found.items()}

@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def jpeg(number: int = 0) -> bytes:
-    """A picture of its own for every number below 256."""
+    """A different picture for every number below 256."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6), (number, 255 - number, 100)).save(buffer, "JPEG")
     return buffer.getvalue()

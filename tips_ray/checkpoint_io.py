@@ -61,8 +61,8 @@ class CheckpointWriter:
             checkpoints_uri: folder or s3:// prefix that holds the run's checkpoints.
             fingerprints: of config and data; kept in the manifest.
             device: of the states to come; from an accelerator they are copied to pinned memory.
-            patience_seconds: longest that a file is tried again while the storage is away.
-            after_commit: told of the step by rank 0, in the background, before the checkpoint counts as committed.
+            patience_seconds: longest time that a file is retried while the storage does not answer.
+            after_commit: called with the step by rank 0, in the background, before the checkpoint counts as committed.
         """
         self.checkpoints_uri, self.fingerprints = checkpoints_uri, fingerprints
         self.patience_seconds, self.after_commit = patience_seconds, after_commit
@@ -79,7 +79,7 @@ class CheckpointWriter:
 
         Args:
             tree: nested names -> tensors.
-            counters: `step` and what else the manifest is to keep.
+            counters: `step` and other values for the manifest.
         """
         assert self._saving is None, "the former save is still in flight"
         started = time.perf_counter()
@@ -89,16 +89,16 @@ class CheckpointWriter:
         self._saving = self._thread.submit(self._commit, staged, manifest, started)
 
     def committed(self, wait: bool = False) -> tuple[CheckpointInfo, float] | None:
-        """The checkpoint in flight and the seconds since its start, once it is there on all ranks; told one time.
+        """The checkpoint in flight and the seconds since its start, once all ranks have written it; returned only once.
 
-        Ranks agree here, where none is ahead: a collective while a save is in flight, nothing otherwise.
+        All ranks get the same answer: a collective while a save is in flight, no collective otherwise.
 
         Args:
             wait: for the save in flight, if there is one.
 
         Raises:
-            StorageError: the save failed, on whichever rank; all ranks raise the same. Older checkpoints stand.
-            RuntimeError: it failed otherwise; a rank was lost.
+            StorageError: the save failed on some rank; all ranks raise the same. Older checkpoints stay.
+            RuntimeError: it failed in another way, such as by a lost rank.
         """
         if self._saving is None:
             return None
@@ -113,33 +113,33 @@ class CheckpointWriter:
         return saving.result()
 
     def wait(self) -> None:
-        """Until this rank's part of the save in flight is over, well or not; no collective."""
+        """Wait until this rank's part of the save in flight has succeeded or failed; no collective."""
         if self._saving is not None:
             futures.wait([self._saving])
 
     def close(self) -> None:
-        """Let go of thread and memory; all ranks have waited before."""
+        """Release thread and memory; call it once all ranks have waited."""
         self._thread.shutdown()
         self._stager.close()
         if self._group is not None:
             dist.destroy_process_group(self._group)
 
     def _commit(self, tree: dict[str, Any], manifest: dict[str, Any], started: float) -> tuple[CheckpointInfo, float]:
-        """The thread. What fails on one rank fails on all."""
+        """Body of the thread. A save that fails on one rank fails on all."""
         step, uri = manifest["step"], uri_of(self.checkpoints_uri, manifest["step"])
         try:
             self._on_rank_0(lambda: remove_checkpoint(uri))  # a damaged one, or what a kill left of one
             manifest["files"] = self._write_files(tree, uri)
             self._on_rank_0(lambda: storage.write_text(manifest_of(uri), json.dumps(manifest, indent=1)))
         except storage.StorageError as error:
-            self._then(lambda: remove_checkpoint(uri))  # it may be for want of space
+            self._then(lambda: remove_checkpoint(uri))  # the storage may be full
             text = f"the checkpoint of step {step} was not saved, older ones stand: {error}"
             raise storage.StorageError(text, error.may_pass) from error
         self._then(lambda: self.after_commit(step))
         return CheckpointInfo(uri, step, manifest), time.perf_counter() - started
 
     def _write_files(self, tree: dict[str, Any], uri: str) -> dict[str, Any]:
-        """All ranks' files as the manifest describes them, by way of a local folder of each."""
+        """Write all ranks' files, each by way of a local folder; returns their entries in the manifest."""
         with ExitStack() as stack:
             local = self._on_all_ranks(lambda: stack.enter_context(locked_temporary_folder()))[self._rank]
             self._write_shards(tree, local)
@@ -151,7 +151,7 @@ class CheckpointWriter:
         try:
             with one_process_is_fine():
                 save_state_dict(tree, storage_writer=_Writer(folder), process_group=self._group, no_dist=is_alone)
-        except CheckpointException as error:  # which all ranks get, and which is no `Exception`
+        except CheckpointException as error:  # raised on all ranks; it is no `Exception`
             _, (fault, _) = min(error.failures.items(), key=itemgetter(0))
             raise storage.failure(str(folder), fault) from error
 
@@ -167,7 +167,7 @@ class CheckpointWriter:
         self._on_all_ranks(patient if self._rank == 0 else lambda: None)
 
     def _on_all_ranks(self, action: Callable[[], Result]) -> list[Result]:
-        """What it gives on each rank; all wait for all, and all raise the error of the first that has one."""
+        """Results of `action` on each rank; ranks wait for each other, and all raise the first rank's error."""
         try:
             own, fault = action(), None
         except storage.StorageError as error:
@@ -181,7 +181,7 @@ class CheckpointWriter:
         return [result for result, _ in outcomes]
 
     def _then(self, action: Callable[[], Any]) -> None:
-        """By rank 0, when the outcome is decided: what fails here comes again with the next checkpoint."""
+        """Clean up on rank 0 after the outcome is decided; the next checkpoint retries what fails here."""
         if self._rank == 0:
             try:
                 action()
@@ -190,7 +190,7 @@ class CheckpointWriter:
 
 
 class _Writer(FileSystemWriter):
-    """Tells of a full disk as such, which torch hides behind an error of its own."""
+    """Raises the system's own error, such as a full disk, which torch hides behind another one."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
         try:
@@ -233,7 +233,7 @@ def fill_tree(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
 
 @contextmanager
 def one_process_is_fine() -> Iterator[None]:
-    """torch warns of a missing process group even where it is told that there is none."""
+    """Silence torch's warning of a missing process group, which it gives even with `no_dist`."""
     if dist.is_initialized():
         yield
         return
@@ -246,7 +246,7 @@ def one_process_is_fine() -> Iterator[None]:
 def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
     """A local folder with all files, read and verified by one rank of each machine for all ranks there.
 
-    A machine is where the same temporary folders are: names of hosts may be the same on several, or differ on one.
+    Ranks are on one machine if they see the same temporary folder: host names may repeat on several or differ on one.
     """
     with locked_temporary_folder() as own:
         folder = next(path for path in gather_objects(own) if path.is_dir())

@@ -1,4 +1,4 @@
-"""What went wrong: the cause of an error, its sentence, and whether another attempt would meet it again.
+"""Errors: root cause, sentence, and whether another start would meet the error again.
 
 Storage's own failures are in `tips_ray.storage.errors`, wrong configs in `tips_ray.config.faults`.
 """
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "ProcessGroup", "Broken pipe")
 MOST_CHARACTERS = 600
-"""Of a cause; its beginning says most."""
+"""Longest text of a cause; its beginning says most."""
 
 
 class RunFailedError(Exception):
@@ -20,7 +20,7 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 class CheckWarning(Exception):
-    """A check's finding that may matter and stops nothing; the message ends with the cure."""
+    """A warning of a check: it may matter and stops nothing. The message ends with the cure."""
 
 
 class Faults(ValueError):
@@ -40,7 +40,7 @@ class CheckResult(NamedTuple):
 
 
 def check_results(check: str, action: Callable[[], str]) -> list[CheckResult]:
-    """What `action` returns, doubts or complains about. An error that is nobody's mistake is told, not raised."""
+    """Check results of `action`: its text, warnings or faults. No error is raised, not even an unexpected one."""
     try:
         return [CheckResult(check, "ok", action())]
     except CheckWarning as doubt:
@@ -58,7 +58,7 @@ def sentences(error: BaseException) -> list[str]:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error at the bottom of what Ray wraps; of several workers' errors one that is no echo of another's."""
+    """The innermost error in Ray's wrappers; among several workers' errors, the first that is no echo of another's."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         causes = [root_cause(failures[rank]) for rank in sorted(failures)]
@@ -76,18 +76,18 @@ def is_echo(error: BaseException) -> bool:
 
 
 def is_final(error: BaseException) -> bool:
-    """Another attempt would meet it again; storage that is away may come back."""
+    """Another start would meet the error again; storage that does not answer may come back."""
     return isinstance(error, (ValueError, FloatingPointError)) and not getattr(error, "may_pass", False)
 
 
 def last_line(error: BaseException) -> str:
-    """The end of what Ray says of an actor that cannot start: the actor's own error."""
+    """Last line of Ray's message about an actor that cannot start: the actor's own error."""
     lines = str(root_cause(error)).strip().splitlines()[-1:] or [type(error).__name__]
     return lines[0].strip()[:MOST_CHARACTERS]
 
 
 def described(error: BaseException) -> str:
-    """Our own errors are sentences; of others the kind matters too."""
+    """A sentence about an error: our own errors are sentences, others get their type as well."""
     cause = root_cause(error)
     kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
     if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
@@ -96,7 +96,7 @@ def described(error: BaseException) -> str:
     if "ActorUnavailable" in kind:
         return f"a process of the cluster does not answer any more ({text})"
     if kind == "WorkerGroupStartupFailedError":
-        return text  # as `tips_ray.train.adapter` has named it
+        return text  # as `tips_ray.train.adapter` has worded it
     if is_echo(cause):
         return f"another worker was lost ({text})"
     if "OutOfMemory" in kind:

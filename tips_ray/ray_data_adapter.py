@@ -1,4 +1,4 @@
-"""Ray Data's internals: order of blocks, restarts of tasks, the actor that shares out nodes. Imports no torch.
+"""Ray Data's internals: order of blocks, restarts of tasks, the actor that assigns nodes. Imports no torch.
 
 Every process that plans, reads or hands out rows imports this module.
 """
@@ -21,24 +21,24 @@ from ray.train import DataConfig as TrainDataConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 STEP_SECONDS = 0.01
-"""Pause of Ray Data's loop in each of its steps; what a step has to hand on may be late by this much."""
+"""Pause in each step of Ray Data's loop; the output of a step may be late by this much."""
 OF_TASKS = {"max_retries": 10}
-"""How often a task whose process dies is begun again. Ray Data would begin again for ever."""
+"""How often a task is retried when its process dies. Ray Data itself would retry for ever."""
 OF_ACTORS = {"max_restarts": 100, "max_task_retries": 10}
-"""Actors lose nodes in long runs; work that kills its process each time ends the stream."""
+"""Actors lose nodes in long runs; work that kills its process repeatedly ends the stream."""
 TORCH_IS_BROKEN = "can only be initialized once per process"
 RENEWED_SECONDS = 5
 """How often a run asks again for its workers; Ray Data asks again every 10 s."""
 FORGOTTEN_SECONDS = 25
-"""After this long without being asked again, nodes are free for others; Ray has three minutes."""
+"""A request for nodes that is not repeated expires after this long; Ray's default is three minutes."""
 
 
 def handed_out(table: pa.Table, rows: int) -> Dataset:
-    """Blocks of so many rows of a table, in its order, by one task that holds no CPU.
+    """Blocks of `rows` rows of a table, in its order, made by one task that holds no CPU.
 
-    Ray's own readers would hold one each until the last block is handed out, which takes minutes where there are many:
-    with one CPU for the stream, all that comes after would begin then. `from_arrow` holds one as well, to count rows,
-    and its caller waits: for ever where that is Ray Train's controller and workers have just taken the last CPU.
+    Ray's own readers would hold one CPU each until the last block is handed out, which takes minutes for many blocks:
+    with one CPU for the stream, all later stages would begin only then. `from_arrow` holds one as well, to count rows,
+    and its caller waits: for ever if that is Ray Train's controller and workers have just taken the last CPU.
     """
     dataset = ray.data.from_blocks([table]).repartition(target_num_rows_per_block=rows)
     stage: Any = dataset._logical_plan.dag
@@ -47,22 +47,22 @@ def handed_out(table: pa.Table, rows: int) -> Dataset:
 
 
 def join_last_stages(stream: Dataset) -> None:
-    """Make Ray run `repartition` in the tasks of the stage before, which get full batches so.
+    """Make Ray run `repartition` in the tasks of the stage before, which then get full batches.
 
-    It does so where both ask for the same resources. On its own it wants a CPU too, which Ray may never give it while
-    the first stage's tasks wait for training.
+    Ray does so if both request the same resources. On its own `repartition` needs a CPU too, which Ray may never give
+    it while the first stage's tasks wait for training.
     """
     last: Any = stream._logical_plan.dag
     last.ray_remote_args.update(last.input_dependencies[0].ray_remote_args)
 
 
 def in_order(dataset: Dataset, limits: ExecutionResources | None = None) -> Dataset:
-    """What it hands on keeps its source's order; no progress bar of each stage, the program shows its own.
+    """Make a dataset keep its source's order, and show no progress bars: the program shows its own.
 
-    What kills its process again and again ends it.
+    Work that kills its process repeatedly ends the stream.
 
     Args:
-        limits: what it may plan with; None: all that is free.
+        limits: resources that it may use; None: all that are free.
     """
     dataset.context.execution_options = ExecutionOptions(preserve_order=True, resource_limits=limits)
     dataset.context.enable_progress_bars = False
@@ -71,7 +71,7 @@ def in_order(dataset: Dataset, limits: ExecutionResources | None = None) -> Data
 
 
 def _limit_restarts(stage: Any) -> None:
-    """Of this stage and those before it; `map_batches` has no argument for it but such as are deprecated."""
+    """Limit restarts of this stage and those before it; `map_batches` has only deprecated arguments for it."""
     if hasattr(stage, "ray_remote_args"):
         is_actors = isinstance(getattr(stage, "compute", None), ActorPoolStrategy)
         stage.ray_remote_args.update(OF_ACTORS if is_actors else OF_TASKS)
@@ -80,9 +80,9 @@ def _limit_restarts(stage: Any) -> None:
 
 
 class LoopPause(ExecutionCallback):
-    """A pause in each step of Ray Data's loop, which else turns without one while all of its stages are held back.
+    """A pause in each step of Ray Data's loop, which otherwise spins while all stages are held back.
 
-    That is the usual state where training is slower than the stream, and cost a third of a core.
+    That is the usual state when training is slower than the stream, and cost a third of a core.
     """
 
     def on_execution_step(self, executor):
@@ -104,8 +104,8 @@ class InOrder(TrainDataConfig):
 def leave_half_imported() -> None:
     """End this process if torch cannot be imported in it any more; Ray takes the task to another one.
 
-    A task that is cancelled while it imports torch, as all are when a node goes, leaves a process in which every later
-    task would fail, and with them every restart of the run.
+    A task that is cancelled while it imports torch, as all are when a node is lost, leaves a process in which all later
+    tasks would fail, and with them every restart of the run.
     """
     try:
         importlib.import_module("torch")
@@ -116,9 +116,9 @@ def leave_half_imported() -> None:
 
 
 class Coordinator(_AutoscalingCoordinatorActor):
-    """Shares out the nodes; forgets soon what a driver has asked for that was killed.
+    """Assigns the nodes; requests of a killed driver expire soon.
 
-    It would be missing for the driver that goes on with the run.
+    Otherwise the driver that continues the run would lack these nodes.
     """
 
     def __init__(self, tick_seconds: float, **given: Any) -> None:
@@ -130,9 +130,9 @@ class Coordinator(_AutoscalingCoordinatorActor):
 
 
 def start_coordinator(tick_seconds: float) -> None:
-    """On the head, before anybody makes it elsewhere and with a slow tick.
+    """Start the `Coordinator` on the head node, before Ray starts its own elsewhere with a slow tick.
 
-    Ray pins it to the node of whoever asks first, and finds it by its name; without it no group changes any more.
+    Ray pins it to the node of its first caller, and finds it by its name; without it no group changes any more.
     """
     head = next(node["NodeID"] for node in ray.nodes() if HEAD_NODE_RESOURCE_LABEL in node["Resources"])
     name = "AutoscalingCoordinator"

@@ -1,4 +1,4 @@
-"""Weights by URI: what lies there, whether a config fits it, and the model of a run, a checkpoint or a folder."""
+"""Weights sources by URI: what is there, whether a config fits, and the model of a run, a checkpoint or a folder."""
 
 import logging
 import tempfile
@@ -30,7 +30,7 @@ _COMPARED = {
     "text": ("width", "depth", "num_heads", "ffn_hidden", "vocab_size"),
     "head": ("num_prototypes", "hidden", "bottleneck"),
 }
-"""What weights depend on, and the form of GELU; positions are resampled, LayerScale and drop-path belong to a run."""
+"""Sizes that weights depend on, and GELU's form; positions are resampled, LayerScale and drop-path belong to a run."""
 _KNOWN = (
     "a run folder (config.yaml), a checkpoint of one (manifest.json), a transformers folder (config.json) or released "
     "npz files"
@@ -49,12 +49,12 @@ class WeightsSource:
     uri: str
     kind: Literal["run", "checkpoint", "transformers", "official"]
     sizes: dict[str, dict[str, Any]]
-    """Fields of the config sections `image`, `text` and `head`, as far as these are there and known."""
+    """Fields of the config sections `image`, `text` and `head`, where present and known."""
     files: dict[str, str] = field(default_factory=dict)
-    """URIs of what a transformers folder (by name) or a release (by encoder) consists of."""
+    """URIs of the files of a transformers folder (by name) or of a release (by encoder)."""
     run_uri: str = ""
     config: dict[str, Any] | None = None
-    """Of a run."""
+    """Config of a run."""
     checkpoint: CheckpointInfo | None = None
     """The one that was named, or the run's newest; it is verified when it is read."""
     older: tuple[CheckpointInfo, ...] = ()
@@ -76,7 +76,7 @@ class WeightsSource:
         return "student" if kind == "frozen" or shares_encoder else "teacher"
 
     def described(self) -> str:
-        """`the image encoder of weights.npz`."""
+        """The source in words, such as `the image encoder of weights.npz`."""
         if self.checkpoint:
             return f"{self.run_uri} at step {self.checkpoint.step}"
         encoders = " and ".join(f"{kind} encoder" for kind in ("image", "text") if kind in self.sizes)
@@ -84,10 +84,10 @@ class WeightsSource:
 
 
 def start_source(config: TrainConfig) -> WeightsSource:
-    """What lies at `start.uri`.
+    """The weights source at `start.uri`.
 
     Raises:
-        ValueError: nothing that weights can come from, or its sizes are not those of the config; all are named.
+        ValueError: no weights are there, or their sizes differ from the config's; all differences are named.
     """
     assert config.start is not None
     source = source_at("start.uri", config.start.uri)
@@ -104,10 +104,10 @@ def start_source(config: TrainConfig) -> WeightsSource:
 
 
 def teacher_source(config: TrainConfig) -> WeightsSource:
-    """What lies at `objective.frozen_teacher`.
+    """The weights source at `objective.frozen_teacher`.
 
     Raises:
-        ValueError: no run, or prototypes or patches are not those of the config.
+        ValueError: it is no run, or its prototypes or patches differ from the config's.
     """
     uri = config.objective.frozen_teacher
     assert uri is not None
@@ -132,7 +132,7 @@ def teacher_source(config: TrainConfig) -> WeightsSource:
 
 
 def teacher_sizes(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Sizes of `objective.frozen_teacher`, for which the config of its run is enough; weights may be gone.
+    """Sizes of `objective.frozen_teacher`, read from the config of its run; its weights may be gone.
 
     Raises:
         ValueError: there is no run.
@@ -146,7 +146,7 @@ def teacher_sizes(config: TrainConfig) -> dict[str, dict[str, Any]]:
 
 
 def require_its_vocabulary(source: WeightsSource, config: RunConfig) -> None:
-    """A text encoder means the ids of its own tokenizer.
+    """Require the tokenizer whose ids the source's text encoder was trained on.
 
     Raises:
         ValueError: the config has none, or another than the run that the text encoder comes from.
@@ -170,10 +170,10 @@ def require_its_vocabulary(source: WeightsSource, config: RunConfig) -> None:
 
 
 def source_at(key: str, uri: str) -> WeightsSource:
-    """Decided by what lies there; `key` is what errors call it.
+    """The weights source at `uri`, recognised by the files there; errors name it by `key`.
 
     Raises:
-        ValueError: nothing that weights can come from.
+        ValueError: no weights are there.
     """
     uri = storage.resolved(uri)
     if not uri.endswith(".npz"):
@@ -271,10 +271,10 @@ def _official_sizes_of(uri: str) -> tuple[str, dict[str, Any]]:
 
 
 def from_whole_checkpoint(source: WeightsSource, load: Callable[[WeightsSource], Result]) -> Result:
-    """What `load` makes of the newest checkpoint that is whole; damaged ones of a run are logged and passed over.
+    """Result of `load` for the newest undamaged checkpoint; damaged ones of a run are logged and skipped.
 
     Raises:
-        ValueError: none is, or the one that was named is not.
+        ValueError: all are damaged, or the one that was named is.
     """
     for checkpoint in filter(None, (source.checkpoint, *source.older)):
         try:

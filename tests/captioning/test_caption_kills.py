@@ -49,7 +49,7 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(tmp_path, model):
 
 @pytest.fixture
 def nodes(monkeypatch) -> Iterator[Nodes]:
-    """Two, one of which may go."""
+    """Two nodes, one of which may be removed."""
     with nodes_of_cluster(monkeypatch) as nodes:
         nodes.add(3)
         nodes.add(3)
@@ -76,5 +76,5 @@ def test_a_cluster_makes_the_index_and_captions_on_without_a_node_that_is_killed
 
 
 def _parent(pid: int) -> int:
-    """Of a worker process: its node's raylet."""
+    """The parent of a worker process: its node's raylet."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -179,7 +179,7 @@ def test_training_begins_with_the_first_captions_and_captioning_outlives_its_res
     follower.join(240)
     assert seen["at step 1"] < 0.2 * len(index.chunks.rows)
     assert seen["before"] == seen["after"] and len(seen["after"]) == 1
-    assert seen["chunks"] < len(objects(store))  # it was not done by then
+    assert seen["chunks"] < len(objects(store))  # the work was not done by then
     assert folder.read_metrics()[-1]["step"] == 60 and due_chunks(*_needed(config)).num_rows == 0
 
 

@@ -37,7 +37,7 @@ def _images(count: int) -> list[np.ndarray]:
 
 
 def _generated(captioner: Captioner, row: Row) -> list[int]:
-    """What transformers' own loop writes for the row by itself."""
+    """The text that transformers' own loop writes for the row alone."""
     ids = row.prompt[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     model = captioner._model
@@ -109,7 +109,7 @@ def test_out_of_memory_halves_the_batch_for_good_and_changes_no_text(tiny, monke
     expected, forward, sizes = captioner(images), captioner._model.forward, []
 
     def forward_with_room_for_three(*, input_ids, **inputs):
-        if input_ids.shape[1] > 1:  # it is the images' turn, for which there is room
+        if input_ids.shape[1] > 1:  # next come the images, for which there is room
             return forward(input_ids=input_ids, **inputs)
         sizes.append(len(input_ids))
         if len(input_ids) > 3:

@@ -1,4 +1,4 @@
-"""The checkpoint of the demo, loaded as anyone loads a PaliGemma, on scenes that it was not trained on."""
+"""The checkpoint of the demo, loaded as an ordinary PaliGemma, on scenes that it was not trained on."""
 
 import socket
 from pathlib import Path

@@ -14,7 +14,7 @@ WORDS = ["caption en", "describe en", "two dogs on green grass", "a blue circle 
 
 
 def write_paligemma(folder: Path, version: int = 1, seed: int = 0, image_px: int = IMAGE_PX, **text: int) -> Path:
-    """`text`: sizes of the language model other than the tiny ones."""
+    """Write the folder; `text` replaces sizes of the language model."""
     processor = _processor(image_px)
     sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     language: dict[str, Any] = {

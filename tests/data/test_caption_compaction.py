@@ -114,7 +114,7 @@ def test_a_reader_finds_what_compaction_moves_between_two_of_its_looks(tmp_path,
     filled, look = _filled(str(tmp_path), GROUP), getattr(storage, moved_in)
 
     def look_during_compaction(uri: str, *arguments):
-        """The group is not there yet, the single chunks are not there any more."""
+        """A look that misses the group, which is not there yet, and the single chunks, which are already deleted."""
         if moved_in == "read_bytes" and uri.endswith("00000000-00000008.parquet"):
             return look(uri)
         monkeypatch.setattr(storage, moved_in, look)

@@ -100,7 +100,7 @@ def test_captions_that_should_be_there_and_are_not_are_an_error_at_once(index, s
 
 @pytest.mark.parametrize("content", [b"", b"<html>try later</html>"])
 def test_an_image_that_the_captioner_could_not_read_is_a_row_without_captions(content):
-    """A download may fail while it is captioned and go well in training."""
+    """A download may fail during captioning and succeed in training."""
     made = ChunkCaptions(0, image_sha256([content]), [[]], ["cannot be downloaded, or not an image"])
     (row,) = with_captions([_row(b"a")], made, "")
     assert (row["synthetic_captions"], row["error"], row["image"]) == ([], "", b"a")
@@ -147,7 +147,7 @@ def clock(monkeypatch) -> SimpleNamespace:
 
 
 def test_chunks_that_are_read_together_come_when_the_first_of_them_is_due(monkeypatch):
-    """Where few chunks are due, the next may lie far beyond the lead, and training waits for the first."""
+    """If few chunks are due, the next may lie far beyond the lead, while training waits for the first."""
     asked = []
     monkeypatch.setattr(stream, "_is_due", lambda window, coordinator: asked.append(window))
     monkeypatch.setattr(stream, "opened_index", lambda uri: None)

@@ -35,7 +35,7 @@ def test_of_concurrent_writers_of_the_same_chunks_one_wins_each(store):
         won = dict(zip("abcd", pool.map(write, "abcd"), strict=True))
     for chunk in range(5):
         winners = [writer for writer in "abcd" if won[writer][chunk]]
-        # Swift looks first and writes then: it may tell two writers that they won, and keeps the later one.
+        # Swift checks first and writes then: two writers may both be told that they won; it keeps the later object.
         assert len(winners) == 1 or (winners and not storage.is_local(store.folder))
         assert store.read(shard(0, 5), chunk) in [captions(chunk, winner) for winner in winners]
     assert len(store.names(shard().name)) == 5

@@ -26,7 +26,7 @@ def inputs(tmp_path_factory) -> ToyStream:
 
 
 def _blocks_of_ray(inputs: ToyStream, start_step: int) -> list[list[dict]]:
-    """What Ray Data's read task gives for all windows, cut to blocks of m rows as `repartition` does."""
+    """Output of Ray Data's read task for all windows, cut to blocks of m rows as `repartition` does."""
     config, m = inputs.config, inputs.config.images_per_pass
     start, stop = start_step * BATCH, config.schedule.total_steps * BATCH
     windows = {"window": np.array(order_of(inputs.config, inputs.index_uri).windows(start, stop))}
@@ -118,7 +118,7 @@ def test_captions_that_nobody_made_end_the_stream_with_a_sentence(inputs, tmp_pa
 
 
 @pytest.mark.heavy
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the dead one's queue
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # those in the dead process's queue
 def test_a_data_process_that_dies_ends_the_stream_with_a_sentence(inputs):
     keys = {"schedule.total_steps": 10_000, "data_prefetch_batches": 1}
     endless = inputs._replace(config=override(type(inputs.config), inputs.config.model_dump(), keys))

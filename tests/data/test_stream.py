@@ -75,7 +75,7 @@ def _delayed(dataset: Dataset) -> Dataset:
         time.sleep(random.random() * DELAY_SECONDS)
         return batch
 
-    return dataset.map_batches(wait, batch_size=None, num_cpus=0.5)  # another number: a stage of its own
+    return dataset.map_batches(wait, batch_size=None, num_cpus=0.5)  # another number would make it a separate stage
 
 
 def test_a_task_that_kills_its_process_each_time_ends_the_stream(cluster, monkeypatch):
@@ -102,7 +102,7 @@ def test_blocks_are_cut_by_the_tasks_that_make_the_views(cluster, inputs, roles)
 
 
 def test_a_stream_is_made_where_no_cpu_is_free(cluster, inputs):
-    """Ray Train's controller makes it when the workers have taken their CPUs; to wait for one would be for ever."""
+    """Ray Train's controller makes the stream after the workers have taken all CPUs, so it must not wait for one."""
     everything = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     try:
         assert everything.wait(30)

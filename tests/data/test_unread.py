@@ -14,7 +14,7 @@ def _index(folder: Path) -> Index:
 
 
 def _damage(path: Path, name: bytes) -> int:
-    """Spoil the header of the member of this name; returns where it begins."""
+    """Damage the header of the member of this name; returns its position."""
     content = bytearray(path.read_bytes())
     place = content.index(name)
     content[place] = ord("9")

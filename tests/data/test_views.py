@@ -8,14 +8,14 @@ from tips_ray.data.collate import batch_from
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.views import RowSettings, training_row, training_rows
 
-WHOLE = (1.0, 1.0)  # of a square image no box of this area fits but the whole
+WHOLE = (1.0, 1.0)  # in a square image, the only box of this area that fits is the whole
 TOKENS, CAPTIONS = 12, 3
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 IMAGES = ("global_crops", "local_crops")
 
 
 class Letters:
-    """A tokenizer: the ids of a text are its letters' numbers; remembers what it was asked."""
+    """A tokenizer: the ids of a text are its letters' numbers; remembers its calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""A failed training as its user sees it; the errors are those that Ray raises."""
+"""Failed training as its user sees it; the errors are those that Ray raises."""
 
 import signal
 

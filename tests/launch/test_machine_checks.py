@@ -18,7 +18,7 @@ from tips_ray.launch import machine_checks
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch, tmp_path):
-    """No store, no cluster, no credentials of whoever runs the tests."""
+    """No store, cluster or credentials from the environment of the tests."""
     names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE")
     for name in (*names, "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)

@@ -49,7 +49,7 @@ def _kinds(folder: RunFolder) -> list[tuple[str, int | None]]:
 
 
 def _without_key_bias(numbers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A bias of all keys cancels in the softmax: its gradient is rounding alone, which AdamW makes whole steps of."""
+    """Zero the bias of the keys, which cancels in the softmax: AdamW makes whole steps of its rounded gradient."""
     for name, value in numbers.items():
         if name.endswith("qkv.bias"):
             value.chunk(3)[1].zero_()
@@ -78,7 +78,7 @@ def _assert_every_step_held_its_batch(folder: RunFolder, config: RunConfig, work
 
 
 def _when(folder: RunFolder, step: int, action: Any) -> threading.Thread:
-    """Do something, from outside, as soon as a step of a run has been logged and a checkpoint is there."""
+    """Call `action` as soon as a step of a run has been logged and a checkpoint is there."""
 
     def wait() -> None:
         while not any(line["step"] >= step for line in folder.read_metrics()) or not _is_saved(folder):

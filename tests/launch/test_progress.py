@@ -1,4 +1,4 @@
-"""What a run tells of its workers while it trains."""
+"""What a run reports about its workers while it trains."""
 
 import time
 
@@ -17,7 +17,7 @@ CHANGE = {"kind": "change", "step": 40, "from": 8, "to": 6, "steps_recomputed": 
         ({"kind": "stop", "cause": "lost: rank 3"}, "workers start again: lost: rank 3"),
         ({"kind": "waiting", "room": 1, "min_workers": 2}, "there is room for 1, at least 2 must train"),
         ({"kind": "idle", "workers": 4, "room": 5}, "workers: 4 train, 1 more would fit"),
-        ({"kind": "damaged", "step": 8, "error": "sha256 differs"}, "step 8 is damaged, the one before is taken: sha256"),
+        ({"kind": "damaged", "step": 8, "error": "sha256 differs"}, "step 8 is damaged, the one before is taken"),
         ({"kind": "checkpoint"}, ""),
     ],
 )
@@ -30,7 +30,7 @@ def test_only_what_happens_from_now_on_is_told(tmp_path, capsys):
     folder.log_event("stop", None, cause="of an earlier driver")
     with shown_progress(folder, total_steps=10):
         shown = ""
-        while "starting workers" not in shown:  # by then it knows what has been told before
+        while "starting workers" not in shown:  # by then it has read the earlier events
             shown += capsys.readouterr().out
             time.sleep(0.01)
         folder.log_event("stop", None, cause="now")

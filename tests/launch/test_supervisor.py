@@ -1,4 +1,4 @@
-"""A driver that ends is started again, as long as that may help."""
+"""A driver that ends is started again while that may help."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ def folder(tmp_path) -> RunFolder:
 
 
 def _driver(tmp_path: Path, *endings: str) -> list[str]:
-    """A command that ends in another way at each start; it knows which by a file of as many bytes as starts."""
+    """A command that ends in another way at each start; a file with one byte per start counts them."""
     starts = tmp_path / "starts"
     code = f"import os, sys, signal; n = os.path.getsize({str(starts)!r}) if os.path.exists({str(starts)!r}) else 0; "
     code += f"open({str(starts)!r}, 'a').write('x'); exec({list(endings)!r}[n])"

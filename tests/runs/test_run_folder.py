@@ -20,7 +20,7 @@ CONFIG = "name: small\nschedule: {peak_lr: 0.001}\nresources: {workers: 2}\ndata
 
 @pytest.fixture
 def uri(folder):
-    """Of an empty run folder."""
+    """URI of an empty run folder."""
     return folder
 
 

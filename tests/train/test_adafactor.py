@@ -16,7 +16,7 @@ LR, WEIGHT_DECAY, STEPS = 0.1, 0.2, 3
 
 
 def _gradient(name: str, step: int) -> Tensor:
-    """Large ones and small ones, so that some updates are clipped."""
+    """Large and small gradients, so that some updates are clipped."""
     generator = torch.Generator().manual_seed(100 * step + list(SHAPES).index(name))
     return torch.randn(SHAPES[name], generator=generator, dtype=torch.float64) * 10.0**step
 
@@ -69,7 +69,7 @@ def _updated() -> dict[str, Tensor]:
 
 
 def _like(whole: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A shard of `whole` where the parameter is one."""
+    """`whole`, or its shard where the parameter is sharded."""
     if not isinstance(parameter, DTensor):
         return whole
     shards = parameter.device_mesh.size(-1)

@@ -1,4 +1,4 @@
-"""Ray's internals are as we know them, and our two policies decide as they should; no cluster."""
+"""Ray's internals are as we know them, and our two policies decide correctly; no cluster."""
 
 import inspect
 import pickle
@@ -50,7 +50,7 @@ def policy(config, tmp_path, monkeypatch) -> GracefulScaling:
 
 
 def _offer(policy: GracefulScaling, monkeypatch: Any, workers: int, cpus: int, beside: int = 0) -> None:
-    """Node `a`, of whose CPUs the coordinator has reserved those of so many workers; `b` has CPUs beside them."""
+    """The coordinator has reserved CPUs for so many workers on node `a`; node `b` has CPUs beside them."""
     policy._latest_reserved_resources = {"a": {"CPU": float(workers)}}
     monkeypatch.setattr(policy, "_get_reserved_resources", lambda: policy._latest_reserved_resources)
     sizes = {"a": float(cpus), "b": float(beside)}

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, on how many ranks, and what a damaged one does."""
+"""Checkpoints: what a load restores, on how many ranks, and what a damaged one does."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ from tips_ray.train.state import TrainState
 pytestmark = pytest.mark.filterwarnings("error")
 LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}
 ADAFACTOR = {"optimizer__name": "adafactor"}
-FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: no optimizer state of the prototypes in that time
+FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: until then no optimizer state of the prototypes
 
 
 def _saved(folder: str | Path, *steps: int) -> list[CheckpointInfo]:

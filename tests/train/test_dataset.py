@@ -1,4 +1,4 @@
-"""Where an attempt begins, looked up while the storage is away; without Ray."""
+"""The step at which a worker group starts, looked up while the storage does not answer; without Ray."""
 
 import pytest
 from toy_run import tiny_run, toy_job

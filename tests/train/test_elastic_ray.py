@@ -1,4 +1,4 @@
-"""Runs on a cluster whose nodes come, are drained and are killed while they train."""
+"""Runs on a cluster whose nodes are added, drained and killed during training."""
 
 import signal
 import subprocess
@@ -53,14 +53,14 @@ def _run(storage: Path, data: str, **values: Any) -> RunConfig:
 
 
 def _nodes_of_two(nodes: Nodes) -> Node:
-    """For the data stream and for two workers; the last worker's, which may go."""
+    """Nodes for the data stream and for two workers; returns the last worker's, which may be removed."""
     nodes.add(1, DATA)
     nodes.add(1, TRAIN)
     return nodes.add(1, TRAIN)
 
 
 def _assert_same(folder: RunFolder, config: RunConfig, undisturbed: RunFolder) -> None:
-    """Every step held its batch, whoever did it, and came to the same losses."""
+    """Every step had its batch, on any workers, and the same losses."""
     index = index_of(config.data, f"{config.storage}/index")
     order = run_order(index, config.data, config.seed, config.global_batch_images)
     lines = folder.read_samples()

@@ -1,4 +1,4 @@
-"""Distillation from a frozen larger teacher: what it is, that it rests, that it is sharded."""
+"""Distillation from a frozen larger teacher: it is the given one, does not change, and is sharded."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from toy_start import begun, numbers, trained_run
 from tips_ray.distributed import rank, world_size
 from tips_ray.runs.checkpoint import checkpoint_at
 from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
-from tips_ray.train.initial_weights import begin, unloaded_teacher
+from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.state import new_state
 from tips_ray.train.step import train_step
 
@@ -28,7 +28,7 @@ def _distilled(teacher: Path | str, **values: Any):
 
 
 def _teacher(state) -> dict[str, Tensor]:
-    """Network and centres."""
+    """The teacher's network and its centres."""
     return {key: value for key, value in numbers(state).items() if not key.startswith("student.")}
 
 
@@ -123,4 +123,4 @@ def test_two_ranks_share_a_teacher_that_rests_and_train_as_one(tmp_path):
 
 def test_without_a_teacher_to_load_nothing_is_built_and_nothing_told():
     config = toy_config()
-    assert unloaded_teacher(config) is None and begin(new_state(config), config) == {}
+    assert unloaded_teacher(config) is None and load_initial_weights(new_state(config), config) == {}

@@ -1,4 +1,4 @@
-"""A planned change: ranks that are asked to leave agree, do one more step, save it and go."""
+"""A graceful stop: ranks that are asked to leave agree, do one more step, save it and leave."""
 
 import itertools
 

@@ -50,7 +50,7 @@ def _prepared(config: RunConfig, student, teacher) -> None:
 
 
 def _numbers(state: TrainState) -> dict[str, Tensor]:
-    """Every number that a step changes, whole."""
+    """Every number that a step changes, gathered from all ranks."""
     networks = {"student": state.student, "teacher": state.teacher, "centers": state.centers}
     found = {f"{name}.{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
     for name, parameter in state.student.named_parameters():
@@ -72,7 +72,7 @@ class _Trial:
         self.recorder = RunRecorder(toy_job(config, uri), 0, CPU, lambda *_: None)
 
     def run(self) -> str:
-        """The sentence it ends with; empty if it ends well."""
+        """Run the loop; returns the sentence of its error, empty if there is none."""
         try:
             train(self.state, self.steps(), self.config, self.recorder)
         except FloatingPointError as error:

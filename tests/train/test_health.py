@@ -76,7 +76,7 @@ def test_mean_cosine_is_that_of_all_pairs():
 def test_a_hit_is_an_own_caption_nearest_among_the_valid():
     image_BD, text_BD = torch.eye(4), torch.eye(4)[[1, 0, 2, 3]]
     assert contrastive_hits(image_BD, text_BD, tensor([True] * 4)).tolist() == [2, 2]
-    # Without text 1 the first image, at right angles to all others, still has none of its own; nor counts row 1.
+    # Without text 1, image 0, at right angles to all others, still has no text of its own; row 1 does not count.
     text_BD = tensor([[0.9, 0.1, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
     assert contrastive_hits(image_BD, text_BD, tensor([True] * 4)).tolist() == [2, 3]
     assert contrastive_hits(image_BD, text_BD, tensor([True, False, True, True])).tolist() == [3, 3]
@@ -124,7 +124,7 @@ def test_prototypes_are_counted_over_all_steps_since_the_last_logged_one():
 
 
 def _found(*micro_batches: int) -> list[dict[str, float]]:
-    """Of this rank's share of two steps of 8 images, two of them invalid; the second is logged. Weights stay."""
+    """Metrics of this rank's share of two steps of 8 images, two invalid; the second is logged. Weights stay."""
     return [_found_with(count) for count in micro_batches]
 
 

@@ -1,4 +1,4 @@
-"""What a run begins with: another run, a release, a transformers folder; heads warmed alone."""
+"""Initial weights: of another run, a release, a transformers folder; warm-up of the heads alone."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tips_ray.runs.folder import RunFolder
 from tips_ray.storage import StorageError
 from tips_ray.train import worker_loop
 from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
-from tips_ray.train.initial_weights import begin
+from tips_ray.train.initial_weights import load_initial_weights
 from tips_ray.train.run_recorder import note_failure
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step
@@ -147,7 +147,7 @@ def test_a_transformers_folder_gives_encoders_and_temperature(tmp_path):
 def test_what_a_run_began_with_is_told_and_known_again_by_its_fingerprint(tmp_path):
     def told(uri: Path) -> dict:
         config = toy_config(start__uri=str(uri), **sizes_of(toy_model()))
-        return begin(new_state(config), config)["start"]
+        return load_initial_weights(new_state(config), config)["start"]
 
     released(tmp_path / "one")
     released(tmp_path / "copy")
@@ -189,7 +189,7 @@ def test_two_ranks_load_what_one_loads(tmp_path):
 def _refused(values: dict) -> str:
     state = new_state(toy_config(**values))
     try:
-        begin(state, toy_config(**values))
+        load_initial_weights(state, toy_config(**values))
     except ValueError as error:
         return str(error)
     return "loaded"
@@ -262,7 +262,7 @@ def _with_misfits(folder: str) -> str:
     def refuse(state, config):
         raise ValueError("of another size")
 
-    worker_loop.begin = refuse
+    worker_loop.load_initial_weights = refuse
     run = toy_job(tiny_run(Path(folder), "unused"), f"{folder}/run")
     with pytest.raises(ValueError) as error:
         train_worker(run, torch.device("cpu"), lambda: (0, iter(())), lambda metrics: None)

@@ -1,4 +1,4 @@
-"""First values: drawn once everywhere, the same on any number of ranks, none left out."""
+"""First values: every parameter is drawn once, the same on any number of ranks."""
 
 import math
 
@@ -79,7 +79,7 @@ def test_the_teacher_starts_as_a_copy_of_the_student():
 
 
 class _Odd(nn.Module):
-    """A parameter and a buffer that nobody knows how to start."""
+    """A parameter and a buffer without a known initialization."""
 
     def __init__(self) -> None:
         super().__init__()

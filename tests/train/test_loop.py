@@ -1,4 +1,4 @@
-"""The loop's judgement of bad rows: counted over ranks and restarts, judged at logged steps."""
+"""The loop's limit on bad rows: counted over ranks and restarts, checked at logged steps."""
 
 import itertools
 
@@ -17,7 +17,7 @@ IMAGES = 4
 
 
 class ListRecorder:
-    """Keeps what it gets."""
+    """A recorder that keeps all calls."""
 
     def __init__(self) -> None:
         self.fractions: dict[int, float] = {}

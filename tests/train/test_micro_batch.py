@@ -1,4 +1,4 @@
-"""micro_batch_images: auto, with memory that ends where a test says so, and with memory that really ends."""
+"""micro_batch_images: auto, with a memory limit that the test sets, and with memory that really runs out."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""Parameter groups: every parameter in one of them, with the rate and the decay of its place."""
+"""Parameter groups: every parameter is in one of them, with its rate and decay."""
 
 import pytest
 from toy import toy_config

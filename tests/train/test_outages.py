@@ -1,4 +1,4 @@
-"""A run in the run folder on a real S3 server that goes away in the middle: nothing of it is lost."""
+"""A run on a real S3 server that stops answering in the middle: nothing of the run is lost."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def _config(**values) -> RunConfig:
 
 
 def _steps(at: dict[int, Callable[[], None]]) -> Iterator[list[Batch]]:
-    """Batches without end; before those of some steps something is done."""
+    """Endless batches; before those of some steps, an action is called."""
     step = 0
     while True:
         at.get(step, lambda: None)()

@@ -1,4 +1,4 @@
-"""Nodes told apart by roles: who trains, who makes views, who writes captions beside training."""
+"""Nodes with roles: some train, some make views, some write captions beside training."""
 
 from pathlib import Path
 

@@ -21,7 +21,7 @@ ADAFACTOR = {"optimizer__name": "adafactor"}
 
 
 def _new(replicas: int, compiled: bool = False, **values: Any) -> TrainState:
-    """A float64 state, sharded where there are several ranks; there it may be recomputed and compiled as well."""
+    """A float64 state, sharded if there are several ranks; then it may be recomputed and compiled as well."""
 
     def prepare(student, teacher):
         if compiled:
@@ -87,7 +87,7 @@ def test_the_losses_of_a_run_do_not_depend_on_the_number_of_ranks(dtype, steps, 
 
 
 def _losses(dtype: torch.dtype, steps: int) -> Tensor:
-    """Of every step, means over ranks."""
+    """Losses of every step, means over ranks."""
     values: dict[str, Any] = {"schedule__total_steps": steps, "image__drop_path_rate": 0.2}
     torch.set_default_dtype(dtype)
 
@@ -110,7 +110,7 @@ def test_sharded_recomputed_and_compiled_training_equals_plain_training():
 
 
 def _gradients(replicas: int, accumulate_unsharded: bool) -> tuple[dict[str, Tensor], int]:
-    """Of four micro-batches, whole, and how many collectives have reduced and cut something."""
+    """Whole gradients of four micro-batches, and the number of reduce-scatter collectives."""
     state, config = _new(replicas), toy_config(**RUN)
     batch, size = toy_batch(IMAGES * 2), IMAGES * 2 // world_size() // 4
     first = rank() * size * 4

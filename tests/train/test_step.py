@@ -32,7 +32,7 @@ SWITCHES = {
 
 
 def _state(config: TrainConfig) -> TrainState:
-    """A float64 state whose teacher and centres have already left the student's."""
+    """A float64 state whose teacher and centres already differ from the student's."""
     teacher = _larger_teacher() if config.objective.teacher == "frozen" else None
     state = new_state(config, teacher)
     generator = torch.Generator().manual_seed(1)

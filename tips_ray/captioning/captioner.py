@@ -51,8 +51,8 @@ class Captioner:
 
         Args:
             images: uint8 RGB [H, W, 3] each.
-            keys: int64 per image, which alone decides what is drawn where the temperature is above 0; two images with
-                one key and one content have one caption.
+            keys: int64 per image, which alone decides the draws where the temperature is above 0; equal images with
+                equal keys get equal captions.
 
         Raises:
             torch.OutOfMemoryError: there is no room for even one image.

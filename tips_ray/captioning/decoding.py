@@ -34,7 +34,7 @@ class Row:
     pixels: Callable[[], Tensor]
     """The image as the model wants it, made when the row enters the batch; a ValueError becomes the row's error."""
     key: int = 0
-    """Of its draws, where the temperature is above 0."""
+    """Key of the row's draws, where the temperature is above 0."""
     tokens: list[int] = field(default_factory=list)
     """What was written, without the token that ends it."""
     ended: bool = False

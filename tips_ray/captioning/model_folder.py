@@ -1,4 +1,4 @@
-"""A captioner's files on this machine, from the hub, a folder or s3://, and what they are called by."""
+"""A captioner's files on this machine, from the hub, a folder or s3://, and their fingerprint."""
 
 import fcntl
 import hashlib
@@ -35,7 +35,7 @@ def model_folder(config: CaptionerConfig) -> Path:
 
 
 def fingerprint(config: CaptionerConfig, folder: Path) -> str:
-    """What a captioner's captions are kept under: sha256 of all that can change a text, in hexadecimal digits.
+    """Name under which captions are kept: sha256 of all that can change a text, in hexadecimal digits.
 
     The files' content and not the model's name counts, so a copy of a model is the same captioner. Device and number
     of rows at a time are left out: they change rounding only.
@@ -44,14 +44,14 @@ def fingerprint(config: CaptionerConfig, folder: Path) -> str:
 
 
 def description(config: CaptionerConfig, folder: Path) -> dict:
-    """What `captioner.json` holds: `decides`, of which the fingerprint is made, and the whole config."""
+    """Content of `captioner.json`: `decides`, which the fingerprint hashes, and the whole config."""
     settings = config.model_dump(mode="json", exclude={"model", "revision", "device", "batch_images"})
     decides = {"version": VERSION, "model_sha256": content_sha256(folder), **settings}
     return {"decides": decides, "config": config.model_dump(mode="json")}
 
 
 def content_sha256(folder: Path) -> str:
-    """Of the names and contents of a model's files."""
+    """Hash of the names and contents of a model's files."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.name.startswith(".")):
         found = path.stat()
@@ -61,13 +61,13 @@ def content_sha256(folder: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _file_sha256(path: Path, size: int, modified_ns: int) -> str:
-    """Of one file, read once per process and state: weights have gigabytes."""
+    """Hash of one file, read once per process unless the file changes: weights have gigabytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_storage(uri: str) -> Path:
-    """A copy in the user's cache, called by names, sizes and ETags of the objects; one process at a time makes it."""
+    """A copy in the user's cache, named by names, sizes and ETags of the objects; one process at a time makes it."""
     files = [file for file in storage.list_files(uri) if file.uri.endswith(SUFFIXES)]
     listing = [(file.uri.rsplit("/", 1)[1], file.bytes, file.etag) for file in files]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tips_ray" / "captioners"

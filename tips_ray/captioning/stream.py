@@ -1,4 +1,4 @@
-"""Ray Data: the captions that a run will need, made in training order, each chunk once.
+"""Ray Data: make the captions that a run will need, in training order, each chunk once.
 
 The stream is one of its own beside training: it outlives restarts of the workers, stays at most `captions.lead_windows`
 ahead of what training reads, and ends, with its actors, when every image has its captions.
@@ -35,7 +35,7 @@ CHUNKS_PER_TASK = 2
 READERS = 2
 """Read tasks at a time."""
 READ_CPUS = 1
-"""Of all of them."""
+"""CPUs of all read tasks together."""
 DECODERS = 4
 """Threads of an actor that decode images."""
 _READ = pa.schema([("chunk", pa.int64()), ("images", pa.list_(pa.binary())), ("errors", pa.list_(pa.string()))])
@@ -103,7 +103,7 @@ def caption_stream(inputs: CaptionInputs, due: pa.Table) -> Dataset:
 
 
 def _limits(inputs: CaptionInputs) -> ExecutionResources | None:
-    """What this stream may plan with beside training, which it does not see."""
+    """Resources that this stream may use beside training, which Ray Data does not see."""
     if not inputs.access.coordinator:
         return None
     resources = inputs.config.resources
@@ -114,7 +114,7 @@ def _limits(inputs: CaptionInputs) -> ExecutionResources | None:
 
 
 def _read(batch: dict[str, np.ndarray], inputs: CaptionInputs) -> Iterator[pa.Table]:
-    """Encoded images of the chunks that are due, once the first of them is: training may wait for it alone."""
+    """Encoded images of the chunks, once the first of them is due: training may wait for that one alone."""
     index = opened_index(inputs.index_uri)
     if inputs.access.coordinator and not _is_due(int(batch["window"].min()), inputs.access.coordinator):
         return
@@ -125,7 +125,7 @@ def _read(batch: dict[str, np.ndarray], inputs: CaptionInputs) -> Iterator[pa.Ta
 
 
 def _is_over(coordinator: ActorHandle | None) -> bool:
-    """False where captions are made by themselves."""
+    """Captioning beside training is over; False where captions are made without training."""
     return coordinator is not None and bool(ray.get(coordinator.is_over.remote()))
 
 
@@ -138,15 +138,15 @@ def _is_due(window: int, coordinator: ActorHandle) -> bool:
 
 
 class CaptionActor:
-    """A captioner that fills the store; whatever it does may be done again without harm."""
+    """A captioner that fills the store; all that it does can be repeated without harm."""
 
     def __init__(self, inputs: CaptionInputs, is_over: Callable[[], bool]) -> None:
-        """`is_over`: nobody needs more captions; what still waits for this actor is left undone.
+        """`is_over`: no more captions are needed; work that still waits for this actor is skipped.
 
         Raises:
             ValueError: the model on this machine is another than that of the store.
         """
-        import torch  # readers and planners of this module do without it
+        import torch  # readers and planners of this module do not need it
 
         from tips_ray.captioning.captioner import Captioner
 
@@ -197,7 +197,7 @@ class CaptionActor:
 
 
 def _require_its_store(inputs: CaptionInputs) -> None:
-    """A folder of the same name may hold other files here; the store has one captioner for good."""
+    """Check the model on this machine: a folder of this name may hold other files, and a store has one captioner."""
     found, wanted = fingerprint(inputs.captioner, model_folder(inputs.captioner)), inputs.access.store.fingerprint
     if not found.startswith(wanted):
         raise ValueError(

@@ -1,9 +1,9 @@
 """Encoded image -> upright 8-bit RGB, or the reason why not. H, W: height and width as a viewer shows the image.
 
-JPEG, PNG, WebP, GIF and BMP, told apart by their first bytes and not by a file name. Of an animation the first frame
-counts, transparency becomes white, 16 bits become 8, CMYK becomes RGB, EXIF orientation is applied. Colour profiles
-are not. TIFF and other formats are refused: they are rare on the web, and every decoder is a door. Damage that still
-decodes to pixels goes unseen: neither JPEG nor Pillow's reading of PNG has a checksum over them.
+JPEG, PNG, WebP, GIF and BMP, recognised by their first bytes and not by a file name. Of an animation the first frame
+is used, transparency becomes white, 16 bits become 8, CMYK becomes RGB, EXIF orientation is applied, colour profiles
+are not. TIFF and other formats are refused: they are rare on the web, and every decoder can be attacked. Damage that
+still decodes to pixels is not found: neither JPEG nor Pillow's reading of PNG has a checksum over them.
 
 Pillow reads every header and decodes everything but whole JPEG files, of which simplejpeg (libjpeg-turbo, as in Pillow)
 makes the same pixels in half of the time.
@@ -87,7 +87,7 @@ class OpenedImage:
         return np.asarray(image.transpose(_TURNS[self.orientation]) if self.orientation in _TURNS else image)
 
     def _of_whole_jpeg(self, reduction: int) -> np.ndarray | None:
-        """None where it is anything else, such as CMYK, turned or damaged: Pillow sees what can be made of it."""
+        """Pixels of an undamaged upright RGB or gray JPEG; None for all other images, which Pillow then decodes."""
         if not isinstance(self.file, JpegImageFile) or self.file.mode not in ("RGB", "L") or self.orientation != 1:
             return None
         height, width = (-(-side // reduction) for side in (self.file.height, self.file.width))
@@ -141,7 +141,7 @@ def open_image(image: bytes, max_bytes: int, max_pixels: int) -> OpenedImage:
 
 
 def reduction_for(zoom_out: float) -> int:
-    """The largest reduction that leaves something to shrink when an image is to become `zoom_out` times smaller."""
+    """The largest reduction that is not above `zoom_out`, the factor by which an image is to become smaller."""
     return next((reduction for reduction in (8, 4, 2) if zoom_out >= reduction), 1)
 
 
@@ -167,7 +167,7 @@ def _reader(image: bytes) -> type[ImageFile.ImageFile]:
 
 
 def _orientation(exif: bytes) -> int:
-    """1 where there is none, or none that can be read: a viewer shows such an image as it is.
+    """EXIF orientation; 1 where it is missing or unreadable: a viewer shows such an image as it is.
 
     Not Pillow's getexif, which decodes the pixels of a PNG that has no EXIF.
     """

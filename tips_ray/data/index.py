@@ -61,7 +61,7 @@ class ChunkTable(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """What a run knows of its data. Bad rows keep their sample id; `rejects` lists those known ahead."""
+    """What a run knows of its data. Bad rows keep their sample id; `rejects` lists those known in advance."""
 
     fingerprint: str
     chunk_rows: int
@@ -136,10 +136,10 @@ def index_uri(data: DataConfig, index: Index, folder: str) -> str:
 
 
 def build_index(data: DataConfig, mapper: Mapper | None = None) -> Index:
-    """Look through every shard; a pure function of the data, whatever the mapper.
+    """Scan every shard; a pure function of the data, whatever the mapper.
 
     Raises:
-        ValueError: a source has no rows, or a shard lacks a column; StorageError (one too): it cannot be read.
+        ValueError: a source has no rows, or a shard lacks a column; StorageError, a ValueError: it cannot be read.
     """
     listed = _listed(data)
     columns = [sources.columns_of(shards, source.columns) for shards, source in zip(listed, data.sources, strict=True)]
@@ -163,7 +163,7 @@ def build_index(data: DataConfig, mapper: Mapper | None = None) -> Index:
 
 
 def fingerprint(data: DataConfig) -> str:
-    """What an index of `data` is called, from listings alone: sha256 in hexadecimal digits.
+    """Name of the index of `data`, from listings alone: sha256 in hexadecimal digits.
 
     It covers (path, bytes, etag) of every shard, formats, columns and chunk size, and so the rows too. Weights are not
     in it: they change the order, not the index.
@@ -172,7 +172,7 @@ def fingerprint(data: DataConfig) -> str:
 
 
 def check_unchanged(index: Index, data: DataConfig) -> None:
-    """The data are still those of the index.
+    """Check that the data are still those of the index.
 
     Raises:
         ValueError: a shard changed, vanished or appeared (the first one is named), or chunks would have another size.
@@ -203,7 +203,7 @@ def run_order(index: Index, data: DataConfig, seed: int, global_batch_images: in
 
 
 def write_index(index: Index, uri: str) -> None:
-    """Write the folder; `index.json` comes last, and without it there is no index."""
+    """Write the folder; `index.json` is written last, and without it there is no index."""
     chunks = pa.table(index.chunks._asdict())
     for name, table in (("shards", index.shards), ("chunks", chunks), ("rejects", index.rejects)):
         buffer = pa.BufferOutputStream()
@@ -308,12 +308,12 @@ def _check_rows(data: DataConfig, rows: list[int]) -> None:
 
 
 def unread_bytes(index: Index) -> dict[str, int]:
-    """Bytes behind the last row of each tar with a damaged header, by the shard's URI."""
+    """Bytes after the last row of each tar with a damaged header, by the shard's URI."""
     shards = {row["path"]: (number, row) for number, row in enumerate(index.shards.to_pylist())}
     found = {}
     for reject in index.rejects.to_pylist():
         number, shard = shards[reject["path"]]
-        if reject["row"] >= shard["rows"]:  # no row of it: what ends the shard
+        if reject["row"] >= shard["rows"]:  # not a row, but the damage that ends the shard
             stops = index.chunks.stop[index.chunks.shard == number]
             found[shard["path"]] = shard["bytes"] - int(stops.max(initial=0))
     return found

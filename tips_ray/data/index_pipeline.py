@@ -1,4 +1,4 @@
-"""Ray: an index made by a cluster, and every image of it decoded once to know the bad ones ahead."""
+"""Ray: build an index on a cluster, and decode every image once to know the bad ones in advance."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace

@@ -25,7 +25,7 @@ from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chu
 
 
 class StreamError(RuntimeError):
-    """This rank's data did not come; the message says why. Other ranks know nothing of it."""
+    """This rank's data could not be read; the message says why. Other ranks do not know of it."""
 
 
 def local_stream(
@@ -45,12 +45,12 @@ def local_stream(
         config: of the run.
         index_uri: of the data.
         tokenizer_uri: of the run's vocabulary.
-        captions: the store of those that the data do not hold; None: the data hold them.
+        captions: access to captions outside the data; None: the data hold them.
         start_step: the first step to stream.
         rank: of the reader.
         ranks: W; W x m must divide the global batch.
-        processes: that make views for this rank.
-        pin_memory: copy them where a GPU fetches them from.
+        processes: number of data processes that make views for this rank.
+        pin_memory: copy the columns to pinned memory, for a GPU.
 
     Raises:
         StreamError: the data cannot be read, or a data process died.
@@ -87,7 +87,7 @@ def own_rows(
 def _rows(
     config: RunConfig, index_uri: str, captions: CaptionAccess | None, start_step: int, rank: int, ranks: int
 ) -> Iterator[dict[str, Any]]:
-    """One by one; at most two windows are held."""
+    """Encoded rows of this rank, one by one; at most two windows are held."""
     index, order, store = opened_index(index_uri), order_of(config, index_uri), captions.store if captions else None
     start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
 
@@ -108,7 +108,7 @@ def _rows(
 
 
 class _Views(Dataset):
-    """Rows -> training rows, in a data process; what a DataLoader takes for an index is the rows themselves."""
+    """Rows -> training rows, in a data process; the rows themselves are the DataLoader's indices."""
 
     def __init__(self, config: RunConfig, tokenizer_uri: str) -> None:
         self.config, self.tokenizer_uri = config, tokenizer_uri
@@ -118,7 +118,7 @@ class _Views(Dataset):
 
 
 def _end_with_rank(process: int) -> None:
-    """A data process outlives no rank, however that ended. The loader's own watch sees the fork server alone."""
+    """End a data process when its rank has ended in any way; the loader's own watch only sees the fork server."""
     rank = multiprocessing.parent_process()
     assert rank is not None
 

@@ -1,12 +1,12 @@
-"""Which sample stands at which position of a run: a pure function of (index, seed), in numpy, without I/O.
+"""Which sample is at which position of a run: a pure function of (index, seed), in numpy, without I/O.
 
 C chunks of the index, E chunks of an epoch, W windows of an epoch, N rows of a window or a batch.
 
 The first source sets the epoch: every epoch is one pass over its chunks. Every further source is an endless sequence of
 passes, each a permutation of all its chunks, and an epoch takes the next ones: by the end of epoch e source j has given
 floor((e + 1) * share_j * rows_0 * chunks_j / rows_j) chunks. So its share of rows is exact over whole passes and off
-by about a chunk at any other time, and a pass ends before the next begins. Which source a place in the epoch belongs
-to is shuffled; the chunks of a source fill its places in their order. One source is the case without the others.
+by about a chunk at any other time, and a pass ends before the next begins. The source of each place in the epoch is
+shuffled; the chunks of a source fill its places in their order.
 
 Permutations sort splitmix64 keys instead of using numpy's generators, whose streams may change between releases.
 """
@@ -32,11 +32,11 @@ class EpochPlan(NamedTuple):
     pass_E: Int64s
     """How often the chunk's source was passed before; for the first source this is the epoch."""
     window_start_W1: Int64s
-    """Positions at which windows begin, and the one behind the last."""
+    """Positions at which windows begin, and the end of the last one."""
 
 
 class OrderedRows(NamedTuple):
-    """Consecutive positions of a run and what stands there; int64, all of one length."""
+    """Consecutive positions of a run and the rows there; int64, all of one length."""
 
     position_N: Int64s
     step_N: Int64s
@@ -93,7 +93,7 @@ class Order:
             rows * count / total for rows, count, total in zip(scale, self._chunks, self._source_rows, strict=True)
         ]
         self.windows_per_epoch = ceil(sum(map(ceil, self._quota)) / window_chunks)
-        self._rows_per_epoch = sum(scale)  # in the mean
+        self._rows_per_epoch = sum(scale)  # on average
         self._pass = lru_cache(2 * len(shares))(self._make_pass)
         self.epoch_plan = lru_cache(2)(self._make_epoch_plan)
 
@@ -162,9 +162,9 @@ class Order:
         return self.rows(step * self.global_batch_images, (step + 1) * self.global_batch_images)
 
     def first_uses(self, stop: int | None = None) -> tuple[Int64s, Int64s]:
-        """Windows and chunks, in the order of the run: what positions before `stop` use for the first time.
+        """Windows and chunks that positions before `stop` use for the first time, in the order of the run.
 
-        Without `stop` all chunks.
+        Without `stop`: all chunks.
         """
         until_all = max(ceil(count / quota) for count, quota in zip(self._chunks, self._quota, strict=True))
         stop = self.epoch_start(until_all) if stop is None else stop

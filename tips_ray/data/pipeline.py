@@ -39,13 +39,13 @@ def training_stream(
 ) -> Dataset:
     """Training rows of the steps [start_step, total_steps), in blocks of exactly `images_per_pass` rows.
 
-    Reading holds no CPU either: it mostly waits, and with one CPU for the stream no view would be made meanwhile.
+    Reading holds no CPU: it mostly waits, and with one CPU for the stream no views would be made meanwhile.
 
     Args:
         config: of the run.
         index_uri: of the data.
         tokenizer_uri: of the run's vocabulary.
-        captions: where those are that the data do not hold; None: the data hold them.
+        captions: access to captions outside the data; None: the data hold them.
         start_step: the first step to stream.
     """
     start, stop = (step * config.global_batch_images for step in (start_step, config.schedule.total_steps))
@@ -70,9 +70,9 @@ def training_stream(
 
 
 def tell_coordinator(config: RunConfig, index_uri: str, captions: CaptionAccess | None, step: int) -> None:
-    """Training is at `step`: it and the next are due, with the batches that wait ready, and the lead of captioning.
+    """Tell the caption coordinator that training is at `step`: this step, the next and the prefetched batches are due.
 
-    Not less: a worker's iterator hands out no batch before those that it keeps ready are there.
+    Prefetched batches count because a worker's iterator hands out no batch before they are there.
     """
     if captions and captions.coordinator:
         ready = config.resources.workers * config.data_prefetch_batches * config.images_per_pass
@@ -83,7 +83,7 @@ def tell_coordinator(config: RunConfig, index_uri: str, captions: CaptionAccess 
 def followed(
     stream: Iterator[dict[str, Any]], config: RunConfig, index_uri: str, captions: CaptionAccess | None
 ) -> Iterator[dict[str, Any]]:
-    """The stream of one worker, which tells captioning beside training where it is and how long it has waited."""
+    """The stream of one worker; reports its step and how long it has waited to the caption coordinator."""
     asked = time.monotonic()
     for columns in stream:
         if captions and captions.coordinator:
@@ -119,7 +119,7 @@ def waiting_for(coordinator: ActorHandle, config: RunConfig) -> Waiting:
     """How long to wait for captions that are made beside training.
 
     The pause is a call of an actor, not a sleep: a task that waits for an answer lends its CPU to others meanwhile.
-    Captions of the windows to come would else hold the CPUs that views of the first one need.
+    Otherwise tasks that wait for captions of later windows would hold the CPUs that views of the first one need.
     """
     return Waiting(config.captions.wait_seconds, lambda seconds: News(*ray.get(coordinator.news.remote(seconds))))
 

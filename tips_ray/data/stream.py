@@ -1,4 +1,4 @@
-"""What a training stream is made of, without Ray: ordered rows of a window -> rows with captions -> training rows."""
+"""Parts of a training stream, without Ray: ordered rows of a window -> rows with captions -> training rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ class CaptionAccess:
 
     store: CaptionStore
     coordinator: Any = None
-    """Actor handle of captioning beside training (`data.coordinator`); None: all captions are there."""
+    """Actor handle of the caption coordinator of captioning beside training; None: all captions are there."""
 
 
 def _order_of(config: RunConfig, index_uri: str) -> Order:
@@ -41,10 +41,10 @@ def read_chunks(
 ) -> dict[int, list[SourceRow]]:
     """Every chunk that `rows` lie in, by its number and read once.
 
-    With a store its captions stand in the rows; they are waited for before any bytes are read.
+    With a store, the rows get its captions, which are waited for before any bytes are read.
 
     Raises:
-        ValueError: captions are not there, did not come, or will not.
+        ValueError: captions are missing, were not made in time, or will not be made.
     """
     numbers = np.unique(rows.chunk_N).tolist()
     captions = read_captions(index, numbers, store, waiting) if store else {}
@@ -69,7 +69,7 @@ def ordered_rows(rows: OrderedRows, chunks: Mapping[int, Sequence[SourceRow]]) -
 
 def views(rows: Sequence[Mapping[str, Any]], config: RunConfig, tokenizer_uri: str) -> dict[str, np.ndarray]:
     """Training rows of a micro-batch."""
-    from tips_ray.data.views import row_settings, training_rows  # torch, whose start planners and readers need not pay
+    from tips_ray.data.views import row_settings, training_rows  # imports torch, which planners and readers do not need
 
     settings = row_settings(config, config.captions.per_image)
     return training_rows(rows, settings, _tokenizer(tokenizer_uri))

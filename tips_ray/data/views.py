@@ -22,7 +22,7 @@ Tokenizer = Callable[[list[str], int], Any]
 
 @dataclass(frozen=True)
 class RowSettings:
-    """All that a training row depends on beside the row and the tokenizer."""
+    """All that a training row depends on besides the source row and the tokenizer."""
 
     views: ViewsConfig
     patch_size_px: int
@@ -72,7 +72,7 @@ def training_rows(
     rejects = []
     for place, row in enumerate(rows):
         reject = row["error"] or _image_reject(row["image"], draws_BVS[place].tolist(), settings, columns, place)
-        if not reject and captions[place].reject:  # the image's own fault is told first: no captioner can mend it
+        if not reject and captions[place].reject:  # the image's own fault comes first: no captioner can fix it
             reject = captions[place].reject
             columns["global_crops"][place] = columns["local_crops"][place] = 0
         if not reject:
@@ -132,7 +132,7 @@ def _crop_boxes(
 
 
 def _zoom_out(boxes: list[Box], sides: list[int]) -> float:
-    """How many times smaller the crop becomes that is shrunk least."""
+    """The smallest factor by which any crop is shrunk."""
     return min(min(box.height, box.width) / side for box, side in zip(boxes, sides, strict=True))
 
 
@@ -162,7 +162,7 @@ def _token_ids(texts: list[str], max_tokens: int, tokenizer: Tokenizer) -> np.nd
 
 
 def _row_captions(web_ids_T: np.ndarray, synthetic_ids_NT: np.ndarray, settings: RowSettings) -> _Captions:
-    """Captions without a token count as missing; synthetic ones that are left stand in front, rows of zeros behind."""
+    """Captions without a token count as missing; the remaining synthetic ones come first, then rows of zeros."""
     synthetic_ids_NT = synthetic_ids_NT[synthetic_ids_NT.any(axis=1)]
     if settings.missing == "other" and not web_ids_T.any():
         web_ids_T = synthetic_ids_NT[0] if len(synthetic_ids_NT) else web_ids_T

@@ -1,6 +1,6 @@
 """Drives a run: `from tips_ray.launch import pretrain; pretrain(config)`.
 
-`pretrain` is loaded when it is asked for: torch comes with it, which the supervisor of a run does without.
+`pretrain` is imported on first access because it imports torch, which the supervisor of a run does not need.
 """
 
 from typing import TYPE_CHECKING, Any

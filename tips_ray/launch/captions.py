@@ -9,7 +9,7 @@ from tips_ray.data.captions.store import CaptionStore, imported_store
 
 
 def caption_store(config: RunConfig) -> tuple[CaptionStore, CaptionerConfig]:
-    """The captioner's part of the store, and the captioner with its model where any process of this machine finds it.
+    """The captioner's caption store, and the captioner with a model path that every process of this machine can open.
 
     Raises:
         ValueError: there is no captioner in the config, or no such model.
@@ -19,16 +19,16 @@ def caption_store(config: RunConfig) -> tuple[CaptionStore, CaptionerConfig]:
         raise ValueError("captions.captioner is not set: name a PaliGemma in captions.captioner.model")
     folder = model_folder(captioner)
     store = CaptionStore(_store_uri(config), fingerprint(captioner, folder))
-    if Path(captioner.model).is_dir():  # relative to where the user stands, which a Ray worker does not know
+    if Path(captioner.model).is_dir():  # a path relative to the user's folder, unknown to Ray workers
         captioner = CaptionerConfig.model_validate({**captioner.model_dump(), "model": str(folder.resolve())})
     return store, captioner
 
 
 def store_of(config: RunConfig) -> CaptionStore:
-    """Where a run finds captions that were made or taken in before.
+    """The store of captions that were made or imported before the run.
 
     Raises:
-        ValueError: as `caption_store`; or nothing was taken in by that name.
+        ValueError: as `caption_store`; or nothing was imported under that name.
     """
     name = config.captions.imported
     if name is None:

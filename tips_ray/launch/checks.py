@@ -1,4 +1,4 @@
-"""What can be known of a run before a GPU is held: every fault is named at once, each in a sentence with its cure."""
+"""Checks of a run before it holds a GPU. All faults are reported at once, each in a sentence with its cure."""
 
 import os
 import shutil
@@ -23,21 +23,21 @@ from tips_ray.weights import require_its_vocabulary, start_source, teacher_sizes
 
 @dataclass
 class Preflight:
-    """Findings of all checks, and the index that one of them read or made."""
+    """Results of all checks, and the index that one of them read or built."""
 
     results: list[CheckResult]
     index: Index | None = None
 
     @property
     def faults(self) -> list[str]:
-        """What must be mended first."""
+        """Texts of the failed checks."""
         return [one.text for one in self.results if one.level == "fail"]
 
     def require(self) -> Index:
         """The index of a run without a fault.
 
         Raises:
-            Faults: something is wrong.
+            Faults: a check failed.
         """
         if self.faults or self.index is None:
             raise Faults(self.faults)
@@ -45,11 +45,11 @@ class Preflight:
 
 
 def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None = None) -> Preflight:
-    """Check all; needs no accelerator, starts no Ray.
+    """Run all checks; needs no accelerator and starts no Ray.
 
     Args:
         config: of the run.
-        instead: by their names, checks that take the place of those of a run on Ray.
+        instead: checks, by name, that replace those of a run on Ray.
     """
     result = Preflight(check_results("storage", lambda: storage_is_writable(config)))
     is_writable = not result.faults
@@ -72,7 +72,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         "stream": lambda: sizes.stream_sizes(config),
     }
     for name, check in {**checks, **(instead or {})}.items():
-        known = result.faults  # what two checks stumble over is told once
+        known = result.faults  # a fault that two checks find is reported once
         result.results += [one for one in check_results(name, check) if one.text not in known]
     if result.index is not None:
         rows = result.index.sources[0].rows
@@ -92,7 +92,7 @@ def storage_is_writable(config: RunConfig) -> str:
 
 
 def run_is_new_or_the_same(config: RunConfig) -> str:
-    """Whether the name is free, or where its run stands."""
+    """Whether the name is free, or the step of the run that has it."""
     folder = storage.join(config.storage, config.name)
     given = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     found = list_checkpoints(checkpoints_of(folder))
@@ -111,7 +111,7 @@ def run_is_new_or_the_same(config: RunConfig) -> str:
 
 
 def weights_fit(config: RunConfig) -> str:
-    """What a new run begins with is there and has the sizes of the config; of a teacher a known run needs the sizes."""
+    """The initial weights exist and have the config's sizes; a known run needs only the sizes of its teacher."""
     if list_checkpoints(checkpoints_of(storage.join(config.storage, config.name))):
         teacher = teacher_sizes(config) if config.objective.frozen_teacher else None
         return f"nothing is read but the run's own checkpoint{' and the sizes of its teacher' if teacher else ''}"
@@ -151,7 +151,7 @@ def _loaded(uri: str) -> Tokenizer:
 
 
 def captions_come(config: RunConfig) -> str:
-    """From the data, or from a captioner whose model is there."""
+    """Captions are in the data, were imported, or come from a captioner whose model exists."""
     if config.captions.source == "column":
         return "from the data"
     if config.captions.imported:
@@ -162,7 +162,7 @@ def captions_come(config: RunConfig) -> str:
 
 
 def can_compile(config: RunConfig) -> str:
-    """torch.compile on CPUs calls a C++ compiler; on a cluster it is that of other machines, which we cannot see."""
+    """torch.compile on CPUs needs a C++ compiler; on a cluster other machines need it, which we cannot check."""
     resources = config.resources
     if not resources.compile:
         return "off"
@@ -187,7 +187,7 @@ def tracking_answers(config: RunConfig) -> str:
 
 
 def shards_are_whole(index: Index, most: float) -> str:
-    """Behind a damaged header of a tar nothing is found: how many rows are lost is unknown, their bytes are not."""
+    """Rows after a damaged tar header cannot be found: their number is unknown, their bytes are known."""
     unread = unread_bytes(index)
     if not unread:
         return "all are read to their end"

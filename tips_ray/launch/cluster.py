@@ -15,7 +15,7 @@ CPUS_PER_CORE = 4
 """Logical CPUs that a run on this machine may take per core; beyond, workers starve each other."""
 UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 OBJECT_STORE_BYTES = 1 << 30
-"""Of a Ray that is started here; its own choice is 30 % of the memory."""
+"""Object store of a Ray that is started here; Ray's default is 30 % of the memory."""
 
 
 def address() -> str | None:
@@ -25,28 +25,28 @@ def address() -> str | None:
 
 
 def cpus_needed(config: RunConfig) -> float:
-    """Of all workers, of the data stream and of live captioning beside them."""
+    """CPUs of all workers, of the data stream and of live captioning."""
     return config.resources.workers * config.resources.cpus_per_worker + config.cpus_beside_workers
 
 
 def gpus_needed(config: RunConfig) -> float:
-    """Of all workers and live captioners."""
+    """GPUs of all workers and live captioners."""
     return config.resources.workers * config.resources.gpus_per_worker + captioning_gpus(config)
 
 
 def captioning_gpus(config: RunConfig) -> float:
-    """Of captioners beside training."""
+    """GPUs of the captioners beside training."""
     resources = config.resources
     return resources.captioners * resources.gpus_per_captioner if config.captions.source == "live" else 0
 
 
 def cores() -> int:
-    """Of this machine, as far as this process may use them."""
+    """Cores of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resources_suffice(config: RunConfig) -> str:
-    """CPUs and GPUs of the run against those of the cluster or of this machine.
+    """Compare the run's CPUs and GPUs with those of the cluster or of this machine.
 
     Raises:
         ValueError: there are too few, or the cluster does not answer.
@@ -66,7 +66,7 @@ def resources_suffice(config: RunConfig) -> str:
 
 
 def require_room_for_actor(config: EmbeddingConfig | RayConfig, beside_cpus: float) -> None:
-    """One encoder and what works beside it: Ray Data would wait for ever for what is not there.
+    """Require room for one actor and the tasks beside it: Ray Data would wait for ever for missing resources.
 
     Raises:
         ValueError: this machine or the cluster has no room.
@@ -83,7 +83,7 @@ def require_room_for_actor(config: EmbeddingConfig | RayConfig, beside_cpus: flo
 
 
 def require_room_for_captioner(config: RunConfig, beside_cpus: float) -> None:
-    """One captioner and what reads for it, as `require_room_for_actor`.
+    """As `require_room_for_actor`, for one captioner and the tasks that read for it.
 
     Raises:
         ValueError: this machine or the cluster has no room.
@@ -105,7 +105,7 @@ def require_room_for_captioner(config: RunConfig, beside_cpus: float) -> None:
 
 
 def _require_room(who: str, own: dict[str, float], needs: list[tuple[str, str, float]]) -> None:
-    """What it takes itself, and kind, words and amount of each need, against what the cluster or this machine has."""
+    """Compare `own` resources and each need (kind, words, amount) with the cluster or this machine."""
     on_cluster = address() is not None
     nodes = cluster_nodes() if on_cluster else [{"GPU": float(gpus_here()), "CPU": float("inf")}]
     where = f"the cluster at RAY_ADDRESS ({address()})" if on_cluster else "this machine"
@@ -117,7 +117,7 @@ def _require_room(who: str, own: dict[str, float], needs: list[tuple[str, str, f
 
 
 def _require_node(who: str, own: dict[str, float], nodes: list[dict[str, float]], where: str) -> None:
-    """Several nodes together are no room for one process."""
+    """Require one node with room for the process; it cannot be spread over several."""
     if not any(all(node.get(kind, 0) >= need for kind, need in own.items()) for node in nodes):
         wanted = " and ".join(f"{need:g} {_unit(kind)}" for kind, need in own.items() if need)
         raise ValueError(f"{who} needs {wanted} on one node, and {where} has no such node")
@@ -150,7 +150,7 @@ def cluster_nodes() -> list[dict[str, float]]:
 
 
 def require_cluster() -> None:
-    """Knock at RAY_ADDRESS: Ray itself would try for a minute and then end the process.
+    """Test the connection to RAY_ADDRESS: Ray itself would try for a minute and then end the process.
 
     Raises:
         ValueError: nothing listens there, or it is no address of a cluster.
@@ -174,20 +174,20 @@ def require_cluster() -> None:
 
 
 def connect(logical_cpus: float = 0) -> None:
-    """Join the cluster of RAY_ADDRESS, or start Ray here; nothing where this process has one.
+    """Join the cluster at RAY_ADDRESS or start Ray here, unless this process is connected already.
 
     Args:
-        logical_cpus: of a Ray that is started here; it gets one per core at least.
+        logical_cpus: CPUs of a Ray that is started here, at least one per core.
 
     Raises:
-        ValueError: there is no cluster to join.
+        ValueError: the cluster cannot be joined, or Ray cannot be started.
     """
     import ray
 
     if ray.is_initialized():
         return
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if address() is None:  # "local", since Ray would otherwise look for one that someone else started here
+    if address() is None:  # "local", because Ray would otherwise look for one that someone else started here
         options |= {"address": "local", "num_cpus": max(int(logical_cpus), cores()), "include_dashboard": False}
         options |= {"object_store_memory": OBJECT_STORE_BYTES}
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(options["num_cpus"]))
@@ -227,7 +227,7 @@ def _require_enough(config: RunConfig, have: dict[str, float], where: str) -> No
 
 
 def _roles(config: RunConfig) -> list[tuple[str, str, float]]:
-    """Name, keys and amount of each role that the run takes."""
+    """Name, config keys and amount of each role that the run needs."""
     resources = config.resources
     if not resources.roles:
         return []
@@ -262,7 +262,7 @@ def _needed(config: RunConfig) -> str:
 
 
 def gpus_here() -> int:
-    """Of this machine."""
+    """Number of accelerators of this machine."""
     import torch
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0

@@ -1,6 +1,6 @@
-"""Work on the data of a run ahead of it: index them, decode every image, caption every image.
+"""Work on a run's data before training: index them, decode every image, caption every image.
 
-Ray is imported only where it is needed: an index is mostly made without.
+Ray is imported only where it is needed: an index is usually built without it.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ Tell = Callable[[str], None]
 
 
 def index_data(config: RunConfig, decode: bool, tell: Tell) -> Index:
-    """The index of the data, read or made; Ray helps where RAY_ADDRESS is set.
+    """Read or build the index of the data, on Ray where RAY_ADDRESS is set.
 
     Args:
         config: of the run.
-        decode: decode every image, always on Ray, and keep the bad ones in the index.
+        decode: decode every image, always on Ray, and list the bad ones in the index.
         tell: gets a line for each tenth of the rows that is decoded.
 
     Raises:
@@ -44,7 +44,7 @@ def _index_folder(config: RunConfig) -> str:
 
 
 def _scan_on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> Iterator[Scan]:
-    """A `Mapper` that joins the cluster only where there is something to look through."""
+    """A `Mapper` that joins the cluster only when there are shards to scan."""
     from tips_ray.data.index_pipeline import scan_on_ray
     from tips_ray.launch.failure import root_causes_raised
 
@@ -55,7 +55,7 @@ def _scan_on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> 
 
 
 def _decoded(index: Index, uri: str, config: RunConfig, tell: Tell) -> Index:
-    """The index with its bad images, which is written over the one at `uri`."""
+    """Add the bad images to the index, and overwrite the one at `uri`."""
     from tips_ray.data.index_pipeline import with_bad_images
     from tips_ray.launch.failure import root_causes_raised
 
@@ -85,7 +85,7 @@ def caption_data(config: RunConfig, tell: Tell) -> str:
 
     Raises:
         ValueError: config, data or captioner are wrong, or there is no room for a captioner.
-        RunFailedError: captioning stopped; what is made is kept.
+        RunFailedError: captioning stopped; captions made so far are kept.
     """
     from ray.exceptions import RayError
 

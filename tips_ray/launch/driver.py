@@ -15,7 +15,7 @@ from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, newest_checkpoint, start_tracking
 
 SHOWN = ("data", "run", "resources")
-"""Checks whose findings every start shows; a dry run shows all."""
+"""Checks whose results every start shows; a dry run shows all."""
 
 
 class Trainer(Protocol):
@@ -25,16 +25,16 @@ class Trainer(Protocol):
         """The config as this trainer runs it.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: it cannot run it.
         """
         ...
 
     def checks(self, config: RunConfig) -> Mapping[str, Callable[[], str]]:
-        """By their names, checks that take the place of those of a run on Ray, see `preflight`."""
+        """Checks, by name, that replace those of a run on Ray, see `preflight`."""
         ...
 
     def follow(self, config: RunConfig) -> bool:
-        """False: this process drives the run. True: it followed another one, and the run is over."""
+        """False: this process is the driver. True: it followed the driver, and the run is over."""
         ...
 
     def train(self, run: Run, captions: CaptionAccess | None) -> None:
@@ -42,7 +42,7 @@ class Trainer(Protocol):
 
         Args:
             run: config and places.
-            captions: those that the data do not hold; None: they hold them.
+            captions: access to captions outside the data; None: the data hold them.
 
         Raises:
             RunFailedError: training stopped.
@@ -50,7 +50,7 @@ class Trainer(Protocol):
         ...
 
     def skip(self, config: RunConfig) -> None:
-        """The run is complete: tell those who follow."""
+        """Tell the followers that the run is complete."""
         ...
 
 
@@ -59,7 +59,7 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
 
     Args:
         config: of the run; the same name again resumes.
-        trainer: None: on Ray, the cluster at RAY_ADDRESS or one that starts on this machine.
+        trainer: None: on Ray, on the cluster at RAY_ADDRESS or on this machine.
 
     Returns:
         URI of the run folder.
@@ -69,7 +69,7 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
         RunFailedError: training stopped.
     """
     if trainer is None:
-        from tips_ray.launch.on_ray import RayTrainer  # and Ray with it, which a run without it does not import
+        from tips_ray.launch.on_ray import RayTrainer  # imports Ray, which other trainers do not need
 
         trainer = RayTrainer()
     config = trainer.adapted(config)
@@ -98,13 +98,13 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
 
 @contextmanager
 def captions_of(config: RunConfig, index: Index, index_uri: str) -> Iterator[CaptionAccess | None]:
-    """What the training stream needs for `captions.source`; with `live`, captioning goes on until the block ends."""
+    """Caption access of the training stream, None if the data hold captions; `live` captions run inside the block."""
     if config.captions.source == "column":
         yield None
     elif config.captions.source == "store":
         yield CaptionAccess(store_of(config))
     else:
-        from tips_ray.launch.live_captions import captions_beside_training  # and Ray with it
+        from tips_ray.launch.live_captions import captions_beside_training  # imports Ray
 
         with captions_beside_training(config, index, index_uri) as access:
             yield access
@@ -112,7 +112,7 @@ def captions_of(config: RunConfig, index: Index, index_uri: str) -> Iterator[Cap
 
 @contextmanager
 def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None) -> Iterator[Run]:
-    """The run with its MLflow run; leaves MLflow and the run folder with how the block ended."""
+    """The run with its MLflow run; how the block ended is written to MLflow and to the run folder."""
     tracking = start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint)
     status = "FAILED"
     try:

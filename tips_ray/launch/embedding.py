@@ -1,4 +1,4 @@
-"""Embed every image of a source on Ray: which files are missing, the actors, and what they have done so far."""
+"""Embed every image of a source on Ray: find the missing files, run the actors, report progress."""
 
 import re
 import time
@@ -30,19 +30,19 @@ Tell = Callable[[str], None]
 
 
 def embed_source(model: str, config: EmbeddingConfig, out: str, tell: Tell) -> EmbedInputs:
-    """Embed what has no embeddings yet; returns what was asked for, with the folder of the embeddings.
+    """Embed the rows that have no embeddings yet; returns the inputs, with the folder of the embeddings.
 
     Args:
         model: run, checkpoint, folder, npz or timm:NAME.
         config: source and form of the embeddings.
         out: folder or s3:// prefix.
-        tell: gets a line about how much there is to do, and one now and then.
+        tell: gets a line about how much there is to do, then progress lines.
 
     Raises:
         ValueError: model, source or config are wrong, `out` holds embeddings of something else, or there is no room
             for an actor.
-        RunFailedError: embedding stopped; what is made is kept.
-        RunInterrupted: Ctrl-C came; what is made is kept.
+        RunFailedError: embedding stopped; files made so far are kept.
+        RunInterrupted: Ctrl-C; files made so far are kept.
     """
     inputs, index = embed_inputs(model, config, out)
     missing = inputs.folder.missing(index, inputs.layout)
@@ -54,7 +54,7 @@ def embed_source(model: str, config: EmbeddingConfig, out: str, tell: Tell) -> E
 
 
 def embed_inputs(model: str, config: EmbeddingConfig, out: str) -> tuple[EmbedInputs, Index]:
-    """What every task of the stream needs, and the index of the source; `embedding.json` is written, no Ray started.
+    """Inputs of every task and the index of the source. Writes `embedding.json`, starts no Ray.
 
     Raises:
         ValueError: model, source or config are wrong, or `out` holds embeddings of something else.
@@ -77,12 +77,12 @@ def embed_inputs(model: str, config: EmbeddingConfig, out: str) -> tuple[EmbedIn
 
 @dataclass
 class Made:
-    """What embedding has done so far."""
+    """Counts of embedding so far."""
 
     files: int = 0
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    """Bad rows; what follows a colon in an error is about that row alone."""
+    """Bad rows by reason: the error up to its first colon."""
 
     def add(self, batch: dict[str, Any]) -> None:
         """Count the files of a batch."""
@@ -92,7 +92,7 @@ class Made:
 
 
 def embed_all(inputs: EmbedInputs, missing: Sequence[range], tell: Tell) -> Made:
-    """Make the files `missing`; `tell` gets a line now and then.
+    """Make the files `missing`; `tell` gets progress lines.
 
     Raises:
         ValueError: this machine or the cluster has no room for one actor.

@@ -26,11 +26,11 @@ def evaluate_model(
     Args:
         model: run, checkpoint, folder, npz or timm:NAME.
         suite: tasks and data sets.
-        folder: where results are and go, local or s3://.
+        folder: results are read from and written to it, local or s3://.
         tell: gets each task's name and record, also those of tasks that had a result.
 
     Returns:
-        Every task's record by its name, as `run_suite` has it.
+        Every task's record by its name, as `run_suite` returns it.
 
     Raises:
         ValueError: the model or the data cannot be used, MLflow does not answer, or the folder holds results of other
@@ -48,7 +48,7 @@ def evaluate_model(
 
 
 def _task_runner(encoder: Encoder, model: str, suite: SuiteConfig) -> RunTasks:
-    """Here, or on Ray where the suite or RAY_ADDRESS says so."""
+    """A runner in this process, or on Ray where the suite or RAY_ADDRESS says so."""
     config = suite.ray or (RayConfig() if cluster.address() else None)
     if config:
         return partial(_tasks_on_ray, encoder, model, suite, config)

@@ -1,4 +1,4 @@
-"""How a training that has begun ends badly: one sentence for the user, the traceback in the run folder."""
+"""Failures of a training run: one sentence for the user, the traceback in the run folder."""
 
 import signal
 import threading
@@ -13,11 +13,11 @@ from tips_ray.runs import RunFolder, checkpoints_of, list_checkpoints
 
 @contextmanager
 def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turn errors of `kinds` into `RunFailedError`, and Ctrl-C, also as Ray Train takes it, into `RunInterrupted`.
+    """Turn errors of `kinds` into `RunFailedError`, and Ctrl-C, also as Ray Train handles it, into `RunInterrupted`.
 
     Args:
         folder: of the run.
-        kinds: what the trainer raises.
+        kinds: errors that the trainer raises.
     """
     try:
         with _own_interrupts():
@@ -33,7 +33,7 @@ def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...])
 
 @contextmanager
 def _own_interrupts() -> Iterator[None]:
-    """Ray Train's handler of Ctrl-C ends its controller, then exits with code 0, and stays installed."""
+    """Undo Ray Train's Ctrl-C handler, which ends its controller, exits with code 0, and stays installed."""
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -47,7 +47,7 @@ def _own_interrupts() -> Iterator[None]:
 
 @contextmanager
 def root_causes_raised() -> Iterator[None]:
-    """Of what a Ray task raises its own error, without Ray's traceback around it."""
+    """Re-raise the task's own exception, without Ray's traceback."""
     from ray.exceptions import RayError
 
     try:
@@ -57,7 +57,7 @@ def root_causes_raised() -> Iterator[None]:
 
 
 def _reached(folder: RunFolder) -> str:
-    """Empty while the storage is away: the cause matters more."""
+    """The last logged step in words; empty if the storage does not answer, because the cause matters more."""
     try:
         metrics = folder.read_metrics()
     except storage.StorageError:
@@ -76,7 +76,7 @@ def _resumes(folder: RunFolder) -> str:
 
 
 def _write_traceback(folder: RunFolder) -> str:
-    """Called while the error is handled; the file gets the next free number. Returns words about it."""
+    """Write the error that is being handled to the next free number; returns words about the file."""
     content = traceback.format_exc()
     try:
         number = 1 + len(storage.list_names(storage.join(folder.uri, "errors")))

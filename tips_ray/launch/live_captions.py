@@ -1,4 +1,4 @@
-"""Captions that are made beside training, by a thread of the driver and actors of its own."""
+"""Captioning beside training, by a thread of the driver with its own actors."""
 
 import threading
 import time
@@ -23,14 +23,14 @@ from tips_ray.launch.captions import caption_store
 from tips_ray.launch.progress import tenths
 
 END_SECONDS = 10
-"""Longest that a run waits at its end for what an actor has under way; the next run would make it again."""
+"""Longest wait at the end of a run for chunks in progress, which the next run would otherwise make again."""
 TOLD_SHARE = 0.1
-"""Of the time in which captions were made: a shorter wait of training is not worth a line."""
+"""Share of the captioning time: shorter waits are not reported."""
 
 
 @contextmanager
 def captions_beside_training(config: RunConfig, index: Index, index_uri: str) -> Iterator[CaptionAccess]:
-    """Captioning goes on, in training order and ahead of it, until the block ends."""
+    """Caption ahead of training, in training order, until the block ends."""
     store, captioner = caption_store(config)
     cluster.connect(cluster.cpus_needed(config))
     coordinator: Any = new_caption_coordinator(config.captions.lead_windows)
@@ -51,13 +51,13 @@ def captions_beside_training(config: RunConfig, index: Index, index_uri: str) ->
 
 @dataclass
 class Made:
-    """What captioning has done so far."""
+    """Counts of captioning so far."""
 
     chunks: int = 0
     images: int = 0
     bad_images: int = 0
     busy_seconds: float = 0.0
-    """Of all captioner actors together."""
+    """Seconds of all captioner actors together."""
 
     def add(self, batch: dict[str, Any]) -> None:
         self.chunks += len(batch["chunk"])
@@ -67,7 +67,7 @@ class Made:
 
 
 def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
-    """Make the captions of `due`, with a line now and then."""
+    """Make the captions of `due`, and print progress lines."""
     made, started = Made(), time.monotonic()
     if not due.num_rows:
         return made
@@ -87,7 +87,7 @@ def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
 
 
 def _beside(inputs: CaptionInputs, due: pa.Table) -> None:
-    """The thread: what goes wrong is told to the stream that waits for captions."""
+    """Body of the thread; an error is reported to the stream that waits for captions."""
     coordinator: Any = inputs.access.coordinator
     started = time.monotonic()
     try:
@@ -95,17 +95,17 @@ def _beside(inputs: CaptionInputs, due: pa.Table) -> None:
         ray.get(coordinator.finish.remote())
         _tell_balance(made, time.monotonic() - started, ray.get(coordinator.waits.remote()), inputs.config)
     except Exception as error:  # whatever it is, training must not wait for captions that never come
-        if ray.is_initialized():  # after Ctrl-C it may be gone, and a call would join another cluster of this machine
+        if ray.is_initialized():  # after Ctrl-C Ray may be shut down, and a call would join another cluster here
             ray.get(coordinator.end.remote(why_stopped(error)))
 
 
 def why_stopped(error: Exception) -> str:
-    """A sentence."""
+    """A sentence about an error of captioning."""
     return f"captioning stopped: {last_line(error)}"
 
 
 def _tell_balance(made: Made, seconds: float, waits: tuple[float, float], config: RunConfig) -> None:
-    """Actors that would have kept up with training, where it waited and captioning did not."""
+    """Print how many captioners would keep up with training, if training waited and captioning did not."""
     waited_seconds, held_seconds = waits[0], waits[1] / READERS
     if waited_seconds < TOLD_SHARE * seconds or held_seconds > TOLD_SHARE * seconds or not made.busy_seconds:
         return

@@ -1,6 +1,6 @@
 """Checks of this machine, one function each: Python, packages, accelerator, memory, disk, files, Ray, S3.
 
-A check raises ValueError where a run would fail, and CheckWarning where it would only suffer. No secret is ever shown.
+A check raises ValueError where a run would fail, CheckWarning where it would only run worse. No secret is ever shown.
 Packages that a check may find missing are imported inside functions, so that the others still run.
 """
 
@@ -30,7 +30,7 @@ MOST_SKEW_SECONDS = 15 * 60
 
 
 def machine_checks() -> dict[str, Callable[[], str]]:
-    """All checks of a machine by the names that a user sees, in the order in which they are shown."""
+    """All checks of a machine by displayed name, in the order of display."""
     return {
         "python": python_fits,
         "packages": packages_fit,
@@ -48,7 +48,7 @@ def machine_checks() -> dict[str, Callable[[], str]]:
 
 
 def run_results(path: Path, overrides: list[str]) -> Iterator[CheckResult]:
-    """All that a run of this config would check before it starts, or what is wrong with the config itself."""
+    """Results of the checks that a run of this config makes before it starts, or the faults of the config itself."""
     loaded = []
 
     def load() -> str:
@@ -65,7 +65,7 @@ def run_results(path: Path, overrides: list[str]) -> Iterator[CheckResult]:
 
 
 def python_fits() -> str:
-    """This Python against what the package declares."""
+    """This Python is in the range that the package declares."""
     from packaging.specifiers import SpecifierSet
 
     here, wanted = sys.version.split()[0], metadata.metadata(PACKAGE)["Requires-Python"]
@@ -75,7 +75,7 @@ def python_fits() -> str:
 
 
 def packages_fit() -> str:
-    """Every dependency of the installed package against its declared range."""
+    """Every dependency is installed in its declared range."""
     needed = list(_requirements())
     faults = [fault for requirement in needed if (fault := _fault(requirement))]
     if faults:
@@ -118,7 +118,7 @@ def torchvision_fits() -> str:
 
 
 def accelerator_answers() -> str:
-    """What torch sees, and whether it overlooks a card."""
+    """Accelerators that torch sees; fails if torch cannot use a card of this machine."""
     import torch
 
     if torch.accelerator.is_available():
@@ -134,7 +134,7 @@ def accelerator_answers() -> str:
 
 
 def machine_is_large_enough() -> str:
-    """Cores and memory."""
+    """Cores and memory of this machine; warns if memory is small."""
     size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"{cluster.cores()} cores, {size / 2**30:.0f} GiB of memory"
     if size < FEW_BYTES_OF_MEMORY:
@@ -145,7 +145,7 @@ def machine_is_large_enough() -> str:
 
 
 def shared_memory_suffices(path: str = "/dev/shm") -> str:
-    """Ray's object store lives there; where it does not fit, Ray falls back to a slow file."""
+    """Ray's object store fits into `path`; otherwise Ray falls back to a slow file."""
     if not os.path.isdir(path):
         return f"no {path} here; Ray uses files"
     free, needed = shutil.disk_usage(path).free, cluster.OBJECT_STORE_BYTES
@@ -173,7 +173,7 @@ def disk_has_room(path: str = ".") -> str:
 
 
 def files_may_be_opened() -> str:
-    """Ray raises the soft limit to the hard one by itself."""
+    """The hard limit suffices; Ray raises the soft limit to it by itself."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
         raise CheckWarning(
@@ -198,7 +198,7 @@ def demo_server_can_run(folder: str = ".") -> str:
 
 
 def ray_answers() -> str:
-    """The cluster that a run would join."""
+    """The cluster that a run would join answers."""
     given = cluster.address()
     if given is None:
         return f"ray {metadata.version('ray')} starts on this machine (RAY_ADDRESS is not set)"
@@ -207,7 +207,7 @@ def ray_answers() -> str:
 
 
 def settings_are_whole() -> str:
-    """Where the credentials come from, by boto3's own chain."""
+    """Credentials, region and endpoint fit together; boto3's own chain finds the credentials."""
     session, endpoint = _session(), _given_endpoint()
     credentials, region = session.get_credentials(), _region(session)
     if credentials is None and endpoint is None:

@@ -1,7 +1,7 @@
 """Training without Ray: in this process, or as one of the ranks that torchrun has started.
 
-Rank 0 is the driver too: it checks, claims the run folder, tells the others what to do, and tracks. The others join
-the process group, where they wait for it, and then train.
+Rank 0 is also the driver: it runs the checks, claims the run folder, sends the run to the other ranks, and tracks. The
+others wait for the run in the process group, then train.
 """
 
 import os
@@ -35,7 +35,7 @@ from tips_ray.train.worker_log import log_to_stderr
 from tips_ray.train.worker_loop import train_worker
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Data processes hand their batches over in it (Linux)."""
+"""Data processes pass batches through it (Linux)."""
 Job = tuple[Run, CaptionAccess | None]
 
 
@@ -46,13 +46,13 @@ class RankTrainer:
         """The config with as many `resources.workers` as there are ranks.
 
         Raises:
-            ValueError: the global batch cannot be shared out among them.
+            ValueError: the global batch cannot be divided among them.
         """
         values = {"resources.workers": ranks(), "resources.min_workers": None}
         return override(RunConfig, config.model_dump(mode="json"), values)
 
     def checks(self, config: RunConfig) -> Mapping[str, Callable[[], str]]:
-        """Those that take the place of Ray's, see `preflight`."""
+        """Checks that replace those of a run on Ray, see `preflight`."""
         return {
             "captions": lambda: captions_are_there(config),
             "resources": lambda: resources_suffice(config),
@@ -60,11 +60,11 @@ class RankTrainer:
         }
 
     def follow(self, config: RunConfig) -> bool:
-        """On every rank but the first, which is followed to the end.
+        """Follow rank 0 to the end of the run; returns False on rank 0 itself.
 
         Raises:
-            RunFailedError: training stopped by this rank's fault.
-            SystemExit: it stopped, and another rank says why.
+            RunFailedError: training stopped because of this rank.
+            SystemExit: training stopped, and another rank reports why.
         """
         if not int(os.environ.get("RANK", 0)):
             return False
@@ -78,7 +78,7 @@ class RankTrainer:
                 _broadcast(None)
 
     def train(self, run: Run, captions: CaptionAccess | None) -> None:
-        """What rank 0 does.
+        """Train as rank 0.
 
         Raises:
             RunFailedError: training stopped.
@@ -91,12 +91,12 @@ class RankTrainer:
 
 
 def ranks() -> int:
-    """As torchrun set them, 1 without it."""
+    """Number of ranks that torchrun set, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def captions_are_there(config: RunConfig) -> str:
-    """In the data or in a store; nobody makes them beside training."""
+    """Captions are in the data or in a store; none are made beside training."""
     if config.captions.source == "live":
         raise ValueError(
             "captions.source (live) needs Ray: run tips-ray caption with this config, then train with "
@@ -106,7 +106,7 @@ def captions_are_there(config: RunConfig) -> str:
 
 
 def resources_suffice(config: RunConfig) -> str:
-    """A GPU for every rank of this machine, where GPUs are asked for."""
+    """Every rank of this machine has a GPU, if the config asks for GPUs."""
     wanted, here, local = config.resources.gpus_per_worker, gpus_here(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if wanted and local > here:
         raise ValueError(
@@ -120,7 +120,7 @@ def resources_suffice(config: RunConfig) -> str:
 
 
 def batches_fit_shared_memory(config: RunConfig) -> str:
-    """What waits ready for the ranks of this machine, and is in use."""
+    """Batches that are ready or in use for the ranks of this machine fit into shared memory."""
     if config.micro_batch_images == "auto":
         return f"{bytes_text(row_bytes(config))} a row; micro_batch_images (auto) is found before the first step"
     rows = config.images_per_pass * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -136,12 +136,12 @@ def batches_fit_shared_memory(config: RunConfig) -> str:
 
 
 def data_processes(config: RunConfig) -> int:
-    """That make views for one rank."""
+    """Number of data processes that make views for one rank."""
     return max(config.resources.data_cpus // config.resources.workers, 1)
 
 
 def _follow(config: RunConfig) -> None:
-    """What rank 0 has in common with this one, it tells."""
+    """Train as a rank other than 0; errors that all ranks share are reported by rank 0."""
     log_to_stderr("WARNING")
     try:
         with _process_group(config) as device:
@@ -159,7 +159,7 @@ def _follow(config: RunConfig) -> None:
 
 @contextmanager
 def _process_group(config: RunConfig) -> Iterator[torch.device]:
-    """All ranks, and the device of this one."""
+    """Process group of all ranks; yields the device of this one."""
     has_gpu = config.resources.gpus_per_worker > 0
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu else torch.device("cpu")
     if has_gpu:
@@ -173,14 +173,14 @@ def _process_group(config: RunConfig) -> Iterator[torch.device]:
 
 
 def _broadcast(what: Any) -> Any:
-    """What rank 0 brings."""
+    """The value of `what` on rank 0."""
     told = [what]
     dist.broadcast_object_list(told, device=torch.device("cpu"))
     return told[0]
 
 
 def _train(job: Job, device: torch.device) -> None:
-    """Every rank, until no checkpoint on the way turns out to be damaged."""
+    """Train on every rank; starts again where a checkpoint turns out to be damaged."""
     run, captions = _with_micro_batch(job[0], device), job[1]
     while True:
         open_stream = partial(_opened_stream, run, captions, device.type == "cuda")
@@ -188,7 +188,7 @@ def _train(job: Job, device: torch.device) -> None:
             train_worker(run, device, open_stream, lambda metrics: None)
             return
         except DamagedCheckpointError:
-            pass  # which is marked now: the one before is the newest
+            pass  # it is marked now, so the one before is the newest
 
 
 def _opened_stream(run: Run, captions: CaptionAccess | None, pin_memory: bool) -> tuple[int, Iterator[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar in a terminal, a line now and then in a log."""
+"""Progress of a run: a bar in a terminal, lines in a log."""
 
 import sys
 import threading
@@ -12,15 +12,15 @@ from tips_ray.runs.folder import RunFolder
 
 POLL_SECONDS = 2.0
 LINES = 10
-"""Lines of a whole run, or of other long work, in a log."""
+"""Progress lines of a whole run, or of other long work, in a log."""
 Show = Callable[[dict[str, Any]], None]
 
 
 def tenths(total: int, told: int = 0) -> Callable[[int], bool]:
-    """A function that says of a count whether it reached another tenth of `total` since the last time it did.
+    """A function that returns whether a count has reached another tenth of `total` since it last returned True.
 
     Args:
-        told: tenths that need no line; -1 gives the first count one.
+        told: tenths that count as reached; with -1 the first count returns True.
     """
 
     def is_due(count: int) -> bool:
@@ -34,7 +34,7 @@ def tenths(total: int, told: int = 0) -> Callable[[int], bool]:
 
 @contextmanager
 def shown_progress(folder: RunFolder, total_steps: int) -> Iterator[None]:
-    """Follow the metrics and changes of the workers that the run folder tells of, until the block ends."""
+    """Show metrics and changes of the workers, read from the run folder, until the block ends."""
     stop = threading.Event()
     follower = threading.Thread(target=_follow, args=(folder, total_steps, stop), daemon=True)
     follower.start()
@@ -63,7 +63,7 @@ def _follow(folder: RunFolder, total_steps: int, stop: threading.Event) -> None:
 
 
 def _read(lines: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """None while the storage does not answer: showing progress stops no training."""
+    """The lines; empty while the storage does not answer, because showing progress must not stop training."""
     try:
         return lines()
     except ValueError:
@@ -92,7 +92,7 @@ def _bar(total_steps: int) -> Iterator[Show]:
     with tqdm(total=total_steps, unit="step", leave=False, desc="starting workers") as bar:
 
         def show(line: dict[str, Any]) -> None:
-            if not bar.n:  # what an earlier attempt has done says nothing about speed
+            if not bar.n:  # steps of an earlier start say nothing about speed
                 bar.initial = line["step"]
             bar.set_description_str("training", refresh=False)
             bar.set_postfix_str(_losses(line), refresh=False)

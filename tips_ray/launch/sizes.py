@@ -9,7 +9,7 @@ from tips_ray.train.initial_weights import unloaded_teacher
 from tips_ray.train.state import new_state
 
 STUDENT_BYTES = {"adamw": 16, "adafactor": 8}
-"""Per parameter, all fp32: weight, gradient and AdamW's two averages. The teacher has its weight only."""
+"""Bytes per parameter, all fp32: weight, gradient and AdamW's two averages. The teacher has its weight only."""
 TEACHER_BYTES = GRADIENT_BYTES = 4
 
 
@@ -25,9 +25,9 @@ def parameters(config: RunConfig) -> tuple[int, int]:
 
 
 def model_sizes(config: RunConfig) -> str:
-    """What FSDP leaves on each worker beside activations and the one block that is gathered."""
+    """Parameters, and bytes per worker under FSDP, without activations and the one gathered block."""
     student, teacher = parameters(config)
-    workers = config.worker_counts[0]  # the fewest have the most to hold
+    workers = config.worker_counts[0]  # the fewest workers hold the most each
     shards = workers // config.resources.replicas
     per_worker = (STUDENT_BYTES[config.optimizer.name] * student + TEACHER_BYTES * teacher) / shards
     if config.resources.accumulate_unsharded:
@@ -39,7 +39,7 @@ def model_sizes(config: RunConfig) -> str:
 
 
 def row_bytes(config: RunConfig) -> int:
-    """One training row: crops, mask, token ids, numbers."""
+    """Bytes of one training row: crops, mask, token ids, numbers."""
     views, tokens = config.views, config.text.max_tokens
     pixels = 3 * (views.global_px**2 + views.local_crops * views.local_px**2)
     patches = (views.global_px // config.image.patch_size_px) ** 2
@@ -47,7 +47,7 @@ def row_bytes(config: RunConfig) -> int:
 
 
 def stream_sizes(config: RunConfig) -> str:
-    """Micro-batches that wait ready in the object store, with the one in use."""
+    """Bytes of the micro-batches in the object store: those that are ready and the one in use."""
     if config.micro_batch_images == "auto":
         return f"{bytes_text(row_bytes(config))} a row; micro_batch_images (auto) is found before the first step"
     workers, ahead = config.resources.workers, config.data_prefetch_batches
@@ -61,7 +61,7 @@ def stream_sizes(config: RunConfig) -> str:
 
 
 def schedule_sizes(config: RunConfig, rows: int) -> str:
-    """Steps and passes; further sources are counted by their weight beside the first, as the order does."""
+    """Steps and epochs; further sources count by their weight relative to the first, as in the order."""
     weights = [source.weight / config.data.sources[0].weight for source in config.data.sources]
     steps = rows * sum(weights) / config.global_batch_images
     total, images = config.schedule.total_steps, config.global_batch_images
@@ -73,7 +73,7 @@ def _millions(count: int) -> str:
 
 
 def bytes_text(count: float) -> str:
-    """`323 kB`."""
+    """Bytes as text, such as `323 kB`."""
     units = ("B", "kB", "MB", "GB", "TB")
     power = min((len(str(int(count))) - 1) // 3, len(units) - 1)
     return f"{count / 1000**power:.3g} {units[power]}"

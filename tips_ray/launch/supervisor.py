@@ -1,4 +1,4 @@
-"""The same run again where its driver was killed or the head of its cluster went away, neither of which Ray mends."""
+"""Restart a run whose driver was killed or whose cluster head was lost; Ray recovers from neither."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ from tips_ray.runs.checkpoint import checkpoints_of, newest_step
 from tips_ray.runs.folder import RunFolder
 
 TRIES = 5
-"""In a row, without a new checkpoint in between."""
+"""Failed starts in a row without a new checkpoint."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
 MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -21,9 +21,9 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
     """Run `command`, one start of the run, until it ends well or would fail again; returns its exit code.
 
     Args:
-        command: of a driver, in a process of its own.
-        folder: of the run, which tells whether there is progress and whether an error would come again.
-        sleep: between two starts.
+        command: starts a driver, in a process of its own.
+        folder: run folder, which shows whether there is progress and whether an error would recur.
+        sleep: called between two starts.
 
     Raises:
         RunFailedError: it has failed `TRIES` times without a new checkpoint.
@@ -32,7 +32,7 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
     while True:
         begun = datetime.now(UTC).isoformat()
         code = _ended(command)
-        has_run = has_run or code != MISTAKE  # later on, what looks like one is a cluster that is away
+        has_run = has_run or code != MISTAKE  # later this code means that the cluster is away
         if code in (0, INTERRUPTED, TERMINATED) or not has_run or _would_come_again(folder, begun):
             return code
         failed, saved = (1, _saved_step(folder)) if _saved_step(folder) > saved else (failed + 1, saved)
@@ -49,7 +49,7 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
 def _ended(command: Sequence[str]) -> int:
     """The exit code; negative: the signal that killed it. Ctrl-C reaches the driver too, which then ends by itself.
 
-    SIGTERM is handed on, and means the run: the code is `TERMINATED`, however the driver takes it.
+    SIGTERM is passed on and ends the run: the code is `TERMINATED`, unless the driver ends with 0.
     """
     terminated = False
 

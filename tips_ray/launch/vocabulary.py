@@ -17,9 +17,9 @@ SAMPLE_CHUNKS = 256
 
 
 def claim(config: RunConfig, index: Index, folder: RunFolder, captions: CaptionAccess | None, step: int = 0) -> str:
-    """Make the run folder the run's own, which goes on at `step`; returns where its tokenizer is.
+    """Claim the run folder for a run that continues at `step`; returns the URI of its tokenizer.
 
-    The vocabulary is trained first: that may fail, and the run's name then stays free.
+    The vocabulary is trained first: if that fails, the run's name stays free.
 
     Raises:
         ValueError: the folder holds a run with another config, or no vocabulary of this size can be trained.
@@ -35,7 +35,7 @@ def claim(config: RunConfig, index: Index, folder: RunFolder, captions: CaptionA
 
 
 def trained_vocabulary(config: RunConfig, index: Index, captions: CaptionAccess | None = None) -> bytes:
-    """A tokenizer's file, from a sample of the captions.
+    """The file of a tokenizer trained on a sample of the captions.
 
     Raises:
         ValueError: no vocabulary of this size can be trained.
@@ -65,7 +65,7 @@ def _from_store(config: RunConfig, index: Index, captions: CaptionAccess) -> Ite
 
 def _waiting(config: RunConfig, captions: CaptionAccess) -> Waiting | None:
     if captions.coordinator is None:
-        return None  # they are there
+        return None  # all captions exist
     from tips_ray.data.pipeline import waiting_for  # imports Ray, which makes these captions
 
     return waiting_for(captions.coordinator, config)

@@ -1,7 +1,7 @@
-"""A checkpoint: torch.distributed.checkpoint files and a manifest; found, fetched, verified, without torch.
+"""Find, fetch and verify checkpoints (torch.distributed.checkpoint files and a manifest) without torch.
 
-One without a manifest does not exist. Whoever looks for the newest reads manifests and sizes; whoever fetches the files
-compares their sha256 on the way: no byte is read twice. `checkpoint_io` writes the files and fills tensors from them.
+A folder without a manifest is no checkpoint. The search for the newest reads manifests and sizes; a fetch compares the
+sha256 of each file, so that no byte is fetched twice. `checkpoint_io` writes the files and fills tensors from them.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class DamagedCheckpointError(storage.StorageError):
-    """The files of a checkpoint are not those of its manifest; another attempt takes an older one."""
+    """The files of a checkpoint are not those of its manifest; another start takes an older one."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, may_pass=True)
@@ -39,7 +39,7 @@ class CheckpointInfo:
 
 
 def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:
-    """The newest checkpoint whose files are there in full; others are named in the log and passed over.
+    """The newest checkpoint whose files are complete; others are logged and skipped.
 
     Reads manifests and sizes, no contents.
 
@@ -50,9 +50,9 @@ def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:
 
 
 def from_newest(checkpoints_uri: str, load: Callable[[CheckpointInfo], Result]) -> Result | None:
-    """What `load` makes of the newest checkpoint that is whole; None where there is none.
+    """Result of `load` for the newest undamaged checkpoint; None where there is none.
 
-    Damaged ones are named in the log and passed over.
+    Damaged ones are logged and skipped.
     """
     for checkpoint in _in_full(checkpoints_uri):
         try:
@@ -73,7 +73,7 @@ def _in_full(checkpoints_uri: str) -> Iterator[CheckpointInfo]:
 
 
 def mark_damaged(checkpoint: CheckpointInfo, reason: str) -> None:
-    """Let nobody find it any more; its files stay until its step is saved again or retention takes them.
+    """Exclude a checkpoint from searches; its files stay until its step is saved again or retention deletes them.
 
     Raises:
         StorageError: the mark cannot be written.
@@ -83,7 +83,7 @@ def mark_damaged(checkpoint: CheckpointInfo, reason: str) -> None:
 
 
 def checkpoint_at(checkpoints_uri: str, step: int) -> CheckpointInfo:
-    """The checkpoint of a step, which somebody has found before; only its manifest is read.
+    """The checkpoint of a step that is known to have one; only its manifest is read.
 
     Raises:
         NotFoundError: there is none.
@@ -107,7 +107,7 @@ def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
 
 
 def newest_step(checkpoints_uri: str) -> int:
-    """Of the checkpoints with a manifest; -1 where there is none, or while the storage does not answer."""
+    """Step of the newest checkpoint with a manifest; -1 where there is none, or while the storage does not answer."""
     try:
         found = list_checkpoints(checkpoints_uri)
     except storage.StorageError:
@@ -116,16 +116,16 @@ def newest_step(checkpoints_uri: str) -> int:
 
 
 def drop_old_checkpoints(checkpoints_uri: str, step: int, keep_last: int, keep_every_steps: int | None = None) -> None:
-    """Delete what is below `step`, which was just saved, but for the newest and those kept for ever.
+    """Delete checkpoints below `step`, which was just saved, except the newest and those kept for ever.
 
-    Broken saves below it go too. One beyond `step` stays: it is damaged, or this run would have started from it, and
-    must not push out a good one.
+    Broken saves below it are deleted too. A checkpoint beyond `step` stays and is not counted: it is damaged, or this
+    run would have started from it, and it must not displace a good one.
 
     Args:
         checkpoints_uri: folder or s3:// prefix that holds the run's checkpoints.
         step: of the newest one.
-        keep_last: newest up to `step` that stay.
-        keep_every_steps: those whose step is a multiple of it stay as well.
+        keep_last: number of newest checkpoints up to `step` to keep.
+        keep_every_steps: checkpoints whose step is a multiple of it are kept as well.
     """
     found = [checkpoint for checkpoint in list_checkpoints(checkpoints_uri) if checkpoint.step <= step]
     for_ever = [checkpoint for checkpoint in found if keep_every_steps and checkpoint.step % keep_every_steps == 0]
@@ -136,7 +136,7 @@ def drop_old_checkpoints(checkpoints_uri: str, step: int, keep_last: int, keep_e
 
 
 def remove_checkpoint(uri: str) -> None:
-    """Delete a checkpoint or what there is of it; the manifest goes first, so that no half of one exists."""
+    """Delete a checkpoint, complete or not; the manifest goes first, so that a partly deleted one does not count."""
     storage.delete(manifest_of(uri))
     storage.delete_folder(uri)
 
@@ -156,7 +156,7 @@ def manifest_of(uri: str) -> str:
 
 
 def _manifest(uri: str) -> dict[str, Any] | None:
-    """None where there is none, or where what stands there is no manifest; a store that is away is an error."""
+    """The manifest; None where it is missing or invalid. A store that does not answer is an error."""
     try:
         content = storage.read_bytes(manifest_of(uri))
     except storage.NotFoundError:
@@ -176,7 +176,7 @@ def _manifest(uri: str) -> dict[str, Any] | None:
 
 
 def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> storage.StorageError | None:
-    """Copy all files to `folder` and compare them with the manifest; returns what is wrong, None if nothing."""
+    """Copy all files to `folder` and compare them with the manifest; returns the error, None if there is none."""
 
     def fetch(name: str, expected: dict[str, Any]) -> str | None:
         storage.download(storage.join(checkpoint.uri, name), folder / name)
@@ -195,7 +195,7 @@ def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> storage.StorageErro
 
 
 def _size_fault(checkpoint: CheckpointInfo) -> str | None:
-    """A file that is missing or cut, where they lie."""
+    """A file that is missing or has another size, found without fetching."""
 
     def wrong_size(name: str, expected: dict[str, Any]) -> str | None:
         try:

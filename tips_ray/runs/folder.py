@@ -32,7 +32,7 @@ MAY_DIFFER = {
 }
 """Keys of the config, with all below them, that change how fast or how visibly a run goes, and not what it computes."""
 DECIDE = {"resources.dtype"}
-"""Keys below those that do change it."""
+"""Keys below `MAY_DIFFER` that do change what a run computes."""
 
 
 class RunFolder:
@@ -84,7 +84,7 @@ class RunFolder:
     def drop_after(self, step: int) -> None:
         """Call it after restoring `step`: what earlier attempts logged of later steps no longer counts.
 
-        Nothing is deleted. Rejects stay: a bad row is bad, and is read once however often it is met.
+        Nothing is deleted. Rejects still count; a bad row is returned once however often it was met.
         """
         self._metrics.start_attempt(step)
         self._samples.start_attempt(step)
@@ -100,7 +100,7 @@ class RunFolder:
         self._events.add([{"time": _now(), "kind": kind, "step": step, **what, **texts}])
 
     def try_event(self, kind: str, step: int | None, **what: Any) -> None:
-        """As `log_event`, written at once; where that fails, this program's log has it: nothing may fail for it."""
+        """As `log_event`, written at once. Best effort: a failed write is only logged."""
         try:
             self.log_event(kind, step, **what)
             self.flush()
@@ -121,7 +121,7 @@ class RunFolder:
             lines.flush()
 
     def flush_if_there(self) -> None:
-        """As `flush`; while the storage is away all waits on, for the next time."""
+        """As `flush`; while the storage does not answer, lines wait for the next call."""
         for lines in self._logs:
             lines.flush_if_there()
 
@@ -139,7 +139,7 @@ class RunFolder:
         return sorted(self._events.read(), key=lambda line: line["time"])
 
     def final_failures(self) -> list[dict[str, Any]]:
-        """Events of errors that all ranks raised alike, and that another attempt would meet again."""
+        """Events of errors that all ranks raised alike, and that another start would meet again."""
         return [event for event in self.read_events() if event["kind"] == "failure" and event["is_final"]]
 
     def read_rejects(self) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ class RunFolder:
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted keys -> values as JSON of what a run computes; captions made before or meanwhile are the same."""
+    """Config values that decide what a run computes: dotted keys -> JSON. Captions `live` and `store` are the same."""
     flat = {key: value for key, value in _flat(config).items() if not _may_differ(key)}
     if flat.get("captions.source") == '"live"':
         flat["captions.source"] = '"store"'

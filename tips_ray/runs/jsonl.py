@@ -1,4 +1,4 @@
-"""JSON lines of one kind in a folder of files, local or s3://: from one writer each, read from all.
+"""JSON lines of one kind in a folder of files, local or s3://. Each file has one writer; reading covers all files.
 
 An *attempt* is one process that writes: each takes the next free number, so no object ever has two writers.
 """
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class LineLog:
-    """One writer's view; reading takes in all writers."""
+    """One writer's view; reading covers all writers."""
 
     def __init__(self, uri: str, stem: str) -> None:
         self.uri = uri
@@ -26,22 +26,22 @@ class LineLog:
         self.start_attempt(first_step=0)
 
     def start_attempt(self, first_step: int) -> None:
-        """What waits is written; later lines belong to a new attempt, from the step that it has restored."""
+        """Write what waits; later lines belong to a new attempt, which has restored `first_step`."""
         self.flush()
         self._first_step, self._parts = first_step, 0
         self._name: str | None = None  # of this attempt's files, once it has one
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """They reach a local file at once; on an object store they wait for `flush`."""
+        """Add lines. They reach a local file at once; on an object store they wait for `flush`."""
         self._waiting += [json.dumps(line, default=_plain) + "\n" for line in lines]
         if self._is_local:
             self.flush_if_there()
 
     def flush_if_there(self) -> None:
-        """While the storage is away the lines wait, for the next time.
+        """As `flush`, but while the storage does not answer the lines wait for the next call.
 
         Raises:
-            StorageError: it will not come back by itself.
+            StorageError: the failure will not pass by itself.
         """
         try:
             self.flush()
@@ -51,10 +51,10 @@ class LineLog:
             log.warning("%s waits: %s", self.uri, error)
 
     def flush(self) -> None:
-        """One part on an object store.
+        """Write what waits; on an object store as one part.
 
         Raises:
-            StorageError: it cannot be written; the lines wait on.
+            StorageError: the write fails; the lines wait for the next call.
         """
         if not self._waiting:
             return
@@ -104,12 +104,12 @@ class LineLog:
                 return name
 
     def _uri_of(self, name: str) -> str:
-        """Of the local file, or of the next part on an object store."""
+        """URI of the local file, or of the next part on an object store."""
         return storage.join(self.uri, name + (".jsonl" if self._is_local else f".part-{self._parts:06d}.jsonl"))
 
 
 def _append(path: str, text: str) -> None:
-    """All of it or nothing: what a full disk has cut would be no line, and the next try would stand behind it.
+    """Append all of `text` or nothing: otherwise the next try would follow a line that a full disk has cut.
 
     Raises:
         StorageError: it cannot be written.
@@ -144,5 +144,5 @@ def _parsed(line: str, place: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What json does not know: a numpy or torch scalar as its number, the rest as text."""
+    """Values that json does not know: a numpy or torch scalar as its number, the rest as text."""
     return value.item() if hasattr(value, "item") else str(value)

@@ -1,4 +1,4 @@
-"""What a restart cost: how the attempt before ended, as the run folder tells it, and the seconds to the next step."""
+"""Cost of a restart: how the start before it ended, according to the run folder, and the seconds to the next step."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,20 +14,20 @@ STARTS = ("start", "resume")
 
 @dataclass(frozen=True)
 class Before:
-    """The attempt before this one."""
+    """The start before this one."""
 
     workers: int
     step: int
-    """Last one that it logged or saved."""
+    """Last step that it logged or saved."""
     seen: float
-    """When that was, in seconds since 1970."""
+    """Time of its last start, checkpoint or log line, in seconds since 1970."""
     stopped: float
-    """When its end was noticed: at once where nobody was left to notice."""
+    """When its end was noticed; equal to `seen` where no process was left to notice."""
     cause: str
 
 
 def attempt_before(folder: RunFolder) -> Before | None:
-    """None where this is the first; read it before this attempt writes."""
+    """The start before this one, None if there is none; call it before this one writes."""
     events = folder.read_events()
     last = max((place for place, event in enumerate(events) if event["kind"] in STARTS), default=None)
     if last is None:

@@ -1,4 +1,4 @@
-"""A run as every process of it knows it, and the step from which it goes on."""
+"""The description of a run that each of its processes gets, and the step from which it continues."""
 
 import hashlib
 import json
@@ -13,19 +13,19 @@ from tips_ray.runs.folder import deciding
 
 @dataclass(frozen=True)
 class Run:
-    """What the driver tells every process of a run: config and places. Picklable and hashable; holds no open thing."""
+    """Config and URIs that the driver gives every process of a run. Picklable and hashable; holds no open resources."""
 
     config: RunConfig
     uri: str
-    """Run folder."""
+    """URI of the run folder."""
     index_uri: str
     tokenizer_uri: str
     data_fingerprint: str
-    """Of the index."""
+    """Fingerprint of the index."""
     captioner_fingerprint: str = ""
-    """Of the captions that the data do not hold; empty: they hold them."""
+    """Fingerprint of captions outside the data; empty: the data hold the captions."""
     tracking_uri: str | None = None
-    """MLflow; None: no tracking."""
+    """URI of MLflow; None: no tracking."""
     mlflow_run_id: str = ""
 
     @property
@@ -35,7 +35,7 @@ class Run:
 
     @property
     def config_fingerprint(self) -> str:
-        """See the function."""
+        """`config_fingerprint` of this run's config."""
         return config_fingerprint(self.config.model_dump(mode="json"))
 
     @property

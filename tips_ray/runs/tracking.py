@@ -1,7 +1,7 @@
 """MLflow: one run per run folder, over all crashes and resumes.
 
-The driver alone creates, resumes and ends the run; workers add metrics through a picklable handle. What a worker
-cannot send stays in its buffer and in the run folder: tracking never stops a training that has begun.
+The driver alone creates, resumes and ends the run; workers add metrics through a picklable handle. Metrics that cannot
+be sent stay in the worker's buffer and in the run folder: tracking never stops a training that has begun.
 """
 
 import json
@@ -33,7 +33,7 @@ MOST_CHARACTERS = 6000  # of a parameter
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
 DEFAULTS |= {"MLFLOW_LOGGING_LEVEL": "WARNING"}
-"""Environment, where it says nothing: MLflow itself would try for four minutes, and tell of every table."""
+"""Defaults of environment variables: MLflow itself would try for four minutes, and log every table."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -52,7 +52,7 @@ class TrackingHandle:
         return TrackingHandle, (self.uri, self.run_id)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Names may have slashes, which make sections in MLflow's pages."""
+        """Add metrics; slashes in names make sections in MLflow's pages."""
         if self.uri is None:
             return
         from mlflow.entities import Metric
@@ -90,7 +90,7 @@ class Tracking:
         self._own = self.handle()
 
     def handle(self) -> TrackingHandle:
-        """For a worker; send it along with the config."""
+        """A handle for a worker; send it along with the config."""
         return TrackingHandle(self.uri, self.run_id)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -159,7 +159,7 @@ def start_tracking(
 
 
 def prepare_tracking(config: RunConfig) -> None:
-    """Set up a new database ahead of several drivers, which would all do it at once.
+    """Set up a new database before several drivers start, which would all do it at once.
 
     Raises:
         ConnectionError: the tracking server does not answer.
@@ -190,7 +190,7 @@ def track_scores(uri: str, experiment: str, model: str, folder: str, scores: Map
 
 
 def tracking_uri(config: RunConfig) -> str | None:
-    """Absolute, so that it means the same in every process; None: no tracking."""
+    """URI of MLflow, absolute so that it means the same in every process; None: no tracking."""
     if config.tracking.mlflow_uri is None:
         is_local = storage.is_local(config.storage)
         return f"sqlite:///{Path(config.storage).resolve() / 'mlflow.db'}" if is_local else None

@@ -78,7 +78,7 @@ def stat(uri: str) -> StoredFile:
 
 
 def exists(uri: str) -> bool:
-    """A file (not a folder) is there."""
+    """Whether a file (not a folder) is there."""
     try:
         stat(uri)
     except NotFoundError:

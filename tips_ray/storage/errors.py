@@ -45,7 +45,7 @@ def attempt(uri: str, action: Callable[[], Result]) -> Result:
 
 
 def keep_trying(action: Callable[[], Result], seconds: float) -> Result:
-    """Result of an `action` on storage, repeated for as long as its failure may pass: for what can wait, and must be.
+    """Result of an `action` on storage that must succeed and can wait: repeated while its failure may pass.
 
     Raises:
         StorageError: it still fails after `seconds`, or in a way that no further try cures.
@@ -60,7 +60,7 @@ def keep_trying(action: Callable[[], Result], seconds: float) -> Result:
         time.sleep(min(BACKOFF_SECONDS[-1], seconds))
 
 
-# Codes of S3 without case and underscores, since Arrow writes NO_SUCH_BUCKET for boto3's NoSuchBucket.
+# Codes of S3 without case and underscores, because Arrow writes NO_SUCH_BUCKET for boto3's NoSuchBucket.
 _MISSING = {
     "nosuchbucket": "the bucket does not exist; create it or correct the name",
     "nosuchkey": "there is no such object; check the name",

@@ -44,7 +44,7 @@ def resolved(uri: str) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """A path of this machine, and not an object store."""
+    """Whether `uri` is a path of this machine, and not in an object store."""
     return not uri.startswith("s3://")
 
 

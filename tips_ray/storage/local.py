@@ -114,7 +114,7 @@ def _paths(name: str) -> list[str]:
 
 @contextmanager
 def locked_temporary_folder() -> Iterator[Path]:
-    """A new one, empty; what processes that were killed have left on this machine goes first.
+    """A new empty folder; folders that killed processes have left on this machine are deleted first.
 
     Raises:
         StorageError: it cannot be made.

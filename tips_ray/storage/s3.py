@@ -1,7 +1,7 @@
 """Objects behind s3://. The store is AWS or what AWS_ENDPOINT_URL names; credentials come by boto3's usual chain.
 
-boto3 for all but Parquet, which Arrow reads. Neither retries by itself: `errors.attempt` does, for both alike. Only the
-parts of an upload are tried again one by one, by boto3: of ten thousand parts, one that fails must not cost the others.
+boto3 does all but Parquet, which Arrow reads. Neither retries by itself: `errors.attempt` does, for both alike. Only
+the parts of an upload are retried one by one, by boto3: if one of ten thousand fails, the others must not be lost.
 """
 
 import os
@@ -122,7 +122,7 @@ def delete_folder(uri: str) -> None:
 
 
 def arrow_filesystem() -> S3FileSystem:
-    """Made in the process that uses it; one per set of AWS_ variables."""
+    """Arrow's S3 file system, made in the process that uses it; one per set of AWS_ variables."""
     return _arrow(_environment())
 
 
@@ -194,7 +194,7 @@ def _client(tries: int = 1) -> Any:
 
 @lru_cache(maxsize=4)
 def _boto(environment: tuple[tuple[str, str], ...], tries: int = 1) -> Any:
-    from boto3.session import Session  # takes most of a second: not for those who read local files
+    from boto3.session import Session  # takes most of a second, and local files do not need it
 
     retries = {"total_max_attempts": tries, "mode": "standard"}
     config = Config(

@@ -1,8 +1,8 @@
-"""Ray Train's internals: when the group of workers changes, what counts as a failure of it, and how that is told.
+"""Ray Train's internals: when the worker group changes, what counts as its failure, and how that is reported.
 
 Ray's own policy tears workers down at any moment and computes the steps since the last checkpoint again. Ours asks the
-ranks to leave: they save, raise `GracefulStop`, and the group starts again with the workers that there are. A node that
-is drained asks them in the same way.
+ranks to leave: they save, raise `GracefulStop`, and the group starts again with the available workers. A drained node
+asks them in the same way.
 """
 
 import os
@@ -34,17 +34,17 @@ from tips_ray.train.graceful_stop import GracefulStop, StuckStop
 
 WRITTEN_FOR = "2.60."
 ABORT_SECONDS = 15
-"""Longest that workers may take to be stopped by Ctrl-C."""
+"""Longest time that Ctrl-C waits for the workers to stop."""
 MOST_CHARACTERS = 200
-"""Longest error in a cause."""
+"""Longest error text in a cause."""
 BELOW_SECONDS = 3 * RENEWED_SECONDS
-"""How long room must be too little for a running group; a coordinator that starts anew knows of none for a while."""
+"""Time without room for the fewest workers that stops a group; a restarted coordinator knows of no room at first."""
 
 
 def require_ray() -> None:
     """
     Raises:
-        ValueError: another Ray is installed than the one whose internals we know.
+        ValueError: the installed Ray is not the version whose internals we know.
     """
     if not ray.__version__.startswith(WRITTEN_FOR):
         raise ValueError(
@@ -54,7 +54,7 @@ def require_ray() -> None:
 
 
 def shorten_waits(config: RunConfig) -> None:
-    """Ray's timers, which make most of an outage: set before `fit`; what a user has set stays."""
+    """Set Ray's timers, which cause most of an outage; call it before `fit`. Values that the user has set stay."""
     resources = config.resources
     seconds = {
         constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR: resources.poll_seconds,
@@ -74,7 +74,7 @@ class ElasticTrainer(TorchTrainer):
         self._config, self._run_uri = config, run_uri
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Ctrl-C: as Ray's, but a controller that waits for nodes hears no request to end, and is ended."""
+        """Handle Ctrl-C as Ray does, but kill a controller that does not react because it waits for nodes."""
 
         def end(signal_number: int, frame: Any) -> None:
             try:
@@ -93,7 +93,7 @@ class ElasticTrainer(TorchTrainer):
 
 
 class GracefulScaling(ElasticScalingPolicy):
-    """As many workers as there is room for and the global batch allows; a running group is asked to leave first."""
+    """Use as many workers as have room and the global batch allows; a running group is asked to leave first."""
 
     def __init__(self, scaling_config: Any, config: RunConfig, run_uri: str) -> None:
         super().__init__(scaling_config)
@@ -101,18 +101,18 @@ class GracefulScaling(ElasticScalingPolicy):
         self._last_event: dict[str, Any] = {}
         self._room = 0
         self._below: tuple[float, float] | None = None
-        """Which group, by its start, has too little room, and since when."""
+        """Start time of the group that has too little room, and when that began."""
         self._asked: tuple[float, float] | None = None
-        """Which group was asked to leave, and since when."""
+        """Start time of the group that was asked to leave, and when it was asked."""
 
     def _maybe_send_resource_request(self) -> None:
-        """More often than Ray, since what is not asked for again is forgotten sooner."""
+        """Repeat requests more often than Ray, because our coordinator forgets them sooner."""
         assert self._coordinator_client is not None
         if time.monotonic() - self._coordinator_client._latest_autoscaling_request_time > RENEWED_SECONDS:
             self._send_resource_request()
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-        """Too little room for the fewest is for Ray no reason to stop; its data stream may be what has no room."""
+        """Unlike Ray, also stop a group when the fewest workers have no room: the data stream may be what lacks it."""
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         workers, started = worker_group_state.workers, worker_group_state.start_time
         if self._stays_below(started):
@@ -130,17 +130,17 @@ class GracefulScaling(ElasticScalingPolicy):
         return NoopDecision()
 
     def _stays_below(self, started: float) -> bool:
-        """There is room for fewer workers than must train, and that is no passing state."""
+        """For `BELOW_SECONDS` there has been room for fewer workers than must train."""
         if self._latest_reserved_resources is None or self._room >= self.config.worker_counts[0]:
             self._below = None
             return False
-        self._latest_monitor_time = float("-inf")  # Ray's policy looks again with the next poll
+        self._latest_monitor_time = float("-inf")  # makes Ray's policy look again at the next poll
         if self._below is None or self._below[0] != started:
             self._below = started, time.monotonic()
         return time.monotonic() - self._below[1] > BELOW_SECONDS
 
     def _is_stuck(self, started: float) -> bool:
-        """The group of this start was asked to leave long ago; the data that it waits for may have gone with a node."""
+        """The group was asked to leave `leave_seconds` ago; data that it waits for may have been lost with a node."""
         if self._asked is None or self._asked[0] != started:
             self._asked = started, time.monotonic()
         return time.monotonic() - self._asked[1] > self.config.resources.leave_seconds
@@ -156,14 +156,14 @@ class GracefulScaling(ElasticScalingPolicy):
         return decision
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        """Below the fewest: 0, with which Ray waits."""
+        """The largest allowed number of workers that have room; 0, with which Ray waits, if the fewest have none."""
         leaving = draining_nodes()
         stays = {node: amounts for node, amounts in reserved_resources.items() if node not in leaving}
         self._room = min(super()._count_possible_workers(stays), self._room_beside(leaving))
         return max((count for count in self.config.worker_counts if count <= self._room), default=0)
 
     def _room_beside(self, leaving: Collection[str]) -> int:
-        """Workers that leave their CPUs to the data stream and to captioning."""
+        """Workers that fit beside the CPUs of the data stream and of captioning."""
         resources = self.config.resources
         if not resources.cpus_per_worker:
             return resources.workers
@@ -177,19 +177,19 @@ class GracefulScaling(ElasticScalingPolicy):
         self._last_event = {}
 
     def _tell(self, kind: str, **what: Any) -> None:
-        """An event, once for each wait and its numbers."""
+        """Log an event, once for each wait and its numbers."""
         if self._last_event != what:
             RunFolder(self.run_uri).try_event(kind, None, **what)
         self._last_event = what
 
 
 def draining_nodes() -> dict[str, int]:
-    """Ids of nodes that will go, and when, in milliseconds since 1970; 0: nobody knows."""
+    """Ids of nodes that will be removed, and when, in milliseconds since 1970; 0: unknown."""
     return dict(ray._private.state.state.get_draining_nodes())
 
 
 def asked_here() -> str:
-    """Why this worker is to leave: it was told, or a node of its group is drained; empty otherwise. No collective."""
+    """Why this worker should leave: it was asked, or a node of its group is drained; empty otherwise. No collective."""
     info = get_train_context().preemption_context.preemption_info
     if info is None:
         return graceful_stop.asked()
@@ -198,7 +198,7 @@ def asked_here() -> str:
 
 
 class CountedFailures(DefaultFailurePolicy):
-    """A planned stop is no failure, nor is a damaged checkpoint. A checkpoint since a failure makes it forgotten."""
+    """Graceful stops and damaged checkpoints do not count as failures. A new checkpoint resets the count."""
 
     def __init__(self, failure_config: Any, run_uri: str) -> None:
         super().__init__(failure_config)
@@ -206,10 +206,10 @@ class CountedFailures(DefaultFailurePolicy):
         self._known_failures = len(RunFolder(run_uri).final_failures())  # of earlier drivers
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Ray would start workers that die in their start again for ever, and say nothing."""
+        """Also count workers that die while they start: Ray would restart them for ever without a message."""
         started = failure_of_start(training_failed_error)
         if started:
-            training_failed_error = WorkerGroupError(str(started), {0: started})  # which one is not known
+            training_failed_error = WorkerGroupError(str(started), {0: started})  # the rank is not known
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
             return super().make_decision(training_failed_error)
         if self._is_final(training_failed_error):
@@ -225,7 +225,7 @@ class CountedFailures(DefaultFailurePolicy):
         return decision
 
     def _is_final(self, error: TrainingFailedError) -> bool:
-        """It would come again: rank 0 or the stream has it. There is an event of it then."""
+        """Rank 0 or the stream raised an error that would recur; an event of it is logged if there is none."""
         failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
         common = {rank: e for rank, e in failures.items() if rank == 0 or isinstance(unwrapped(e), RayTaskError)}
         final = next(filter(is_final, map(root_cause, common.values())), None)
@@ -235,7 +235,7 @@ class CountedFailures(DefaultFailurePolicy):
         return final is not None
 
     def _has_final_event(self) -> bool:
-        """Also where Ray saw another rank first, which noticed that one is gone: `RestOfRun` tells the cause then."""
+        """A rank has logged a final failure. If Ray saw another rank's error first, `RestOfRun` reports the cause."""
         try:
             return len(RunFolder(self.run_uri).final_failures()) > self._known_failures
         except storage.StorageError:
@@ -249,29 +249,29 @@ class CountedFailures(DefaultFailurePolicy):
 
 
 def graceful_reason(error: TrainingFailedError) -> str:
-    """Empty where a worker failed."""
+    """Reason of a graceful stop; empty where a worker failed."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     return next((str(failure) for failure in failures if isinstance(failure, GracefulStop)), "")
 
 
 def unwrapped(failure: BaseException) -> BaseException:
-    """What the worker raised."""
+    """The exception that the worker raised."""
     return getattr(failure, "_base_exc", failure)
 
 
 def is_stuck(error: TrainingFailedError) -> bool:
-    """The group did not leave by itself."""
+    """The group was asked to leave and did not."""
     return isinstance(error, WorkerGroupError) and any(isinstance(e, StuckStop) for e in error.worker_failures.values())
 
 
 def is_of_damage(error: TrainingFailedError) -> bool:
-    """The workers found their checkpoint damaged and marked it: there are only so many."""
+    """The workers marked their checkpoint as damaged; such restarts need no limit, because checkpoints are few."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     return any(isinstance(root_cause(failure), DamagedCheckpointError) for failure in failures)
 
 
 def failure_of_start(error: TrainingFailedError) -> Exception | None:
-    """Of what a worker died before it trained, None where none did; the driver, which gets no causes, is told too."""
+    """Why a worker died before it trained, or None; also put into the error's message: the driver gets no causes."""
     failure = getattr(error, "controller_failure", None)
     if isinstance(failure, WorkerGroupStartupFailedError):
         cause = failure.__cause__ or failure
@@ -281,12 +281,12 @@ def failure_of_start(error: TrainingFailedError) -> Exception | None:
 
 
 def in_start(failure: BaseException) -> str:
-    """One line."""
+    """One line about a worker that died while it started."""
     return f"a worker died while it started: {_shortened(failure)}"
 
 
 def cause_of(error: TrainingFailedError) -> str:
-    """One line: a worker that is gone before what the others say of it."""
+    """The cause in one line; a lost worker takes precedence over the errors of the others."""
     if isinstance(error, PreemptionError):
         return "a node was taken away before its workers had saved"
     assert isinstance(error, WorkerGroupError)

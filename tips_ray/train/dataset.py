@@ -1,4 +1,4 @@
-"""The dataset that feeds the ranks of a run. Without torch: the process that hands out rows starts with it."""
+"""The dataset that feeds the ranks of a run. Imports no torch: the process that hands out rows imports this first."""
 
 from ray.data import Dataset
 
@@ -10,9 +10,9 @@ from tips_ray.runs.run import Run
 
 
 class RestOfRun:
-    """The dataset of a worker group: called at every start of one, it looks up where the run stands.
+    """The dataset of a worker group: called at every worker group start, it looks up the step of the run.
 
-    Nobody else does: the rows say at which step they begin, and the workers load the checkpoint of that step.
+    Only this class looks it up: the rows say at which step they begin, and the workers load that step's checkpoint.
     """
 
     def __init__(self, run: Run, captions: CaptionAccess | None) -> None:
@@ -20,11 +20,10 @@ class RestOfRun:
         self._known_stops = len(self._stops())  # of earlier drivers
 
     def __call__(self) -> Dataset:
-        """The storage is waited for: the workers may have stopped since it is away.
+        """Waits for the storage: its absence may be why the workers stopped.
 
         Raises:
-            ValueError: a worker has stopped for a reason that would come again; or the data are not those that the
-                checkpoint was trained on.
+            ValueError: a worker stopped for a reason that would recur; or the data differ from those of the checkpoint.
         """
         run, patience = self.run, self.run.config.checkpoint_patience_seconds
         stops = storage.keep_trying(self._stops, patience)[self._known_stops :]

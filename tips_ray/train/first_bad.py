@@ -20,7 +20,7 @@ from tips_ray.models.networks import Student, Teacher, scored_patches
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a tensor holds."""
+    """Range and bad values of a tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class FirstBad:
     """Field of the batch, path of the module, loss, or path of the parameter."""
     tensor: Numbers
     micro_batch: int | None = None
-    """Place in the step's micro-batches; None: it belongs to the whole step."""
+    """Index among the step's micro-batches; None: it belongs to the whole step."""
     images: tuple[int, ...] | None = None
     """Images of the micro-batch that have such values; None where rows belong to no image."""
     beside: tuple[Numbers, ...] = field(default=())
@@ -48,7 +48,7 @@ class FirstBad:
 
 
 def numbers(name: str, values: Tensor) -> Numbers:
-    """Counted on the tensor's own shard, the whole on one process."""
+    """`Numbers` of this process's shard of a tensor; on one process that is the whole tensor."""
     local = local_part(values).detach()
     finite = local[local.isfinite()].double()
     low, high = (finite.min().item(), finite.max().item()) if finite.numel() else (torch.nan, torch.nan)
@@ -56,12 +56,12 @@ def numbers(name: str, values: Tensor) -> Numbers:
 
 
 def is_bad(values: Tensor) -> bool:
-    """Something of it is not finite."""
+    """Some value is not finite."""
     return values.is_floating_point() and not local_part(values).isfinite().all().item()
 
 
 class Watch:
-    """Looks at everything that `student` and `teacher` compute; `first` is what it found."""
+    """Looks at everything that `student` and `teacher` compute; `first` is the first bad tensor."""
 
     def __init__(self, student: Student, teacher: Teacher, batches: list[Batch]) -> None:
         self.first: FirstBad | None = None
@@ -90,7 +90,7 @@ class Watch:
             self.first = FirstBad("loss", bad, numbers(bad, terms[bad]))
 
     def look_at_gradients(self) -> None:
-        """After the step: what only the sums over a parameter's uses have made."""
+        """After the step: parameter gradients, which may go bad only in the sum over a parameter's uses."""
         for name, parameter in reversed(list(self.student.named_parameters())):
             if parameter.grad is not None and is_bad(parameter.grad):
                 beside = (numbers("parameter", parameter),)
@@ -129,7 +129,7 @@ class Watch:
 
 
 def _image_of_rows(path: str, values: Tensor, batch: Batch, student: Student) -> Tensor | None:
-    """Which image each row of a module's output belongs to, told from its path and length; None if it cannot be."""
+    """Which image each row of a module's output belongs to, derived from its path and length; None if unknown."""
     images, crops, rows = len(batch), len(batch.local_crops_VBCHW), len(values)
     if rows in (images, 2 * images, crops * images):  # both captions, or crop after crop
         return torch.arange(rows) % images
@@ -160,7 +160,7 @@ def _bad_rows(values: Tensor) -> Tensor:
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Tensors inside tuples, lists and dicts, each with where it lies."""
+    """Tensors inside tuples, lists and dicts, each with its path."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Operations of a training step, and the share of a device's peak that they make."""
+"""Operations of a training step, and their share of a device's peak."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,8 +17,8 @@ def step_flops(config: TrainConfig, batch: Batch) -> int:
     """Floating-point operations (two per multiply-add) of the matrix products of one step, forward and backward.
 
     Counted on shapes alone, over one micro-batch, whose images are the only negatives, and without recomputation, so
-    that every way of doing the step has the same number. Shapes take the unfused attention; a fused one's backward
-    would count its scores a second time. A frozen teacher is not counted with: it has sizes of its own.
+    that every way of doing the step has the same number. Without data, attention is unfused; the backward of a fused
+    one would count its scores a second time. A frozen teacher cannot be counted: it has sizes of its own.
 
     Raises:
         ValueError: `objective.teacher` is `frozen`.
@@ -30,7 +30,7 @@ def step_flops(config: TrainConfig, batch: Batch) -> int:
 
 
 def datasheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak FLOP/s of dense bf16 products by the datasheet of the SXM board; None where we know none."""
+    """Peak FLOP/s of dense bf16 products by the datasheet of the SXM board; None if unknown."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
     name = torch.cuda.get_device_name(device)
@@ -47,10 +47,10 @@ class Utilization:
         self._per_image: float | None = None
 
     def metrics(self, device: torch.device, batch: Batch, images_per_second: float) -> dict[str, float]:
-        """`mfu`, where the peak of `device` is known and the teacher's size is the student's.
+        """`mfu`, if the peak of `device` is known and the teacher has the student's size.
 
         Args:
-            device: one like it is on each rank.
+            device: the same kind on every rank.
             batch: any micro-batch; operations are counted once.
             images_per_second: of all ranks together.
         """

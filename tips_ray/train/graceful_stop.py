@@ -1,6 +1,6 @@
-"""A planned change of the workers: a rank is asked to leave, all agree at a step's border, save, and leave together.
+"""A graceful stop: a rank is asked to leave; all ranks agree after a step, save, and leave together.
 
-Nothing is then computed twice. Whoever plans the change (`adapter`) asks one process or all of them.
+No step is then computed twice. `adapter`, which decides on it, asks one process or all of them.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,26 @@ _reason = ""
 
 
 class GracefulStop(Exception):
-    """All ranks have left after a checkpoint; another group of workers goes on from it. The message says why."""
+    """All ranks have left after a checkpoint; another worker group continues from it. The message says why."""
 
 
 class StuckStop(GracefulStop):
-    """A group that was asked to leave and does not is stopped; what it did since the last checkpoint is done again."""
+    """A group that was asked to leave and did not is stopped; its steps since the last checkpoint are repeated."""
 
 
 def ask(reason: str) -> None:
-    """This process is to leave soon; may come from another thread than the one that trains."""
+    """Ask this process to leave soon; may be called from another thread than the one that trains."""
     global _reason
     _reason = reason
 
 
 def asked() -> str:
-    """Why this process is to leave, empty if it is not."""
+    """Why this process should leave; empty if it should not."""
     return _reason
 
 
 class Agreement:
-    """Whether a rank is asked to leave: all ranks learn it at the one wait for the device that every step has."""
+    """Whether a rank was asked to leave; all ranks learn it at the one wait for the device in every step."""
 
     def __init__(self, asked: Callable[[], str] = lambda: "") -> None:
         self.asked, self.is_reached = asked, False

@@ -1,7 +1,7 @@
 """What follows when a step's loss or gradient is not finite: it is saved for replay, then the run stops or skips it.
 
 A saved step is `bad_steps/step-XXXXXXXX/` of the run folder, with all that is needed to do it again. Its state is an
-ordinary checkpoint of the step before; `bad_step.json`, written last, makes it exist.
+ordinary checkpoint of the step before. `bad_step.json` is written last; a folder without it is ignored.
 """
 
 import json
@@ -88,7 +88,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class BadStep:
-    """One that was saved."""
+    """A bad step that was saved."""
 
     uri: str
     step: int
@@ -104,7 +104,7 @@ class BadStep:
         return checkpoint_at(storage.join(self.uri, "state"), self.step - 1)
 
     def read_batches(self, of_rank: int) -> tuple[list[Batch], list[Rows]]:
-        """A rank's micro-batches on the host, and what their images are called (none where nobody knew)."""
+        """A rank's micro-batches on the host, and the ids of their images (none if they were not known)."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "rank.pt")
             storage.download(storage.join(self.uri, _batches_of(of_rank)), path)
@@ -120,14 +120,14 @@ def save_bad_step(
     facts: Mapping[str, Any],
     fingerprints: dict[str, str],
 ) -> str:
-    """Save the step that `state` was about to do; every rank calls this, and gets the URI once all is there.
+    """Save the step that `state` was about to do; every rank calls this, and gets the URI once all is written.
 
     Args:
         run_uri: run folder.
         state: as before the step.
         micro_batches: this rank's.
         rows: of each of them, if known.
-        facts: `step`, `what`, `metrics` and what else is to be told.
+        facts: `step`, `what`, `metrics` and whatever else is to be recorded.
         fingerprints: of config and data.
     """
     uri = storage.join(run_uri, "bad_steps", f"step-{facts['step']:08d}")
@@ -142,7 +142,7 @@ def save_bad_step(
 
 
 def list_bad_steps(run_uri: str) -> list[BadStep]:
-    """Those of a run that are whole, oldest first."""
+    """Completely saved bad steps of a run, oldest first."""
     found = [_read_facts(uri) for uri in sorted(storage.list_folders(storage.join(run_uri, "bad_steps")))]
     return [bad_step for bad_step in found if bad_step]
 

@@ -1,4 +1,4 @@
-"""Whether training is healthy, told from outputs that a step has anyway.
+"""Health of training, measured on outputs that a step has anyway.
 
 B images on this rank, N global batch, R rows, D width, K prototypes. Everything is a sum over samples, so that
 micro-batches and ranks add up: a logged step has one collective more, and no second forward.
@@ -68,10 +68,10 @@ def prototype_usage(wins_K: Tensor) -> float:
 
 
 class Health:
-    """What is summed up until the next logged step: `expect` comes before each step, `metrics` after a logged one.
+    """Sums until the next logged step. Call `expect` before each step and `metrics` after a logged one.
 
-    The distillation head's prototypes are counted over all steps in between, since one batch may have fewer images than
-    there are prototypes; all else is the logged step's.
+    The distillation head's prototypes are counted over all steps in between, because one batch may have fewer images
+    than there are prototypes; all else is of the logged step.
     """
 
     def __init__(self, objective: ObjectiveConfig) -> None:
@@ -80,11 +80,11 @@ class Health:
         self.expect(is_logged=False)
 
     def expect(self, is_logged: bool) -> None:
-        """The next step is logged, or not."""
+        """Set whether the next step is logged."""
         self.is_logged = is_logged
 
     def forget(self) -> None:
-        """What was seen belongs to a step that was not done."""
+        """Drop the sums: they belong to a step that was not done."""
         self.sums = {}
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class Health:
         self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
 
     def metrics(self, centers: Centers) -> dict[str, float]:
-        """Of the step just done, none if it was skipped; every rank calls this, and the sums begin anew."""
+        """Metrics of the step just done, none if it was skipped; resets the sums. Every rank calls this."""
         if "valid" not in self.sums:
             return {}
         self._add("memory_peak_bytes", _in_own_place(memory_peak_bytes(self.sums["valid"].device), self.sums["valid"]))
@@ -192,7 +192,7 @@ class CollapseError(ValueError):
 
 
 class Sign(NamedTuple):
-    """One way to tell; `is_there` is False where a metric is missing."""
+    """One sign of collapse; `is_there` is False where a metric is missing."""
 
     metric: str
     limit: str
@@ -202,7 +202,7 @@ class Sign(NamedTuple):
 
 
 def signs(config: RunConfig) -> list[Sign]:
-    """All of them, in the order in which they are looked for; a CLS token that nothing trains has none."""
+    """All signs of collapse, in the order of the checks; a CLS token that nothing trains has none."""
     objective, num_prototypes = config.objective, config.head.num_prototypes
     trained = {"web": objective.web_weight or objective.alpha, "synthetic": objective.synthetic_weight}
     found = [sign for name, weight in trained.items() if weight for sign in _signs_of_cls(f"health/cls_{name}")]

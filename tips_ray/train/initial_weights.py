@@ -1,4 +1,4 @@
-"""The weights that a run begins with: another run's, released ones, and those of a frozen teacher."""
+"""Initial weights of a run: another run's, released ones, and those of a frozen teacher."""
 
 import hashlib
 import json
@@ -32,14 +32,14 @@ Tensors = dict[str, Any]
 _POSITIONS = "image.pos_embed"
 
 
-def begin(state: TrainState, config: TrainConfig) -> dict[str, dict[str, Any]]:
+def load_initial_weights(state: TrainState, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Fill a new state, sharded or not, with the weights that the config names; every rank calls this at step 0.
 
     Returns:
-        Where they are from, for the run's `start` event: `uri`, `kind` and `fingerprint` (sha256) by the config key.
+        The weights sources for the run's `start` event: `uri`, `kind` and `fingerprint` (sha256) by the config key.
 
     Raises:
-        ValueError: they are not there, damaged, or of other sizes; every rank raises.
+        ValueError: the weights are missing, damaged, or of other sizes; every rank raises.
     """
     found = {}
     if config.start:
@@ -65,7 +65,7 @@ def unloaded_teacher(config: TrainConfig) -> Teacher | None:
 
 
 def _load_run(state: TrainState, source: WeightsSource) -> dict[str, Any]:
-    """All but optimizer and step; where another teacher is frozen, the student alone."""
+    """Load all but optimizer and step; only the student if the config has a frozen teacher."""
     student, teacher = get_model_state_dict(state.student), get_model_state_dict(state.teacher)
     averaged = {name: like for name, like in teacher.items() if source.teacher_part(name) == "teacher"}
     wanted = {"student": student, "teacher": averaged, "centers": get_model_state_dict(state.centers)}
@@ -90,14 +90,14 @@ def _load_teacher(state: TrainState, source: WeightsSource) -> dict[str, Any]:
 
 
 def _set_teacher(state: TrainState, averaged: Tensors) -> None:
-    """The teacher is a copy of the student but for what an average is known of."""
+    """Set the teacher to a copy of the student, except for the tensors in `averaged`."""
     student = get_model_state_dict(state.student)
     copied = {name: student[name] for name in get_model_state_dict(state.teacher)}
     set_model_state_dict(state.teacher, {**copied, **averaged})
 
 
 def _read(wanted: dict[str, Tensors], source: WeightsSource) -> dict[str, Tensors]:
-    """`wanted`, filled in place from a checkpoint; positions of another grid in a tensor of their own."""
+    """`wanted`, filled in place from a checkpoint; positions of another grid are in a new tensor."""
     stored = {part: {name: _as_stored(name, like, source) for name, like in wanted[part].items()} for part in wanted}
     assert source.checkpoint is not None
     fill_tree(stored, source.checkpoint)
@@ -115,7 +115,7 @@ def _as_stored(name: str, like: Tensor, source: WeightsSource) -> Tensor:
 
 
 def _like(stored: Tensor, like: Tensor) -> Tensor:
-    """Positions resampled and cut as `like` is; all else is as it should be."""
+    """Positions resampled and sharded as `like` is; other tensors unchanged."""
     if stored is like:
         return stored
     resized = _on_grid(stored, math.isqrt(like.shape[1] - 1))
@@ -133,7 +133,7 @@ def _on_grid(positions_1LD: Tensor, grid: int) -> Tensor:
 
 
 def _load_released(state: TrainState, config: TrainConfig, source: WeightsSource) -> dict[str, Any]:
-    """Encoders and temperature; heads keep their random start, the teacher is a copy of the student."""
+    """Load encoders and temperature; heads keep their random values, the teacher becomes a copy of the student."""
     tensors: Tensors = {}
 
     def read() -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _load_released(state: TrainState, config: TrainConfig, source: WeightsSource
 
 
 def _released_tensors(source: WeightsSource, paths: dict[str, Path], config: TrainConfig) -> Tensors:
-    """Under the student's names."""
+    """Released tensors under the student's names."""
     if source.kind == "transformers":
         model = load_transformers(paths["config.json"].parent)
         image, text, temperature = model.image, model.text, model.temperature
@@ -189,13 +189,13 @@ def _run_description(source: WeightsSource) -> dict[str, Any]:
 
 
 def _description(source: WeightsSource, content: dict[str, Any]) -> dict[str, Any]:
-    """What an event tells; `content` is of what the weights' fingerprint is made."""
+    """The weights source as an event records it; the fingerprint is a hash of `content`."""
     fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {"uri": source.uri, "kind": source.kind, "fingerprint": fingerprint}
 
 
 def _from_first_rank(action: Callable[[], Result]) -> Result:
-    """What `action` gives on rank 0, which alone reads; what is wrong there is raised by all."""
+    """Result of `action` on rank 0, the only one that reads; its error is raised on all ranks."""
     outcome: Any = None
     if rank() == 0:
         try:

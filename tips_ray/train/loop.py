@@ -17,7 +17,7 @@ from tips_ray.train.health import CollapseJudge, Health
 from tips_ray.train.state import TrainState
 
 FEW_ROWS = 1_000
-"""A share of fewer rows says little about a long run."""
+"""The share of bad rows among fewer than these says little about a long run."""
 
 
 class Recorder(BadStepRecorder, Protocol):
@@ -47,11 +47,11 @@ def train(
     collective.
 
     Args:
-        state: where to start from; its step says how far it is.
-        steps: this rank's micro-batches of each step that is left, on the state's device.
+        state: start of training; its step is the first one to do.
+        steps: this rank's micro-batches of each remaining step, on the state's device.
         config: of the run.
         recorder: every rank calls it equally often.
-        asked: why this rank is to leave, empty while it is not; called in every step.
+        asked: why this rank should leave, empty while it should not; called in every step.
 
     Raises:
         FloatingPointError: loss or gradient norm of a step is not finite, and `guard` does not skip it.
@@ -87,7 +87,7 @@ def _due(step: int, config: RunConfig, is_leaving: bool) -> tuple[bool, bool]:
 
 
 class _BadRows:
-    """Invalid rows since the beginning of the run, over all ranks; this rank's new ones wait on the device."""
+    """Invalid rows since the beginning of the run, over all ranks; this rank's new ones are counted on the device."""
 
     def __init__(self, known: int, config: RunConfig) -> None:
         self.known, self.config = known, config
@@ -98,7 +98,7 @@ class _BadRows:
         self.here = self.here.to(invalid[0].device) + torch.stack(invalid).sum()
 
     def add(self, mean_over_ranks: float) -> int:
-        """All ranks' new rows are known now; returns the sum."""
+        """Add the new rows of all ranks; returns the total."""
         self.known += round(mean_over_ranks * world_size())
         self.here = torch.zeros_like(self.here)
         return self.known

@@ -1,8 +1,8 @@
 """`micro_batch_images: auto`: the most images per pass with which a step fits into a worker's memory.
 
-It is tried with a whole step on noise, each time in a process of its own, which leaves nothing behind. There a fake
-process group of the fewest workers, whose collectives only allocate, makes weights, gradients and logits as large as on
-a worker, and no worker has to wait for one that ran out of memory. Losses and gradients do not depend on the outcome.
+Each trial is a whole step on noise, in a process of its own, which leaves nothing behind. There a fake process group of
+the fewest workers, whose collectives only allocate, makes weights, gradients and logits as large as on a worker; no
+worker has to wait for one that ran out of memory. Losses and gradients do not depend on the result.
 """
 
 import json
@@ -34,14 +34,14 @@ RECORD = "micro_batch.json"
 RESOURCES = ("workers", "min_workers", "replicas", "dtype", "accumulate_unsharded", "compile", "recompute")
 """Keys of `resources` that the memory of a step depends on."""
 HEADROOM = 0.1
-"""(D) Share of a GPU's memory that a trial leaves free: for NCCL, pieces between allocations, checkpoints."""
+"""(D) Share of a GPU's memory that a trial leaves free: for NCCL, fragmentation, checkpoints."""
 BLOCK_BYTES = 120 << 20
-"""Most that the rows of a pass may have: Ray Data cuts a larger block. Kept without Ray too, for equal numbers."""
+"""Most bytes of the rows of a pass: Ray Data cuts a larger block. Also used without Ray, for equal numbers."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What fits, and all that it depends on."""
+    """The number of images that fits, and all that it depends on."""
 
     images: int
     conditions: dict[str, Any]
@@ -61,13 +61,13 @@ def find(run: Run, device: torch.device) -> Found:
 
 
 def settled(run: Run, found: Sequence[Found]) -> RunConfig:
-    """The config with what fits on all workers; whoever drives the run calls `keep` as well."""
+    """The config with the size that fits on all workers; the driver calls `keep` as well."""
     least = min(one.images for one in found)
     return override(RunConfig, run.config.model_dump(mode="json"), {"micro_batch_images": least})
 
 
 def keep(run_uri: str, found: Sequence[Found]) -> None:
-    """Write down what was not known, so that a restart does not try again."""
+    """Save new results, so that a restart does not try again."""
     known = _read(run_uri)
     both = known + [one for number, one in enumerate(found) if one not in [*known, *found[:number]]]
     if both != known:
@@ -75,7 +75,7 @@ def keep(run_uri: str, found: Sequence[Found]) -> None:
 
 
 def largest_that_fits(config: RunConfig, fits: Callable[[int], bool]) -> int:
-    """The largest divisor of a worker's share that fits, when all smaller ones do.
+    """The largest divisor of a worker's share that fits, if all smaller ones fit too.
 
     Raises:
         ValueError: none does.
@@ -114,7 +114,7 @@ def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
 
 def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
     state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
-    fill_averages(state.optimizer)  # which in a run are there from the second step on
+    fill_averages(state.optimizer)  # in a run they exist from the second step on
     passes = config.global_batch_images // config.worker_counts[0] // images
     micro_batches = [batch_from(columns).to(device) for _ in range(passes)]
     health = Health(config.objective)
@@ -122,7 +122,7 @@ def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
     try:
         train_step(state, micro_batches, config, resources.accumulate_unsharded, health)
     except BadStepError:
-        pass  # what nobody sent is not always finite
+        pass  # values from fake collectives are not always finite
 
 
 def noise(config: RunConfig, images: int) -> Mapping[str, np.ndarray]:
@@ -143,7 +143,7 @@ def noise(config: RunConfig, images: int) -> Mapping[str, np.ndarray]:
 
 
 def _fits_alone(config: RunConfig, images: int, device: torch.device) -> bool:
-    """A process that the system ends has run out of memory as well."""
+    """Run `step_fits` in its own process; one that the system kills has run out of memory too."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(step_fits, config, images, device).result()

@@ -43,15 +43,15 @@ def parameter_groups(student: nn.Module, config: OptimizerConfig) -> list[dict]:
 
 
 def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
-    """What the next update uses, group by group."""
+    """Set the rates of the next update, group by group."""
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = lr * group["lr_factor"], weight_decay * group["decay_factor"]
 
 
 def fill_averages(optimizer: Optimizer) -> None:
-    """AdamW's averages where no gradient has come yet (frozen prototypes), so that all checkpoints hold the same keys.
+    """Create AdamW's averages of parameters without gradients so far (frozen prototypes): checkpoints get equal keys.
 
-    Left to torch, a save leaves them out, and a load asks for them with a step count of one.
+    torch itself leaves them out of a save, and asks for them with a step count of one in a load.
     """
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
         averages = optimizer.state[parameter]
@@ -61,7 +61,7 @@ def fill_averages(optimizer: Optimizer) -> None:
 
 
 def _lr_factor(name: str, depth: dict[str, int], config: OptimizerConfig) -> float:
-    """Block i of d: layer_decay^(d - i); embeddings: layer_decay^(d + 1); all behind the blocks: 1."""
+    """Block i of d: layer_decay^(d - i); embeddings: layer_decay^(d + 1); everything after the blocks: 1."""
     layers_above = 0
     if found := _EMBEDDING.match(name):
         layers_above = depth[found[1]] + 1
@@ -81,16 +81,16 @@ _DECAY_POWER, _EPSILON, _MOST_RMS = 0.8, 1e-16, 1.0
 class Adafactor(Optimizer):
     """Adam with the second moment of a matrix kept as one number per row and one per column, and no first moment.
 
-    Our own, since torch's raises on sharded parameters (2.15: "in-place operations that require placement changes")
+    Our own, because torch's raises on sharded parameters (2.15: "in-place operations that require placement changes")
     and reads two numbers of every parameter on the host in every update. Here two collectives serve all parameters,
-    and any number of ranks updates as one process does, up to rounding. All state is there from the start, so that all
+    and any number of ranks updates as one process does, up to rounding. All state exists from the start, so that all
     checkpoints hold the same keys.
 
     (D) The schedule's rate is the size of a step, as with AdamW: neither the paper's relative rate nor its scaling by
     the parameter. Decay is decoupled.
 
-    (D) Epsilon is 1e-16, the square of AdamW's, and not 1e-30: what is zero but for rounding (the bias of attention's
-    keys) would move at the full rate, by other numbers on other numbers of ranks.
+    (D) Epsilon is 1e-16, the square of AdamW's, and not 1e-30: values that are zero up to rounding (the bias of
+    attention's keys) would move at the full rate, differently on other numbers of ranks.
 
     Source: arXiv:1804.04235, algorithms 4 to 6: decay 1 - t^-0.8, root mean square of an update at most 1.
     """
@@ -103,7 +103,7 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient; all ranks bring gradients of the same ones."""
+        """Update every parameter that has a gradient; all ranks must have gradients of the same ones."""
         members = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         parts = [_Part.of(p, self.state[p], group) for p, group in members if p.grad is not None]
         if not parts:
@@ -122,9 +122,9 @@ class _Part(NamedTuple):
     lr: float
     weight_decay: float
     shape: torch.Size
-    """Of the whole parameter."""
+    """Shape of the whole parameter."""
     copies: int
-    """Ranks that hold this very shard."""
+    """Number of ranks that hold this same shard."""
 
     @classmethod
     def of(cls, parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> Self:
@@ -136,7 +136,7 @@ class _Part(NamedTuple):
 
 
 def _preconditioned(parts: Sequence[_Part]) -> list[Tensor]:
-    """Gradients over the root of their second moments, which have moved on by this update."""
+    """Gradients divided by the root of their second moments, which are updated first."""
     squares, sums = [part.gradient.square() + _EPSILON for part in parts], []
     for part, square in zip(parts, squares, strict=True):
         part.state["step"] += 1
@@ -162,7 +162,7 @@ def _plain(part: _Part) -> Tensor:
 
 
 def _scales(parts: Sequence[_Part], updates: Sequence[Tensor]) -> Sequence[Tensor]:
-    """For every parameter the factor that brings its update's root mean square down to the most allowed."""
+    """For every parameter, the factor that limits the root mean square of its update."""
     squares_P = torch.stack([update.square().sum() / part.copies for part, update in zip(parts, updates, strict=True)])
     sizes_P = squares_P.new_tensor([part.shape.numel() for part in parts])
     rms_P = (sum_over_ranks(squares_P) / sizes_P).sqrt()
@@ -170,7 +170,7 @@ def _scales(parts: Sequence[_Part], updates: Sequence[Tensor]) -> Sequence[Tenso
 
 
 def _news(part: _Part) -> Tensor:
-    """Share of this update in the averages: t^-0.8, all of them for the first."""
+    """Weight of this update in the averages: t^-0.8, which is 1 for the first."""
     return part.state["step"].to(part.gradient.dtype) ** -_DECAY_POWER
 
 
@@ -192,7 +192,7 @@ def _first_state(parameter: nn.Parameter) -> dict[str, Tensor]:
 
 
 def _is_factored(shape: torch.Size) -> bool:
-    """A matrix, or a kernel seen as one; a token or a table of positions has one row."""
+    """A matrix, or a kernel seen as one; not a token or a table of positions, which have one row."""
     return len(shape) > 1 and shape[0] > 1
 
 

@@ -1,4 +1,4 @@
-"""Networks made fit for large machines, in this order: recomputation, compile, sharding. P packed tokens, D width."""
+"""Prepare networks for large machines, in this order: recomputation, compile, sharding. P packed tokens, D width."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -36,7 +36,7 @@ _OPTIONS = {
 
 
 def apply_recomputation(network: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
-    """What a block forgets after its forward and computes again for its backward; numbers and names stay.
+    """Make blocks drop values after their forward and recompute them for their backward; numbers and names stay.
 
     Args:
         network: the student; a teacher has no backward and needs none of this.
@@ -58,22 +58,22 @@ def apply_recomputation(network: nn.Module, mode: Literal["none", "selective", "
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
     """Compile block by block: blocks of one shape share one graph, and FSDP can gather each by itself."""
-    # All blocks are one piece of code: images and texts, student and teacher, with and without gradient count against
-    # one limit, beyond which a block runs uncompiled with no more than a warning.
+    # All blocks share one code object: images and texts, student and teacher, with and without gradient count against
+    # one limit, beyond which a block runs uncompiled with only a warning.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for block in _blocks(network):
         block.compile(backend=backend, dynamic=False)
 
 
 def compute_dtype(resources: ResourcesConfig) -> torch.dtype:
-    """In which networks compute; weights are kept and gradients reduced in fp32."""
+    """Type in which networks compute; weights are kept and gradients reduced in fp32."""
     return torch.bfloat16 if resources.dtype == "bf16" else torch.float32
 
 
 def worker_mesh(device_type: str, replicas: int = 1) -> DeviceMesh:
-    """All workers: those that share one copy of the weights along the last axis, copies along the one before it.
+    """Mesh of all workers: the last axis shards one copy of the weights, the axis before it holds the copies.
 
-    Neighbouring ranks share a copy, so that a copy of the size of a machine is gathered inside the machine.
+    Neighbouring ranks share a copy, so that a copy that spans one machine is gathered inside it.
 
     Raises:
         ValueError: the copies cannot be of equal size.

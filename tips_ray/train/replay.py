@@ -1,4 +1,4 @@
-"""A bad step done again on one process: the gradients of the global batch, with a look at every tensor on the way."""
+"""Repeat a bad step on one process: the gradients of the global batch, with a look at every tensor on the way."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,18 +21,18 @@ from tips_ray.train.step import accumulate_gradients, clip_gradients
 from tips_ray.train.worker_loop import prepared_state
 
 _LEFT_OUT = {"recompute": "none", "compile": False, "replicas": 1}
-"""They change no number but for rounding, and hooks must see every module once."""
+"""Settings that a replay replaces: they change numbers only by rounding, and hooks must see every module once."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a step gave on one process."""
+    """Result of a step on one process."""
 
     metrics: dict[str, float]
-    """Of the global batch."""
+    """Metrics of the global batch."""
     first: FirstBad | None
     rank: int | None
-    """That held the micro-batch of `first`, of which `micro_batch` there says which one it was; None: all did."""
+    """Rank that held the micro-batch of `first`, where `micro_batch` is its index; None: all ranks."""
     micro_batch: int | None
     rows: Rows
     """`sample_id` and `key` of the images that `first` names, if the run wrote them down."""
@@ -44,7 +44,7 @@ class Replay:
 
 
 def replay(bad_step: BadStep, run_uri: str, device: torch.device) -> Replay:
-    """Do `bad_step` again without an update.
+    """Repeat `bad_step` without an update.
 
     All ranks' micro-batches become this process's: K micro-batches on W ranks and K x W on one have equal gradients.
     Recomputation, compilation and copies of the weights are left out.
@@ -88,7 +88,7 @@ def _located(metrics: dict[str, float], first: FirstBad | None, per_rank: int, r
 
 @contextmanager
 def _group_of_one(device: torch.device) -> Iterator[None]:
-    """FSDP computes in bf16 as in training, and needs a process group for it."""
+    """A process group of one: FSDP needs one to compute in bf16 as in training."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:

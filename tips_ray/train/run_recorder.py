@@ -27,7 +27,7 @@ from tips_ray.train.guard import save_bad_step
 from tips_ray.train.state import TrainState
 
 Report = Callable[[dict[str, float]], None]
-"""Told of every checkpoint once it is there on all ranks: its step and that step's metrics; every rank calls it."""
+"""Called by every rank for each checkpoint that all ranks have written, with its step and that step's metrics."""
 PACKAGES = {"torch": "torch", "ray": "ray", "tips_ray": "tips-ray"}
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ class RunRecorder:
         step: int,
         device: torch.device,
         report: Report,
-        begun_from: dict[str, dict[str, Any]] | None = None,
+        weights_from: dict[str, dict[str, Any]] | None = None,
         restart: Restart | None = None,
     ) -> None:
         """
         Args:
-            begun_from: the weights that a new run was given, as `tips_ray.train.initial_weights.begin` tells it.
-            restart: measures this start; None: nobody wants to know.
+            weights_from: initial weights of a new run, as `tips_ray.train.initial_weights.load_initial_weights` returns them.
+            restart: measures this start; None: it is not measured.
         """
         self.run, self.report = run, report
         self.folder = RunFolder(run.uri, rank())
@@ -57,17 +57,17 @@ class RunRecorder:
         is_tracked = run.tracking_uri is not None and rank() == 0
         self.tracking = TrackingHandle(run.tracking_uri, run.mlflow_run_id) if is_tracked else None
         self._samples: list[dict[str, Any]] = []
-        self._rows: list[dict[str, Any]] = []  # of the step that is being done
+        self._rows: list[dict[str, Any]] = []  # of the current step
         self._writer = self._new_writer(device)
         self._saved_metrics: dict[str, float] = {}
-        """Of the step whose checkpoint is in flight."""
+        """Metrics of the step whose checkpoint is in flight."""
         self._stall: dict[str, float] = {}
         on, of = machine(device), versions()
-        weights = {"from": begun_from} if begun_from else {}
+        weights = {"from": weights_from} if weights_from else {}
         self._event("resume" if step else "start", step, workers=world_size(), machine=on, versions=of, **weights)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """A line in the run folder, a point in MLflow; and word of a checkpoint that is there by now."""
+        """Write a line to the run folder and a point to MLflow; report a checkpoint that is complete by now."""
         samples = gather_objects(self._samples) if self.run.config.data.log_samples else []
         self._samples = []
         if rank() == 0:
@@ -77,24 +77,24 @@ class RunRecorder:
         self._note_committed()
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Begin a checkpoint, once the one before it is there; training goes on when the state is copied."""
+        """Begin a checkpoint once the one before it is complete; returns when the state is copied."""
         started = time.perf_counter()
         self._note_committed(wait=True)
-        self._flush_at_last()  # what a run restored from this step will keep
+        self._flush_at_last()  # lines that a run restored from this step keeps
         self._writer.start(*checkpoint_parts(state))
         self._stall = {"checkpoint_stall_ms": round(1000 * (time.perf_counter() - started), 3)}
         self._saved_metrics = {"step": state.step, **metrics, **self._stall}
         log.info("checkpoint of step %d begins", state.step)
 
     def save_bad_step(self, state: TrainState, micro_batches: Sequence[Batch], facts: dict[str, Any]) -> str:
-        """State, batches and sample ids for `tips-ray replay`; an event."""
+        """Save state, batches and sample ids for `tips-ray replay`, and log an event."""
         uri = save_bad_step(self.run.uri, state, micro_batches, self._rows, facts, self.run.fingerprints)
         told = {name: value for name, value in facts.items() if name not in ("step", "metrics")}
         self._event("bad_step", facts["step"], **told, uri=uri)
         return uri
 
     def note_rows(self, columns: dict[str, Any]) -> None:
-        """Lines in the rejects table for the invalid rows of a micro-batch; its samples wait for the next log."""
+        """Add the invalid rows of a micro-batch to the rejects table; its samples wait for the next `log`."""
         if self.run.config.data.log_samples:
             places = {"positions": columns["position"].tolist(), "sample_ids": columns["sample_id"].tolist()}
             self._samples.append({"step": int(columns["step"][0]), "rank": rank(), **places})
@@ -104,14 +104,14 @@ class RunRecorder:
         self._rows.append({"step": int(columns["step"][0]), **called})
         bad = (~columns["valid"]).nonzero()[0]
         names = {"step": "step", "sample_id": "sample_id", "key": "key", "reason": "reject"}
-        values = [columns[column][bad].tolist() for column in names.values()]  # plain ones, whatever Ray made of text
+        values = [columns[column][bad].tolist() for column in names.values()]  # plain values, whatever Ray made of text
         rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
         if rows:
             self.folder.log_rejects(rows)
             self.folder.flush_if_there()
 
     def note_step(self) -> None:
-        """A step is done; after the first of an attempt that follows another, an event tells what changed."""
+        """A step is done; after the first step of a restart, an event records what changed."""
         if self._before and self._restart:
             self._event(
                 "change", self._first_step, **self._restart.change(self._before, self._first_step, world_size())
@@ -119,17 +119,17 @@ class RunRecorder:
         self._before = None
 
     def rejects(self) -> str:
-        """Read by rank 0 alone: every rank has written its bad rows before the last collective."""
+        """See `Recorder`. Rank 0 alone reads them: every rank has written its bad rows before the last collective."""
         return gather_objects(self.folder.described_rejects() if rank() == 0 else None)[0]
 
     def note_failure(self, step: int, error: Exception) -> None:
-        """An event, see the function; a save in flight may end."""
+        """Log an event, see the function `note_failure`; a save in flight ends first."""
         self._writer.wait()
         note_failure(self.folder, step, error)
 
     def close(self) -> None:
-        """The last checkpoint is there, and everything that waits is written."""
-        self.note_step()  # of an attempt of one step
+        """Wait for the last checkpoint, and write everything that waits."""
+        self.note_step()  # for a start of only one step
         self._note_committed(wait=True)
         self._writer.close()
         self._flush_at_last()
@@ -144,7 +144,7 @@ class RunRecorder:
         return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, after_commit=drop)
 
     def _note_committed(self, wait: bool = False) -> None:
-        """Word of the checkpoint in flight to whoever started the run, if it is there on all ranks."""
+        """Report the checkpoint in flight, if all ranks have written it."""
         committed = self._writer.committed(wait)
         if committed is None:
             return
@@ -170,7 +170,7 @@ class RunRecorder:
 
 
 def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
-    """An event of this rank; final: all ranks raise it alike, and would again."""
+    """Log an event of this rank; only rank 0 logs final errors, which all ranks raise alike and would raise again."""
     cause = root_cause(error)  # of an error of Ray's stream
     if rank() == 0 or not is_final(cause):
         what = {"error": str(cause), "type": type(cause).__name__, "is_final": is_final(cause)}
@@ -190,7 +190,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that numbers depend on."""
+    """Versions of Python and of the packages that numbers depend on."""
     return {"python": platform.python_version(), **{name: version(package) for name, package in PACKAGES.items()}}
 
 

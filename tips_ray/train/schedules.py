@@ -1,4 +1,4 @@
-"""Pure functions of the step, so that nothing has to be restored."""
+"""Schedules: pure functions of the step, so that nothing has to be restored."""
 
 import math
 from collections.abc import Mapping

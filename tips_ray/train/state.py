@@ -1,4 +1,4 @@
-"""What a run is between two steps: how it starts, and the average of the teacher."""
+"""The state of a run between two steps: its initial values, and the update of the teacher."""
 
 import copy
 import hashlib
@@ -34,7 +34,7 @@ class TrainState:
     bad_rows: int = 0
     """Invalid rows in these steps over all ranks, as of the last logged one; every checkpoint is a logged step."""
     skipped_steps: int = 0
-    """Those of these steps that the guard left out."""
+    """Number of these steps that the guard skipped."""
 
 
 def new_state(
@@ -48,7 +48,7 @@ def new_state(
     Args:
         config: sizes, objective, optimizer.
         teacher: the trained one of `objective.teacher: frozen`; one on the meta device gets storage, full of NaN, and
-            is filled by whoever loads it.
+            must be filled by the caller.
         device: where networks and centres live; on `meta` nothing gets a value.
         prepare: changes both networks in place before they have storage, on the meta device: `parallelize`. A given
             teacher may have its values already.
@@ -152,7 +152,7 @@ def require_values(*networks: nn.Module) -> None:
 
 @contextmanager
 def _whole_parameters(module: nn.Module) -> Iterator[None]:
-    """The module's own parameters are whole and full of NaN inside; outside, its shards have what was put there."""
+    """Inside, the module's own parameters are whole and full of NaN; afterwards its shards hold what was written."""
     shards = {name: parameter for name, parameter in module._parameters.items() if parameter is not None}
     for name, shard in shards.items():
         module._parameters[name] = nn.Parameter(torch.full(shard.shape, torch.nan, dtype=shard.dtype))

@@ -35,9 +35,9 @@ class BadStepError(FloatingPointError):
     def __init__(self, metrics: dict[str, Tensor], means: dict[str, float]) -> None:
         super().__init__(", ".join(name for name, mean in means.items() if not isfinite(mean)) + " not finite")
         self.metrics = metrics
-        """This rank's, as `train_step` would have returned them."""
+        """This rank's metrics, as `train_step` would have returned them."""
         self.means = means
-        """Their means over ranks."""
+        """Means of the metrics over ranks."""
 
 
 def train_step(
@@ -58,7 +58,7 @@ def train_step(
         config: of the run.
         accumulate_unsharded: see `accumulate_gradients`.
         health: looks at the step's outputs.
-        agreement: of the ranks on leaving; they come to it at the same wait.
+        agreement: of the ranks on leaving, reached at the same wait.
 
     Raises:
         BadStepError: one of the two is not finite.
@@ -95,7 +95,7 @@ def accumulate_gradients(
     carries into the encoders one micro-batch at a time. `health` sees the outputs.
 
     Sharded gradients are averaged over ranks after every micro-batch, or once after the last if `accumulate_unsharded`:
-    less traffic, for a whole gradient in the memory of every rank.
+    less traffic, but a whole gradient in the memory of every rank.
 
     Returns:
         The named losses with their `total`, and the score sums of all ranks that move the centres.
@@ -161,7 +161,7 @@ def _student_pass(state: TrainState, batch: Batch) -> StudentOutputs:
 
 
 def _average_gradients(state: TrainState, now: bool) -> None:
-    """Whether the next backward ends with the average over ranks; an unsharded student has none."""
+    """Set whether the next backward ends with the average over ranks; an unsharded student has none."""
     if isinstance(state.student, FSDPModule):
         state.student.set_requires_gradient_sync(now)
 
@@ -173,14 +173,14 @@ def _embedded(state: TrainState, batch: Batch) -> tuple[Embeddings, Tensor]:
 
 
 def clip_gradients(state: TrainState, config: TrainConfig) -> Tensor:
-    """Drop those of what is frozen, clip the others; returns their norm over all ranks before clipping."""
+    """Drop gradients of frozen parameters, clip the others; returns their norm over all ranks before clipping."""
     _forget_frozen_gradients(state, config)
     grad_norm = torch.nn.utils.clip_grad_norm_(state.student.parameters(), config.optimizer.max_grad_norm)
     return grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
 
 
 def _require_finite(state: TrainState, metrics: dict[str, Tensor], agreement: Agreement) -> None:
-    """A sum is not finite where a part of it is not, so that two numbers tell of all."""
+    """Check two numbers for all: a sum is not finite where a part of it is not."""
     told = {name: metrics[name] for name in ("loss/total", "grad_norm")}
     judged = mean_over_ranks({**told, "asked": agreement.vote(metrics["loss/total"])})
     agreement.count(judged.pop("asked"))
@@ -190,14 +190,14 @@ def _require_finite(state: TrainState, metrics: dict[str, Tensor], agreement: Ag
 
 
 def _update_student(state: TrainState, config: TrainConfig) -> None:
-    """Update and forget the gradients."""
+    """Update the student, and drop its gradients."""
     set_rates(state.optimizer, learning_rate(state.step, config.schedule), config.optimizer.weight_decay)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
 
 
 def _forget_frozen_gradients(state: TrainState, config: TrainConfig) -> None:
-    """What has no gradient has no part in the norm, no decay and no averages."""
+    """Drop the gradients of frozen parameters, which then have no part in norm, decay and averages."""
     frozen = []
     if prototypes_frozen(state.step, config.schedule.total_steps, config.objective):
         frozen += [head.prototypes for head in (state.student.heads.distillation, state.student.heads.masked_image)]

@@ -18,7 +18,7 @@ from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
 from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.graceful_stop import GracefulStop
-from tips_ray.train.initial_weights import begin, unloaded_teacher
+from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
 from tips_ray.train.run_recorder import Report, RunRecorder, note_failure, versions
@@ -42,13 +42,13 @@ def train_worker(
     Args:
         run: config and places.
         device: of this rank.
-        open_stream: called once the networks stand.
-        report: told of checkpoints.
-        asked: why this rank is to leave, empty while it is not.
+        open_stream: called once the networks are built.
+        report: called for every checkpoint.
+        asked: why this rank should leave, empty while it should not.
 
     Raises:
         GracefulStop: a rank was asked to leave; all that was done is saved, and all ranks raise.
-        DamagedCheckpointError: the checkpoint of the first step is marked as damaged; an older one comes next.
+        DamagedCheckpointError: the checkpoint of the first step is now marked as damaged; a restart takes an older one.
     """
     config, restart = run.config, Restart()
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
@@ -60,8 +60,8 @@ def train_worker(
         first_step, stream = open_stream()
     log.info("data begin at step %d, sample %d", first_step, first_step * config.global_batch_images)
     with restart.part("load"):
-        begun_from = _filled(state, run, first_step)
-        recorder = RunRecorder(run, state.step, device, report, begun_from, restart)
+        weights_from = _filled(state, run, first_step)
+        recorder = RunRecorder(run, state.step, device, report, weights_from, restart)
     try:
         train(state, _steps(state, config, device, stream, recorder), config, recorder, asked)
     except Exception as error:
@@ -77,21 +77,21 @@ def train_worker(
 
 
 def _filled(state: TrainState, run: Run, first_step: int) -> dict[str, dict[str, Any]] | None:
-    """With the checkpoint of the first step, or with what a new run begins with, which is returned."""
+    """Load the checkpoint of the first step, or initial weights; returns the sources of the latter."""
     if first_step:
         _load(state, run, checkpoint_at(run.checkpoints_uri, first_step))
         return None
     try:
-        begun_from = begin(state, run.config)
-    except ValueError as error:  # of all ranks alike, such as weights that do not fit: another start would not help
+        weights_from = load_initial_weights(state, run.config)
+    except ValueError as error:  # equal on all ranks, such as weights that do not fit: a restart would not help
         note_failure(RunFolder(run.uri, rank()), 0, error)
         raise
-    log.info("initial weights: %s", begun_from or f"random, seed {run.config.seed}")
-    return begun_from
+    log.info("initial weights: %s", weights_from or f"random, seed {run.config.seed}")
+    return weights_from
 
 
 def _load(state: TrainState, run: Run, checkpoint: CheckpointInfo) -> None:
-    """Read the checkpoint once; the first reader who finds it damaged tells those who look for the newest."""
+    """Load the checkpoint; a damaged one is marked, so that the next start takes an older one."""
     try:
         load_checkpoint(state, checkpoint)
     except DamagedCheckpointError as error:
@@ -99,13 +99,13 @@ def _load(state: TrainState, run: Run, checkpoint: CheckpointInfo) -> None:
         if rank() == 0:
             mark_damaged(checkpoint, str(error))
             RunFolder(run.uri).try_event("damaged", checkpoint.step, uri=checkpoint.uri, error=str(error))
-        gather_objects(None)  # no rank leaves, and with it the group, before the mark is there
+        gather_objects(None)  # no rank leaves, and ends the group, before the mark is written
         raise
     log.info("checkpoint loaded: %s", checkpoint.uri)
 
 
 def prepared_state(config: RunConfig, device: torch.device) -> TrainState:
-    """The state of step 0 as the process group's ranks share it, before weights are read that it begins with."""
+    """The state of step 0, sharded over the process group, before initial weights are loaded."""
     return new_state(config, unloaded_teacher(config), device, partial(_prepared, config, device))
 
 
@@ -125,7 +125,7 @@ def _steps(
     """This worker's micro-batches, step by step.
 
     Raises:
-        RuntimeError: the stream stands at another step than the state: dataset and checkpoint disagree.
+        RuntimeError: the stream is at another step than the state: dataset and checkpoint disagree.
     """
     passes = config.global_batch_images // world_size() // config.images_per_pass
     micro_batches: list[Batch] = []

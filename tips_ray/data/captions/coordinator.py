@@ -1,4 +1,4 @@
-"""Between training and the captioning beside it: how far each may go, and how long each waited. An actor in a run."""
+"""Caption coordinator of training and captioning beside it: how far each may go, how long each waited. An actor."""
 
 import asyncio
 import time
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class News(NamedTuple):
-    """Of captioning, for those who wait for it."""
+    """State of captioning, for readers that wait for captions."""
 
     made: int
-    """Chunks so far."""
+    """Chunks captioned so far."""
     failure: str
-    """Why no more will come; empty: they do."""
+    """Why no more captions will be written; empty: more will be."""
 
 
 FINISHED = "captioning is done with what was missing when the run began; the same command again makes the rest"
@@ -32,31 +32,31 @@ class CaptionCoordinator:
         self._move()
 
     async def admit(self, window: int) -> bool:
-        """Return once a window is due; False: none is any more."""
+        """Return True once a window is due, False once captioning is over."""
         while window > self._wanted + self.lead_windows and not self._is_over:
             await self._moved.wait()
         return not self._is_over
 
     async def end(self, failure: str = "") -> None:
-        """No more captions: the run is over, or (with a reason) captioning failed."""
+        """End captioning: the run is over, or (with a reason) captioning failed."""
         self._is_over, self._failure = True, failure
         self._move()
 
     async def finish(self) -> None:
-        """All that was missing when the run began is captioned; who waits for more, waits in vain."""
+        """All that was missing when the run began is captioned. No further captions will be written; waiters fail."""
         self._failure = self._failure or FINISHED
         self._move()
 
     async def is_over(self) -> bool:
-        """Nobody needs more captions."""
+        """No more captions are needed."""
         return self._is_over
 
     async def add_made(self, chunks: int) -> None:
-        """So many more have their captions."""
+        """Count `chunks` more chunks that have their captions."""
         self._made += chunks
 
     async def news(self, wait_seconds: float = 0.0) -> News:
-        """After so many seconds, or as soon as it is known that no more captions will come."""
+        """The news after `wait_seconds`, or as soon as no more captions will be written."""
         deadline = time.monotonic() + wait_seconds
         while not self._failure and (left := deadline - time.monotonic()) > 0:
             with suppress(TimeoutError):
@@ -64,11 +64,11 @@ class CaptionCoordinator:
         return News(self._made, self._failure)
 
     async def add_waited(self, seconds: float) -> None:
-        """Training waited for rows."""
+        """Add time that training waited for rows."""
         self._waited_seconds += seconds
 
     async def add_held(self, seconds: float) -> None:
-        """A task that reads for captioning waited until its window was due."""
+        """Add time that a task that reads for captioning waited until its window was due."""
         self._held_seconds += seconds
 
     async def waits(self) -> tuple[float, float]:

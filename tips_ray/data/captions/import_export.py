@@ -1,4 +1,4 @@
-"""Captions by the hash of their image: out to Parquet or JSON lines, in from these or CSV."""
+"""Captions by the hash of their image: export to Parquet or JSON lines, import from these or CSV."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
 )
 BLOCK_ROWS = 65_536
 MOST_CHARACTERS = 200
-"""Longest reason that is told."""
+"""Longest reason in an error."""
 IMPORT_THREADS = 16
 """Chunks whose images are read at the same time."""
 TEXT = "utf-8-sig"
@@ -54,12 +54,12 @@ def export(store: CaptionStore, target: str) -> tuple[int, int]:
 
 
 def captions_by_hash(source: str) -> dict[bytes, list[str]]:
-    """Captions of a file with columns sha256 and captions (a list, or in CSV its JSON; one text also goes).
+    """Captions of a file with columns sha256 and captions (a list, or in CSV its JSON, or one text).
 
     All of them are held in memory: some 400 bytes a row.
 
     Raises:
-        ValueError: the file is of another kind or damaged, or has not these columns; the row is named.
+        ValueError: the file is of another kind or damaged, or lacks these columns; the row is named.
     """
     reader = _of_suffix(source, {".parquet": _read_parquet, ".jsonl": _read_lines, ".csv": _read_csv})
     with tempfile.TemporaryDirectory() as folder:

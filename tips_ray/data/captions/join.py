@@ -14,21 +14,21 @@ from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index
 
 POLL_SECONDS = (0.2, 5.0)
-"""Between two looks for captions that are not made yet: the first, and the longest."""
+"""Pauses between two looks for captions that are not made yet: the first, and the longest."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """What a reader does about captions that are not there yet, since they are made beside it."""
+    """How a reader waits for captions that are made beside training."""
 
     seconds: float
-    """Longest time in which no chunk is captioned, whichever it is: a slow captioner is waited for, a dead one not."""
+    """Longest time in which no chunk at all is captioned: a slow captioner is waited for, a dead one is not."""
     news: Callable[[float], News]
-    """Of captioning: after so many seconds, or as soon as it has failed."""
+    """Returns the news of captioning after so many seconds, or as soon as it has failed."""
 
 
 def captioned_shard(index: Index, number: int) -> CaptionedShard:
-    """What the store calls a shard of the index."""
+    """A shard of the index as the store knows it."""
     shard, columns = index.shard(number)
     first, last = np.searchsorted(index.chunks.shard, (number, number + 1))
     return CaptionedShard(
@@ -56,10 +56,10 @@ def read_captions(
     """The captions of `chunks` of the index.
 
     Args:
-        waiting: None: they should be there by now.
+        waiting: None: they must be there already.
 
     Raises:
-        ValueError: they are not, did not come, or will not.
+        ValueError: captions are missing, were not made in time, or will not be made.
     """
     found: dict[int, ChunkCaptions] = {}
     patience = _Patience(waiting) if waiting else None
@@ -76,7 +76,7 @@ def read_captions(
 
 
 def with_captions(rows: Sequence[SourceRow], captions: ChunkCaptions, folder: str) -> list[SourceRow]:
-    """The rows of a chunk with the store's captions for synthetic ones.
+    """The rows of a chunk with the store's captions as synthetic captions.
 
     An image that the captioner could not read has none. Captions that were made from other bytes make a row bad: a
     text that belongs to another image is worse than none.
@@ -101,7 +101,7 @@ def captions_folder(index: Index, chunk: int, store: CaptionStore) -> str:
 
 @dataclass
 class _Patience:
-    """Of one reader; it begins anew with every chunk that is captioned anywhere."""
+    """How long one reader still waits; starts again with every chunk that is captioned anywhere."""
 
     waiting: Waiting
     made: int = -1
@@ -110,7 +110,7 @@ class _Patience:
     failure: str = ""
 
     def wait(self, missing: str) -> None:
-        """Until it is worth another look; it is once more after the last captions.
+        """Wait until it is time for another look; there is one more look after captioning has ended.
 
         Raises:
             ValueError: no captions will come any more.

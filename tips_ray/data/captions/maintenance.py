@@ -1,4 +1,4 @@
-"""Maintenance of a caption store: which captioners are meant, what is wrong, what is in it, compaction."""
+"""Maintenance of a caption store: selection of captioners, faults, statistics, compaction."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +32,7 @@ SHOWN_CHUNKS, SHOWN_EXAMPLES = 5, 5
 COMPACTION_THREADS = 16
 """Shards that are compacted at the same time."""
 FEWEST_DIGITS = 6
-"""Hexadecimal digits from which on a word is the beginning of a fingerprint and not a name."""
+"""A hexadecimal word of at least so many digits is the beginning of a fingerprint and not a name."""
 
 
 def chosen_stores(uri: str, wanted: str | None) -> list[CaptionStore]:
@@ -79,7 +79,7 @@ def import_target(uri: str, wanted: str | None) -> CaptionStore:
 
 
 def shards_of(index: Index) -> list[tuple[CaptionedShard, list[int]]]:
-    """What the store calls each shard of an index, and the rows of its chunks."""
+    """Each shard of an index as the store knows it, and the rows of its chunks."""
     firsts = np.searchsorted(index.chunks.shard, range(index.shards.num_rows + 1))
     rows = [index.chunks.rows[first:last].tolist() for first, last in pairwise(firsts)]
     return [(captioned_shard(index, number), of_shard) for number, of_shard in enumerate(rows)]
@@ -175,7 +175,7 @@ class CaptionStats:
 
     @property
     def mean_words(self) -> float:
-        """Words of a caption."""
+        """Mean number of words of a caption."""
         return self.words / max(self.captions, 1)
 
     @property
@@ -192,7 +192,7 @@ class CaptionStats:
 
 
 def stats(store: CaptionStore) -> CaptionStats:
-    """What is in all shards; every object is read once."""
+    """Statistics over all shards; every object is read once."""
     total = CaptionStats()
     with ThreadPoolExecutor(THREADS) as pool:
         for found in pool.map(lambda name: _shard_stats(store, name), store.shard_names()):
@@ -257,7 +257,7 @@ def compact(store: CaptionStore, shard_name: str) -> Compacted:
 
 
 def _shard(store: CaptionStore, shard_name: str, spans: Iterable[tuple[int, int]]) -> CaptionedShard | None:
-    """The shard as any object of it tells; None where compaction by another has just removed all that were listed."""
+    """The shard as one of its objects describes it; None where another compaction has just removed all listed ones."""
     for span in spans:
         if found := store.open(store.uri(shard_name, *span)):
             return found.shard
@@ -267,14 +267,14 @@ def _shard(store: CaptionStore, shard_name: str, spans: Iterable[tuple[int, int]
 def _create(store: CaptionStore, shard: CaptionedShard, start: int, stop: int) -> bool:
     chunks = [store.read(shard, chunk) for chunk in range(start, stop)]
     found = [chunk for chunk in chunks if chunk is not None]
-    if len(found) < stop - start:  # somebody deletes objects by hand
+    if len(found) < stop - start:  # objects were deleted by hand
         return False
     content = object_bytes(store.fingerprint, shard, start, found)
     return storage.create_bytes(store.uri(shard.name, start, stop), content)
 
 
 def _delete(store: CaptionStore, shard: CaptionedShard, start: int, stop: int, singles: list[tuple[int, int]]) -> int:
-    """Only once the group is there and every chunk of it decodes."""
+    """Delete objects of single chunks, once their group is there and every chunk of it decodes."""
     group = store.open(store.uri(shard.name, start, stop))
     if group is None:
         return 0

@@ -1,8 +1,8 @@
 """The caption store: every chunk's captions exactly once (docs/formats.md).
 
 A chunk has two places, and both are known without a listing: an object of its own, and the object of its group of
-`GROUP_CHUNKS` chunks, which `compaction` makes once the group is complete. Writers create the first, where neither is
-there. A group is created before its single chunks are deleted: who looks in group, single and again group finds it.
+`GROUP_CHUNKS` chunks, which compaction makes once the group is complete. Writers create the first, if neither exists. A
+group is created before its single chunks are deleted: a reader that looks in group, single and again group finds it.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class DamagedError(ValueError):
 
 @dataclass(frozen=True)
 class CaptionedShard:
-    """A shard as the store knows it: what it is, and not where an index has it.
+    """A shard as the store knows it: by its content, not by its place in an index.
 
     `name` stays the same when an index gets other shards, sources or weights; it changes with the shard's content.
     """
@@ -64,7 +64,7 @@ class ChunkCaptions(NamedTuple):
     row: int
     """First row in the shard."""
     sha256: list[bytes]
-    """Of the encoded image; 32 zero bytes where it could not be read."""
+    """Hash of the encoded image; 32 zero bytes where it could not be read."""
     captions: list[list[str]]
     error: list[str]
 
@@ -101,7 +101,7 @@ class CaptionObject:
             raise damaged(self.uri, f"chunk {number} cannot be decoded: {_one_line(error)}") from None
 
     def chunks(self) -> list[ChunkCaptions]:
-        """All of them."""
+        """The captions of all chunks of the object."""
         return [self.chunk(number) for number in range(self.start, self.stop)]
 
 
@@ -123,7 +123,7 @@ def damaged(uri: str, reason: str) -> DamagedError:
 
 
 def image_sha256(images: Iterable[bytes]) -> list[bytes]:
-    """The checked column; zeros for an image without bytes."""
+    """The column `sha256`; zeros for an image without bytes."""
     return [hashlib.sha256(image).digest() if image else bytes(32) for image in images]
 
 
@@ -148,14 +148,14 @@ class CaptionStore:
         storage.create_text(storage.join(self.folder, DESCRIPTION), json.dumps(description, indent=1))
 
     def description(self) -> dict[str, Any]:
-        """That note; empty where nobody left one."""
+        """The note of `describe`; empty where there is none."""
         try:
             return json.loads(storage.read_text(storage.join(self.folder, DESCRIPTION)))
         except NotFoundError:
             return {}
 
     def write(self, shard: CaptionedShard, chunk: int, captions: ChunkCaptions) -> bool:
-        """Keep the captions of a chunk; False, and nothing changes, where they are there already."""
+        """Store the captions of a chunk; returns False and changes nothing where they are there already."""
         place, group = self.uri(shard.name, chunk, chunk + 1), self._group_uri(shard, chunk)
         if storage.exists(group):
             return False
@@ -252,7 +252,7 @@ class CaptionStore:
 
 
 def imported_store(uri: str, name: str) -> CaptionStore:
-    """Captions that another program wrote, under the name that they were taken in by."""
+    """Captions that another program wrote, under the name that they were imported by."""
     return CaptionStore(uri, hashlib.sha256(repr({"imported": name}).encode()).hexdigest())
 
 

@@ -15,7 +15,7 @@ from tips_ray.storage import StoredFile
 __all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "columns_of", "read_chunk", "scan", "shards"]
 
 _FORMATS: dict[str, ModuleType] = {"webdataset": webdataset, "parquet": parquet, "folder": folder}
-"""In the order in which `auto` tries them: img2dataset leaves a table of metadata beside each tar."""
+"""Formats in the order in which `auto` tries them: img2dataset leaves a table of metadata beside each tar."""
 _PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".csv.gz")
 
 
@@ -35,10 +35,10 @@ def shards(source: SourceConfig) -> list[Shard]:
 
 
 def columns_of(shards: Sequence[Shard], wanted: ColumnsConfig) -> Columns:
-    """`wanted`, filled up by what the first of a source's shards that has rows holds.
+    """`wanted`, completed from the first of a source's shards that has rows.
 
     Raises:
-        NoRowsError: none has any.
+        NoRowsError: no shard has rows.
         ValueError: a named column is absent, or none of the common names is there; it lists the columns there are.
     """
     empty = []

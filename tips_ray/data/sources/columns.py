@@ -14,16 +14,16 @@ KEY = ("key", "__key__", "uid", "id", "file_name", "filename", "image_id", "url"
 
 
 class Columns(NamedTuple):
-    """What `ColumnsConfig` becomes once the data are known."""
+    """The columns of `ColumnsConfig`, resolved once the data are known."""
 
     image: str
-    """In a tar `jpg;png`: the first of these members that a row has."""
+    """Column of the image. In a tar `jpg;png`: the first of these members that a row has."""
     web_caption: str
-    """Empty where none is wanted."""
+    """Column of the web caption; empty where none is wanted."""
     synthetic_captions: tuple[str, ...]
-    """Empty where the data have none."""
+    """Columns of the synthetic captions; empty where the data have none."""
     key: str
-    """Empty where rows are named by their place."""
+    """Column of the key; empty where rows are named by their place."""
 
 
 def resolve(wanted: ColumnsConfig, names: Sequence[str], shard: str, images: Sequence[str] = IMAGE) -> Columns:
@@ -53,7 +53,7 @@ def resolve(wanted: ColumnsConfig, names: Sequence[str], shard: str, images: Seq
 
 
 def check(columns: Columns, names: Iterable[str], shard: str) -> None:
-    """Every column is in the shard; of an image column `jpg;png` one alternative is enough.
+    """Check that every column is in the shard; of an image column `jpg;png` one alternative is enough.
 
     Raises:
         ValueError: one is not; it names the column, the shard and the columns there are.
@@ -67,7 +67,7 @@ def check(columns: Columns, names: Iterable[str], shard: str) -> None:
 
 
 def common_name(candidates: Sequence[str], names: Sequence[str]) -> str:
-    """The name that the data have for the first candidate they have at all, in any case; empty where they have none."""
+    """The first candidate that the data have, spelled as there, in any case; empty where they have none."""
     spelled = {name.lower(): name for name in reversed(names)}
     return next((spelled[candidate] for candidate in candidates if candidate in spelled), "")
 
@@ -88,7 +88,7 @@ def captions(web: Any, synthetic: Iterable[Any]) -> tuple[str, list[str]]:
 
 
 def texts(value: Any) -> list[str]:
-    """The captions in a cell: none, one, or a list of them; half a character, as JSON may hold it, becomes U+FFFD."""
+    """The captions in a cell: none, one, or a list of them; an unpaired surrogate (JSON allows it) becomes U+FFFD."""
     if value is None or value != value:  # NaN is what pandas writes for an empty cell
         return []
     if isinstance(value, (list, tuple)):

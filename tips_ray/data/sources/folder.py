@@ -1,4 +1,4 @@
-"""A folder of images beside one CSV or TSV with a file name and a caption per line; `;` and `|` may part columns too.
+"""A folder of images beside one CSV or TSV (or `;`, `|`) with a file name and a caption per line.
 
 The first caption of an image is its web caption, the next ones its synthetic captions, unless the table has columns
 for those. Rows: the images in order of first appearance, then those that the table does not name.
@@ -33,7 +33,7 @@ class _Entry:
     name: str
     key: str
     file: str = ""
-    """URI; empty where there is no such file."""
+    """URI of the image; empty where there is no such file."""
     fault: str = ""
     captions: list[str] = field(default_factory=list)
     synthetic: list[str] = field(default_factory=list)
@@ -151,7 +151,7 @@ def table_lines(table: str) -> Iterator[dict[str, str]]:
 
 
 def _reader(table: str) -> csv.DictReader:
-    """Rows as dicts; the columns are parted by what the first line, which names them, has most of."""
+    """Rows as dicts; the delimiter is the one that occurs most often in the first line, which names the columns."""
     text = storage.read_text(table).removeprefix("\ufeff")
     header = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=header.count))

@@ -18,9 +18,9 @@ READERS = 16
 DOWNLOAD_SECONDS, WHOLE_DOWNLOAD_SECONDS = 20, 120
 """Longest wait for more of an image, and for all of it."""
 DOWNLOAD_BYTES, PART_BYTES = 256 * 2**20, 2**20
-"""More is no image; read so much at a time."""
+"""Largest image that is accepted, and bytes read at a time."""
 BUSY = (408, 429, 500, 502, 503, 504)
-"""Answers of a web server that may pass."""
+"""Status codes of a web server after which another try may succeed."""
 
 
 class Fetched(NamedTuple):
@@ -33,8 +33,8 @@ class Fetched(NamedTuple):
 def fetch_all(places: Sequence[str], table: str) -> list[Fetched]:
     """Images at `places`: a URL, an s3:// key, an absolute path, or a path from the folder of `table`.
 
-    An empty place gives no bytes. What is not there, or is no place, is a fault of its row; a URL that does not answer
-    is one too, since the web forgets.
+    An empty place gives no bytes. A missing image or an invalid place is a fault of its row; so is a URL that does not
+    answer, because images on the web disappear.
 
     Raises:
         StorageError: storage fails after three tries, and may come back.
@@ -62,7 +62,7 @@ def _fetch(place: str, folder: str) -> Fetched:
 
 
 def _downloaded(url: str) -> Fetched:
-    """A body that breaks off is asked for once more."""
+    """Download an image; a body that breaks off is requested once more."""
     outcome = Fetched(b"")
     for _ in range(2):
         try:
@@ -98,7 +98,7 @@ def _no_download(url: str, reason: str) -> Fetched:
 
 @lru_cache(maxsize=1)
 def _pool() -> urllib3.PoolManager:
-    """Tries again up to three times where that may help, after pauses of its own; follows redirects."""
+    """A pool that retries up to three times where that may help, after pauses of its own, and follows redirects."""
     retries = urllib3.Retry(
         3, backoff_factor=0.5, status_forcelist=BUSY, raise_on_status=False, respect_retry_after_header=False
     )

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
-    """Resolved columns; for the image one that holds bytes goes before one that names files."""
+    """Resolved columns; an image column that holds bytes is preferred to one that names files."""
     metadata = _metadata(shard)
     _warn_of_large_groups(shard, metadata)
     schema = metadata.schema.to_arrow_schema()
@@ -70,7 +70,7 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
 
 
 class _DamagedError(ValueError):
-    """Bytes arrived, and are no Parquet."""
+    """The bytes that arrived are no Parquet."""
 
 
 def _images(cells: list[Any], shard: Shard) -> list[Fetched]:
@@ -115,7 +115,7 @@ def _rows(batches: Iterator[pa.RecordBatch], skip: int) -> Iterator[dict[str, An
 
 
 def _as_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """Some writers put other bytes than UTF-8 into strings: what is none becomes U+FFFD."""
+    """Rows as dicts. Some writers put bytes that are not UTF-8 into strings; these become U+FFFD."""
     try:
         return batch.to_pylist()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""What the formats have in common: shards, chunks, and what a look through a shard finds."""
+"""Types that the formats have in common: shards, chunks, and what a scan of a shard finds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
 
 
 class NoRowsError(StorageError):
-    """A shard has no row, so that nothing is known of its columns."""
+    """A shard has no rows, so that its columns are unknown."""
 
 
 class Reject(NamedTuple):
@@ -50,7 +50,7 @@ class Scan:
     """All chunks of a shard in order, and its bad rows, which keep their place in the chunks."""
 
     chunk_C4: NDArray[np.int64]
-    """row, rows, start, stop of each chunk: an array, since a large data set has millions."""
+    """row, rows, start, stop of each chunk: an array, because a large data set has millions."""
     rejects: list[Reject]
 
     @classmethod

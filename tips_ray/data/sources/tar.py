@@ -59,7 +59,7 @@ def members(read: ReadRange, start: int, stop: int) -> Iterator[Member]:
 
 
 def _checked(header: bytes, position: int) -> tuple[bytes, int]:
-    """Kind and payload size."""
+    """Kind and payload size of a checked header."""
     if len(header) < BLOCK:
         raise BrokenTarError(f"the tar ends inside the header at byte {position}")
     try:
@@ -72,7 +72,7 @@ def _checked(header: bytes, position: int) -> tuple[bytes, int]:
 
 
 def _number(field: bytes) -> int:
-    """Octal text, or binary behind a first byte of 0x80 in files above 8 GB."""
+    """Octal text, or binary after a first byte of 0x80 in files above 8 GB."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     return _whole(field.split(b"\0", 1)[0].strip() or b"0", 8)
@@ -89,7 +89,7 @@ def _name(header: bytes) -> str:
 
 
 def _extension(kind: bytes, payload: bytes) -> dict[str, str]:
-    """What an extended header says about the member behind it: `path`, `size`.
+    """What an extended header says about the member after it: `path`, `size`.
 
     Raises:
         ValueError: it is damaged; the header's checksum does not cover it.

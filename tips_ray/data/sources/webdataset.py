@@ -17,7 +17,7 @@ from tips_ray.storage import StorageError
 SUFFIXES = (".tar",)
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "image", "img")
 LOCAL_BLOCK, REMOTE_BLOCK = 16 * 2**10, 8 * 2**20
-"""Bytes read at once for headers; a payload that ends inside is read along, since a request costs more than it does."""
+"""Bytes read at once for headers; a payload that ends inside is read too, because a request costs more."""
 JSON_SAMPLES = 16
 """Rows at the head of a shard whose JSON is read for its field names."""
 
@@ -28,7 +28,7 @@ class _Sample:
     start: int
     stop: int = 0
     members: dict[str, Member] = field(default_factory=dict)
-    """By extension: all behind the first dot of the name, in lower case."""
+    """Members by extension: all after the first dot of the name, in lower case."""
     fault: str = ""
 
     def add(self, extension: str, member: Member) -> None:
@@ -38,7 +38,7 @@ class _Sample:
 
 
 def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
-    """Resolved columns: members and JSON fields alike. The image is any common image member, the key the name's."""
+    """Resolved columns: members and JSON fields alike. The image is any common image member, the key is the name's."""
     read = _block_reader(shard)
     samples, fault = _readable(read, shard, JSON_SAMPLES)
     if not samples:
@@ -86,7 +86,7 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
 
 
 def _readable(read: ReadRange, shard: Shard, limit: int | None = None) -> tuple[list[_Sample], str]:
-    """Samples from the start of a shard, and what ends them early if anything does."""
+    """Samples from the start of a shard, and the error that ends them early; empty if there is none."""
     samples: list[_Sample] = []
     try:
         for sample in islice(_samples(read, 0, shard.bytes), limit):
@@ -97,7 +97,7 @@ def _readable(read: ReadRange, shard: Shard, limit: int | None = None) -> tuple[
 
 
 def _samples(read: ReadRange, start: int, stop: int) -> Iterator[_Sample]:
-    """Rows in order; before a broken header is reported, what was found of the last row still comes."""
+    """Rows in order; the found part of the last row is yielded before a broken header is reported."""
     sample, broken = None, None
     try:
         for member in members(read, start, stop):
@@ -124,7 +124,7 @@ def _key_and_extension(name: str) -> tuple[str, str]:
 
 
 def _fault(sample: _Sample, images: list[str], stop: int) -> str:
-    """Why a row is bad, as far as headers tell; `stop` is where the bytes end."""
+    """Why a row is bad according to its headers, empty if it is not; `stop` is where the bytes end."""
     cut = [name for name, member in sample.members.items() if member.payload + member.size > stop]
     if cut:
         return f"the tar ends inside the member {cut[0]}"
@@ -139,7 +139,7 @@ def _image(sample: _Sample, images: list[str]) -> Member | None:
 
 
 def _check_order(samples: Iterable[_Sample], images: list[str], shard: Shard) -> None:
-    """A tar packed in any order has its images in one place and its captions in another: every row would be bad."""
+    """Refuse a tar whose images and captions are in different places: every row would be bad."""
     halves: dict[str, bool] = {}
     for sample in samples:
         is_half = _image(sample, images) is None
@@ -191,7 +191,7 @@ def _json_fields(sample: _Sample, read: ReadRange) -> dict[str, Any]:
 
 
 def _block_reader(shard: Shard) -> ReadRange:
-    """Reads blocks, so that headers close to each other share a request."""
+    """A reader of whole blocks, so that headers close to each other share a request."""
     block = LOCAL_BLOCK if storage.is_local(shard.path) else REMOTE_BLOCK
     held, at = b"", 0
 
