@@ -1,4 +1,4 @@
-"""What a run is: pydantic models and the road that fills them. Imports pydantic and PyYAML only."""
+"""Config of a run: pydantic models and the functions that load them. Imports pydantic and PyYAML only."""
 
 from tips_ray.config.captions import CaptionerConfig
 from tips_ray.config.load import load_config, override

@@ -1,4 +1,4 @@
-"""An ablation: runs that differ in their objective alone, the scores they are compared by, the paper's directions."""
+"""Config of an ablation: runs that differ only in their objective, scores to compare, and the paper's findings."""
 
 from collections.abc import Iterator, Mapping
 from string import Formatter
@@ -12,9 +12,9 @@ from tips_ray.config.run import RunConfig
 from tips_ray.config.schema import ObjectiveConfig, Schema
 
 MAY_SET = ("objective.", "views.mask_ratio", "captions.per_image")
-"""Keys of a run that rows may differ in: all that leaves steps, images, their order and the first weights alone."""
+"""Keys of a run that rows may set: they do not change steps, images, their order or the initial weights."""
 TOKENS = {"web": "cls_web", "synthetic": "cls_synthetic"}
-"""The CLS token that is trained on each kind of caption, where there are both."""
+"""CLS token that is trained on each kind of caption, in a run with both kinds."""
 
 
 class RowConfig(Schema):
@@ -24,7 +24,7 @@ class RowConfig(Schema):
     set: dict[str, Any] = {}
     """Dotted keys of the run and their values; only those of `MAY_SET`."""
     paper: dict[str, float] = {}
-    """What the paper reports of this row, by metric."""
+    """The paper's values of this row, by metric."""
 
     @model_validator(mode="after")
     def _sets_the_objective_alone(self) -> Self:
@@ -41,10 +41,10 @@ class MetricConfig(Schema):
 
     title: str
     task: str
-    """Of the suite."""
+    """Name of a task of the suite."""
     score: str
-    """Of that task. `{web}` and `{synthetic}` stand for the CLS token that a row trains on that caption; a row with one
-    caption trains one token, which then stands for both."""
+    """Name of a score of that task. `{web}` and `{synthetic}` stand for the CLS token that a row trains on that
+    caption; a row with one kind of caption trains one token, which then stands for both."""
     better: Literal["higher", "lower"] = "higher"
 
 
@@ -53,7 +53,7 @@ class DirectionConfig(Schema):
 
     row: str
     over: str
-    """The row that it is compared with."""
+    """The row that `row` is compared with."""
     metric: str
     expect: Literal["better", "same"] = "better"
     within: NonNegativeFloat = 0.02
@@ -63,15 +63,15 @@ class DirectionConfig(Schema):
 
 
 class AblationConfig(Schema):
-    """What `tips-ray ablate` does."""
+    """Config of `tips-ray ablate`."""
 
     base: dict[str, Any]
     """A run without name, seed, storage and data source."""
     scenes: PositiveInt
-    """Rendered ones to train on."""
+    """Number of rendered scenes to train on."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     at_a_time: PositiveInt = 2
-    """Runs side by side; the CPUs are shared out among them. 1 on a GPU."""
+    """Number of concurrent runs; they share the CPUs. Use 1 on a GPU."""
     rows: Annotated[dict[str, RowConfig], Field(min_length=1)]
     metrics: dict[str, MetricConfig]
     directions: tuple[DirectionConfig, ...] = ()
@@ -85,7 +85,7 @@ class AblationConfig(Schema):
         return self
 
     def _names(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-        """Where a name stands, the name, and those that it may be."""
+        """Each name in the config: its key, the name, and the names that are allowed there."""
         for name, metric in self.metrics.items():
             yield f"metrics.{name}.task", metric.task, self.suite.tasks
             for _, token, _, _ in Formatter().parse(metric.score):
@@ -103,20 +103,20 @@ class AblationConfig(Schema):
         """The run of one row and seed.
 
         Args:
-            row: its name.
+            row: name of the row.
             seed: one of `seeds`.
             storage: folder of all runs.
-            places: dotted keys that say where data and vocabulary are.
+            places: dotted keys for the location of data and vocabulary.
 
         Raises:
-            Faults: `base` or the row makes no valid run.
+            Faults: `base` and the row give no valid run.
         """
         own = {"name": f"{row}-seed{seed}", "seed": seed, "storage": storage}
         return override(RunConfig, self.base, {**own, **places, **self.rows[row].set})
 
 
 def trained_tokens(objective: ObjectiveConfig) -> dict[str, str]:
-    """For each kind of caption the CLS token that stands for it."""
+    """CLS token to score for each kind of caption."""
     if not objective.synthetic_weight:
         return {"web": "cls_web", "synthetic": "cls_web"}
     if not objective.web_weight:

@@ -1,4 +1,4 @@
-"""The config of the captioner. What changes the text is part of its fingerprint (`tips_ray.captioning.fingerprint`)."""
+"""Config of the captioner. Fields that change the text are part of its fingerprint (`captioning.fingerprint`)."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,26 +8,26 @@ from tips_ray.config.schema import Schema
 
 
 class CaptionerConfig(Schema):
-    """A PaliGemma (v1 or v2) and how it writes. The paper's captioner is PaliGemma; its prompt and decoding are (D)."""
+    """A PaliGemma (v1 or v2) and its decoding. The paper's captioner is PaliGemma; prompt and decoding are (D)."""
 
     model: str
     """Name on the Hugging Face hub (`google/paligemma-3b-mix-224`), a folder, or an s3:// folder."""
     revision: str | None = None
     """Branch, tag or commit of a hub name; None: its main branch."""
     prompts: Annotated[tuple[str, ...], Field(min_length=1)] = ("caption en",)
-    """(D) An image has a caption of each prompt, in this order."""
+    """(D) Prompts; an image gets captions for each of them, in this order."""
     captions_per_prompt: PositiveInt = 1
-    """(D) Captions of an image and prompt; more than one needs `temperature`."""
+    """(D) Captions per image and prompt; more than one needs a `temperature` above 0."""
     temperature: NonNegativeFloat = 0.0
-    """(D) 0: the likeliest token, always. Above: drawn, keyed by the image's bytes, whatever the batch or worker."""
+    """(D) 0: always the likeliest token. Above 0: tokens are drawn, keyed by the image's bytes, not batch or worker."""
     max_new_tokens: PositiveInt = 64
-    """(D) A caption is cut here."""
+    """(D) Longest caption; longer ones are cut."""
     dtype: Literal["fp32", "bf16"] = "bf16"
-    """(D) Compute type. In fp32 a caption is the same in every batch; in bf16 rounding may change a word."""
+    """(D) Compute dtype. In fp32 a caption is the same in every batch; in bf16 rounding may change a word."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: cuda where there is one."""
+    """`auto`: cuda if available."""
     batch_images: PositiveInt = 32
-    """Captions written at the same time; halved by itself where memory is short. Does not change the text in fp32."""
+    """Captions written at a time; halved automatically if memory is short. Does not change the text in fp32."""
 
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:

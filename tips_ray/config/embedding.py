@@ -1,4 +1,4 @@
-"""The config of `tips-ray embed`: the source, what is kept of every row, and who works on it."""
+"""Config of `tips-ray embed`: the source, the outputs to keep, and the resources."""
 
 from typing import Literal
 
@@ -12,19 +12,19 @@ class EmbeddingConfig(Schema):
     """Embeddings of every row of a source."""
 
     source: SourceConfig
-    """What the command names as SOURCE, with its format and columns; `weight` means nothing here."""
+    """SOURCE of the command, with its format and columns; `weight` is ignored."""
     index: str | None = None
-    """Folder of an index of the source that was made before; None: it is kept below OUT."""
+    """Folder of an existing index of the source; None: the index is kept below OUT."""
     image_size_px: PositiveInt | None = None
-    """Side of the square that whole images are squashed to; None: the encoder's own."""
+    """Side of the square that whole images are squashed to; None: the encoder's native size."""
     patches: Literal["mean", "all"] | None = None
-    """Patch tokens beside the embeddings: their mean, or every one of them; None: neither."""
+    """Patch tokens to keep beside the embeddings: their mean, or all of them; None: none."""
     captions: bool = False
-    """Embed the captions that the data hold as well; the encoder must read texts."""
+    """Whether to embed the captions in the data as well; the encoder must read texts."""
     dtype: Literal["float32", "float16"] = "float32"
-    """What numbers are kept as. The encoder computes in fp32."""
+    """Stored dtype. The encoder computes in fp32."""
     batch_images: PositiveInt = 64
-    """Most images of a forward pass; never more than a chunk."""
+    """Most images in a forward pass; never more than a chunk."""
     chunk_rows: PositiveInt = 64
     """Consecutive rows of a shard that are read together."""
     max_image_bytes: PositiveInt = DataConfig.model_fields["max_image_bytes"].default
@@ -32,19 +32,19 @@ class EmbeddingConfig(Schema):
     max_image_pixels: PositiveInt = DataConfig.model_fields["max_image_pixels"].default
     """A larger image is a bad row; its pixels are never decoded."""
     actors: PositiveInt = 1
-    """Most encoders that work at a time."""
+    """Most concurrent encoders."""
     cpus_per_actor: NonNegativeFloat = 1
-    """Threads of each of them."""
+    """CPU threads of each encoder."""
     gpus_per_actor: NonNegativeFloat = 0
     max_bad_fraction: Share = 0.5
-    """(D) Of the rows of a file; with more bad ones it is not written and all stops, since then it is rather the
-    storage of the images that is away than so many of them."""
+    """(D) Largest share of bad rows in a file. With more, the file is not written and the command stops, because the
+    storage of the images is probably away."""
     data_cpus: PositiveInt = 1
     """CPUs that read and decode images."""
 
     @property
     def data(self) -> DataConfig:
-        """The source as an index knows it; where captions are not embedded it needs none."""
+        """Config of the source's index; it has no caption columns if captions are not embedded and `index` is None."""
         source, columns = self.source, self.source.columns
         if not self.captions and self.index is None:
             none = {"web_caption": columns.web_caption or "", "synthetic_captions": columns.synthetic_captions or ()}

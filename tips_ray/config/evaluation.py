@@ -1,7 +1,7 @@
-"""An evaluation suite: data sets, and tasks on a frozen encoder.
+"""Config of an evaluation suite: data sets, and tasks on a frozen encoder.
 
-TIPS names its probes and not their settings: learning rates, steps, batch and the like are DINOv2's where it publishes
-them, else ours (D).
+TIPS names its probes but not their settings: learning rates, steps, batch and the like are DINOv2's if published, else
+ours (D).
 """
 
 from typing import Annotated, ClassVar, Literal, Self
@@ -11,11 +11,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from tips_ray.config.schema import Schema
 
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "there is a {} in the scene.", "a {}.")
-"""(D) A few of those of CLIP."""
+"""(D) Some of CLIP's templates."""
 
 
 class ScenesConfig(Schema):
-    """The rendered world: exact labels, depth, captions of both kinds; made when it is needed."""
+    """Rendered scenes with exact labels, depth and both kinds of captions; made when needed."""
 
     kind: Literal["scenes"] = "scenes"
     train: PositiveInt = 256
@@ -23,29 +23,29 @@ class ScenesConfig(Schema):
 
 
 class LabelledFolderConfig(Schema):
-    """`train/images`, `train/labels`, `val/images`, `val/labels`: pictures, and PNG of one class per pixel."""
+    """`train/images`, `train/labels`, `val/images`, `val/labels`: images, and PNGs with one class per pixel."""
 
     kind: Literal["labelled_folder"] = "labelled_folder"
     folder: str | None = None
-    """None: its tasks are skipped."""
+    """Folder of the data; None: its tasks are skipped."""
     class_names: tuple[str, ...]
-    """Class 0 first."""
+    """Names of the classes, class 0 first."""
     ignore_index: int | None = None
     """Label of pixels that do not count."""
 
 
 class GeometryFolderConfig(Schema):
-    """`train/images`, `train/depth`, `train/normals`, and the same below `val`; one of depth and normals is enough.
+    """`train/images`, `train/depth`, `train/normals`, and the same below `val`; depth or normals may be absent.
 
-    Depth is a 16-bit PNG, or `.npy` of metres, 0 or NaN where there is none; normals are `.npy` [height, width, 3] of
-    unit vectors, other vectors where there is none.
+    Depth is a 16-bit PNG, or `.npy` in metres; 0 or NaN means none. Normals are `.npy` [height, width, 3] with unit
+    vectors; any other vector means none.
     """
 
     kind: Literal["geometry_folder"] = "geometry_folder"
     folder: str | None = None
-    """None: its tasks are skipped."""
+    """Folder of the data; None: its tasks are skipped."""
     depth_unit_m: PositiveFloat = 0.001
-    """Metres of 1 in a PNG of depth."""
+    """Metres per unit of a depth PNG."""
 
 
 class CaptionedFolderConfig(Schema):
@@ -53,7 +53,7 @@ class CaptionedFolderConfig(Schema):
 
     kind: Literal["captioned_folder"] = "captioned_folder"
     folder: str | None = None
-    """None: its tasks are skipped."""
+    """Folder of the data; None: its tasks are skipped."""
 
 
 class ClassFolderConfig(Schema):
@@ -61,29 +61,29 @@ class ClassFolderConfig(Schema):
 
     kind: Literal["class_folder"] = "class_folder"
     folder: str | None = None
-    """None: its tasks are skipped."""
+    """Folder of the data; None: its tasks are skipped."""
     class_names: dict[str, str] = {}
-    """What texts call a folder's class, such as `n01440764: tench`; default: the folder's name."""
+    """Name of a folder's class in texts, such as `n01440764: tench`; default: the folder's name."""
 
 
 class TrainingConfig(Schema):
-    """How what is trained on frozen features goes through them."""
+    """Settings of training on frozen features."""
 
     steps: PositiveInt
     warmup: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the steps in which the rate rises; then it falls linearly to 0."""
+    """Share of the steps in which the learning rate rises; then it falls linearly to 0."""
     batch_images: PositiveInt
 
 
 class ProbeConfig(TrainingConfig):
-    """How linear maps are trained; one for each learning rate, side by side on the same batches."""
+    """Training of linear maps, one per learning rate, side by side on the same batches."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9."""
     learning_rates: tuple[PositiveFloat, ...] = (3e-3, 3e-2, 3e-1)
-    """(D) At the end of warmup; the best on the images held out of training is reported.
+    """(D) Learning rates at the end of warmup; the best on held-out training images is reported.
 
-    DINOv2 has 1e-3 for a hundred times as many steps, with which these probes have hardly moved.
+    DINOv2 has 1e-3 and a hundred times as many steps; with 1e-3, these probes hardly move.
     """
     weight_decay: NonNegativeFloat = 1e-4
     steps: PositiveInt = 400
@@ -91,7 +91,7 @@ class ProbeConfig(TrainingConfig):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.04
     batch_images: PositiveInt = 16
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """(D) Share of the training images that choose the learning rate. The test images never do."""
+    """(D) Share of the training images that are held out to choose the learning rate. Test images never choose it."""
 
 
 class DecoderConfig(TrainingConfig):
@@ -100,7 +100,7 @@ class DecoderConfig(TrainingConfig):
     hidden: PositiveInt = 128
     """(D) Channels; Probe3D has 512."""
     learning_rate: PositiveFloat = 5e-4
-    """At the end of warmup, Probe3D's."""
+    """Learning rate at the end of warmup, as in Probe3D."""
     weight_decay: NonNegativeFloat = 0.01
     steps: PositiveInt = 300
     """(D) Probe3D: ten epochs."""
@@ -110,13 +110,13 @@ class DecoderConfig(TrainingConfig):
 
 class _TaskConfig(Schema):
     learns: ClassVar[bool] = True
-    """Whether it needs images to learn from."""
+    """Whether the task needs training images."""
     reads_patches: ClassVar[bool] = False
-    """Whether it reads what an encoder says of patches beside its embeddings."""
+    """Whether the task reads patch features beside the embeddings."""
     data: str
     """Name of one of the suite's data sets."""
     published: dict[str, dict[str, float]] = {}
-    """Beside which each score is shown: by score, by model, in the score's own unit."""
+    """Published values to show beside each score: score -> model -> value, in the score's unit."""
 
 
 class SegmentationConfig(_TaskConfig):
@@ -126,7 +126,7 @@ class SegmentationConfig(_TaskConfig):
     kind: Literal["segmentation"] = "segmentation"
     probe: ProbeConfig = ProbeConfig()
     train_size_px: PositiveInt = 112
-    """(D) Side of the labels in training; scores are always those of the labels' own size."""
+    """(D) Side of the labels in training; scores are always at the labels' original size."""
 
 
 class BinsConfig(_TaskConfig):
@@ -137,7 +137,7 @@ class BinsConfig(_TaskConfig):
     num_bins: PositiveInt = 256
     min_depth_m: PositiveFloat = 0.001
     max_depth_m: PositiveFloat = 10.0
-    """Farther pixels do not count."""
+    """Largest depth; pixels that are farther away do not count."""
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:
@@ -175,7 +175,7 @@ class NeighboursConfig(_TaskConfig):
 
     kind: Literal["neighbours"] = "neighbours"
     neighbours: tuple[PositiveInt, ...] = (10, 20, 100, 200)
-    """More than there are training images are left out."""
+    """Values of k; those above the number of training images are left out."""
     temperature: PositiveFloat = 0.07
 
 
@@ -197,7 +197,7 @@ class RetrievalConfig(_TaskConfig):
 
 
 class ZeroShotClassificationConfig(_TaskConfig):
-    """The class whose text is nearest; a class's text is the mean over templates."""
+    """Zero-shot: the class whose text embedding is nearest; it is the mean over templates."""
 
     learns = False
     kind: Literal["zero_shot_classification"] = "zero_shot_classification"
@@ -205,13 +205,13 @@ class ZeroShotClassificationConfig(_TaskConfig):
 
 
 class ZeroShotSegmentationConfig(_TaskConfig):
-    """The class whose text is nearest to each patch; patches by the values trick, scores bilinearly upsampled."""
+    """Zero-shot: the class whose text is nearest to each patch (values trick); scores bilinearly upsampled."""
 
     learns = False
     kind: Literal["zero_shot_segmentation"] = "zero_shot_segmentation"
     templates: tuple[str, ...] = TEMPLATES
     windows: PositiveInt = 1
-    """(D) Along each side; 1: the whole image at once. 3: nine windows of the encoder's size, neighbours share half."""
+    """(D) Windows along each side. 1: the whole image; 3: nine windows of the encoder's size, neighbours share half."""
 
 
 DatasetConfig = Annotated[
@@ -233,39 +233,39 @@ TaskConfig = Annotated[
 
 
 class RayConfig(Schema):
-    """Who works on a suite on Ray: a Ray task for each data set, and for its images a pool of actors."""
+    """Resources of a suite on Ray: one Ray task per data set, and a pool of actors for its images."""
 
     actors: PositiveInt = 1
-    """Most encoders that work at a time on a data set."""
+    """Most concurrent encoders of a data set."""
     cpus_per_actor: PositiveInt = 1
-    """Threads of each of them."""
+    """CPU threads of each encoder."""
     gpus_per_actor: NonNegativeFloat = 0
     cpus_per_task: PositiveInt = 1
-    """Threads of what trains and scores on the features of a data set."""
+    """CPU threads of a data set's task, which trains and scores on the features."""
 
 
 class SuiteConfig(Schema):
-    """What `tips-ray evaluate` does."""
+    """Config of `tips-ray evaluate`."""
 
     data: dict[str, DatasetConfig]
     tasks: dict[str, TaskConfig]
-    """By the names that results carry."""
+    """Tasks by name; results carry the same names."""
     image_size_px: PositiveInt | None = None
-    """Side to which images are squashed; None: the encoder's own."""
+    """Side to which images are squashed; None: the encoder's native size."""
     batch_images: PositiveInt = 16
-    """Images that the encoder takes at a time."""
+    """Images per forward pass of the encoder."""
     ray: RayConfig | None = None
-    """None: this process does it all."""
+    """Resources on Ray; None: everything runs in this process."""
     seed: int = 0
-    """Of the probes' start and batches."""
+    """Seed of the probes' initial weights and batches."""
     mlflow_uri: str | None = None
-    """Tracking server or `sqlite:///FILE` that gets the scores; None: none."""
+    """Tracking server or `sqlite:///FILE` that gets the scores; None: no tracking."""
     experiment: str = "tips_ray evaluation"
-    """Of MLflow."""
+    """Name of the MLflow experiment."""
     scratch: str | None = None
-    """Folder on this machine where features of patches lie meanwhile; None: the system's temporary one."""
+    """Folder on this machine for temporary patch features; None: the system's temporary folder."""
     patch_dtype: Literal["fp32", "fp16"] = "fp32"
-    """Of these: images x patches x width x 4 bytes, or half of it."""
+    """Dtype of patch features: they take images x patches x width x 4 bytes (fp16: 2)."""
 
     @model_validator(mode="after")
     def _data_is_named(self) -> Self:

@@ -1,4 +1,4 @@
-"""What is wrong with a config, one sentence per mistake."""
+"""Describes the mistakes in a config, one sentence each."""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -9,17 +9,17 @@ from pydantic import BaseModel, ValidationError
 from tips_ray.errors import Faults
 
 MOST_CHARACTERS = 60
-"""Of a wrong value that a sentence repeats."""
+"""Most characters of a wrong value that a sentence shows."""
 
 
 def config_faults(schema: type[BaseModel], error: ValidationError) -> Faults:
-    """Pydantic's findings as `dotted.key: rule`, with the key that was probably meant or the value that was given."""
+    """Pydantic's errors as `dotted.key: rule`, with the key that was probably meant or the given value."""
     found = error.errors(include_url=False)
     return Faults([_sentence(schema, fault["loc"], fault) for fault in found if not _follows(fault, found)])
 
 
 def _follows(fault: Any, found: list[Any]) -> bool:
-    """A wrong item makes pydantic call its tuple too short as well."""
+    """Whether the fault follows from another: pydantic also calls a tuple too short if one of its items is wrong."""
     depth = len(fault["loc"])
     return fault["type"] == "too_short" and any(
         len(other["loc"]) > depth and other["loc"][:depth] == fault["loc"] for other in found
@@ -39,7 +39,7 @@ def _sentence(schema: type[BaseModel], place: tuple[int | str, ...], fault: Any)
 
 
 def _meant(schema: type[BaseModel], place: tuple[int | str, ...]) -> str:
-    """The nearest key beside the wrong one, else one of the same name elsewhere, else all that stand beside."""
+    """The nearest key at the same level, else a key of the same name elsewhere, else all keys at the level."""
     *above, name = map(str, place)
     names = [part for part in above if not part.isdigit()]  # a schema's keys have no positions in lists
     keys = [key.split(".") for key in _keys(schema)]

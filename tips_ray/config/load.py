@@ -16,8 +16,8 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
     """Read `path`, apply overrides such as `schedule.peak_lr=1e-3`, then validate once.
 
     Raises:
-        ValueError: there is no such file, it is no YAML mapping or one of another kind of config, an override is
-            without `=`; or Faults: every wrong key or value in a sentence of its own.
+        ValueError: there is no such file, it is no YAML mapping or the config of another command, or an override has
+            no `=`; or Faults: one sentence per wrong key or value.
     """
     tree = _read(path)
     if tree and not tree.keys() & schema.model_fields.keys():
@@ -29,16 +29,16 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """`schedule.peak_lr=1e-3` as a dotted key and what YAML makes of its value.
+    """Overrides such as `schedule.peak_lr=1e-3` as dotted keys with values parsed as YAML.
 
     Raises:
-        ValueError: one is without `=`, or its value is no YAML.
+        ValueError: an override has no `=`, or its value is no YAML.
     """
     return dict(map(_parse, overrides))
 
 
 def override(schema: type[ConfigT], tree: Mapping[str, Any], values: Mapping[str, Any]) -> ConfigT:
-    """Validate `tree` with each dotted key of `values` replaced; a Tune trial enters here."""
+    """Validate `tree` with each dotted key of `values` replaced."""
     for dotted_key, value in values.items():
         tree = _with_value(tree, dotted_key.split("."), value, dotted_key)
     try:
@@ -82,6 +82,6 @@ def _parse(text: str) -> tuple[str, Any]:
 
 
 def _yaml_fault(error: yaml.YAMLError) -> str:
-    """` line 3: mapping values are not allowed here`."""
+    """Position and problem, such as ` line 3: mapping values are not allowed here`."""
     mark = getattr(error, "problem_mark", None)
     return f" line {mark.line + 1}: {error.problem}" if mark else f": {error}"  # pyright: ignore

@@ -1,4 +1,4 @@
-"""The config of a whole run: what one optimizer step depends on, and where data come from and results go."""
+"""Config of a whole run: everything an optimizer step depends on, data, captions, resources, storage and tracking."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,11 +14,11 @@ Scale = Annotated[
 
 
 class ColumnsConfig(Schema):
-    """Which column holds what; None: the first common name that the data have (see `data.sources`)."""
+    """Column of each field; None: the first common name that the data have (see `data.sources`)."""
 
     image: str | None = None
     web_caption: str | None = None
-    """An empty name: rows have none, and none is looked for."""
+    """Column of the web caption; an empty name: rows have none."""
     synthetic_captions: tuple[str, ...] | None = None
     """One or several columns, or one column that holds a list."""
     key: str | None = None
@@ -33,7 +33,7 @@ class SourceConfig(Schema):
     """`auto`: by the file names. `folder` is images beside one CSV (or TSV) with a file name column."""
     columns: ColumnsConfig = ColumnsConfig()
     weight: PositiveFloat = 1.0
-    """Share of this source beside the first; 1.0 draws as many rows of both."""
+    """Weight of this source relative to the others; with equal weights, as many rows are drawn from each."""
 
 
 class DataConfig(Schema):
@@ -41,22 +41,22 @@ class DataConfig(Schema):
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1)
     index: str | None = None
-    """Folder of the index; None: `<storage>/index/<fingerprint>`, made when it is not there."""
+    """Folder of the index; None: `<storage>/index/<fingerprint>`, made if it is missing."""
     chunk_rows: PositiveInt = 64
     """Consecutive rows of a shard that are read together."""
     window_chunks: PositiveInt = 64
-    """Chunks, drawn from all over the data, whose rows are shuffled together."""
+    """Chunks, drawn from all of the data, whose rows are shuffled together."""
     max_bad_fraction: Share = 0.01
-    """The run stops when a larger share of its rows so far was bad, counted over all workers and restarts.
+    """The run stops if a larger share of its rows so far is bad, counted over all workers and restarts.
 
-    Judged at every logged step against the larger of the rows so far and min(1,000, rows of the whole run): with 0.01
-    no run of more than a thousand rows ends before its eleventh bad row. 0 allows none."""
+    Each logged step compares with the larger of the rows so far and min(1,000, rows of the whole run): with 0.01, a run
+    of more than a thousand rows never stops before its eleventh bad row. 0 allows none."""
     max_image_bytes: PositiveInt = 64 * 2**20
     """A larger file is a bad row."""
     max_image_pixels: PositiveInt = 64_000_000
     """A larger image is a bad row; its pixels are never decoded."""
     log_samples: bool = False
-    """Write down in `samples/` which samples every step held on each worker; for tests and audits, it is much."""
+    """Write the samples of every step and worker to `samples/`; for tests and audits, because the files are large."""
 
 
 class ViewsConfig(Schema):
@@ -71,7 +71,7 @@ class ViewsConfig(Schema):
     local_px: PositiveInt = 98
     """Side of a local crop (TIPSv2: 98 beside 224, 140 beside 448)."""
     local_scale: Scale = (0.05, 0.32)
-    """(D) The same for a local crop; DINOv2's public value."""
+    """(D) Smallest and largest share of the image's area in a local crop; DINOv2's public value."""
     flip: Share = 0.5
     """Probability that a crop is mirrored (flips published for TIPSv2, probability D)."""
     mask_ratio: Share = 0.75
@@ -79,27 +79,27 @@ class ViewsConfig(Schema):
 
 
 class CaptionsConfig(Schema):
-    """Where synthetic captions come from and how text becomes ids."""
+    """Source of synthetic captions, and the tokenizer."""
 
     source: Literal["column", "store", "live"] = "column"
-    """`column`: the data hold them. `store`: `tips-ray caption` has made them. `live`: made beside training, in its
-    order."""
+    """`column`: the data hold the captions. `store`: `tips-ray caption` has made them. `live`: they are made during
+    training, in its order."""
     captioner: CaptionerConfig | None = None
-    """Who writes the captions of `store` and `live`."""
+    """Captioner that writes the captions of `store` and `live`."""
     imported: str | None = None
-    """With `store`: captions of another program, by the name that `tips-ray captions import --captioner` gave them."""
+    """With `store`: name of captions by another program, given by `tips-ray captions import --captioner`."""
     store: str | None = None
     """Folder or s3:// prefix with captions of any number of captioners; None: `<storage>/captions`."""
     lead_windows: PositiveInt = 8
-    """Windows that `live` captioning may be ahead of what training reads."""
+    """Most windows that `live` captioning may be ahead of training."""
     wait_seconds: PositiveFloat = 600
-    """With `live`: longest time without any new captions that training waits for some."""
+    """With `live`: longest time that training waits without any new captions."""
     per_image: PositiveInt = 1
-    """A, synthetic captions of an image that training draws from (TIPSv2 alternates between several)."""
+    """A, number of synthetic captions per image that training draws from (TIPSv2 alternates between several)."""
     tokenizer: str | None = None
-    """SentencePiece or tokenizers file; None: one is trained on a sample of the data's captions and kept in the run."""
+    """SentencePiece or tokenizers file; None: train one on a sample of the data's captions and keep it in the run."""
     missing: Literal["invalid", "empty", "other"] = "invalid"
-    """A row without one of its captions is a bad row, gets an empty text, or gets the other caption."""
+    """Handling of a row without one of its captions: bad row, an empty text, or the other caption instead."""
 
     @model_validator(mode="after")
     def _captions_have_a_writer(self) -> Self:
@@ -118,51 +118,50 @@ class CaptionsConfig(Schema):
 
 
 class ResourcesConfig(Schema):
-    """Workers and what each holds."""
+    """Number of workers, their CPUs and GPUs, and how training reacts to changes of the cluster."""
 
     workers: PositiveInt = 1
-    """Ranks that train; with `min_workers` the most of them."""
+    """Number of training ranks; with `min_workers`, the largest number."""
     min_workers: PositiveInt | None = None
-    """Fewest that train; None: always `workers`. In between their number follows the nodes that there are, rounded down
-    to one that the global batch allows: they grow when a node joins and go on with what is left when one goes."""
+    """Smallest number of training ranks; None: always `workers`. Between the two, the number follows the available
+    nodes, rounded down to one that the global batch allows: it grows when a node joins and shrinks when one leaves."""
     replicas: PositiveInt = 1
-    """Copies of the weights (HSDP): each is cut over workers / replicas of them, instead of one over all.
+    """Copies of the weights (HSDP); each copy is sharded over workers / replicas ranks. It must divide `workers`.
 
-    Gathering then stays inside a copy, and only gradients travel between copies. It must divide `workers`."""
+    Gathering stays inside a copy, and only gradients travel between copies."""
     gpus_per_worker: NonNegativeFloat = 0
     cpus_per_worker: NonNegativeFloat = 1
     max_failures: NonNegativeInt = 2
-    """Times in a row, without a new checkpoint in between, that the workers start again from the newest one after one
-    of them was lost, also in its start, before the run stops. An error that would come again (bad rows, a loss that is
-    not finite) stops it at once."""
+    """Most restarts from the newest checkpoint, in a row without a new checkpoint in between, after a worker was lost
+    (also while it started). An error that would recur (bad rows, a loss that is not finite) stops the run at once."""
     resize_seconds: PositiveFloat = 60
-    """(D) Shortest time between two looks at how many workers there is room for; each change costs a restart."""
+    """(D) Shortest time between two checks of how many workers fit; each change costs a restart."""
     poll_seconds: PositiveFloat = 1
-    """(D) How often workers, drained nodes and what nodes offer are looked at."""
+    """(D) Interval between checks of workers, drained nodes and the nodes' resources."""
     placement_seconds: PositiveFloat = 10
-    """(D) Longest wait for the places of all workers, before the nodes are counted again."""
+    """(D) Longest wait for the resources of all workers, before the nodes are counted again."""
     data_cpus: PositiveInt = 1
     """CPUs that the data stream needs beside the workers; checked before the start."""
     captioners: PositiveInt = 1
-    """Most captioner actors at a time, with `captions.source: live` and in `tips-ray caption`."""
+    """Most concurrent captioner actors, with `captions.source: live` and in `tips-ray caption`."""
     cpus_per_captioner: NonNegativeFloat = 1
     gpus_per_captioner: NonNegativeFloat = 0
     leave_seconds: PositiveFloat = 120
-    """(D) Longest wait for workers that are to leave since nodes are gone, before they are stopped: the nodes may have
-    taken the data stream with them, without which no worker comes to the end of its step."""
+    """(D) When nodes are gone, workers are asked to stop and are killed after this time: the data stream may have been
+    lost with the nodes, and without it no worker finishes its step."""
     roles: bool = False
-    """Nodes are told apart by Ray resources of these names: a worker takes one `train`, each task that makes views one
-    `data`, a captioner one `caption`. `ray start --resources='{"train": 8}'` offers them."""
+    """Place work by custom Ray resources: a worker takes one `train`, each task that makes views one `data`, a
+    captioner one `caption`. Nodes offer them with `ray start --resources='{"train": 8}'`."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Compute type; weights are kept and gradients reduced in fp32."""
+    """Compute dtype; weights are kept and gradients reduced in fp32."""
     accumulate_unsharded: bool = False
     """Average gradients over workers once, after the last micro-batch of a step, instead of after each.
 
-    Less traffic, for a whole gradient in every worker's memory."""
+    This needs less traffic, but every worker's memory holds a whole gradient."""
     compile: bool = False
-    """torch.compile of every transformer block."""
+    """Whether to torch.compile every transformer block."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Activations that are computed again instead of kept."""
+    """Activation checkpointing: which activations are recomputed instead of kept."""
 
     @model_validator(mode="after")
     def _replicas_divide(self) -> Self:
@@ -172,11 +171,11 @@ class ResourcesConfig(Schema):
 
     @property
     def of_worker(self) -> dict[str, float]:
-        """What a worker takes of a node, by Ray's names."""
+        """Ray resources of a worker."""
         return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, **self.role("train")}
 
     def role(self, name: Literal["train", "data", "caption"]) -> dict[str, float]:
-        """What a worker, a task or a captioner takes of a node to be placed there."""
+        """Custom Ray resource of a worker, a task that makes views or a captioner; empty without `roles`."""
         return {name: 1.0} if self.roles else {}
 
     @model_validator(mode="after")
@@ -187,10 +186,10 @@ class ResourcesConfig(Schema):
 
 
 class TrackingConfig(Schema):
-    """MLflow."""
+    """Tracking in MLflow."""
 
     mlflow_uri: str | None = None
-    """Tracking server; None: `sqlite:///<storage>/mlflow.db` for a local storage, none for s3://."""
+    """Tracking server; None: `sqlite:///<storage>/mlflow.db` for local storage, no tracking for s3://."""
     experiment: str = "tips_ray"
 
 
@@ -198,7 +197,7 @@ class RunConfig(TrainConfig):
     """One pretraining run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Folder of the run below `storage`; the same name resumes."""
+    """Folder of the run below `storage`; the same name resumes the run."""
     storage: str = "out/runs"
     """Folder or s3:// prefix that holds all runs."""
     data: DataConfig
@@ -209,21 +208,21 @@ class RunConfig(TrainConfig):
     guard: GuardConfig = GuardConfig()
     health: HealthConfig = HealthConfig()
     global_batch_images: PositiveInt
-    """Images per optimizer step over all workers; fixed, whatever the number of workers."""
+    """Images per optimizer step over all workers, independent of the number of workers."""
     micro_batch_images: PositiveInt | Literal["auto"] | None = None
-    """Images per worker and forward pass; None: the worker's whole share. `auto`: the largest divisor of it that fits
-    into the worker's memory with at most 120 MiB of views, tried before the first step and kept in the run folder."""
+    """Images per worker and forward pass; None: the worker's whole share. `auto`: the largest divisor of the share that
+    fits into the worker's memory with at most 120 MiB of views; found before the first step, kept in the run folder."""
     log_every_steps: PositiveInt = 10
     checkpoint_every_steps: PositiveInt = 500
     keep_last: PositiveInt = 2
-    """Newest checkpoints that stay."""
+    """Number of newest checkpoints to keep."""
     keep_every_steps: PositiveInt | None = None
-    """Checkpoints whose step is a multiple of it stay for ever, beside the newest; None: none do."""
+    """Checkpoints whose step is a multiple of this are kept for ever, beside the newest; None: none are."""
     checkpoint_patience_seconds: NonNegativeFloat = 600
-    """(D) Longest that writing a file of a checkpoint is tried again while the storage is away, before the run stops.
-    Training goes on meanwhile, until the next checkpoint is due."""
+    """(D) Longest time that writing a checkpoint file is retried while the storage is away, before the run stops.
+    Training continues meanwhile, until the next checkpoint is due."""
     data_prefetch_batches: NonNegativeInt = 2
-    """Micro-batches that wait ready in front of each worker."""
+    """Micro-batches that are kept ready for each worker."""
 
     @model_validator(mode="after")
     def _crops_fit_patches(self) -> Self:
@@ -260,7 +259,7 @@ class RunConfig(TrainConfig):
 
     @property
     def worker_counts(self) -> tuple[int, ...]:
-        """Numbers of workers that may train, the fewest first: those among which the global batch can be shared out."""
+        """Numbers of workers that may train, in rising order: those that divide the global batch evenly."""
         resources, given = self.resources, self.micro_batch_images
         micro = given if isinstance(given, int) else 1 if given == "auto" else self.images_per_pass
         shares, fewest = self.global_batch_images // micro, resources.min_workers or resources.workers
@@ -269,10 +268,10 @@ class RunConfig(TrainConfig):
 
     @property
     def cpus_beside_workers(self) -> float:
-        """Of the data stream, and of captioning beside training: its actors, a reader for them, and `data_cpus` again.
+        """CPUs of the data stream and, with `live` captions, of its actors, their reader, and `data_cpus` again.
 
-        Ray divides what no stream has asked for evenly between the two: training gets its `data_cpus` when twice as
-        many are left.
+        Ray divides CPUs that no stream has asked for evenly between both streams, so training gets its `data_cpus` if
+        twice as many are left.
         """
         resources = self.resources
         if self.captions.source != "live":
@@ -281,6 +280,6 @@ class RunConfig(TrainConfig):
 
     @property
     def images_per_pass(self) -> int:
-        """Images per worker and forward pass, once `auto` is found (`train.micro_batch`)."""
+        """Images per worker and forward pass; `auto` must have been replaced (`train.micro_batch`)."""
         assert self.micro_batch_images != "auto"
         return self.micro_batch_images or self.global_batch_images // self.resources.workers

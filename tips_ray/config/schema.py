@@ -31,7 +31,7 @@ class ImageEncoderConfig(Schema):
     ffn: Literal["mlp", "swiglu"] = "mlp"
     patch_size_px: PositiveInt = 14
     image_size_px: PositiveInt = 448
-    """Side of the square image whose patch grid the learned positions belong to; other sizes interpolate them."""
+    """Side of the square image whose patch grid has the learned positions; other sizes interpolate them."""
     gelu: Literal["tanh", "erf"] = "tanh"
     """(D) Form of GELU: the authors trained in JAX with tanh; their torch files are evaluated with erf."""
     layer_scale_init: PositiveFloat = 1.0
@@ -52,7 +52,7 @@ class ImageEncoderConfig(Schema):
 
 
 class TextEncoderConfig(Schema):
-    """A bidirectional transformer; its width is that of the image encoder, since there is no projection."""
+    """A bidirectional transformer, as wide as the image encoder because there is no projection."""
 
     width: PositiveInt
     depth: PositiveInt
@@ -84,7 +84,7 @@ class PrototypeHeadConfig(Schema):
 class ObjectiveConfig(Schema):
     """1/2 (L_CLIP + L^_CLIP) + alpha L_distill + beta L_mask, with the switches of TIPSv2 off by default.
 
-    With one caption alone its weight is 1 and the other's 0; the CLS token of the other is then one more register.
+    To train with one caption, set its weight to 1 and the other's to 0; the other CLS token then acts as a register.
     """
 
     alpha: NonNegativeFloat = 1.0
@@ -102,7 +102,7 @@ class ObjectiveConfig(Schema):
     teacher_temperature_start: PositiveFloat = 0.04
     """(D) Divisor of the centred teacher scores at step 0."""
     teacher_temperature: PositiveFloat = 0.07
-    """(D) The same after the warm-up."""
+    """(D) Divisor of the centred teacher scores after the warm-up."""
     teacher_temperature_warmup: Share = 0.3
     """(D) Share of all steps over which the teacher temperature rises linearly."""
     center_momentum: Share = 0.9
@@ -110,7 +110,7 @@ class ObjectiveConfig(Schema):
     ema_momentum: Share = 0.994
     """(D) Share of the old teacher that a step keeps."""
     ema_momentum_final: Share | None = None
-    """(D) What it becomes by the last step, on a half cosine; None: it is constant. DINOv2 ends at 1."""
+    """(D) EMA momentum at the last step, reached on a half cosine; None: it is constant. DINOv2 ends at 1."""
     prototype_freeze: Share = 0.01
     """(D) Share of all steps during which the prototypes do not move."""
     contrastive_view: Literal["clean", "masked"] = "clean"
@@ -120,7 +120,7 @@ class ObjectiveConfig(Schema):
     teacher's encoder; `frozen` (TIPSv2 distillation): a trained larger teacher with its heads, and no masking."""
     frozen_teacher: str | None = None
     """Run folder (local or s3://) or one checkpoint of it, whose averaged encoder and heads are the `frozen` teacher.
-    Its width and depth are its own; `head.num_prototypes` and `image.patch_size_px` must be this run's."""
+    Its width and depth may differ; `head.num_prototypes` and `image.patch_size_px` must be this run's."""
     visible_weight: NonNegativeFloat = 0.0
     """iBOT++ (TIPSv2) at 1.0: weight of the mean over visible patches beside the mean over masked ones."""
 
@@ -148,31 +148,31 @@ class ObjectiveConfig(Schema):
 
 
 class OptimizerConfig(Schema):
-    """Decay spares biases, norms, tokens, positions, LayerScale and the temperature."""
+    """Optimizer; biases, norms, tokens, positions, LayerScale and the temperature do not decay."""
 
     name: Literal["adamw", "adafactor"] = "adamw"
     """(D) Adafactor keeps one number per row and column of a matrix instead of two per weight."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """(D) AdamW's averages; Adafactor has its own."""
+    """(D) Decay rates of AdamW's averages; Adafactor ignores them."""
     weight_decay: NonNegativeFloat = 0.04
     """(D) Decoupled decay of the matrices."""
     max_grad_norm: PositiveFloat = 1.0
-    """(D) Global gradient norm is clipped to this."""
+    """(D) The global gradient norm is clipped to this."""
     layer_decay: PositiveShare = 1.0
     """(D) Block i of d blocks, counted from 0, learns at layer_decay^(d - i) of the rate, in the image and the text
     encoder each; embeddings, tokens and positions at layer_decay^(d + 1); final norms, heads, temperature at 1."""
     patch_embed_lr_factor: PositiveFloat = 1.0
-    """(D) Further factor of the patch embedding's rate; DINOv2 takes 0.2."""
+    """(D) Additional factor of the patch embedding's rate; DINOv2 uses 0.2."""
 
 
 class ScheduleChange(Schema):
-    """Values that hold from a step on, in place of the config's; None leaves what held before.
+    """Values that replace the config's from a step on; None keeps the earlier value.
 
-    A resumed run may bring further changes, from the step it resumes at on; those of the past stay what they were.
+    A resumed run may add changes from the step it resumes at; earlier changes must stay the same.
     """
 
     from_step: NonNegativeInt
-    """Optimizer steps completed before the first update that sees the values."""
+    """Optimizer steps completed before the first update that uses the values."""
     peak_lr: PositiveFloat | None = None
     weight_decay: NonNegativeFloat | None = None
     max_grad_norm: PositiveFloat | None = None
@@ -194,11 +194,11 @@ class ScheduleConfig(Schema):
     final_lr_ratio: Share = 0.0
     """(D) Learning rate at the last step over `peak_lr`."""
     shape: Literal["cosine", "constant"] = "cosine"
-    """(D) Between warm-up and last step: half a cosine, or the peak up to a linear cooldown."""
+    """(D) Shape between warm-up and last step: half a cosine, or the peak up to a linear cooldown."""
     cooldown: PositiveShare = 0.2
     """(D) Share of all steps, the last ones, over which `constant` falls to its end."""
     changes: tuple[ScheduleChange, ...] = ()
-    """Values that hold from some step on."""
+    """Values that change at some step, in rising order of `from_step`."""
 
     @property
     def warmup_steps(self) -> int:
@@ -225,21 +225,21 @@ class ScheduleConfig(Schema):
 
 
 class StartConfig(Schema):
-    """Weights that a new run begins with; a run that resumes has its own checkpoint and reads none of this."""
+    """Weights that a new run starts from; a run that resumes uses its checkpoint and ignores this."""
 
     uri: str
     """A run folder (local or s3://; its newest checkpoint that verifies) or one checkpoint of it: student, teacher,
     heads, centres and temperature, without optimizer and step. Or released encoders without heads: a transformers
     folder, or an npz, a folder with them, or a pattern such as `weights/tips_v2_b14_{vision,text}.npz`."""
     warmup_heads_steps: NonNegativeInt = 0
-    """(D) First steps in which the prototype heads alone move, so that random ones do not spoil trained encoders."""
+    """(D) First steps in which only the prototype heads train, so that random heads do not spoil trained encoders."""
 
 
 class TrainConfig(Schema):
     """Everything that one optimizer step depends on."""
 
     variant: Literal["S", "B", "L", "So400m", "g"] | None = None
-    """Published sizes that `image` and `text` start from; their own fields go before. None: all sizes are given."""
+    """Published sizes that `image` and `text` start from; their fields override them. None: all sizes are given."""
     image: ImageEncoderConfig
     text: TextEncoderConfig
     head: PrototypeHeadConfig = PrototypeHeadConfig()
@@ -247,7 +247,7 @@ class TrainConfig(Schema):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     start: StartConfig | None = None
-    """None: random weights."""
+    """Weights to start from; None: random weights."""
     seed: NonNegativeInt = 0
 
     @_model_validator(mode="before")

@@ -1,4 +1,4 @@
-"""The published sizes. Source: the TIPS and TIPSv2 inference code."""
+"""Published sizes of the encoders. Source: the TIPS and TIPSv2 inference code."""
 
 from typing import Any
 
@@ -24,13 +24,13 @@ def image_sizes(variant: str) -> dict[str, Any]:
     """Fields of ImageEncoderConfig for `variant` (S B L So400m g).
 
     Raises:
-        ValueError: the variant is not among them.
+        ValueError: there is no such variant.
     """
     return _named(_IMAGE, variant)
 
 
 def text_sizes(variant: str) -> dict[str, Any]:
-    """Fields of TextEncoderConfig beside image encoder `variant`."""
+    """Fields of TextEncoderConfig for the text encoder beside image encoder `variant`."""
     return _named(_TEXT, variant)
 
 

@@ -1,4 +1,4 @@
-"""Config of what watches over a run: the guard of every step and the health of the logged ones."""
+"""Config of checks during a run: the guard of every step, and signs of collapse at logged steps."""
 
 from typing import Literal
 
@@ -8,19 +8,19 @@ from tips_ray.config.schema import Schema
 
 
 class GuardConfig(Schema):
-    """What follows when a step's loss or gradient norm is not finite: judged on all ranks alike before the update, and
+    """Reaction to a loss or gradient norm that is not finite. All ranks decide alike before the update; the step is
     saved for `tips-ray replay`."""
 
     policy: Literal["stop", "skip"] = "stop"
-    """(D) `stop` ends the run; `skip` leaves weights, averages, centres and teacher as they are and goes on."""
+    """(D) `stop` ends the run; `skip` leaves weights, averages, centres and teacher unchanged and continues."""
     max_skipped: NonNegativeInt = 10
-    """(D) Steps that `skip` may leave out in the whole run, across restarts."""
+    """(D) Most steps that `skip` may skip in the whole run, across restarts."""
 
 
 class HealthConfig(Schema):
-    """Signs of collapse, judged at logged steps after the learning rate's warm-up."""
+    """Signs of collapse, checked at logged steps after the learning rate's warm-up."""
 
     stop_on_collapse: bool = True
-    """(D) Stop the run with a sentence; False only logs the metrics."""
+    """(D) Whether to stop the run with a message; False only logs the metrics."""
     collapse_patience: PositiveInt = 20
     """(D) Logged steps in a row that must show the same sign."""

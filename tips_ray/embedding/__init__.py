@@ -1,1 +1,1 @@
-"""Embeddings of whole data sets by a frozen encoder, in Parquet, each row once."""
+"""Embeds whole data sets with a frozen encoder and writes each row once, as Parquet."""

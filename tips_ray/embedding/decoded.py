@@ -1,4 +1,4 @@
-"""A chunk whose images are decoded. N rows of the chunk, G good ones among them, S side of the images."""
+"""A chunk with decoded images. N rows of the chunk, G good rows among them, S side of the images."""
 
 from typing import Any, NamedTuple
 
@@ -18,31 +18,31 @@ _SCHEMA = pa.schema(
 
 
 class DecodedChunk(NamedTuple):
-    """Ready for an encoder; lists have an entry per row."""
+    """A chunk ready for an encoder; lists have one entry per row."""
 
     number: int
-    """In the index."""
+    """Number of the chunk in the index."""
     pixels_GSS3: np.ndarray
-    """uint8, squashed; the images of good rows in their order."""
+    """Images of the good rows in their order, uint8, squashed to a square."""
     keys: list[str]
     errors: list[str]
-    """Why a row has no pixels; empty where it has."""
+    """Why a row has no pixels; empty if it has."""
     web_captions: list[str]
     synthetic_captions: list[list[str]]
 
     @property
     def is_good_N(self) -> np.ndarray:
-        """Rows that have pixels."""
+        """True for rows that have pixels, [N]."""
         return np.array([not error for error in self.errors], bool)
 
     def table(self) -> pa.Table:
-        """One row."""
+        """The chunk as a table of one row."""
         cells = self._replace(pixels_GSS3=self.pixels_GSS3.tobytes())  # pyright: ignore[reportArgumentType]
         return pa.table([[cell] for cell in cells], schema=_SCHEMA)
 
     @classmethod
     def of_row(cls, row: dict[str, Any], size_px: int) -> "DecodedChunk":
-        """From a row of `table`."""
+        """The chunk from a row of `table`."""
         pixels_GSS3 = np.frombuffer(row["pixels"], np.uint8).reshape(-1, size_px, size_px, 3)
         return cls(row["number"], pixels_GSS3, *(row[name] for name in cls._fields[2:]))
 
@@ -63,7 +63,7 @@ def decoded_chunk(index: Index, number: int, size_px: int, config: EmbeddingConf
 
 
 def _pixels(row: SourceRow, size_px: int, config: EmbeddingConfig) -> np.ndarray | str:
-    """Or why there are none."""
+    """Pixels of a row's image, or the reason why there are none."""
     if row["error"]:
         return row["error"]
     try:

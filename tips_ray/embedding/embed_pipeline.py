@@ -1,7 +1,7 @@
-"""Ray Data: chunks that have no embeddings yet -> files, in the order of the index, each written once.
+"""Ray Data pipeline: chunks without embeddings -> files in the order of the index, each written once.
 
-Read and decode in tasks, encode in actors that keep their encoder, write in tasks: chunks of one file may be encoded by
-several actors. Blocks of one chunk keep their order, so that the batch of a writer is a whole file.
+Tasks read and decode, actors that keep their encoder encode, tasks write. Several actors may encode chunks of one file.
+Blocks of one chunk keep their order, so that a writer's batch is a whole file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,22 +23,22 @@ from tips_ray.ray_data_adapter import handed_out, in_order
 from tips_ray.storage import StorageError
 
 READERS_PER_CPU = 2
-"""Tasks that read and decode: one waits for storage while the other decodes. A CPU each, and Ray would move them into
-the actors, which then decode instead of encoding."""
+"""Read-and-decode tasks per CPU: one waits for storage while the other decodes. With a whole CPU for each, Ray would
+fuse them with the actors, which would then decode instead of encoding."""
 WRITERS = 2
-"""Write tasks at a time."""
+"""Number of concurrent write tasks."""
 WRITE_CPUS = 1
-"""Of all of them."""
+"""CPUs of all write tasks together."""
 MOST_BLOCKS = 20_000
-"""Of the numbers of chunks, which one process hands out."""
+"""Most blocks that hold the chunk numbers; one process hands them out."""
 ENCODED = pa.schema([("chunk", pa.int64()), ("rows", pa.large_binary())])
-"""The second is a table as an Arrow stream."""
+"""Output of `EmbedActor`; `rows` is a table as an Arrow stream."""
 _WRITTEN = pa.schema([("rows", pa.int64()), ("errors", pa.list_(pa.string()))])
 
 
 @dataclass(frozen=True)
 class EmbedInputs:
-    """What every task of the stream needs."""
+    """Inputs of every task of the stream."""
 
     config: EmbeddingConfig
     encoder: EncoderPlace
@@ -48,11 +48,11 @@ class EmbedInputs:
 
 
 def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
-    """A row per file once it is there: `rows`, and `errors` of those that are bad.
+    """Dataset with one row per written file: the number of `rows`, and the `errors` of bad ones.
 
     Args:
-        inputs: the same as when `missing` was asked for.
-        missing: chunks of each file.
+        inputs: the same inputs that gave `missing`.
+        missing: chunks of each file that is missing.
     """
 
     config, index = inputs.config, opened_index(inputs.index_uri)
@@ -95,7 +95,7 @@ def _decoded(batch: dict[str, np.ndarray], inputs: EmbedInputs) -> Iterator[pa.T
 
 
 def _written(table: pa.Table, inputs: EmbedInputs) -> pa.Table:
-    """Put the file that a batch is into the folder."""
+    """Write a batch, which is a whole file, into the folder."""
     index, chunks = opened_index(inputs.index_uri), table["chunk"].to_pylist()
     _require_file(chunks, chunks_per_file(index, inputs.layout), len(index.chunks.rows))
     rows = pa.concat_tables([pa.ipc.open_stream(part.as_buffer()).read_all() for part in table["rows"]])
@@ -106,7 +106,7 @@ def _written(table: pa.Table, inputs: EmbedInputs) -> pa.Table:
 
 
 def _require_images(errors: list[str], rows: int, most: float) -> None:
-    """What is written stays; rows without an image since the storage is away for a while would stay so too."""
+    """Raise if too many rows have no image: the storage may be away, and a written file is never corrected."""
     if len(errors) > most * rows:
         raise StorageError(
             f"{len(errors)} of {rows} rows of a file have no image, e.g. {errors[0]}; see whether the images are still "
@@ -115,17 +115,17 @@ def _require_images(errors: list[str], rows: int, most: float) -> None:
 
 
 def _require_file(chunks: list[int], step: int, total: int) -> None:
-    """A name says which samples are inside; a file that has others must not get one."""
+    """Raise if `chunks` are not exactly those of one file, because the file's name states its samples."""
     start = chunks[0]
     if start % step or chunks != list(range(start, min(start + step, total))):
         raise RuntimeError(f"chunks {chunks} came together, which are no file; this is a fault of tips_ray")
 
 
 class EmbedActor:
-    """One encoder; on a GPU where it holds a share of one."""
+    """Actor with one encoder, on a GPU if the actor holds a share of one."""
 
     def __init__(self, inputs: EmbedInputs) -> None:
-        from tips_ray.embedding.embedder import Embedder  # and torch with it, which readers and planners do without
+        from tips_ray.embedding.embedder import Embedder  # imports torch, which readers and planners do not need
         from tips_ray.evaluation.load_encoder import placed_encoder
 
         config = inputs.config

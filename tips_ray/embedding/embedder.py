@@ -15,14 +15,14 @@ from tips_ray.evaluation.encoders import Encoder, Features, device_of, in_unit_r
 
 
 class Embedder:
-    """A frozen encoder, and what is kept of what it gives."""
+    """A frozen encoder and the layout of the rows made from its outputs."""
 
     def __init__(self, encoder: Encoder, layout: Layout, index: Index, batch_images: int) -> None:
         self.encoder, self.layout, self.index, self.batch_images = encoder, layout, index, batch_images
         self.device = device_of(encoder.networks[0])
 
     def __call__(self, chunk: DecodedChunk) -> pa.Table:
-        """A row per row of the chunk, whatever became of its image."""
+        """One output row per row of the chunk, also for rows with a bad image."""
         place, count = self.index.chunk(chunk.number), len(chunk.keys)
         shard, _ = self.index.shard(int(self.index.chunks.shard[chunk.number]))
         columns = {
@@ -51,7 +51,7 @@ class Embedder:
         return {name: value.float().cpu().numpy().astype(self.layout.dtype) for name, value in kept.items()}
 
     def _caption_columns(self, chunk: DecodedChunk) -> dict[str, pa.Array]:
-        """Of a row with a bad image too: its captions are as good as any."""
+        """Caption embeddings, also for rows with a bad image."""
         has_web_N = [bool(text) for text in chunk.web_captions]
         web_TD = self._texts([text for text in chunk.web_captions if text])
         synthetic_TD = self._texts([text for texts in chunk.synthetic_captions for text in texts])
@@ -68,10 +68,10 @@ class Embedder:
 
 
 def layout_of(encoder: Encoder, config: EmbeddingConfig) -> Layout:
-    """What this encoder gives of an image, found by giving it one.
+    """Layout of this encoder's outputs, found by encoding one image.
 
     Raises:
-        ValueError: captions are wanted of an encoder that reads none.
+        ValueError: captions are to be embedded, but the encoder reads no texts.
     """
     if config.captions and not encoder.text_embeddings:
         raise ValueError("captions=true needs an encoder that reads texts: MODEL has no text tower, or no vocabulary")
@@ -84,6 +84,6 @@ def layout_of(encoder: Encoder, config: EmbeddingConfig) -> Layout:
 
 
 def _kept(features: Features, names: Iterable[str]) -> dict[str, Tensor]:
-    """The named ones; a mean is over the patches of an image, in their own type."""
+    """The named features; `patches_mean` is the mean over an image's patches, in their dtype."""
     makers = {"patches_mean": lambda: features.patches_BLD.mean(1), "patches": lambda: features.patches_BLD}
     return {name: makers[name]() if name in makers else features.embeddings[name] for name in names}

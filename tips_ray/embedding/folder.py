@@ -1,7 +1,7 @@
-"""Where embeddings are kept: `embedding.json` says of what, `embeddings/` has the files, each written once.
+"""Folder of embeddings: `embedding.json` says what they were made from, `embeddings/` has the files, each written once.
 
-A file holds the rows of consecutive chunks of the index. Which chunks share a file follows from the index and the
-columns alone, and so does its name: what is missing is known from one listing, whoever was killed when.
+A file holds the rows of consecutive chunks. Index and columns alone determine its chunks and its name, so one listing
+shows which files are missing.
 """
 
 import json
@@ -19,10 +19,10 @@ from tips_ray.storage import NotFoundError
 VERSION = 1
 MANIFEST = "embedding.json"
 FILE_BYTES = 32 << 20
-"""Of a large data set's files, about; a file passes through Ray as one block, which must stay below 128 MB."""
+"""Approximate size of a large data set's files; Ray passes a file as one block, which must stay below 128 MB."""
 MOST_CHUNKS, FEWEST_FILES = 64, 64
-"""Of a file; of a data set, as far as it has so many chunks: a small one is shared out and kept in small parts too."""
-DICTIONARY: Any = ["shard", "error"]  # pyarrow's own types know of True and False alone
+"""Most chunks of a file; fewest files of a data set with that many chunks, so that small ones are spread out too."""
+DICTIONARY: Any = ["shard", "error"]  # pyarrow's type stubs accept only bool
 _WORDS = {"weights": "of another encoder", "data": "of other data, or the data have changed since"}
 
 
@@ -35,12 +35,13 @@ class EmbeddingFolder:
         self._manifest = storage.join(self.uri, MANIFEST)
 
     def check(self, decides: Mapping[str, Any]) -> None:
-        """
+        """Check that the folder's embeddings, if any, were made from the same inputs.
+
         Args:
-            decides: all that a number depends on.
+            decides: everything that the embeddings depend on.
 
         Raises:
-            ValueError: the folder holds embeddings that depend on something else.
+            ValueError: the folder holds embeddings made from other inputs.
         """
         held = self._read().get("decides")
         if held is None:
@@ -52,10 +53,10 @@ class EmbeddingFolder:
                 raise ValueError(f"{self.uri} holds embeddings {what}; choose another OUT")
 
     def checkpoint_of(self, model: str) -> str:
-        """The checkpoint that embeddings by `model`, a run that may train on, were begun with; empty: none were.
+        """The checkpoint that made this folder's embeddings by the run `model`; empty if there are none by it.
 
         Raises:
-            ValueError: it is there no more.
+            ValueError: the checkpoint no longer exists.
         """
         held = self._read()
         checkpoint = held.get("checkpoint") or ""
@@ -66,18 +67,18 @@ class EmbeddingFolder:
         return checkpoint
 
     def claim(self, decides: Mapping[str, Any], note: Mapping[str, Any]) -> None:
-        """Write down what the embeddings are of, unless that is there and the same; see `check`.
+        """Write `embedding.json`; if it exists, `check` it instead.
 
         Args:
-            decides: all that a number depends on.
-            note: what a reader may want to know beside it.
+            decides: everything that the embeddings depend on.
+            note: further information for readers.
         """
         content = {"decides": {"version": VERSION, **decides}, **note}
         if not storage.create_text(self._manifest, json.dumps(content, indent=1) + "\n"):
             self.check(decides)
 
     def _read(self) -> dict[str, Any]:
-        """The content of `embedding.json`, empty where there is none."""
+        """The content of `embedding.json`, empty if there is none."""
         try:
             content = storage.read_text(self._manifest)
         except NotFoundError:
@@ -90,12 +91,12 @@ class EmbeddingFolder:
         return held
 
     def missing(self, index: Index, layout: Layout) -> list[range]:
-        """Chunks of each file that is not there, in their order."""
+        """Chunks of each missing file, in their order."""
         there = set(storage.list_names(self.rows_uri))
         return [chunks for chunks in files(index, layout) if file_name(index, chunks) not in there]
 
     def write(self, name: str, table: pa.Table) -> bool:
-        """Keep a file whole; False, and nothing changes, where it is there already."""
+        """Write a whole file; return False, and change nothing, if it is there already."""
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd", use_dictionary=DICTIONARY)
         return storage.create_bytes(storage.join(self.rows_uri, name), buffer.getvalue().to_pybytes())
@@ -108,13 +109,13 @@ def files(index: Index, layout: Layout) -> list[range]:
 
 
 def chunks_per_file(index: Index, layout: Layout) -> int:
-    """The last file may have fewer."""
+    """Number of chunks per file; the last file may have fewer."""
     fitting = FILE_BYTES // (index.chunk_rows * layout.row_bytes)
     return max(min(fitting, MOST_CHUNKS, len(index.chunks.rows) // FEWEST_FILES), 1)
 
 
 def file_name(index: Index, chunks: Sequence[int]) -> str:
-    """By the sample ids inside: the first, and the one after the last."""
+    """File name made of its first sample id and the one after its last."""
     table = index.chunks
     stop = table.first_sample[chunks[-1]] + table.rows[chunks[-1]]
     return f"{table.first_sample[chunks[0]]:010d}-{stop:010d}.parquet"

@@ -12,7 +12,7 @@ from tips_ray.evaluation.probe import LEARNING_RATE, split_places, trained_probe
 
 
 class LabelledEmbeddings(NamedTuple):
-    """Embeddings of any length, and the class of each."""
+    """Embeddings, not necessarily of unit norm, and the class of each."""
 
     embeddings_NE: Tensor
     labels_N: Tensor
@@ -21,10 +21,10 @@ class LabelledEmbeddings(NamedTuple):
 def knn_accuracy(
     train: LabelledEmbeddings, test: LabelledEmbeddings, num_classes: int, config: NeighboursConfig
 ) -> dict[str, float]:
-    """`accuracy_k10` and so on, for every number of neighbours that the training images allow.
+    """`accuracy_k10` and so on, for each configured k that is at most the number of training images.
 
     Raises:
-        ValueError: an embedding is not finite, or not even the smallest number is allowed.
+        ValueError: an embedding is not finite, or every k exceeds the number of training images.
     """
     allowed = [k for k in config.neighbours if k <= len(train.labels_N)]
     if not allowed:
@@ -47,7 +47,7 @@ def linear_accuracy(
 ) -> dict[str, float]:
     """`accuracy` of the learning rate that is best on held-out training images.
 
-    (D) The embedding alone, and behind BatchNorm; DINOv2 also tries it beside the mean patch.
+    (D) The probe reads the embedding alone, after BatchNorm; DINOv2 also tries it beside the mean patch.
 
     Raises:
         ValueError: there are too few images to hold one out.

@@ -1,6 +1,6 @@
-"""What tasks with a value per pixel share. N images, L patches on a square grid, D width, C channels, H W pixels.
+"""Code shared by tasks with a value per pixel. N images, L patches on a square grid, D width, C channels, H W pixels.
 
-Images are squashed to a square and their maps are not, so H and W may differ from image to image.
+Images are squashed to a square but their maps are not, so H and W may differ from image to image.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from torch.nn import functional as F
 
 
 class DenseExamples(NamedTuple):
-    """Images as a probe sees them, and the truth about them."""
+    """Patch features of images, and their target maps."""
 
     patches_NLD: Tensor
     targets: Sequence[Tensor]
-    """[H, W] each: classes, or metres."""
+    """One map [H, W] per image: classes, or metres."""
     cls_NE: Tensor | None = None
-    """Stands beside every patch, with a width of its own."""
+    """CLS embeddings that are appended to every patch; E may differ from D."""
 
     def rows(self, places_n: Tensor) -> Tensor:
-        """What the probe sees of some images, fp32 [n, L, D], or [patch, CLS] with [n, L, D + E]."""
+        """Probe inputs of the images `places_n`, fp32: patches [n, L, D], or [patch, CLS] [n, L, D + E]."""
         patches_nLD = self.patches_NLD[places_n].float()
         return patches_nLD if self.cls_NE is None else with_cls(patches_nLD, self.cls_NE[places_n])
 
@@ -32,13 +32,13 @@ def with_cls(patches_NLD: Tensor, cls_NE: Tensor) -> Tensor:
 
 
 def upsampled(rows_NLC: Tensor, size: Sequence[int]) -> Tensor:
-    """Values of patches, bilinearly, half-pixel centres, [N, C, H, W]."""
+    """Patch values upsampled bilinearly with half-pixel centres, [N, C, H, W]."""
     grid = round(rows_NLC.shape[1] ** 0.5)
     return F.interpolate(rows_NLC.mT.unflatten(2, (grid, grid)), tuple(size), mode="bilinear", align_corners=False)
 
 
 def squashed(targets: Sequence[Tensor], size_px: int) -> Tensor:
-    """Maps as one tensor [N, size_px, size_px], each pixel that of the nearest centre; the widest of their dtypes."""
+    """Maps as one tensor [N, size_px, size_px], by nearest pixel centre, in the widest of their dtypes."""
     squashed_NHW = torch.empty(
         len(targets), size_px, size_px, dtype=max((one.dtype for one in targets), key=lambda dtype: dtype.itemsize)
     )

@@ -1,7 +1,7 @@
 """Monocular depth by a closed-form probe on frozen patches. N images, L patches, D width, H W pixels.
 
-A ridge regression instead of the published bins (`depth_bins.py`): no learning rate, the same result on every run,
-seconds on a CPU. The demo uses it.
+It is a ridge regression instead of the published bins (`depth_bins.py`): no learning rate, the same result on every
+run, seconds on a CPU. The demo uses it.
 """
 
 import torch
@@ -17,13 +17,13 @@ RIDGE = 1e-3  # on standardised features, per row
 def linear_depth_probe(train_NLD: Tensor, train_depth_NHW: Tensor, test_NLD: Tensor) -> Tensor:
     """Depth of the test images in metres, [N, H, W], at the size of the training targets.
 
-    The probe predicts the logarithm of the depth at the patch's centre; it is learned from patches whose centre has a
+    The probe predicts the logarithm of the depth at the patch's centre. It learns from patches whose centre has a
     target above 0.
 
     Args:
         train_NLD: [patch, CLS] of a square grid.
-        train_depth_NHW: metres, 0 where there is none.
-        test_NLD: as `train_NLD`.
+        train_depth_NHW: metres, 0 where there is no target.
+        test_NLD: like `train_NLD`.
     """
     target_NL = squashed(list(train_depth_NHW), round(train_NLD.shape[1] ** 0.5)).flatten(1)
     known = (target_NL > 0).flatten()
@@ -50,5 +50,5 @@ def _with_bias(rows: Tensor) -> Tensor:
 
 def _ridge(inputs: Tensor, targets: Tensor, penalty: float) -> Tensor:
     gram = inputs.T @ inputs
-    gram.diagonal()[:-1] += penalty  # the bias is free
+    gram.diagonal()[:-1] += penalty  # the bias is not penalised
     return torch.linalg.solve(gram, inputs.T @ targets)

@@ -1,6 +1,6 @@
 """Monocular depth by bins: the published linear probe on [patch, CLS], and a DPT decoder. N images, L patches.
 
-D width, K bins, H W pixels, R learning rates, b of the images. `depth.py` has a closed-form probe for a first look.
+D width, K bins, H W pixels, R learning rates, b images of a batch. `depth.py` has a closed-form probe.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from tips_ray.evaluation.probe import LEARNING_RATE, LinearProbes, split_places,
 UPSAMPLING, SMALLEST_LOGIT, EPSILON, MEAN_WEIGHT, GRADIENT_WEIGHT = 4, 0.1, 0.001, 0.15, 0.5
 STRIDES = (1, 2, 4, 6)
 SMALLEST_SQUARE = 1e-12
-"""Under a root, whose gradient is infinite at 0."""
+"""Lower bound of the value under the root in `sig_loss`; the root's gradient is infinite at 0."""
 
 
 class Depth(NamedTuple):
-    """What the chosen probe reaches on the test images."""
+    """Scores and predictions of the chosen probe on the test images."""
 
     scores: dict[str, float]
     predictions_m: list[Tensor]
@@ -32,13 +32,13 @@ class Depth(NamedTuple):
 def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig, seed: int = 0) -> Depth:
     """`rmse_m` of the learning rate that is best on held-out training images.
 
-    Differs from DINOv2's: no 100 steps in which SigLoss has only its mean, whose gradient is no number where it is 0.
+    Unlike DINOv2's, no first 100 steps with SigLoss reduced to its mean: that gradient is NaN where the mean is 0.
 
     Args:
-        train: patches with CLS beside them; metres, 0 where there is none.
-        test: the same.
-        config: of bins and probes; targets beyond `max_depth_m` do not count.
-        seed: of the probes' start and batches.
+        train: patches with CLS beside them; targets in metres, 0 where there is none.
+        test: like `train`.
+        config: bins and probes; targets beyond `max_depth_m` do not count.
+        seed: seed of the probes' initial weights and batches.
 
     Raises:
         ValueError: a target is negative or not finite, an image has none, or every probe diverged.
@@ -72,13 +72,13 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
 
 
 def dpt_depth(train: LayerExamples, test: LayerExamples, config: DptDepthConfig, seed: int = 0) -> Depth:
-    """`rmse_m` of a DPT decoder; no learning rate is chosen, all training images teach.
+    """`rmse_m` of a DPT decoder, trained at one learning rate on all training images.
 
     Args:
-        train: layers, and metres, 0 where there is none.
-        test: the same.
-        config: of bins and decoder; targets beyond `max_depth_m` do not count.
-        seed: of the decoder's start and batches.
+        train: layers; targets in metres, 0 where there is none.
+        test: like `train`.
+        config: bins and decoder; targets beyond `max_depth_m` do not count.
+        seed: seed of the decoder's initial weights and batches.
 
     Raises:
         ValueError: a target is negative or not finite, an image has none, or the decoder diverged.
@@ -102,16 +102,16 @@ def dpt_depth(train: LayerExamples, test: LayerExamples, config: DptDepthConfig,
 
 
 def depth_of(logits_NLK: Tensor, size: Sequence[int], config: BinsConfig) -> Tensor:
-    """Metres, [N, H, W], of logits of patches.
+    """Metres, [N, H, W], from logits of patches.
 
-    The logits are upsampled four times before and the depth after, as in DINOv2, whose linear map follows the first.
+    As in DINOv2, logits are upsampled four times and the depth then to `size`; its linear map follows the first.
     """
     side = UPSAMPLING * round(logits_NLK.shape[1] ** 0.5)
     return depth_of_maps(upsampled(logits_NLK, (side, side)), size, config)
 
 
 def depth_of_maps(logits_NKhw: Tensor, size: Sequence[int], config: BinsConfig) -> Tensor:
-    """Metres, [N, H, W]: relu(logit) + 0.1 of each bin, normalised, are the weights of its depth."""
+    """Metres, [N, H, W]: the mean of the bins' depths, each weighted by its relu(logit) + 0.1."""
     weights_NKhw = logits_NKhw.relu() + SMALLEST_LOGIT
     bins_K = torch.linspace(config.min_depth_m, config.max_depth_m, config.num_bins)
     depth_Nhw = torch.einsum("nkhw,k->nhw", weights_NKhw, bins_K) / weights_NKhw.sum(dim=1)
@@ -155,7 +155,7 @@ def _log_ratio(prediction_m: Tensor, target_m: Tensor) -> Tensor:
 
 
 def _in_range(targets_m: Sequence[Tensor], max_depth_m: float) -> list[Tensor]:
-    """Targets that are too far become 0; what is no depth is an error of `depth_rmse`."""
+    """Targets with those beyond `max_depth_m` set to 0; `depth_rmse` raises for values that are no depth."""
     kept = [target_m.float() for target_m in targets_m]
     for target_m in kept:
         depth_rmse(torch.zeros_like(target_m)[None], target_m[None])
@@ -165,7 +165,7 @@ def _in_range(targets_m: Sequence[Tensor], max_depth_m: float) -> list[Tensor]:
 def _predicted(
     probes: LinearProbes, probe: int, examples: DenseExamples, places_n: Tensor, config: DepthConfig
 ) -> list[Tensor]:
-    """Image by image, which bounds memory."""
+    """Predictions, made one image at a time, which bounds memory."""
     return [
         depth_of(probes(examples.rows(torch.tensor([place])))[probe], examples.targets[place].shape, config)[0]
         for place in places_n.tolist()

@@ -1,7 +1,7 @@
-"""DPT decoder on four layers of a frozen encoder. N images, b of them, L patches on a square grid, D width, C channels.
+"""DPT decoder on four layers of a frozen encoder. N images, b of a batch, L patches on a square grid, C channels.
 
-g patches along one side. Source: Vision Transformers for Dense Prediction, arXiv:2103.13413; as a probe of frozen
-encoders, Probe3D, arXiv:2404.08636.
+D width, g patches along one side. Source: Vision Transformers for Dense Prediction, arXiv:2103.13413; as a probe of
+frozen encoders, Probe3D, arXiv:2404.08636.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,22 +15,22 @@ from tips_ray.config.evaluation import DecoderConfig
 from tips_ray.evaluation.probe import batches, rate_factor
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
-"""Of the maps made of the four layers, first layer first, relative to the grid."""
+"""Sizes of the maps made from the four layers, relative to the grid; first layer first."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(maps [b, C, 8 g, 8 g], places of the b images [b]) -> scalar."""
 
 
 class LayerExamples(NamedTuple):
-    """Images as a decoder sees them, and the truth about them."""
+    """Layer features of images, and their target maps."""
 
     layers: Sequence[Tensor]
     """Four tensors [N, L, D]."""
     targets: Sequence[Tensor]
-    """For each image metres [H, W], or normals [3, H, W]; 0 where there is none."""
+    """One map per image: metres [H, W] or normals [3, H, W]; 0 where there is none."""
 
 
 class Decoder(nn.Module):
-    """Layers [b, L, D] -> maps [b, C, 8 g, 8 g]. Encoders differ in scale: each layer passes a BatchNorm first (D)."""
+    """Layers [b, L, D] -> maps [b, C, 8 g, 8 g]. BatchNorm comes first (D), because encoders differ in scale."""
 
     def __init__(self, width: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
 
 
 class _Fusion(nn.Module):
-    """A finer map, and what coarser ones have become, as large as the finer one."""
+    """Merges a finer map with the result of the coarser ones, resized to the finer one."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -82,12 +82,12 @@ def trained_decoder(
     """A decoder with `outputs` channels trained on the images `places_n`; evaluation mode.
 
     Args:
-        layers: of all images, four tensors [N, L, D].
-        places_n: of the images to learn from.
-        outputs: channels.
+        layers: layer features of all images, four tensors [N, L, D].
+        places_n: positions of the images to learn from.
+        outputs: number of channels.
         loss: see `Loss`.
-        config: of the decoder and its training.
-        seed: of its start and batches.
+        config: the decoder and its training.
+        seed: seed of the initial weights and batches.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Where an encoder is found: without torch, which tasks that only read and write need not start."""
+"""Where an encoder is found. Does not import torch, which tasks that only read and write do not need."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +11,7 @@ TIMM_PREFIXES = ("timm:", "local-dir:", "hf-hub:")
 
 
 class EncoderPlace(NamedTuple):
-    """The same for any process of this machine: a Ray worker does not stand where the user stands."""
+    """Name of an encoder with absolute paths, because a Ray worker's working directory is not the user's."""
 
     model: str
     image_size_px: int
@@ -19,7 +19,7 @@ class EncoderPlace(NamedTuple):
 
     @classmethod
     def of(cls, model: str, encoder: "Encoder") -> "EncoderPlace":
-        """Of an encoder that `load_encoder` has found by this name."""
+        """Place of an encoder that `load_encoder` has loaded by this name."""
         if encoder.checkpoint_uri:
             model = storage.resolved(encoder.checkpoint_uri)
         elif model.startswith("local-dir:"):

@@ -1,4 +1,4 @@
-"""What every frozen encoder gives to the tasks, and TIPS as one. B images, L patches, D width, E of embeddings."""
+"""Interface of frozen encoders, and the encoder of TIPS. B images, L patches, D width, E width of embeddings."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ TEXTS_AT_ONCE = 256
 
 
 class Features(NamedTuple):
-    """Of images of one size."""
+    """Features of images of one size."""
 
     patches_BLD: Tensor
     """Row-major on a square grid."""
@@ -27,22 +27,22 @@ class Features(NamedTuple):
 class Encoder(ABC):
     """A frozen encoder: square RGB images in [0, 1] in, features out, without gradient.
 
-    An encoder's own mean and standard deviation are its own affair.
+    An encoder applies its mean and standard deviation itself.
     """
 
     image_size_px: int
-    """Side of the images that it takes."""
+    """Side of the input images."""
     patch_size_px: int
     embeddings: tuple[str, ...]
-    """Names of what `features` gives beside patches: `cls_web` and `cls_synthetic`; `cls`, `pooled` of others."""
+    """Names of the embeddings in `Features`: `cls_web` and `cls_synthetic` for TIPS; `cls`, `pooled` for others."""
     text_embeddings: tuple[str, ...] = ()
-    """Those of them that meet texts; empty where there is no text tower, or no vocabulary for it."""
+    """Embeddings that can be compared with texts; empty without a text tower or without a vocabulary for it."""
     has_text_patches: bool = False
-    """Whether there are patches that meet texts."""
+    """Whether patches can be compared with texts."""
     preparation: bytes = b""
-    """What is done to images and texts ahead of the weights, which decides the numbers with them: the vocabulary."""
+    """Identifies what happens to images and texts before the weights, such as the vocabulary; part of `fingerprint`."""
     checkpoint_uri: str | None = None
-    """Of a run's, that which was the newest whole one; others follow while it trains."""
+    """For an encoder of a run: its newest complete checkpoint when it was loaded; a running run writes more."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -62,7 +62,7 @@ class Encoder(ABC):
     @property
     @abstractmethod
     def networks(self) -> tuple[nn.Module, ...]:
-        """All that has weights."""
+        """All modules with weights."""
 
     @abstractmethod
     def features(self, images_BCHW: Tensor) -> Features: ...
@@ -72,16 +72,16 @@ class Encoder(ABC):
         raise NotImplementedError
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit-norm embeddings [N, E], on the host; only where `text_embeddings` names any."""
+        """Unit-norm embeddings [N, E], on the host; only if `text_embeddings` is not empty."""
         raise NotImplementedError
 
     def text_patches(self, images_BCHW: Tensor) -> Tensor:
-        """[B, L, E], to be compared with texts by cosine; only where `has_text_patches`."""
+        """Patches [B, L, E] to compare with texts by cosine; only if `has_text_patches`."""
         raise NotImplementedError
 
 
 class TipsEncoder(Encoder):
-    """Ours, in evaluation mode on the device of its weights. Patches that meet texts come by the values trick."""
+    """TIPS, in evaluation mode on the device of its weights. The values trick gives the patches for texts."""
 
     embeddings = ("cls_web", "cls_synthetic")
 
@@ -131,7 +131,7 @@ class TipsEncoder(Encoder):
 
 
 def quarters(depth: int) -> list[int]:
-    """Places of the blocks that end each quarter of an encoder; shallow ones have some twice."""
+    """Indices of the blocks that end each quarter of an encoder; repeated if there are fewer than four blocks."""
     return [max(round(depth * part / 4), 1) - 1 for part in (1, 2, 3, 4)]
 
 
@@ -141,5 +141,5 @@ def in_unit_range(images_BSS3: Tensor) -> Tensor:
 
 
 def device_of(network: nn.Module) -> torch.device:
-    """Of its first parameter."""
+    """Device of the network's first parameter."""
     return next(network.parameters()).device

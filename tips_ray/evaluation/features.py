@@ -1,6 +1,6 @@
-"""A data set as a frozen encoder sees it, encoded when a task first asks. N images, S side, L patches, D width.
+"""Features of a data set by a frozen encoder, computed when a task first asks. N images, S side, L patches, D width.
 
-b of the images are encoded at a time.
+b images are encoded at a time.
 """
 
 import errno
@@ -23,21 +23,21 @@ PATCHES, LAYERS = "patches", "layers"
 
 
 class Scratch(NamedTuple):
-    """Where features of patches lie, and as what."""
+    """Where patch features are stored, and their dtype."""
 
     folder: str | None = None
-    """On this machine; None: the system's temporary one."""
+    """Folder on this machine; None: the system's temporary folder."""
     dtype: torch.dtype = torch.float32
 
 
 EncodeBatch = Callable[[Encoder, Tensor], dict[str, Tensor]]
-"""An encoder and uint8 RGB images [b, S, S, 3] -> what it makes of them, by name, [b, ...]."""
+"""An encoder and uint8 RGB images [b, S, S, 3] -> outputs [b, ...] by name."""
 Encoding = Callable[[EncodeBatch, Tensor], Iterator[dict[str, Tensor]]]
-"""The same for all images of a data set, batch by batch, in their order."""
+"""An `EncodeBatch` and all images of a data set -> its outputs, batch by batch, in the order of the images."""
 
 
 def encoding_here(encoder: Encoder, batch_images: int = 64) -> Encoding:
-    """By the encoder of this process."""
+    """Encode with the encoder of this process."""
 
     def encoding(encode: EncodeBatch, images_NSS3: Tensor) -> Iterator[dict[str, Tensor]]:
         for images_bSS3 in images_NSS3.split(batch_images):
@@ -47,7 +47,7 @@ def encoding_here(encoder: Encoder, batch_images: int = 64) -> Encoding:
 
 
 def features_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None = None) -> Features:
-    """Of uint8 RGB images, on the host; embeddings in fp32, patches in a file of `scratch`."""
+    """Features of uint8 RGB images, on the host; embeddings in fp32, patches in a file of `scratch`."""
     embeddings: list[dict[str, Tensor]] = []
 
     def patches() -> Iterator[Tensor]:
@@ -60,7 +60,7 @@ def features_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None
 
 
 def embeddings_of(encoding: Encoding, images_NSS3: Tensor) -> dict[str, Tensor]:
-    """The embeddings of `features_of` alone."""
+    """Only the embeddings of `features_of`."""
     return _joined([_on_host(found) for found in encoding(_embeddings, images_NSS3)])
 
 
@@ -73,7 +73,7 @@ def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def layers_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None = None) -> list[Tensor]:
-    """Four tensors [N, L, D], on the host, in a file."""
+    """Layer features, four tensors [N, L, D], on the host, in a file of `scratch`."""
     parts = (found[LAYERS] for found in encoding(_layers, images_NSS3))
     return list(stored(parts, len(images_NSS3), scratch or Scratch()).unbind(1))
 
@@ -92,12 +92,12 @@ def _layers(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
 
 
 def stored(parts: Iterator[Tensor], rows: int, scratch: Scratch) -> Tensor:
-    """Parts [b, ...] one after the other, [rows, ...], mapped from a file without a name that goes with the tensor.
+    """Parts [b, ...] concatenated to [rows, ...], mapped from an unnamed file that is freed with the tensor.
 
-    Memory holds what is being used; the file's pages are the system's to keep or drop.
+    The system keeps or drops the file's pages, so memory holds only what is in use.
 
     Raises:
-        ValueError: the disk has no room for them.
+        ValueError: the disk has too little room.
     """
     first = next(parts)
     shape = (rows, *first.shape[1:])
@@ -113,7 +113,7 @@ def stored(parts: Iterator[Tensor], rows: int, scratch: Scratch) -> Tensor:
 
 
 class FrozenData:
-    """Patches take N * L * D * 4 bytes of disk, half of it in fp16; layers four times that."""
+    """Features of a data set, computed once. Patches take N * L * D * 4 bytes of disk (fp16: half), layers 4 x that."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class FrozenData:
         scratch: Scratch | None = None,
         with_patches: bool = True,
     ) -> None:
-        """Without patches, `train` and `test` have none, and no file is written for them."""
+        """If `with_patches` is False, `train` and `test` have no patches, and no file is written for them."""
         self.encoder, self.dataset, self.encoding, self.scratch = encoder, dataset, encoding, scratch
         self.with_patches = with_patches
 
@@ -138,7 +138,7 @@ class FrozenData:
 
     @cached_property
     def layers(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Of training and test images."""
+        """Layer features of the training and of the test images."""
         assert self.dataset.train is not None
         return self._layers(self.dataset.train), self._layers(self.dataset.test)
 
@@ -152,7 +152,7 @@ class FrozenData:
 
 
 def _reserve(file: int, folder: str, needed: int) -> None:
-    """Take the room at once: a mapped file whose disk is full later on ends the process."""
+    """Allocate the file at once: writing to a mapped file kills the process if the disk is full."""
     try:
         os.posix_fallocate(file, 0, needed)
     except OSError as error:

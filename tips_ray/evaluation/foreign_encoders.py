@@ -1,4 +1,4 @@
-"""Encoders of timm and transformers, to compare with. B images, T tokens, L patches, D width, E width of embeddings."""
+"""Encoders of timm and transformers, for comparison. B images, T tokens, L patches, D width, E width of embeddings."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.jso
 
 @contextmanager
 def _told_by_its_reader(model: str) -> Iterator[None]:
-    """Libraries raise errors of all kinds for a name that they do not know, or a file that is damaged."""
+    """Raise ValueError for any error: libraries raise many kinds for an unknown name or a damaged file."""
     try:
         yield
     except Exception as error:
@@ -26,10 +26,10 @@ def _told_by_its_reader(model: str) -> Iterator[None]:
 
 
 class TimmEncoder(Encoder):
-    """A ViT of timm. One of the TIPS kind has both CLS tokens; of others `cls`, and `pooled` where the model pools."""
+    """A ViT of timm. TIPS models give both CLS tokens; others give `cls`, and `pooled` if the model pools."""
 
     def __init__(self, name: str, image_size_px: int | None = None) -> None:
-        """`name` is timm's, such as `vit_base_patch14_dinov2` or `local-dir:FOLDER`.
+        """Load the model that timm calls `name`, such as `vit_base_patch14_dinov2` or `local-dir:FOLDER`.
 
         Raises:
             ValueError: there is no such model, or it gives no tokens.
@@ -78,10 +78,10 @@ class TimmEncoder(Encoder):
 
 
 class TransformersEncoder(Encoder):
-    """A folder that AutoModel reads: with a text tower (CLIP, SigLIP) `pooled` meets texts; DINOv2 has `cls`."""
+    """A folder that AutoModel reads. With a text tower (CLIP, SigLIP), `pooled` meets texts; DINOv2 has `cls`."""
 
     def __init__(self, folder: Path, image_size_px: int | None = None) -> None:
-        """Mean, standard deviation and vocabulary come from the folder.
+        """Load the model, and its mean, standard deviation and vocabulary, from `folder`.
 
         Raises:
             ValueError: it is damaged, does not say how images are prepared, or is no image encoder of square patches.
@@ -90,7 +90,7 @@ class TransformersEncoder(Encoder):
 
         self._mean_std = _mean_and_std(folder)
         with _told_by_its_reader(str(folder)), torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)  # of what the folder lacks, such as a pooler: the same in every process
+            torch.manual_seed(0)  # weights that the folder lacks, such as a pooler, are then equal in every process
             self.network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
         config = getattr(self.network.config, "vision_config", self.network.config)
         if not all(isinstance(getattr(config, name, None), int) for name in ("patch_size", "image_size")):
@@ -138,7 +138,7 @@ class TransformersEncoder(Encoder):
         parts = []
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             some = list(texts[first : first + TEXTS_AT_ONCE])
-            # SigLIP was trained on texts of full length and without a mask; its tokenizer gives none
+            # SigLIP was trained on texts padded to full length, without a mask; its tokenizer gives no mask
             inputs = self._tokenizer(some, padding="max_length", truncation=True, max_length=most, return_tensors="pt")
             outputs = self.network.get_text_features(**inputs.to(device_of(self.network)))
             parts.append(outputs.pooler_output.float().cpu())
@@ -164,7 +164,7 @@ def _mean_and_std(folder: Path) -> tuple[list[float], list[float]]:
 
 
 def _tokenizer(folder: Path) -> Any:
-    """None where the folder has no vocabulary."""
+    """The folder's tokenizer; None if it has no vocabulary."""
     from transformers import AutoTokenizer
 
     has_vocabulary = any((folder / name).is_file() for name in _VOCABULARIES)
@@ -172,6 +172,6 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _vocabulary(folder: Path) -> bytes:
-    """What texts go through, as bytes."""
+    """Contents of the folder's tokenizer files."""
     paths = (folder / name for name in (*_VOCABULARIES, "merges.txt", "tokenizer_config.json"))
     return b"".join(path.read_bytes() for path in paths if path.is_file())

@@ -1,4 +1,4 @@
-"""Whatever MODEL names -> an encoder to evaluate."""
+"""Loads the encoder that MODEL names."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def load_encoder(model: str, image_size_px: int | None = None) -> Encoder:
         image_size_px: side of the images, a multiple of the patch size; default: the native one.
 
     Raises:
-        ValueError: nothing that can be evaluated, or what its reader says of it; a size that is no multiple.
+        ValueError: `model` is nothing that can be evaluated or cannot be read, or the size is no multiple.
     """
     encoder = _encoder(model, image_size_px)
     if encoder.image_size_px % encoder.patch_size_px:
@@ -34,10 +34,10 @@ def load_encoder(model: str, image_size_px: int | None = None) -> Encoder:
 
 
 def placed_encoder(place: EncoderPlace, threads: float, gpus: float) -> Encoder:
-    """The encoder at `place`, for an actor or task that holds so many CPUs and GPUs.
+    """The encoder at `place`, for an actor or task that holds `threads` CPUs and `gpus` GPUs.
 
     Raises:
-        ValueError: it is there no more, or it is another.
+        ValueError: it is no longer there, or it has changed.
     """
     torch.set_num_threads(max(int(threads), 1))
     encoder = load_encoder(place.model, place.image_size_px)
@@ -70,7 +70,7 @@ def _of_run(source: WeightsSource, image_size_px: int | None) -> Encoder:
 
 
 def _of_folder(config: Path, image_size_px: int | None) -> Encoder:
-    """timm writes `architecture`, transformers `model_type`."""
+    """Encoder of a folder with `config.json`: timm writes `architecture` into it, transformers `model_type`."""
     tree = json.loads(config.read_text(encoding="utf-8"))
     if tree.get("model_type") == "tipsv2":
         return TipsEncoder.of_model(load_transformers(config.parent), image_size_px)
@@ -82,7 +82,7 @@ def _of_folder(config: Path, image_size_px: int | None) -> Encoder:
 
 
 def _released(source: WeightsSource, image_size_px: int | None) -> Encoder:
-    """Texts are read where the text encoder's file and a vocabulary are there."""
+    """Encoder of released npz files; it reads texts if the text encoder's file and a vocabulary are there."""
     if "image" not in source.files or not all(map(storage.is_local, source.files.values())):
         raise ValueError(f"MODEL ({source.uri}): the npz of the image encoder must be there, on this machine")
     heads = {kind: source.sizes[kind].get("num_heads") for kind in source.files}

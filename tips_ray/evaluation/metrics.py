@@ -1,6 +1,6 @@
 """Metrics of the evaluation tasks. Q queries, N candidates, B images, H W pixels, C classes, D width, k neighbours.
 
-Tensors or numpy arrays in; sums are float64. What cannot be scored is an error that names it, never a NaN.
+Inputs are tensors or numpy arrays; sums are float64. Input that cannot be scored raises an error; no score is NaN.
 """
 
 import numpy as np
@@ -10,18 +10,18 @@ from torch.nn import functional as F
 
 Array = Tensor | np.ndarray
 QUERIES_AT_ONCE, CANDIDATES_AT_ONCE = 256, 65_536
-"""Similarities that `nearest` holds at a time: 64 MiB of them."""
+"""Sizes of the block of similarities that `nearest` holds at a time: 64 MiB."""
 UNIT_TOLERANCE = 1e-3
 
 
 def confusion_matrix(prediction: Array, target: Array, num_classes: int, ignore_index: int | None = None) -> Tensor:
-    """Pixel counts, int64 [C, C]: rows are targets, columns predictions. Those of several maps may be added.
+    """Pixel counts, int64 [C, C]: rows are targets, columns predictions. Counts of several maps may be added.
 
     Args:
         prediction: integer classes, any shape.
         target: the same shape.
         num_classes: C.
-        ignore_index: target of pixels that do not count.
+        ignore_index: target value of pixels that do not count.
 
     Raises:
         ValueError: shapes differ, or a class lies outside [0, C).
@@ -51,16 +51,16 @@ def mean_iou(prediction: Array, target: Array, num_classes: int, ignore_index: i
     Arguments and errors are those of `confusion_matrix`.
 
     Raises:
-        ValueError: also where every pixel is ignored.
+        ValueError: also if every pixel is ignored.
     """
     return mean_iou_of(confusion_matrix(prediction, target, num_classes, ignore_index))
 
 
 def mean_iou_of(confusion_CC: Tensor) -> float:
-    """`mean_iou` of counts that were added up.
+    """`mean_iou` from summed confusion matrices.
 
     Raises:
-        ValueError: there are none.
+        ValueError: all counts are 0.
     """
     if not confusion_CC.any():
         raise ValueError("target has no pixel that counts: it is empty, or every pixel is ignore_index")
@@ -93,7 +93,7 @@ def normals_rmse_degrees(prediction: Array, target: Array, mask: Array, pooled: 
     """Root mean squared angle in degrees over pixels of the mask: per image, then the mean over images.
 
     Args:
-        prediction: [B, 3, H, W], of any length but 0.
+        prediction: [B, 3, H, W], vectors of any length but 0.
         target: the same shape, unit vectors where `mask` is True.
         mask: boolean [B, H, W].
         pooled: one root over all pixels of the mask together instead.
@@ -120,9 +120,9 @@ def normals_rmse_degrees(prediction: Array, target: Array, mask: Array, pooled: 
 
 
 def nearest(query_QD: Array, bank_ND: Array, k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank with the largest cosine, best first: their cosines and places, both [Q, k].
+    """The k rows of the bank with the largest cosine, best first: their cosines and row numbers, both [Q, k].
 
-    Exact; memory grows neither with Q * N nor beyond one bank.
+    The search is exact. It needs no memory of size Q * N and no second copy of the bank.
 
     Raises:
         ValueError: widths differ, a value is not finite, or k is not between 1 and N.
@@ -155,14 +155,14 @@ def knn_votes(similarity_Qk: Tensor, labels_Qk: Tensor, num_classes: int, temper
 
 
 def knn_predict(query_QD: Array, bank_ND: Array, bank_labels_N: Array, k: int, temperature: float = 0.07) -> Tensor:
-    """Class with most votes among the k nearest rows of the bank, int64 [Q]; of equal ones the smallest.
+    """Class with most votes among the k nearest rows of the bank, int64 [Q]; the smallest of equal ones.
 
     Args:
-        query_QD: embeddings of any length.
+        query_QD: embeddings of any norm.
         bank_ND: labelled embeddings.
-        bank_labels_N: integer classes from 0 on.
+        bank_labels_N: integer classes, 0 or more.
         k: neighbours that vote.
-        temperature: a divisor of cosines.
+        temperature: divides cosines.
 
     Raises:
         ValueError: as for `nearest`, a label is negative or missing, or the temperature is not positive.
@@ -202,14 +202,14 @@ def recall_at_k(similarity_QN: Array, positives_QN: Array, k: int) -> float:
 
 
 def _nearest_of_part(query_QD: Tensor, part_ND: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosines and places in the part, of as many as it has."""
+    """Largest cosines in the part and their row numbers, at most k."""
     found = [(some_QD @ part_ND.T).topk(min(k, len(part_ND)), dim=1) for some_QD in query_QD.split(QUERIES_AT_ONCE)]
     values, indices = zip(*found, strict=True)
     return torch.cat(values), torch.cat(indices)
 
 
 def _directions(name: str, rows_ND: Tensor) -> Tensor:
-    """Of length 1."""
+    """Rows scaled to length 1."""
     _finite(name, rows_ND)
     return F.normalize(rows_ND, dim=1)
 

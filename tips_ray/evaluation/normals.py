@@ -13,7 +13,7 @@ from tips_ray.evaluation.metrics import normals_rmse_degrees
 
 
 class Normals(NamedTuple):
-    """What the decoder reaches on the test images."""
+    """Scores and predictions of the decoder on the test images."""
 
     scores: dict[str, float]
     predictions: list[Tensor]
@@ -23,15 +23,15 @@ class Normals(NamedTuple):
 
 
 def dpt_normals(train: LayerExamples, test: LayerExamples, config: NormalsConfig, seed: int = 0) -> Normals:
-    """`rmse_degrees`: root mean squared angle per image, and the mean of these.
+    """`rmse_degrees`: root mean squared angle per image, averaged over images.
 
-    The loss is 1 - cosine, over pixels with a normal (D; Probe3D also predicts how sure it is).
+    The loss is 1 - cosine, over pixels with a normal (D; Probe3D also predicts its uncertainty).
 
     Raises:
-        ValueError: a normal is of another length than 1 and 0, or an image has none.
+        ValueError: a normal has a length other than 1 and 0, or an image has no normals.
     """
     for examples in (train, test):
-        for normals_3HW in examples.targets:  # judged before any training
+        for normals_3HW in examples.targets:  # raises for bad targets before any training
             _degrees(normals_3HW, normals_3HW)
     side = config.train_size_px
     target_N3HW = torch.cat([F.interpolate(one[None], (side, side), mode="nearest-exact") for one in train.targets])
@@ -52,7 +52,7 @@ def dpt_normals(train: LayerExamples, test: LayerExamples, config: NormalsConfig
 
 
 def normals_of(maps_3hw: Tensor, size: Sequence[int]) -> Tensor:
-    """Unit vectors [3, H, W]."""
+    """Unit vectors [3, H, W] from maps of the decoder."""
     resized = F.interpolate(maps_3hw[None], tuple(size), mode="bilinear", align_corners=False)[0]
     return F.normalize(resized, dim=0)
 

@@ -1,4 +1,4 @@
-"""What tasks show: rows of panels as uint8 RGB. H W pixels, S side of an image."""
+"""Pictures of tasks: rows of panels as uint8 RGB. H W pixels, S side of an image."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ FOUND, MISSED = (30, 160, 60), (200, 60, 50)
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Panels [H, W, 3] in rows, each squashed to one size, on white."""
+    """Panels [H, W, 3] in rows on white, all squashed to one size."""
     step = PANEL_PX + GAP_PX
     canvas = Image.new("RGB", (step * max(map(len, rows)), step * len(rows)), "white")
     for y, row in enumerate(rows):
@@ -23,7 +23,7 @@ def grid(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def overlay(image_SS3: Tensor, labels_HW: Tensor, num_classes: int) -> np.ndarray:
-    """The image under a colour per class; pixels of other labels show the image alone."""
+    """The image blended with one colour per class; pixels with other labels show only the image."""
     size = (labels_HW.shape[1], labels_HW.shape[0])
     image_HW3 = np.array(Image.fromarray(image_SS3.numpy()).resize(size)).astype(np.float64)
     labels_HW = labels_HW.cpu()
@@ -34,7 +34,7 @@ def overlay(image_SS3: Tensor, labels_HW: Tensor, num_classes: int) -> np.ndarra
 
 
 def depth_panel(depth_m: Tensor, nearest_m: float, farthest_m: float) -> np.ndarray:
-    """Near is bright and far is dark, on a scale of logarithms; white where there is no depth."""
+    """Depth on a logarithmic scale: near is bright, far is dark; white where there is no depth."""
     low, high = np.log(nearest_m), np.log(max(farthest_m, 1.001 * nearest_m))
     share = 1 - (depth_m.clamp(min=nearest_m, max=farthest_m).log().numpy() - low) / (high - low)
     colours = np.stack([255 * share, 40 + 180 * share, 110 + 40 * share], axis=-1)
@@ -42,7 +42,7 @@ def depth_panel(depth_m: Tensor, nearest_m: float, farthest_m: float) -> np.ndar
 
 
 def normals_panel(normals_3HW: Tensor) -> np.ndarray:
-    """x, y, z in [-1, 1] as red, green, blue; white where there is none."""
+    """Normals as colours: x, y, z in [-1, 1] as red, green, blue; white where there is none."""
     colours = (255 * (normals_3HW.permute(1, 2, 0).numpy() + 1) / 2).round()
     return np.where(normals_3HW.any(dim=0).numpy()[..., None], colours, 255.0).clip(0, 255).astype(np.uint8)
 
@@ -64,7 +64,7 @@ def _framed(image_SS3: Tensor, is_right: bool) -> np.ndarray:
 
 
 def _palette(num_classes: int) -> np.ndarray:
-    """Hues that are far apart for neighbouring classes, float64 [C, 3]."""
+    """Colours whose hues are far apart for neighbouring classes, float64 [C, 3]."""
     hue = (torch.arange(num_classes) * 0.618034) % 1
     phases = hue[:, None] + torch.tensor([0, 1 / 3, 2 / 3])
     return (127.5 * (1 + (2 * torch.pi * phases).cos())).double().numpy()

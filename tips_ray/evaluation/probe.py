@@ -1,4 +1,4 @@
-"""Linear probes on frozen features. N images, P rows of an image, D width, K outputs, R learning rates."""
+"""Linear probes on frozen features. N images, P rows per image, D width, K outputs, R learning rates."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -8,28 +8,28 @@ from torch import Tensor, nn
 from tips_ray.config.evaluation import ProbeConfig, TrainingConfig
 
 LEARNING_RATE = "learning_rate"
-"""Under which a task says, beside its scores, which rate was chosen."""
+"""Key under which a task reports the chosen rate beside its scores."""
 Rows = Callable[[Tensor], Tensor]
-"""Places of n images [n] -> what is known of them, [n, P, D]."""
+"""Positions of n images [n] -> their features [n, P, D]."""
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(outputs [R, b, P, K], places of the b images [b]) -> loss of each probe, [R]."""
+"""(outputs [R, b, P, K], positions of the b images [b]) -> loss of each probe, [R]."""
 
 
 class LinearProbes(nn.Module):
-    """R linear maps side by side behind one BatchNorm, which has no weights of its own: a linear map has them.
+    """R linear maps side by side after one BatchNorm, which has no weights because the linear maps have them.
 
-    No probe sees another: each parameter gets the gradient of its own loss alone, and AdamW and SGD go by parameter.
+    Probes are independent: each parameter gets the gradient of one loss, and AdamW and SGD act per parameter.
     """
 
     def __init__(self, width: int, outputs: int, probes: int, generator: torch.Generator) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(width, affine=False)
-        weight_KD = 0.01 * torch.randn(outputs, width, generator=generator)  # mmsegmentation's start, in DINOv2
+        weight_KD = 0.01 * torch.randn(outputs, width, generator=generator)  # mmsegmentation's, in DINOv2
         self.weights = nn.ParameterList(weight_KD.clone() for _ in range(probes))
         self.biases = nn.ParameterList(torch.zeros(outputs) for _ in range(probes))
 
     def forward(self, rows_NPD: Tensor) -> Tensor:
-        """[R, N, P, K]."""
+        """Outputs [R, N, P, K]."""
         normed_NPD = self.norm(rows_NPD.flatten(0, 1)).view_as(rows_NPD)
         pairs = zip(self.weights, self.biases, strict=True)
         return torch.stack([nn.functional.linear(normed_NPD, weight, bias) for weight, bias in pairs])
@@ -38,7 +38,7 @@ class LinearProbes(nn.Module):
 def trained_probes(
     rows: Rows, places_n: Tensor, outputs: int, loss: Loss, config: ProbeConfig, seed: int
 ) -> LinearProbes:
-    """A probe for each learning rate, all from the same start, trained on the images `places_n`; evaluation mode."""
+    """One probe per learning rate, all with equal initial weights, trained on images `places_n`; evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     probes = LinearProbes(rows(places_n[:1]).shape[-1], outputs, len(config.learning_rates), generator)
     optimizer = _optimizer(probes, config)
@@ -53,15 +53,15 @@ def trained_probes(
 
 
 def without_rates(scores: Mapping[str, float]) -> dict[str, float]:
-    """The scores alone; those of an embedding have its name before the rate's."""
+    """Scores without the chosen learning rates, whose keys may have an embedding's name in front."""
     return {name: value for name, value in scores.items() if not name.endswith(LEARNING_RATE)}
 
 
 def split_places(images: int, config: ProbeConfig) -> tuple[Tensor, Tensor]:
-    """Places of the images to train on and of those held out, evenly spread.
+    """Positions of the images to train on, and of the held-out ones, which are evenly spread.
 
     Raises:
-        ValueError: there are fewer than two.
+        ValueError: there are fewer than two images.
     """
     if images < 2:
         raise ValueError(f"{images} training images; a probe needs at least 2, one of them held out")
@@ -79,13 +79,13 @@ def _optimizer(probes: LinearProbes, config: ProbeConfig) -> torch.optim.Optimiz
 
 
 def rate_factor(step: int, config: TrainingConfig) -> float:
-    """Linear up, linear down to 0; step 0 already moves."""
+    """Factor of the peak rate: rises linearly, then falls linearly to 0; above 0 at step 0."""
     rising = config.warmup * config.steps
     return min((step + 1) / (rising + 1), (config.steps - step) / (config.steps - rising))
 
 
 def batches(places_n: Tensor, config: TrainingConfig, generator: torch.Generator) -> Iterator[Tensor]:
-    """Pass after pass in a new order each; a batch never holds an image twice."""
+    """Batches of positions: each pass over the images has a new order; a batch never holds an image twice."""
     size, order_n = min(config.batch_images, len(places_n)), places_n[:0]
     for _ in range(config.steps):
         if len(order_n) < size:

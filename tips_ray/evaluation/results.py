@@ -1,4 +1,4 @@
-"""Results of a suite in a folder, local or s3://: `results.json`, a table and pictures. What has a result is done."""
+"""Results of a suite in a folder, local or s3://: `results.json`, a table and pictures. Finished tasks do not rerun."""
 
 import io
 import json
@@ -28,22 +28,22 @@ def run_suite(
     tell: Callable[[str, Record], None],
     run_tasks: RunTasks,
 ) -> dict[str, Record]:
-    """All tasks of the suite that are not done; each is written down when it ends.
+    """Run all tasks of the suite that are not done; write each result when its task ends.
 
-    Done is a task of the same config on the same data and image size. A skipped task is tried again; it keeps the
-    scores that it had when its folder was given.
+    A task is done if the folder has scores for the same config, data and image size. A skipped task is tried again; it
+    keeps scores that an earlier run found when its folder was given.
 
     Args:
-        encoder: what is evaluated.
-        model: its name.
+        encoder: encoder to evaluate.
+        model: name of the encoder.
         suite: tasks and data sets.
-        folder: where results are and go.
+        folder: where results are read and written.
         tell: called with each task's name and record.
-        run_tasks: runs the tasks of these names.
+        run_tasks: runs the tasks with the given names.
 
     Returns:
-        By task: `scores` and their `standard_errors` over the test images, or `skipped` (the reason); `seconds`,
-        `left_out` (how many images, or pixels of some, by reason).
+        Record of each task: `scores` and their `standard_errors` over the test images, or `skipped` (the reason);
+        `seconds`, `left_out` (number of images, or of pixels, by reason).
 
     Raises:
         ValueError: the folder holds results of other weights, or a task cannot be scored.
@@ -78,7 +78,7 @@ class _Results:
         self.tasks: dict[str, Record] = content["tasks"]
 
     def done(self, name: str, key: Record) -> Record | None:
-        """The record of a task that was run with the same config."""
+        """The record of the task, if it has scores for the same config."""
         record = self.tasks.get(name)
         return record if record and record["config"] == key and "scores" in record else None
 
@@ -93,7 +93,7 @@ class _Results:
 
 
 def _key(suite: SuiteConfig, name: str, encoder: Encoder) -> Record:
-    """All that a result depends on beside the weights."""
+    """Everything that a result depends on, except the weights."""
     task = suite.tasks[name]
     return {
         "task": task.model_dump(mode="json", exclude={"published"}),
@@ -112,9 +112,9 @@ def _png(pixels_HWC: np.ndarray) -> bytes:
 
 
 def score_table(model: str, suite: SuiteConfig, tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each score, each published one that is missing here, and each task that has neither.
+    """Markdown table: one line per score, per published score that is missing here, and per task with neither.
 
-    A column for each published model.
+    Each published model has a column.
     """
     models = list(dict.fromkeys(name for task in suite.tasks.values() for of in task.published.values() for name in of))
     lines = [_line(["task", "score", model, *models]), _line(["---"] * 2 + ["---:"] * (1 + len(models)))]

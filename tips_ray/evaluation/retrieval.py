@@ -1,4 +1,4 @@
-"""Image-text retrieval. N images, M texts of which an image may have several, E width."""
+"""Image-text retrieval. N images, M texts (an image may have several), E width."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ def retrieval(
 ) -> dict[str, float]:
     """`image_to_text_recall_at_1` and so on in both directions.
 
-    An image is found right where any of its texts is among the first k; each text is a query of its own.
+    An image is a hit if any of its texts is among the first k; each text is a separate query.
 
     Args:
-        image_NE: of any length.
-        text_ME: of any length.
-        image_of_text_M: place of the image that each text describes; None: text i describes image i.
+        image_NE: embeddings of any norm.
+        text_ME: embeddings of any norm.
+        image_of_text_M: index of the image that each text describes; None: text i describes image i.
         ranks: k of the recalls; those above the number of candidates are left out.
 
     Raises:

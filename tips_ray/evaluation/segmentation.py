@@ -1,4 +1,4 @@
-"""Semantic segmentation by linear probes on frozen patches. L patches, C classes, R learning rates, b of the images."""
+"""Semantic segmentation by linear probes on frozen patches. L patches, C classes, R learning rates, b batch images."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -16,7 +16,7 @@ _NO_CLASS = -100
 
 
 class Classes(NamedTuple):
-    """What labels mean."""
+    """Number of classes, and the label that does not count."""
 
     num_classes: int
     ignore_index: int | None
@@ -24,23 +24,23 @@ class Classes(NamedTuple):
 
 
 class Segmentation(NamedTuple):
-    """What a task reaches on the test images."""
+    """Scores and predictions on the test images."""
 
     scores: dict[str, float]
     predictions: list[Tensor]
-    """Classes, as large as the labels."""
+    """Class maps, each as large as its label map."""
 
 
 def linear_segmentation(
     train: DenseExamples, test: DenseExamples, classes: Classes, config: SegmentationConfig, seed: int = 0
 ) -> Segmentation:
-    """BatchNorm and a linear map; `miou` of the learning rate that is best on held-out training images.
+    """`miou` of BatchNorm and a linear map, at the learning rate that is best on held-out training images.
 
     Raises:
         ValueError: a label is out of range, no pixel counts, or there are too few images to hold one out.
     """
     for examples in (train, test):
-        miou((torch.zeros_like(labels) for labels in examples.targets), examples.targets, classes)  # judges the labels
+        miou((torch.zeros_like(labels) for labels in examples.targets), examples.targets, classes)  # checks the labels
     learned_n, held_out_m = split_places(len(train.patches_NLD), config.probe)
     loss = _loss(train, classes, config.train_size_px)
     probes = trained_probes(train.rows, learned_n, classes.num_classes, loss, config.probe, seed)
@@ -56,13 +56,13 @@ def linear_segmentation(
 
 
 def miou(predictions: Iterable[Tensor], labels: Iterable[Tensor], classes: Classes) -> float:
-    """Over all images together, which may be of different sizes."""
+    """Mean IoU over all images together; their sizes may differ."""
     pairs = zip(predictions, labels, strict=True)
     return mean_iou_of(sum((confusion_matrix(*pair, *classes) for pair in pairs), torch.zeros((), dtype=torch.long)))
 
 
 def classes_of(rows_LC: Tensor, like: Tensor, classes: Classes) -> Tensor:
-    """The class with the largest value at each pixel of a map as large as `like`, never one that is ignored; int32."""
+    """Class with the largest value at each pixel of a map as large as `like`, except the ignored one; int32."""
     values_CHW = upsampled(rows_LC[None], like.shape)[0]
     if classes.ignore_index in range(classes.num_classes):
         values_CHW[classes.ignore_index] = -torch.inf
@@ -70,7 +70,7 @@ def classes_of(rows_LC: Tensor, like: Tensor, classes: Classes) -> Tensor:
 
 
 def _loss(train: DenseExamples, classes: Classes, size_px: int):
-    """Cross-entropy per pixel of the squashed labels; a batch that has none of a class counts like any other."""
+    """Loss for `trained_probes`: mean cross-entropy over the labelled pixels of a batch's squashed labels."""
     labels_NHW = squashed(train.targets, size_px)
 
     def loss(logits_RbLC: Tensor, batch_b: Tensor) -> Tensor:
@@ -88,6 +88,6 @@ def _loss(train: DenseExamples, classes: Classes, size_px: int):
 def _predicted(
     probes: LinearProbes, probe: int, examples: DenseExamples, places_n: Tensor, classes: Classes
 ) -> Iterator[Tensor]:
-    """Image by image, which bounds memory."""
+    """Predictions, made one image at a time, which bounds memory."""
     for place in places_n.tolist():
         yield classes_of(probes(examples.rows(torch.tensor([place])))[probe, 0], examples.targets[place], classes)

@@ -1,4 +1,4 @@
-"""A suite on Ray: a Ray task for each data set runs its tasks; a pool of actors of Ray Data encodes the images."""
+"""A suite on Ray: one Ray task per data set runs its tasks; a Ray Data actor pool encodes the images."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -25,17 +25,17 @@ IMAGES = "data"
 def tasks_on_ray(
     encoder: Encoder, place: EncoderPlace, suite: SuiteConfig, config: RayConfig, names: Sequence[str]
 ) -> Iterator[EndedTask]:
-    """Run these tasks on the Ray that this process has joined, in the order in which they end.
+    """Run the named tasks on the Ray cluster that this process has joined; yield them as they end.
 
     Args:
-        encoder: what is evaluated.
-        place: of the same encoder.
+        encoder: encoder to evaluate.
+        place: place of the same encoder.
         suite: tasks and data sets; its folders must be there on every node.
-        config: who works on it.
-        names: of tasks.
+        config: actors and CPUs.
+        names: names of tasks.
 
     Raises:
-        RayError: a task cannot be scored, or its process was lost again and again.
+        RayError: a task cannot be scored, or its process was lost repeatedly.
     """
     task: Any = ray.remote(num_cpus=config.cpus_per_task, num_returns="streaming")(_tasks_of_a_data_set)
     waiting, running = list(by_data(suite, names, encoder).values()), []
@@ -50,7 +50,7 @@ def tasks_on_ray(
 
 
 def data_sets_at_a_time(config: RayConfig, cpus: float) -> int:
-    """So many that one actor still finds room: tasks that wait for the pool would else wait for each other."""
+    """Number of data sets that leaves room for one actor: without it, tasks would wait for the pool forever."""
     return max(int((cpus - config.cpus_per_actor) / config.cpus_per_task), 1)
 
 
@@ -79,7 +79,7 @@ def _encoding_by_actors(place: EncoderPlace, config: RayConfig, batch_images: in
 
 
 class EncodeActor:
-    """One encoder; on a GPU where it holds a share of one."""
+    """Actor with one encoder, on a GPU if the actor holds a share of one."""
 
     def __init__(self, place: EncoderPlace, config: RayConfig, encode: EncodeBatch) -> None:
         self.encoder, self.encode = placed_encoder(place, config.cpus_per_actor, config.gpus_per_actor), encode

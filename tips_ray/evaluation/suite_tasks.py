@@ -1,4 +1,4 @@
-"""Tasks of a suite, run by this process, which reads and encodes each data set once."""
+"""Tasks of a suite, run in this process; it reads and encodes each data set once."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 class EndedTask(NamedTuple):
-    """What a task of a suite found, or why it was skipped."""
+    """Result of a task of a suite, or why it was skipped."""
 
     name: str
     record: Record
@@ -28,15 +28,15 @@ class EndedTask(NamedTuple):
 
 
 class DataKey(NamedTuple):
-    """What tasks share that read the same images at the same size."""
+    """Key shared by tasks that read the same images at the same size."""
 
     data: str
-    """Of the suite."""
+    """Name of a data set of the suite."""
     size_px: int
 
 
 def by_data(suite: SuiteConfig, names: Iterable[str], encoder: Encoder) -> dict[DataKey, list[str]]:
-    """Names of tasks by what they read."""
+    """Names of tasks, grouped by the images that they read."""
     groups: dict[DataKey, list[str]] = {}
     for name in names:
         task = suite.tasks[name]
@@ -46,7 +46,7 @@ def by_data(suite: SuiteConfig, names: Iterable[str], encoder: Encoder) -> dict[
 
 
 def not_given(suite: SuiteConfig, name: str) -> EndedTask | None:
-    """The task as skipped, where nobody has said where its data are."""
+    """The task as skipped if the config names no folder for its data, else None."""
     task = suite.tasks[name]
     data = suite.data[task.data]
     if isinstance(data, ScenesConfig) or data.folder is not None:
@@ -55,13 +55,13 @@ def not_given(suite: SuiteConfig, name: str) -> EndedTask | None:
 
 
 def tasks_here(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, names: Sequence[str]) -> Iterator[EndedTask]:
-    """Run these tasks, one after the other; those that read the same follow each other.
+    """Run the named tasks one after the other, grouped by the images that they read.
 
     Args:
-        encoder: what is evaluated.
+        encoder: encoder to evaluate.
         suite: tasks and data sets.
-        encoding: how images go through the encoder.
-        names: of its tasks.
+        encoding: passes images through the encoder.
+        names: names of tasks.
 
     Raises:
         ValueError: a task cannot be scored.
@@ -86,7 +86,7 @@ def _ended(suite: SuiteConfig, name: str, read: Callable[[], FrozenData]) -> End
 
 
 def _frozen(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, key: DataKey, names: Sequence[str]) -> FrozenData:
-    """What tasks of these names read; no more than they need."""
+    """Data of the named tasks; training images and patches only if a task needs them."""
     tasks = [suite.tasks[name] for name in names]
     scratch = Scratch(suite.scratch, torch.float16 if suite.patch_dtype == "fp16" else torch.float32)
     dataset = load_dataset(suite.data[key.data], key.size_px, any(task.learns for task in tasks))

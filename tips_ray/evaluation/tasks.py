@@ -1,4 +1,4 @@
-"""Each kind of task on a frozen encoder and a data set -> scores and pictures. N images, E width of embeddings."""
+"""Runs each kind of task on a frozen encoder and a data set. N images, E width of embeddings."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,14 +44,14 @@ class TaskSkipped(Exception):
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a task found."""
+    """Scores and pictures of a task."""
 
     scores: dict[str, float]
-    """Those of an embedding begin with its name: `cls_web/accuracy_k10`."""
+    """Scores by name; a score of one embedding has its name in front: `cls_web/accuracy_k10`."""
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     """uint8 RGB by name."""
     standard_errors: dict[str, float] = field(default_factory=dict)
-    """Over the test images, of the scores that are scores; see `uncertainty`."""
+    """Standard errors over the test images, for all scores except chosen learning rates; see `uncertainty`."""
 
 
 def task_result(config: TaskConfig, data: FrozenData, seed: int) -> TaskResult:
@@ -59,7 +59,7 @@ def task_result(config: TaskConfig, data: FrozenData, seed: int) -> TaskResult:
 
     Raises:
         TaskSkipped: the encoder reads no texts, or the data set lacks labels, depth, captions or classes.
-        ValueError: what is there cannot be scored.
+        ValueError: the data cannot be scored.
     """
     return _TASKS[type(config)](config, data, seed)
 
@@ -89,7 +89,7 @@ def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData
 def _depth(config: DepthConfig, data: FrozenData, seed: int) -> TaskResult:
     train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
     _needed(train.depth_m and test.depth_m or None, "depth")
-    name = data.encoder.embeddings[0]  # TIPS: CLS-web, whose place in the network is that of other models' CLS
+    name = data.encoder.embeddings[0]  # for TIPS: CLS-web, the first token like other models' CLS
     learned, judged = (
         DenseExamples(found.patches_BLD, examples.depth_m, found.embeddings[name])
         for found, examples in ((data.train, train), (data.test, test))
@@ -111,7 +111,7 @@ def _normals(config: NormalsConfig, data: FrozenData, seed: int) -> TaskResult:
 def _layer_examples(
     data: FrozenData, maps: Callable[[Examples], Sequence[Tensor]], what: str
 ) -> tuple[LayerExamples, LayerExamples]:
-    """Training and test images."""
+    """Layer features and maps of the training and of the test images."""
     train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
     _needed(maps(train) and maps(test) or None, what)
     learned, judged = data.layers
@@ -195,7 +195,7 @@ def _text_embeddings(data: FrozenData) -> tuple[str, ...]:
 
 
 def _categorised(data: FrozenData) -> Iterator[tuple[str, LabelledEmbeddings, LabelledEmbeddings]]:
-    """For each embedding its name, and training and test images."""
+    """Name of each embedding, with the embeddings and classes of training and test images."""
     examples = _needed(data.dataset.train, "images to learn from"), data.dataset.test
     train_N, test_N = (_needed(some.categories_N, "classes of whole images") for some in examples)
     for name in data.encoder.embeddings:
@@ -204,7 +204,7 @@ def _categorised(data: FrozenData) -> Iterator[tuple[str, LabelledEmbeddings, La
 
 
 def _by_embedding(scores: Iterator[tuple[str, dict[str, float]]], data: FrozenData) -> TaskResult:
-    """Accuracies, with the learning rate beside some."""
+    """Result with accuracies, and learning rates of some tasks, for each embedding."""
     found, images = _flat(dict(scores)), len(data.dataset.test.images_NSS3)
     errors = {key: share_error(share, images) for key, share in without_rates(found).items()}
     return TaskResult(found, standard_errors=errors)
@@ -230,7 +230,7 @@ def _depth_outcome(found: Depth, test: Examples, max_depth_m: float) -> TaskResu
 
 
 def _depth_rows(test: Examples, predictions_m: Sequence[Tensor], max_depth_m: float) -> np.ndarray:
-    """Image, truth, prediction; one scale for all."""
+    """Rows of image, target, prediction; all on one depth scale."""
     known = torch.cat([depth_m[depth_m > 0] for depth_m in test.depth_m])
     span = known.min().item(), min(known.max().item(), max_depth_m)
     triples = zip(test.images_NSS3[:SHOWN_IMAGES], test.depth_m, predictions_m, strict=False)
@@ -239,7 +239,7 @@ def _depth_rows(test: Examples, predictions_m: Sequence[Tensor], max_depth_m: fl
 
 
 def _normals_rows(test: Examples, predictions: Sequence[Tensor]) -> np.ndarray:
-    """Image, truth, prediction."""
+    """Rows of image, target, prediction."""
     triples = zip(test.images_NSS3[:SHOWN_IMAGES], test.normals, predictions, strict=False)
     return pictures.grid([[image.numpy(), *map(pictures.normals_panel, pair)] for image, *pair in triples])
 
@@ -247,7 +247,7 @@ def _normals_rows(test: Examples, predictions: Sequence[Tensor]) -> np.ndarray:
 def _queries(
     image_NE: Tensor, text_ME: Tensor, image_of_text_M: Tensor, texts: Sequence[str], test: Examples
 ) -> np.ndarray:
-    """The first caption of some images, spread over the data, and the images found for it."""
+    """Picture of some queries: first captions of images spread over the data, and the images found for each."""
     wanted = torch.linspace(0, len(image_NE) - 1, min(SHOWN_QUERIES, len(image_NE))).long().tolist()
     rows = []
     for image in wanted:

@@ -1,6 +1,6 @@
-"""Classes by their names alone: images by an embedding, pixels by the values trick. N images, L patches, C classes.
+"""Zero-shot classes: whole images by an embedding, pixels by the values trick. N images, L patches, C classes.
 
-b of the images, S their side, G patches along it, E width of embeddings.
+b batch images, S side of an image, G patches along it, E width of embeddings.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ def class_embeddings(
 
     Args:
         embed: texts -> unit-norm embeddings.
-        names: of the classes.
-        templates: each has a `{}` where the name goes.
+        names: names of the classes.
+        templates: texts with a `{}` where the name goes.
 
     Raises:
-        ValueError: a template has none.
+        ValueError: a template has no `{}`.
     """
     wrong = [template for template in templates if "{}" not in template]
     if wrong:
@@ -48,31 +48,31 @@ def zero_shot_accuracy(image_NE: Tensor, classes_CE: Tensor, labels_N: Tensor) -
 def zero_shot_segmentation(
     encoding: Encoding, examples: Examples, classes_CE: Tensor, classes: Classes, windows: int
 ) -> Segmentation:
-    """`miou` of the class with the largest cosine, which is bilinearly upsampled; every class takes part.
+    """`miou` of the class with the largest cosine per pixel; cosines are bilinearly upsampled.
 
     Args:
-        encoding: by an encoder whose patches meet texts.
+        encoding: passes images through an encoder whose patches can be compared with texts.
         examples: images of `windowed_size_px`, and labels.
         classes_CE: unit-norm embeddings of the classes.
-        classes: what labels mean.
-        windows: along each side; where they overlap, cosines are averaged.
+        classes: number of classes, and the label that does not count.
+        windows: windows along each side; cosines are averaged where windows overlap.
 
     Source: the values trick of TIPSv2, arXiv:2604.12012, for the patches.
     """
     predictions, labels = [], iter(examples.labels)
     for found in encoding(partial(_cosines, classes_CE=classes_CE, windows=windows), examples.images_NSS3):
-        pairs = zip(found[COSINES], labels, strict=False)  # the labels go on with the next batch
+        pairs = zip(found[COSINES], labels, strict=False)  # the next batch continues in `labels`
         predictions += [classes_of(one_GGC.flatten(0, 1), like, classes) for one_GGC, like in pairs]
     return Segmentation({"miou": miou(predictions, examples.labels, classes)}, predictions)
 
 
 def windowed_size_px(encoder: Encoder, windows: int) -> int:
-    """Side of the images of which each of `windows` windows in a row shows a part; neighbours share half."""
+    """Side of images that hold `windows` windows in a row, each sharing half with its neighbour."""
     return encoder.patch_size_px * (_stride(encoder) * (windows - 1) + encoder.grid)
 
 
 def _cosines(encoder: Encoder, images_bSS3: Tensor, classes_CE: Tensor, windows: int) -> dict[str, Tensor]:
-    """[b, G, G, C] of images with G patches along a side, of which an encoder's window has `encoder.grid`."""
+    """Cosines [b, G, G, C] of images with G patches along a side; a window has `encoder.grid` of them."""
     patch, grid, stride = encoder.patch_size_px, encoder.grid, _stride(encoder)
     side = images_bSS3.shape[1] // patch
     total_bGGC, seen_GG1 = torch.zeros(len(images_bSS3), side, side, len(classes_CE)), torch.zeros(side, side, 1)

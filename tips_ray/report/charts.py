@@ -1,4 +1,4 @@
-"""Line charts as inline SVG; colours are the page's, so they follow its dark mode."""
+"""Line charts as inline SVG; they use the page's colours and so follow its dark mode."""
 
 from collections.abc import Iterable, Sequence
 from math import ceil, floor, isfinite, log10
@@ -31,7 +31,7 @@ def line_chart(title: str, points: Sequence[Point], marks: Iterable[float] = ())
 
 
 class _Frame:
-    """Data to picture coordinates."""
+    """Converts data to picture coordinates."""
 
     def __init__(self, left: float, right: float, low: float, high: float) -> None:
         self.left, self.right, self.low, self.high = left, right, low, high
@@ -104,7 +104,7 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
 
 
 def _smoothed(points: Sequence[Point]) -> list[Point]:
-    """Mean over up to a twentieth of the points on both sides alike; the very ends, with few points, are left out."""
+    """Running mean over up to a twentieth of the points on each side; both ends, with too few points, are left out."""
     values, count = np.array([value for _, value in points]), len(points)
     most = max(count // 20, 1)
     smoothed = []

@@ -1,4 +1,4 @@
-"""What a report can show, as plain data. Images are uint8 [H, W, 3]."""
+"""Content of a report as plain data. Images are uint8 [H, W, 3]."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class TextQuery:
     caption: str
     images: Sequence[np.ndarray]
     is_hit: Sequence[bool]
-    """For each image: it is the one that the caption describes."""
+    """Whether each image is the one that the caption describes."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ImageQuery:
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """One measure of the encoder before training (random weights) and after."""
+    """One score of the encoder before training (random weights) and after."""
 
     name: str
     before: float | None
@@ -56,7 +56,7 @@ class ProbeScore:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything is optional but the name; an empty part leaves no trace in the page."""
+    """Content of a report. Only the name is required; the page leaves out empty parts."""
 
     name: str
     headline: str = ""
@@ -65,11 +65,11 @@ class Report:
     """Three to six numbers for the top of the page."""
     created: str = ""
     run: Mapping[str, Any] = field(default_factory=dict)
-    """What was run: steps, batch, sizes, time."""
+    """Facts about the run: steps, batch, sizes, time."""
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
     images_per_second: Mapping[str, float] = field(default_factory=dict)
-    """By stage: rendering, captioning, training, embedding."""
+    """Speed of each stage: rendering, captioning, training, embedding."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Lines of `RunFolder.read_metrics`."""
     gallery: Sequence[CaptionedImage] = ()
@@ -78,7 +78,7 @@ class Report:
     image_queries: Sequence[ImageQuery] = ()
     probes: Sequence[ProbeScore] = ()
     task_pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What tasks of the evaluation show, by title."""
+    """Pictures of evaluation tasks, by title."""
     events: Sequence[Mapping[str, Any]] = ()
     """Lines of `RunFolder.read_events`."""
     rejects: Sequence[Mapping[str, Any]] = ()

@@ -16,9 +16,9 @@ class Html(str):
 
 
 def tag(name: str, *children: Any, **attributes: Any) -> Html:
-    """An element; children that are not `Html` are escaped. `class_` is class, `_` in names is a hyphen.
+    """An element; children that are not `Html` are escaped. `class_` means class, `_` in names becomes a hyphen.
 
-    A None attribute is left out, a True one has no value.
+    An attribute that is None is left out; one that is True has no value.
     """
     given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
     texts = [f" {key}" if value is True else f' {key}="{html.escape(str(value))}"' for key, value in given.items()]
@@ -50,7 +50,7 @@ def _inlined(photo: Image.Image, kind: str, alt: str, class_: str | None, **opti
 
 
 def number(value: Any) -> str:
-    """Four digits that matter: `12,346`, `0.1235`, `1.2e-05`; other values as text."""
+    """A number with four significant digits: `12,346`, `0.1235`, `1.2e-05`; other values as text."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         return str(value)
     if isinstance(value, int) or (isfinite(value) and 1000 <= abs(value) < 1e9):

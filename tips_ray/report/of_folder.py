@@ -1,4 +1,4 @@
-"""What a run folder alone can tell: config, curves, events, bad rows."""
+"""Report made from a run folder alone: config, curves, events, bad rows."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -17,10 +17,10 @@ Line = Mapping[str, Any]
 
 
 def report_of(folder: str) -> Report:
-    """The report that `tips-ray report` writes; a job that knows more replaces fields of it.
+    """The report that `tips-ray report` writes; a job with more information replaces fields of it.
 
     Raises:
-        StorageError: it holds no `config.yaml`.
+        StorageError: `folder` holds no `config.yaml`.
     """
     run = RunFolder(storage.resolved(folder))
     text = storage.read_text(storage.join(run.uri, "config.yaml"))
@@ -55,14 +55,14 @@ def _headline(metrics: Sequence[Line], total_steps: Any) -> str:
 
 
 def _key_scores(metrics: Sequence[Line]) -> dict[str, float]:
-    """The last values of the losses, the total first."""
+    """Last values of the losses, the total first."""
     last = metrics[-1] if metrics else {}
     losses = sorted((name for name in last if name.startswith("loss/")), key=lambda name: (name != "loss/total", name))
     return {name: last[name] for name in losses[:5]}
 
 
 def _speeds(metrics: Sequence[Line]) -> dict[str, float]:
-    """Median, since the first steps and those after a restart are slow."""
+    """Median speed of training, because the first steps and those after a restart are slow."""
     speeds = sorted(line["images_per_second"] for line in metrics if "images_per_second" in line)
     return {"training": speeds[len(speeds) // 2]} if speeds else {}
 

@@ -1,4 +1,4 @@
-"""The whole page, small enough to be sent by mail."""
+"""The whole page, small enough to send by mail."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from tips_ray.report.style import CSS
 
 MOST_BYTES = 3_000_000
 SIDES_PX = (288, 224, 160, 112, 80)
-"""Sizes of the pictures, from the best; the first that keeps the page below `MOST_BYTES` is taken."""
+"""Picture sizes, best first; the first that keeps the page below `MOST_BYTES` is used."""
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Write one HTML file that needs nothing else.
+    """Write one HTML file without external resources.
 
     Raises:
         ValueError: the page is too large even with the smallest pictures.
@@ -51,7 +51,7 @@ def _page(report: Report, side_px: int) -> str:
 
 
 def _meta() -> Html:
-    """No scripts and nothing from elsewhere, whatever a caption may say."""
+    """Meta tags; the policy forbids scripts and external resources, whatever a caption contains."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return Html(
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-TAILS = (2, 98)  # percentiles that become 0 and 255: a few odd patches must not take all the contrast
+TAILS = (2, 98)  # percentiles that become 0 and 255, so that a few outliers do not take all the contrast
 
 
 def pca_rgb(features_BHWD: np.ndarray) -> np.ndarray:
     """The three directions of largest variance over all patches of all images, as red, green and blue.
 
-    Equal features get equal colours in every image. The sign of a direction, which PCA leaves open, is the one that
-    makes the rarer side bright, so that objects stand out from the ground.
+    Equal features get equal colours in every image. PCA leaves the sign of a direction open; the one that makes the
+    rarer side bright is used, so that objects stand out from the background.
 
     Returns:
         uint8 [B, H, W, 3]; mid-grey where a direction does not vary.

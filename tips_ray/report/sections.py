@@ -42,7 +42,7 @@ def throughput(report: Report) -> Html:
 
 
 def curves(report: Report) -> Html:
-    """The losses in sight, all other metrics folded."""
+    """Charts of the losses; those of all other metrics are folded."""
     names = dict.fromkeys(name for line in report.metrics for name in line if name not in ("step", "time"))
     losses = sorted((name for name in names if name.startswith("loss/")), key=lambda name: (name != "loss/total", name))
     others = sorted(name for name in names if not name.startswith("loss/"))
@@ -101,7 +101,7 @@ def probes(report: Report) -> Html:
 
 
 def tasks(report: Report, side_px: int) -> Html:
-    """A picture of a task has several panels in a row, and is larger for it."""
+    """Pictures of tasks, shown larger because each has several panels in a row."""
     pictures = [
         tag("figure", tag("figcaption", title), picture(image, 3 * side_px, title))
         for title, image in report.task_pictures.items()
@@ -167,7 +167,7 @@ def _scrolled(table: Html) -> Html:
 
 
 def _colours(features: PatchFeatures) -> dict[str, np.ndarray]:
-    """Student and teacher live in one space, so one PCA colours both."""
+    """Colours of the patches; one PCA for student and teacher if their features have the same shape."""
     given = {"student": features.student_BHWD, "teacher": features.teacher_BHWD}
     arrays = {name: array for name, array in given.items() if array is not None}
     if len({array.shape[1:] for array in arrays.values()}) != 1:

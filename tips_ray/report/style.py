@@ -1,4 +1,4 @@
-"""The look of a report: light and dark, wide and narrow."""
+"""CSS of a report: light and dark, wide and narrow."""
 
 CSS = """
 :root { color-scheme: light dark; --page: #f6f6f3; --card: #fff; --text: #1d2026; --soft: #646a75; --line: #e2e2dc;

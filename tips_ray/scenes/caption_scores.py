@@ -36,7 +36,7 @@ def stated_facts(caption: str) -> set[Fact]:
 
 
 def true_facts(objects: Sequence[SceneObject]) -> set[Fact]:
-    """All that `relations` finds clear; a pair too close to judge has none."""
+    """The facts that `relations` finds clear; a pair too close to judge has none."""
     kinds = [(thing.colour, thing.shape) for thing in objects]
     return {_fact(kinds[i], relation, kinds[j]) for i, relation, j in relations(objects)}
 
@@ -44,10 +44,10 @@ def true_facts(objects: Sequence[SceneObject]) -> set[Fact]:
 def score_captions(captions: Sequence[str], scenes: Sequence[Sequence[SceneObject]]) -> dict[str, float]:
     """Shares over all captions together, each in [0, 1]; `scenes` holds the objects of each caption's scene.
 
-    Precision of things is the share of those named that the scene holds; recall is the share of the scene's that are
-    named. Precision of a relation ("side": left, right; "depth": front, behind) is the share of facts stated that are
-    true of the scene, so one about a thing that is not there is wrong; recall is the share of the facts in the scene's
-    own description that are stated. `exact` is the share equal to that description.
+    Precision of things is the share of named things that are in the scene; recall is the share of the scene's things
+    that are named. Precision of a relation ("side": left, right; "depth": front, behind) is the share of stated facts
+    that are true of the scene; a fact about a thing that is not there is wrong. Recall is the share of the facts in the
+    scene's description that are stated. `exact` is the share of captions equal to that description.
 
     Raises:
         ValueError: there are no captions, or not as many as scenes.
@@ -83,6 +83,6 @@ def _only(facts: Iterable[set[Fact]], relation: str) -> list[set[Fact]]:
 
 
 def _share(claims: Sequence[set], truths: Sequence[set]) -> float:
-    """Of all claims, those among the truths of the same scene; 0 where nothing is claimed."""
+    """Share of all claims that are among the truths of the same scene; 0 if nothing is claimed."""
     right = sum(len(claim & truth) for claim, truth in zip(claims, truths, strict=True))
     return right / max(sum(map(len, claims)), 1)

@@ -27,7 +27,7 @@ WEB_TEMPLATES = (
 def relations(objects: Sequence[SceneObject]) -> tuple[tuple[int, str, int], ...]:
     """All clear relations (i, relation, j), each in both directions; a pair too close to judge has none.
 
-    Left and right are those of the viewer, before and behind are by distance from the viewer along the ground.
+    Left and right are as the viewer sees them; in front and behind are by distance from the viewer along the ground.
     """
     found = []
     for i, one in enumerate(objects):
@@ -43,10 +43,10 @@ def relations(objects: Sequence[SceneObject]) -> tuple[tuple[int, str, int], ...
 
 
 def synthetic_caption(objects: Sequence[SceneObject]) -> str:
-    """Names every object by size, colour and shape, and relates each to a larger one in the picture.
+    """A description that names every object by size, colour and shape, and relates each to a larger one.
 
-    It follows from the picture alone, so a captioner can learn it. At most 43 words for 4 objects, which must differ
-    in colour: an object is named again by colour and shape.
+    It follows from the picture alone, so a captioner can learn it. It has at most 43 words for 4 objects. Objects must
+    differ in colour, because a second mention names colour and shape only.
     """
     largest_first = sorted(objects, key=area, reverse=True)
     clear = relations(largest_first)
@@ -64,7 +64,7 @@ def synthetic_caption(objects: Sequence[SceneObject]) -> str:
 
 
 def web_caption(objects: Sequence[SceneObject], dice: Dice) -> str:
-    """Names exactly one of the objects, in the manner of alt texts; objects must differ in colour."""
+    """A caption in the manner of alt texts that names exactly one of the objects; objects must differ in colour."""
     chosen = dice.choice(objects)
     words = [chosen.colour, dice.choice(SHAPE_WORDS[chosen.shape])]
     if dice.uniform(0, 1) < 0.4:

@@ -25,7 +25,7 @@ class Rays:
         return Rays(self.x_S1w[:, :, columns], self.y_Sh1[:, rows], self.z_Sh1[:, rows])
 
     def single(self) -> "Rays":
-        """In float32."""
+        """The same rays in float32."""
         return Rays(*(part.astype(np.float32) for part in (self.x_S1w, self.y_Sh1, self.z_Sh1)))
 
 
@@ -40,7 +40,7 @@ class Surface:
 
 
 def surface(thing: SceneObject, camera_height_m: float, rays: Rays) -> Surface:
-    """First meeting of each ray with `thing`, which must lie wholly ahead of the camera."""
+    """First hit of each ray on `thing`, which must lie wholly ahead of the camera."""
     origin = (-thing.x_m, camera_height_m, -thing.z_m)
     shape = {"sphere": _sphere, "box": _box, "cone": _cone, "cylinder": _cylinder}[thing.shape]
     return shape(thing, origin, rays)
@@ -128,7 +128,7 @@ def _cone(thing: SceneObject, origin: Triple, rays: Rays) -> Surface:
 
 
 def _roots(a: ndarray, b: ndarray, c: float) -> tuple[ndarray, ndarray, ndarray]:
-    """Of a t^2 + 2 b t + c for a > 0: the smaller, the larger, and whether they exist."""
+    """Roots of a t^2 + 2 b t + c for a > 0: the smaller, the larger, and whether they exist."""
     quarter = b * b - a * c
     root = np.sqrt(np.maximum(quarter, 0))
     return (-b - root) / a, (root - b) / a, quarter > 0
@@ -142,7 +142,7 @@ def _slab(origin: float, direction: ndarray, low: float, high: float) -> tuple[n
 
 
 def _sphere_shadow(radius: float, light: Triple, x_hw: ndarray, z_hw: ndarray) -> ndarray:
-    """From how far a point's line to the light passes the centre."""
+    """Distance at which the line from a point to the light passes the centre, minus the radius."""
     along_hw = radius * light[1] - x_hw * light[0] - z_hw * light[2]
     squared_hw = x_hw * x_hw + z_hw * z_hw + radius * radius - along_hw * along_hw
     return np.sqrt(np.maximum(squared_hw, 0)) - radius
@@ -162,7 +162,7 @@ def _box_shadow(thing: SceneObject, tip: tuple[float, float], x_hw: ndarray, z_h
 
 
 def _cone_shadow(radius: float, length: float, along_hw: ndarray, across_hw: ndarray) -> ndarray:
-    """Of the base disc and the two tangents to it from the shadow of the tip."""
+    """Distance to the outline: the base disc and the two tangents to it from the shadow of the tip."""
     sine = min(radius / length, 1.0)
     cosine = sqrt(1 - sine * sine)
     disc_hw = np.sqrt(along_hw * along_hw + across_hw * across_hw) - radius

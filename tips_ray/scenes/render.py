@@ -21,7 +21,7 @@ from tips_ray.scenes.world import COLOURS, SHAPES, Bounds, Camera, SceneObject, 
 
 CLASS_NAMES = ("sky", "ground", *SHAPES)
 SKY, GROUND = 0, 1
-CENTRE = 4  # of the samples
+CENTRE = 4  # index of the sample at the pixel centre
 GROUND_END_M = 20.0  # depth at which the ground ends and the sky begins; keeps depth bounded
 SHADOW_EDGE_M = 0.2
 CONTACT = 1.6  # radii around an object within which it darkens the ground
@@ -45,10 +45,10 @@ class Scene:
     web_caption: str
     """Alt-text-like; names exactly one of the objects."""
     synthetic_caption: str
-    """Names all objects and says how they stand to each other."""
+    """Names all objects and states relations between them."""
 
     def attributes(self) -> list[dict[str, Any]]:
-        """The objects as JSON takes them."""
+        """The objects as values that JSON can hold."""
         return [thing.attributes() for thing in self.objects]
 
 
@@ -76,7 +76,7 @@ def render_scene(seed: int, index: int, image_size_px: int = 112) -> Scene:
 
 
 def render_scenes(seed: int, indices: Iterable[int], image_size_px: int = 112) -> list[Scene]:
-    """One after the other: the objects' windows differ, so a batch would gain nothing."""
+    """Scenes rendered one by one: the objects' windows differ, so a batch would gain nothing."""
     return [render_scene(seed, index, image_size_px) for index in indices]
 
 
@@ -116,7 +116,7 @@ def _rays(camera: Camera, image_size_px: int) -> Rays:
 
 
 def _order(thing: SceneObject) -> float:
-    """Of two objects whose base circles are apart, the one with the larger value is never in front."""
+    """Sort key: of two objects whose base circles are apart, the one with the larger value is never in front."""
     return thing.x_m * thing.x_m + thing.z_m * thing.z_m - thing.reach_m * thing.reach_m
 
 
@@ -136,7 +136,7 @@ def _background_light(world: World, rays: Rays) -> ndarray:
     """Sky over tiled ground; the row that holds both is their mean by area. Linear light [C, H, W]."""
     camera, size = world.camera, rays.x_S1w.shape[2]
     above_H = rays.y_Sh1[CENTRE, :, 0] + camera.height_m / GROUND_END_M
-    step = 2 / size / camera.focal * camera.cosine  # of y from row to row
+    step = 2 / size / camera.focal * camera.cosine  # change of y from row to row
     sky_H = np.clip(above_H / step + 0.5, 0, 1)
     horizon_C1, zenith_C1 = _linear(world.horizon), _linear(world.zenith)
     sky_CH = (horizon_C1 + (zenith_C1 - horizon_C1) * np.clip(above_H * 2, 0, 1)) * sky_H
@@ -178,7 +178,7 @@ def _triangle_wave(value: ndarray) -> ndarray:
 
 
 def _sunlit(world: World, x_hW: ndarray, z_h1: ndarray, first_row: int) -> ndarray:
-    """1 in the open, less in a shadow and close to an object; [h, W]."""
+    """Light factor, 1 in the open, less in a shadow and close to an object; [h, W]."""
     lit_hW = np.ones_like(x_hW)
     for thing in world.objects:
         reach_m = CONTACT * thing.reach_m
@@ -193,7 +193,7 @@ def _sunlit(world: World, x_hW: ndarray, z_h1: ndarray, first_row: int) -> ndarr
 
 
 def _shadow_bounds(world: World, thing: SceneObject) -> Bounds:
-    """Of the ground that `thing` darkens."""
+    """Image bounds of the ground that `thing` darkens."""
     reach_m = CONTACT * thing.reach_m
     tip_x, tip_z = (-world.light[axis] / world.light[1] * thing.height_m for axis in (0, 2))
     xs = (thing.x_m + min(tip_x, 0) - reach_m, thing.x_m + max(tip_x, 0) + reach_m)
@@ -223,7 +223,7 @@ def _paint(canvas: Canvas, world: World, i: int, rays: Rays) -> int:
 
 
 def _paint_light(light_Chw: ndarray, seen: Surface, sun: Triple, colour_C1: ndarray) -> None:
-    """In place: what lies behind, where no sample hits; else the mean of the object's samples."""
+    """Blend in place: the share of samples that hit shows the object, the rest what lies behind it."""
     shade_Shw, gloss_Shw = _shade(seen, sun)
     samples = len(shade_Shw)
     hit_Shw = seen.hit_Shw.astype(np.float32)
@@ -233,7 +233,7 @@ def _paint_light(light_Chw: ndarray, seen: Surface, sun: Triple, colour_C1: ndar
 
 
 def _shade(seen: Surface, sun: Triple) -> tuple[ndarray, ndarray]:
-    """Light that the surface scatters per unit of its colour, and white light that it mirrors."""
+    """Light that the surface scatters per unit of colour, and white light that it mirrors."""
     x, y, z = seen.normal_Shw
     facing = np.maximum(x * sun[0] + y * sun[1] + z * sun[2], 0)
     half = unit((sun[0], sun[1] + 0.35, sun[2] - 0.94))  # between the sun and a viewer straight ahead

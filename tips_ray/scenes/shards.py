@@ -16,13 +16,13 @@ SHARD_ROWS, IMAGE_PX = 256, 112
 
 
 def stored_scenes(source: str, seed: int, count: int, captions: Mapping[str, str]) -> float:
-    """Put scenes 0 to `count` of a world below `source`, once; returns scenes/s, 0 where they were there.
+    """Write the first `count` scenes of a world below `source`, once; return scenes/s, 0 if they were there already.
 
     Args:
         source: folder, local or s3://.
-        seed: of the world.
-        count: of scenes.
-        captions: attribute of a scene by the name of its column.
+        seed: seed of the world.
+        count: number of scenes.
+        captions: column name -> attribute of `Scene`.
     """
     started, marker = time.perf_counter(), f"{source}.complete"
     if storage.exists(marker):

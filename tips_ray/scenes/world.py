@@ -34,10 +34,10 @@ SKIES = (  # colour at the horizon, colour overhead
 GROUNDS = ((200, 184, 152), (182, 184, 186), (168, 186, 150), (206, 176, 156), (160, 172, 190), (214, 206, 188))
 
 NEAREST_M, FARTHEST_M = 3.2, 6.6  # centres of objects
-FRAME_MARGIN = 0.02  # of the image side, kept free at each edge
-TRIES = 20  # of places, before other kinds of objects are tried
-GAP_M = 0.2  # between the circles around two bases
-MOST_OVERLAP = 0.32  # of the smaller of two outlines
+FRAME_MARGIN = 0.02  # fraction of the image side that stays free at each edge
+TRIES = 20  # places tried before other kinds of objects are drawn
+GAP_M = 0.2  # least distance between the circles around two bases
+MOST_OVERLAP = 0.32  # largest overlap, as a fraction of the smaller of two bounds
 CLEAR_SIDE_M, CLEAR_SIDE = 0.4, 0.09  # metres, and fraction of the image side
 CLEAR_DEPTH_M, CLEAR_EDGE_M = 0.6, 0.25  # between centres, and between near edges
 
@@ -51,7 +51,7 @@ class Camera:
 
     height_m: float
     sine: float
-    """Of the angle by which the axis points below the horizon."""
+    """Sine of the angle by which the axis points below the horizon."""
     cosine: float
     focal: float
     """Focal length in halves of the image side."""
@@ -89,19 +89,19 @@ class SceneObject:
     z_m: float
     """Centre of the base, ahead of the camera along the ground."""
     radius_m: float
-    """Of the base or the sphere; half the edge of a box."""
+    """Radius of the base or the sphere; half the edge of a box."""
     height_m: float
     turn: float
     """Tangent of half the angle by which a box is turned about its vertical axis."""
     image_x: float
     image_y: float
-    """Where the middle of the object appears."""
+    """Image position of the object's middle."""
     bounds: Bounds
-    """Of the outline; a little too wide for a cone or cylinder, never too narrow."""
+    """Bounds of the outline; a little too wide for a cone or cylinder, never too narrow."""
     visible_share: float = 1.0
-    """Pixels seen of the pixels that it would have alone; set by the rendering."""
+    """Visible pixels over the pixels that it would have alone; set by the rendering."""
     image_share: float = 0.0
-    """Pixels seen of all pixels; set by the rendering."""
+    """Visible pixels over all pixels of the image; set by the rendering."""
 
     @property
     def name(self) -> str:
@@ -129,9 +129,9 @@ class World:
     ground: Triple
     tile_m: float
     contrast: float
-    """Of the tiles, 0 to 1."""
+    """Contrast of the tiles, 0 to 1."""
     shift: tuple[float, float]
-    """Of the tiles, in tiles."""
+    """Offset of the tiles, in tiles."""
 
 
 def draw_world(dice: Dice) -> World:
@@ -166,17 +166,17 @@ def place(camera: Camera, shape: str, colour: str, size: str, x_m: float, z_m: f
 
 
 def cosine_and_sine(turn: float) -> tuple[float, float]:
-    """Of the angle whose half has the tangent `turn`: rational, so equal on every platform."""
+    """Cosine and sine of the angle whose half has the tangent `turn`: rational, so equal on every platform."""
     return (1 - turn * turn) / (1 + turn * turn), 2 * turn / (1 + turn * turn)
 
 
 def is_clearly_left(one: SceneObject, other: SceneObject) -> bool:
-    """In the world and in the picture, so that perspective leaves no doubt."""
+    """Whether `one` is left of `other` both in the world and in the picture, so that perspective leaves no doubt."""
     return other.x_m - one.x_m > CLEAR_SIDE_M and other.image_x - one.image_x > CLEAR_SIDE
 
 
 def is_clearly_in_front(one: SceneObject, other: SceneObject) -> bool:
-    """By the centres and by the near edges, so that a difference in size leaves no doubt."""
+    """Whether centre and near edge of `one` are both nearer, so that a difference in size leaves no doubt."""
     edges_m = (other.z_m - other.reach_m) - (one.z_m - one.reach_m)
     return other.z_m - one.z_m > CLEAR_DEPTH_M and edges_m > CLEAR_EDGE_M
 
@@ -195,7 +195,7 @@ def _draw_objects(dice: Dice, camera: Camera, count: int) -> tuple[SceneObject, 
 
 
 def _try_objects(dice: Dice, camera: Camera, count: int) -> list[SceneObject]:
-    """Objects that go together, fewer than `count` where no room was found (four large ones may have none)."""
+    """Objects that go together, fewer than `count` if no room was found (four large ones may not fit)."""
     colours = dice.sample(tuple(COLOURS), count)
     kinds = [(dice.choice(SHAPES), colour, dice.choice(tuple(SIZES))) for colour in colours]
     placed: list[SceneObject] = []
@@ -218,7 +218,7 @@ def _is_in_frame(candidate: SceneObject) -> bool:
 
 
 def _goes_with(one: SceneObject, other: SceneObject) -> bool:
-    """They stand apart, hide little of each other, and at least one relation between them is clear."""
+    """Whether the two stand apart, hide little of each other and have at least one clear relation."""
     room_m = one.reach_m + other.reach_m + GAP_M
     x_m, z_m = one.x_m - other.x_m, one.z_m - other.z_m
     if x_m * x_m + z_m * z_m < room_m * room_m or _overlap(one, other) > MOST_OVERLAP:
@@ -235,7 +235,7 @@ def _overlap(one: SceneObject, other: SceneObject) -> float:
 
 
 def area(one: SceneObject) -> float:
-    """Of the bounds, as a fraction of the image."""
+    """Area of the bounds, as a fraction of the image."""
     left, top, right, bottom = one.bounds
     return (right - left) * (bottom - top)
 
@@ -253,7 +253,7 @@ def _bounds(
 
 
 def _sphere_bounds(camera: Camera, centre: Triple, radius_m: float) -> Bounds:
-    """From the tangents to the circle in which each axis plane cuts the sphere."""
+    """Bounds from the tangents to the circle in which each axis plane cuts the sphere."""
     right, above, depth = centre
     scale = 0.5 * camera.focal / (depth * depth - radius_m * radius_m)
     reach_x = radius_m * sqrt(right * right + depth * depth - radius_m * radius_m)

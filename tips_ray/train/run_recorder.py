@@ -46,7 +46,7 @@ class RunRecorder:
     ) -> None:
         """
         Args:
-            weights_from: initial weights of a new run, as `tips_ray.train.initial_weights.load_initial_weights` returns them.
+            weights_from: sources of a new run's initial weights, as `load_initial_weights` returns them.
             restart: measures this start; None: it is not measured.
         """
         self.run, self.report = run, report

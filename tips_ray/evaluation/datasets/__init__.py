@@ -1,4 +1,4 @@
-"""Data sets of the evaluation, by their config."""
+"""Loads data sets of the evaluation from their config."""
 
 import hashlib
 
@@ -21,7 +21,7 @@ __all__ = ["Dataset", "Examples", "fingerprint_of_data", "load_dataset"]
 
 
 def fingerprint_of_data(config: DatasetConfig) -> str:
-    """Changes with the files of a folder: names, sizes, and when each was last changed. Empty for rendered scenes.
+    """Digest of a folder's files: names, sizes and versions (`etag`). Empty for rendered scenes or without a folder.
 
     Raises:
         StorageError: there is no such folder.
@@ -38,12 +38,12 @@ def load_dataset(config: DatasetConfig, size_px: int, with_train: bool = True) -
     """All images, squashed to `size_px`, in memory.
 
     Args:
-        config: which.
+        config: config of the data set.
         size_px: side of the images.
-        with_train: whether the images to learn from are wanted.
+        with_train: whether to load the training images too.
 
     Raises:
-        ValueError: what its reader says.
+        ValueError: the data are missing or invalid; see the reader of each kind.
     """
     if isinstance(config, LabelledFolderConfig):
         return labelled_folder(config, size_px, with_train)

@@ -1,4 +1,4 @@
-"""Images whose class is the name of their folder, local or s3://, as ImageNet lies. N images."""
+"""Images whose class is the name of their folder, local or s3://, as in ImageNet. N images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from tips_ray.evaluation.datasets.images import read_image, read_parts, stacked
 
 
 def class_folder(config: ClassFolderConfig, size_px: int, with_train: bool) -> Dataset:
-    """`train/CLASS/*.jpg` and `val/CLASS/*.jpg`; `val` may lack some classes of `train`, or be all there is.
+    """Read `train/CLASS/*.jpg` and `val/CLASS/*.jpg`; `val` may lack classes of `train`, and `train` may be absent.
 
     Raises:
-        ValueError: a folder is missing or has no image that can be used, or `class_names` names none of the folders.
+        ValueError: a folder is missing or has no usable image, or `val` or `class_names` has a class without a folder.
     """
     assert config.folder is not None
     learned, judged = (_classes(config.folder, part) for part in ("train", "val"))
@@ -34,7 +34,7 @@ def class_folder(config: ClassFolderConfig, size_px: int, with_train: bool) -> D
 
 
 def _classes(folder: str, part: str) -> list[str]:
-    """Names of the folders of a part, sorted."""
+    """Names of the folders in a part."""
     return [uri.rsplit("/", 1)[-1] for uri in storage.list_folders(storage.join(folder, part))]
 
 

@@ -1,4 +1,4 @@
-"""What a data set gives to the tasks. N images, H W pixels of a map, S side of the images."""
+"""Data sets as tasks get them. N images, H W pixels of a map, S side of the images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,36 +12,36 @@ from tips_ray.data.decode import squashed
 
 @dataclass(frozen=True)
 class Examples:
-    """Images and what is known of them; empty where that is nothing."""
+    """Images and their annotations; annotations that the data lack are empty."""
 
     images_NSS3: Tensor
     """uint8 RGB, squashed to a square."""
     labels: Sequence[Tensor] = ()
-    """Whole numbers [H, W] for each image."""
+    """Integer classes [H, W] for each image."""
     depth_m: Sequence[Tensor] = ()
-    """float32 [H, W] for each image, 0 where there is none."""
+    """Metres, float32 [H, W] for each image, 0 where there is none."""
     normals: Sequence[Tensor] = ()
-    """float32 [3, H, W] for each image, of length 1, or 0 where there is none."""
+    """Unit vectors, float32 [3, H, W] for each image, 0 where there is none."""
     categories_N: Tensor | None = None
-    """int64, the class of the whole image."""
+    """Class of each whole image, int64."""
     captions: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
-    """For each kind of caption the captions of each image, one or more."""
+    """Kind of caption -> captions of each image, one or more."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to learn from, where somebody wants them, and others to be judged by."""
+    """Test images, and training images if they were asked for."""
 
     test: Examples
     train: Examples | None = None
     class_names: tuple[str, ...] = ()
-    """Of labels."""
+    """Names of the classes in `labels`."""
     ignore_index: int | None = None
     category_names: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """How many images, or pixels of some, were left out, by reason."""
+    """Number of images, or of pixels, that were left out, by reason."""
 
 
 def squashed_image(image_HWC: np.ndarray, size_px: int) -> Tensor:
-    """uint8 [size_px, size_px, 3], see `squashed`."""
+    """The image as uint8 [size_px, size_px, 3]; see `squashed`."""
     return torch.from_numpy(squashed(image_HWC, size_px))

@@ -1,4 +1,4 @@
-"""Data sets that lie in folders, local or s3://. An image that cannot be used is counted and left out."""
+"""Data sets in folders, local or s3://. Unusable images are counted and left out."""
 
 import io
 from collections import Counter
@@ -18,10 +18,10 @@ TABLE = "captions.csv"
 
 
 def labelled_folder(config: LabelledFolderConfig, size_px: int, with_train: bool) -> Dataset:
-    """`train` and `val`, each with `images/NAME.jpg` and `labels/NAME.png`.
+    """Read `train` and `val`, each with `images/NAME.jpg` and `labels/NAME.png`.
 
     Raises:
-        ValueError: a folder is missing or has no image that can be used, or a label map is no map of these classes.
+        ValueError: a folder is missing or has no usable image, or a label map is no map of these classes.
     """
     assert config.folder is not None
 
@@ -33,10 +33,10 @@ def labelled_folder(config: LabelledFolderConfig, size_px: int, with_train: bool
 
 
 def captioned_folder(config: CaptionedFolderConfig, size_px: int) -> Dataset:
-    """`images` and `captions.csv`; images without a caption are counted and not looked at.
+    """Read `images` and `captions.csv`; images without a caption are counted but not read.
 
     Raises:
-        ValueError: the table is missing or has other columns, or there is no image that can be used.
+        ValueError: the table is missing or has other columns, or there is no usable image.
     """
     assert config.folder is not None
     named = _captions(storage.join(config.folder, TABLE))
@@ -73,7 +73,7 @@ def _labelled(folder: str, config: LabelledFolderConfig, size_px: int, left_out:
 
 
 def _label_map(uri: str, config: LabelledFolderConfig) -> Tensor:
-    """A wrong map is an error and not left out: scores on fewer images are no longer comparable."""
+    """Read a label map. A wrong one raises and is not left out: scores on fewer images would not be comparable."""
     try:
         with Image.open(io.BytesIO(storage.read_bytes(uri))) as file:
             classes = np.array(file)
@@ -91,7 +91,7 @@ def _label_map(uri: str, config: LabelledFolderConfig) -> Tensor:
 
 
 def _captions(uri: str) -> dict[str, list[str]]:
-    """Captions by image, in the order of the table; empty ones say nothing."""
+    """Captions by image, in the order of the table; empty ones are ignored."""
     columns = table_header(uri)
     if not {"image", "caption"} <= set(columns):
         raise ValueError(f"{uri} has the columns {', '.join(columns)}; it needs image and caption")

@@ -20,13 +20,13 @@ WRONG = {"depth": "pixels of depth that is not finite", "normals": "pixels of no
 
 
 def geometry_folder(config: GeometryFolderConfig, size_px: int, with_train: bool) -> Dataset:
-    """`train` and `val`, each with `images` and one or both of `depth` and `normals`.
+    """Read `train` and `val`, each with `images` and one or both of `depth` and `normals`.
 
-    Pixels of depth that is not finite, and of normals that are not of length 1, are counted and have none; an image
-    without any is left out.
+    Pixels with depth that is not finite, or with normals not of length 1, are counted and set to 0. An image whose map
+    has no valid pixel is left out.
 
     Raises:
-        ValueError: a folder is missing or has no image that can be used, or a map is no map.
+        ValueError: a folder is missing or has no usable image, or a map cannot be read.
     """
     assert config.folder is not None
 
@@ -58,7 +58,7 @@ def _maps(
     config: GeometryFolderConfig,
     left_out: Counter[str],
 ) -> dict[str, Tensor] | None:
-    """All kinds that the data set has, of one image; None where one cannot be used."""
+    """Maps of one image, of all kinds that the data set has; None if one cannot be used."""
     maps = {}
     for kind in (kind for kind in KINDS if uris[kind]):
         if stem not in uris[kind]:
@@ -78,7 +78,7 @@ def _maps(
 
 
 def _array(uri: str) -> np.ndarray:
-    """Of `.npy`, else of a picture."""
+    """The array in a `.npy` or picture file."""
     content = io.BytesIO(storage.read_bytes(uri))
     try:
         if uri.endswith(".npy"):
@@ -90,7 +90,7 @@ def _array(uri: str) -> np.ndarray:
 
 
 def _depth(uri: str, unit_m: float) -> tuple[Tensor, int]:
-    """Metres [H, W], 0 where there are none, and how many are not finite; whole numbers are so many units."""
+    """Metres [H, W], 0 where there is none, and the number of non-finite pixels; integers are in units of `unit_m`."""
     values = _array(uri)
     if values.ndim != 2:
         raise ValueError(f"{uri} has shape {values.shape}; depth is [H, W]")
@@ -101,7 +101,7 @@ def _depth(uri: str, unit_m: float) -> tuple[Tensor, int]:
 
 
 def _normals(uri: str) -> tuple[Tensor, int]:
-    """[3, H, W], 0 where there are none, and how many are of another length than 1 and 0."""
+    """Normals [3, H, W], 0 where there is none, and the number of pixels with a length other than 1 and 0."""
     values = _array(uri)
     if values.ndim != 3 or values.shape[2] != 3 or values.dtype.kind != "f":
         raise ValueError(f"{uri} has shape {values.shape} {values.dtype}; normals are floating point [H, W, 3]")

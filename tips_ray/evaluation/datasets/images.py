@@ -1,4 +1,4 @@
-"""Images of a data set in a folder, local or s3://. One that cannot be used is counted and left out. S side."""
+"""Images of a data set in a folder, local or s3://. Unusable images are counted and left out. S side."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,17 +15,17 @@ MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS = 50 * 2**20, 100_000_000
 
 
 class FoundImage(NamedTuple):
-    """An image as the encoder gets it."""
+    """An image squashed for the encoder."""
 
     pixels_SS3: Tensor
     size: tuple[int, int]
-    """Height and width before it was squashed."""
+    """Height and width before squashing."""
 
 
 def read_parts(
     folder: str, read: Callable[[str, Counter[str]], Examples], with_train: bool
 ) -> tuple[Examples | None, Examples, dict[str, int]]:
-    """`train`, if it is wanted, and `val` of a folder, and what was left out of each, by reason."""
+    """`train` (if `with_train`) and `val` of a folder, and the number of images left out of each, by reason."""
     counts = {part: Counter[str]() for part in ("train", "val")}
     train = read(storage.join(folder, "train"), counts["train"]) if with_train else None
     test = read(storage.join(folder, "val"), counts["val"])
@@ -33,12 +33,12 @@ def read_parts(
 
 
 def by_stem(folder: str) -> dict[str, str]:
-    """URIs of the files in a folder by their names without what follows the last dot."""
+    """URIs of the files in a folder by their names without suffix."""
     return {name.rsplit(".", 1)[0]: storage.join(folder, name) for name in storage.list_names(folder)}
 
 
 def read_image(uri: str, size_px: int, left_out: Counter[str]) -> FoundImage | None:
-    """None, and counted by its reason, where there is no image or a bad one."""
+    """The image; None, and counted in `left_out`, if it is missing or bad."""
     try:
         opened = open_image(storage.read_bytes(uri), MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS)
         size = opened.height, opened.width
@@ -53,10 +53,10 @@ def read_image(uri: str, size_px: int, left_out: Counter[str]) -> FoundImage | N
 
 
 def stacked(images: list[Tensor], folder: str, left_out: Counter[str]) -> Tensor:
-    """[N, S, S, 3]; the list is emptied meanwhile, so that memory holds each image once.
+    """Images stacked to [N, S, S, 3]; empties the list on the way, so that memory holds each image once.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are no images.
     """
     if not images:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())

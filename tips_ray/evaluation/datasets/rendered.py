@@ -1,4 +1,4 @@
-"""The rendered world as a data set: exact labels, depth and normals, both kinds of captions, and what stands out."""
+"""Rendered scenes as a data set: exact labels, depth and normals, both kinds of captions, and image categories."""
 
 import numpy as np
 import torch
@@ -8,11 +8,11 @@ from tips_ray.evaluation.datasets.examples import Dataset, Examples
 from tips_ray.scenes import CLASS_NAMES, SHAPES, Scene, render_scene
 
 TRAIN_SEED, TEST_SEED = 5, 6
-"""Worlds that neither the demo nor its captioner learns from."""
+"""Seeds of worlds that neither the demo nor its captioner learns from."""
 
 
 def rendered(config: ScenesConfig, size_px: int, with_train: bool) -> Dataset:
-    """An image's category is the shape of the object that fills most of it."""
+    """Render the data set; an image's category is the shape of the object that fills most of it."""
     train = _examples(TRAIN_SEED, config.train, size_px) if with_train else None
     test = _examples(TEST_SEED, config.test, size_px)
     return Dataset(test, train, CLASS_NAMES, None, SHAPES)
