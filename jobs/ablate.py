@@ -1,12 +1,12 @@
-"""The paper's ablation on rendered scenes: rows that differ in their objective alone, a table, its directions judged.
+"""Run the paper's ablation on rendered scenes: rows that differ only in their objective, a table, and verdicts.
 
   tips-ray ablate --quick                  one seed; 33 minutes on two CPU cores
-  tips-ray ablate --full                   five seeds; takes up what --quick has left
+  tips-ray ablate --full                   five seeds; reuses the runs of --quick
   tips-ray ablate --full at_a_time=1 base.resources.gpus_per_worker=1       on a GPU
   tips-ray ablate MY.yaml base.schedule.total_steps=1000 --output out/my    a file like those of jobs/ablations
 
-Each row and seed is a run of `tips-ray pretrain --without-ray`, then of `tips-ray evaluate`; the same command again
-runs only what is missing. OUTPUT holds table.md, results.json, runs, evaluation, logs.
+Each row and seed is trained by `tips-ray pretrain --without-ray` and scored by `tips-ray evaluate`. The same command
+again runs only what is missing. OUTPUT holds table.md, results.json, runs, evaluation, logs.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run what is missing, then write and print the table.
 
     Raises:
-        ValueError: a wrong key, or the output holds runs with another config.
+        ValueError: a key is wrong, or the output holds runs with another config.
         RunFailedError: a run failed.
     """
     from tips_ray.config import load_config

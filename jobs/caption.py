@@ -1,8 +1,8 @@
-"""Caption the images of a run ahead of it, each once; the same command again makes only what is missing.
+"""Caption the images of a run before it starts, each once; the same command again makes only what is missing.
 
   tips-ray caption RUN.yaml [KEY=VALUE ...]     e.g. resources.captioners=8
 
-The run then takes them with captions.source=store. With captions.source=live no such command is needed.
+The run then reads them with captions.source=store. With captions.source=live this command is not needed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         ValueError: config, data or captioner are wrong.
-        RunFailedError: captioning stopped; what is made is kept.
+        RunFailedError: captioning stopped; finished captions are kept.
     """
     from tips_ray.config import RunConfig, load_config
     from tips_ray.launch.data_jobs import caption_data

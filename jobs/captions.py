@@ -1,4 +1,4 @@
-"""What is in a caption store: look at it, check it, tidy it, take captions out and put them in.
+"""Inspect, verify and compact a caption store; export captions from it and import captions into it.
 
   tips-ray captions stats STORE
   tips-ray captions verify STORE [--run RUN.yaml KEY=VALUE ...]
@@ -6,10 +6,10 @@
   tips-ray captions export STORE captions.parquet
   tips-ray captions import STORE captions.parquet --run RUN.yaml
 
-`verify` exits with 1 when something is wrong; with --run it also looks for chunks without captions. `import` reads the
-images of a run and gives each the captions that the file (Parquet, JSON lines, CSV) has for its sha256: captions live
-on when shards are renamed or rewritten. Those of other programs come in by a name, --captioner NAME, and a run trains
-on them with captions.source=store captions.imported=NAME.
+`verify` exits with 1 if something is wrong; with --run it also looks for chunks without captions. `import` reads the
+images of a run and gives each the captions that the file (Parquet, JSON lines, CSV) has for its sha256, so that
+captions survive when shards are renamed or rewritten. Captions of other programs get a name, --captioner NAME; a run
+trains on them with captions.source=store captions.imported=NAME.
 """
 
 import argparse
@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do it for every captioner of the store, or for that of --captioner.
+    """Do the action for every captioner of the store, or only for the one of --captioner.
 
     Returns:
-        1 where `verify` finds a fault, else 0.
+        1 if `verify` finds a fault, else 0.
 
     Raises:
         ValueError: an argument is wrong or missing, or an object of the store is damaged.

@@ -1,7 +1,7 @@
-"""The command `tips-ray`: picks the job and says in one line what a user got wrong.
+"""The command `tips-ray`: runs a job and prints one line per mistake of the user.
 
-A job is a module of `jobs` with `add_arguments(parser)` and `run(arguments)`; it is imported when called, and imports
-what is heavy inside `run`, so that every --help is instant.
+A job is a module of `jobs` with `add_arguments(parser)` and `run(arguments)`. It is imported when called and does its
+heavy imports inside `run`, so that every --help is instant.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a failure, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run one command; return the exit code: 0, 1 for a failure, 2 for a user's mistake, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     command = _command(argv[:1])
     job = importlib.import_module(f"jobs.{command}")

@@ -1,4 +1,4 @@
-"""The whole road on this machine in a few minutes.
+"""Run everything on this machine in a few minutes, from data to report.
 
 Scenes in a real S3 server -> a small PaliGemma that describes them -> two FSDP workers -> MLflow -> report.
 
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Render, store, train, evaluate, report; one line per stage.
+    """Render, store, train, evaluate, report; print one line per stage.
 
     Raises:
-        ValueError: a wrong key, or a folder that holds the demo with another config.
+        ValueError: a key is wrong, or the folder holds the demo with another config.
     """
     from tips_ray.demo.show import Show, run_demo
 

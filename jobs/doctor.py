@@ -1,9 +1,9 @@
-"""What is missing or does not fit on this machine, with the cure.
+"""Check this machine: what is missing or does not fit, and how to fix it.
 
   tips-ray doctor                            this machine: packages, accelerator, memory, S3, Ray
   tips-ray doctor RUN.yaml [KEY=VALUE ...]   and all that `tips-ray pretrain RUN.yaml` would check before it starts
 
-One line per check: ok, warn (it will work, but), fail. The exit code is 1 when something fails.
+Prints one line per check: ok, warn (works with a limitation), fail. The exit code is 1 if a check fails.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a line per check as it ends; 1 when one fails."""
+    """Print a line per check as it ends; return 1 if one fails."""
     from tips_ray.errors import check_results
     from tips_ray.launch.machine_checks import machine_checks, run_results
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _shown(found: "Iterable[CheckResult]") -> int:
-    """Print the findings; returns how many fail."""
+    """Print the findings; return how many fail."""
     failed = 0
     for check, level, text in found:
         print(f"{level:4}  {check:13}  {text}", flush=True)

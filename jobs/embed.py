@@ -4,9 +4,9 @@
   tips-ray embed out/tips-b14 's3://bucket/{000..099}.tar' s3://bucket/embeddings gpus_per_actor=1 actors=8
   tips-ray embed timm:vit_base_patch14_dinov2 photos/ out/dinov2 image_size_px=224 patches=mean
 
-MODEL is what tips-ray evaluate takes; SOURCE a folder with a CSV, tars or Parquet, local or s3://; OUT a folder or an
-s3:// prefix. Keys: patches=mean or all, captions=true, dtype=float16, image_size_px, source.columns.image=NAME, actors,
-gpus_per_actor, data_cpus and the others of tips_ray/config/embedding.py. RAY_ADDRESS names a cluster.
+MODEL is any model that tips-ray evaluate takes. SOURCE is a folder with a CSV, tars or Parquet, local or s3://. OUT is
+a folder or s3:// prefix. Keys: patches=mean or all, captions=true, dtype=float16, image_size_px, actors, data_cpus,
+gpus_per_actor, source.columns.image=NAME and others of tips_ray/config/embedding.py. RAY_ADDRESS names a cluster.
 
   pyarrow.dataset.dataset("OUT/embeddings").to_table(columns=["key", "cls_web"])
 """
@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make the files that are missing, with a line now and then.
+    """Make the missing files, and print a line now and then.
 
     Raises:
-        ValueError: model, source or config are wrong, or OUT holds embeddings of something else.
-        RunFailedError: embedding stopped; what is made is kept.
+        ValueError: model, source or config are wrong, or OUT holds embeddings made from other inputs.
+        RunFailedError: embedding stopped; finished files are kept.
     """
     from tips_ray.config.embedding import EmbeddingConfig
     from tips_ray.config.load import override, override_values

@@ -1,13 +1,13 @@
-"""Evaluate a frozen encoder: results.json, a table beside published scores, and pictures.
+"""Evaluate a frozen encoder; write results.json, a table beside published scores, and pictures.
 
   tips-ray evaluate out/runs/photos --suite scenes
   tips-ray evaluate out/tips-b14 --suite quick data.camvid.folder=camvid data.flickr.folder=flickr
   tips-ray evaluate timm:vit_base_patch14_dinov2 --suite my-suite.yaml image_size_px=224
 
 MODEL: a run or one of its checkpoints, a transformers or timm folder, released npz, timm:NAME. A suite is a YAML like
-those in jobs/suites. The same command again runs only the tasks that have no result. Features of patches lie in a file
-meanwhile (scratch, patch_dtype); a small model takes minutes on a CPU. With ray.actors=8 ray.gpus_per_actor=1, or with
-RAY_ADDRESS, images are encoded by actors and data sets go side by side; folders must be there on every node.
+those in jobs/suites. The same command again runs only the tasks without a result. Patch features are kept in a
+temporary file (scratch, patch_dtype). A small model takes minutes on a CPU. With ray.actors=8 ray.gpus_per_actor=1, or
+with RAY_ADDRESS, actors encode images and data sets run side by side; folders must be there on every node.
 """
 
 import argparse
@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run what has no result yet, print the table.
+    """Run the tasks without a result, and print each task's scores.
 
     Raises:
-        ValueError: a wrong suite or model, data that cannot be scored, or a folder with results of other weights.
+        ValueError: suite or model are wrong, data cannot be scored, or the folder holds results of other weights.
     """
     from tips_ray.config import load_config
     from tips_ray.config.evaluation import SuiteConfig
@@ -67,5 +67,5 @@ def _lines(name: str, record: dict[str, Any]) -> list[str]:
 
 
 def _number(value: float, error: float | None) -> str:
-    """With its standard error over the test images, where it has one."""
+    """A score, with its standard error over the test images if it has one."""
     return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

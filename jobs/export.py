@@ -1,4 +1,4 @@
-"""Write a model for transformers (AutoModel, AutoProcessor, pipeline) or for timm, offline and without code of ours.
+"""Export a model for transformers (AutoModel, AutoProcessor, pipeline) or timm, to load offline without our code.
 
   tips-ray export out/runs/photos --to transformers OUT        (a run, or one of its checkpoints; s3:// too)
   tips-ray export --image vision.npz --text text.npz --tokenizer tokenizer.model --to transformers OUT
@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read the source, write OUT, say how to load it.
+    """Read the source, write OUT, and print how to load it.
 
     Raises:
-        ValueError: no source or two of them, or what the readers and writers of `tips_ray.models` refuse.
+        ValueError: there is no source or more than one, or it cannot be read or written by `tips_ray.models`.
     """
     *sources, out = arguments.paths
     if "://" in out:
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_source(arguments: argparse.Namespace, sources: list[str]) -> None:
-    """Before torch is loaded."""
+    """Check the arguments before torch is loaded."""
     npz = [name for name in ("image", "text", "tokenizer", "num_heads") if getattr(arguments, name) is not None]
     if len(sources) > 1:
         raise ValueError(f"FOLDER and OUT are wanted, {len(arguments.paths)} paths were given")

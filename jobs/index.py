@@ -1,10 +1,10 @@
-"""Look through the data of a run once and write down what is where.
+"""Scan the data of a run once and write an index of their rows.
 
   tips-ray index RUN.yaml [data.chunk_rows=32 ...]
   tips-ray index RUN.yaml --decode    decodes every image on Ray, and lists the bad ones ahead of a run
 
-Every job does this when it finds no index; this command does it ahead, on the cluster of RAY_ADDRESS if that is set. Of
-local tars only headers are read; on an object store payloads below 8 MiB are read along, so it takes as long as reading
+Every job does this if it finds no index; this command does it before, on the cluster of RAY_ADDRESS if that is set. It
+reads only headers of local tars. On an object store it also reads payloads below 8 MiB, so it takes as long as reading
 the tars once.
 """
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what the data hold, and where the index is.
+    """Print the contents of the data, and where the index is.
 
     Raises:
         ValueError: the config or the data are wrong.
@@ -74,7 +74,7 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
 
 
 def _sample_lines(rows: "list[SourceRow]", missing: str) -> list[str]:
-    """What the first good row holds, and how many rows beside it have too few captions."""
+    """Lines about the first good row, and the number of sampled rows without captions."""
     good = [row for row in rows if not row["error"]]
     lines = [] if good else [f"    all of the first {len(rows)} rows are bad: {rows[0]['error']}"]
     for row in good[:1]:

@@ -5,8 +5,8 @@
   tips-ray pretrain RUN.yaml --supervise         starts again when the driver or the cluster's head is lost
   tips-ray pretrain RUN.yaml --without-ray       one process; below torchrun (-m jobs.cli pretrain ...) one per rank
 
-The same name again resumes the run from its newest checkpoint, with Ray or without. Without a cluster (RAY_ADDRESS) Ray
-runs here.
+The same name again resumes the run from its newest checkpoint, with or without Ray. Without a cluster (RAY_ADDRESS),
+Ray runs on this machine.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int | None:
 
 
 def start_command(arguments: Sequence[str]) -> list[str]:
-    """The command of `tips-ray pretrain` with these arguments, for a process of its own."""
+    """The command of `tips-ray pretrain` with these arguments, for a separate process."""
     return [sys.executable, "-m", "jobs.cli", "pretrain", *arguments]
 
 

@@ -1,10 +1,10 @@
-"""Do a step that the guard refused again, on one process, and name the first tensor that is not finite.
+"""Repeat a step that the guard refused, in one process, and name the first tensor that is not finite.
 
   tips-ray replay out/runs/small
   tips-ray replay s3://bucket/runs/small --step 1234
 
-The run saved the state before the step and the batch of every rank. It takes one forward and backward of the global
-batch and no cluster. Exit code 0: the step is as bad here as it was there; 1: it is not.
+The run saved the state before the step and the batch of every rank. Replaying takes one forward and backward pass of
+the global batch and no cluster. Exit code 0: the step was reproduced; 1: it was not.
 """
 
 import argparse
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tips_ray.train.replay import Replay
 
 MOST_IMAGES = 8
-"""Images concerned that are named."""
+"""Most affected images that are named."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replay and tell.
+    """Replay the step and print what was found.
 
     Raises:
         ValueError: the run has no such bad step.

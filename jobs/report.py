@@ -3,7 +3,7 @@
   tips-ray report out/runs/small
   tips-ray report s3://bucket/runs/small --output small.html
 
-It has what the folder holds: config, curves, events, bad rows. It takes seconds and no cluster.
+It shows the folder's config, curves, events and bad rows. The command takes seconds and no cluster.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One micro-batch as the networks take it. B images on this rank, V local crops, A synthetic captions per image,
+"""One micro-batch, the input of the networks. B images on this rank, V local crops, A synthetic captions per image,
 L patches of a global crop, M masked patches, T tokens."""
 
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ from torch import Tensor
 class Batch:
     """Crops, masks and token ids of B positions of the sample order.
 
-    Images are uint8 until `to` brings them to their device, from there on floating point in [0, 1].
+    Images are uint8 until `to` moves them to a device, then floating point in [0, 1].
     """
 
     global_crops_BCHW: Tensor
@@ -20,14 +20,14 @@ class Batch:
     patch_mask_BL: Tensor
     """Boolean, True = masked."""
     masked_index_M: Tensor
-    """Where `patch_mask_BL` is True, as int64 into [B * L]; made on the host so that no device has to be waited for."""
+    """Positions of True in `patch_mask_BL`, int64 into [B * L]; made on the host to avoid waiting for the device."""
     web_ids_BT: Tensor
     synthetic_ids_BAT: Tensor
-    """A captions per image; a row of zeros is an absent one, the first is always there."""
+    """A captions per image; a row of zeros is an absent caption, the first is always present."""
     valid_B: Tensor
-    """False: the row keeps its place but has no weight in any loss, is no negative and is in no centre."""
+    """False: the row keeps its place, but has no weight in any loss, is no negative and does not move centres."""
     key_B: Tensor
-    """int64 made from (seed, epoch, sample id): all randomness of the step comes from it."""
+    """Key made from (seed, epoch, sample id), int64; all randomness of the step comes from it."""
 
     def __post_init__(self) -> None:
         batch = len(self.global_crops_BCHW)
@@ -47,7 +47,7 @@ class Batch:
         return len(self.global_crops_BCHW)
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Self:
-        """On `device`, images as `dtype` in [0, 1]."""
+        """The batch on `device`, with images as `dtype` in [0, 1]."""
         moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
         for name in ("global_crops_BCHW", "local_crops_VBCHW"):
             moved[name] = moved[name].to(dtype) / 255 if moved[name].dtype == torch.uint8 else moved[name].to(dtype)
@@ -55,5 +55,5 @@ class Batch:
 
 
 def masked_index(patch_mask_BL: Tensor) -> Tensor:
-    """Positions of the masked patches in [B * L], int64; on a device this waits for it, so call it on the host."""
+    """Positions of the masked patches in [B * L], int64; call it on the host, because it would wait for a device."""
     return patch_mask_BL.flatten().nonzero().flatten()

@@ -1,4 +1,4 @@
-"""The only collectives of the library. Without a process group every function is that of one rank. N = B x ranks."""
+"""All collectives of the library. Without a process group every function acts as on one rank. N = B x ranks."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _is_alone = ContextVar("_is_alone", default=False)
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is one rank by itself: for what each may compute without the others."""
+    """Inside, this process acts as one rank by itself, for work that needs no other rank."""
     token = _is_alone.set(True)
     try:
         yield
@@ -25,25 +25,25 @@ def alone() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's place in the group, 0 without one."""
+    """Rank of this process in the group; 0 without a group."""
     return dist.get_rank() if dist.is_initialized() and not _is_alone.get() else 0
 
 
 def world_size() -> int:
-    """Processes in the group, 1 without one."""
+    """Number of processes in the group; 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() and not _is_alone.get() else 1
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, in the same storage; the whole where nothing is sharded."""
+    """This rank's part of a sharded tensor, in the same storage; the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_batch(local_BD: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, [N, D]; every rank must bring the same B.
+    """Rows of all ranks in rank order, [N, D]; B must be the same on every rank.
 
-    The gradient flows back to the rank that owns a row, summed over the ranks that used it. Without this part the loss
-    value stays right and the gradient is wrong.
+    The gradient flows back to the rank that owns a row, summed over the ranks that used it. Without this the loss value
+    would be right, but its gradient wrong.
     """
     return _Gather.apply(local_BD) if world_size() > 1 else local_BD
 
@@ -57,17 +57,17 @@ def sum_over_ranks(local: Tensor) -> Tensor:
 
 
 def mean_over_ranks(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean over ranks of each scalar, on the host: the one wait for the device that a step may have."""
+    """Mean over ranks of each scalar, on the host; the only point where a step may wait for the device."""
     values = torch.stack([metrics[name].detach().double().reshape(()) for name in metrics])
     means = (sum_over_ranks(values) / world_size()).tolist()
     return dict(zip(metrics, means, strict=True))
 
 
 def gather_objects(local: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Small picklable values of all ranks in rank order; `group` is a `background_group`, None the one of training.
+    """Small picklable values of all ranks in rank order; `group` is a `background_group`, or None for training's group.
 
     Raises:
-        RuntimeError: a rank was lost, or the group was ended; a process whose group has ended is not alone.
+        RuntimeError: a rank was lost, or the group was ended (it then does not count as a single rank).
     """
     size = world_size() if group is None else group.size()
     if size == 1:
@@ -78,9 +78,9 @@ def gather_objects(local: Any, group: dist.ProcessGroup | None = None) -> list[A
 
 
 def background_group() -> dist.ProcessGroup | None:
-    """All ranks once more, on CPUs: one thread's collectives, which never meet those of training. All ranks call this.
+    """A second group of all ranks, on CPUs, for one thread beside training. All ranks must call this.
 
-    A lost rank ends its collectives at once; a slow one has a day.
+    A lost rank ends its collectives at once; a slow rank has a day.
     """
     if not dist.is_initialized():
         return None

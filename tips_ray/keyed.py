@@ -11,7 +11,7 @@ _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685  # its two multiplie
 
 
 def derived(key_B: Tensor, salt: int) -> Tensor:
-    """New independent keys (int64) for one use of the sample: a view, a block, a draw.
+    """New independent keys, int64, for one use of the sample (a view, a block, a draw).
 
     Source: splitmix64 (Steele, Lea, Flood, OOPSLA 2014) in wrapping int64 arithmetic.
     """

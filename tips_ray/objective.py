@@ -1,4 +1,4 @@
-"""Outputs of student and teacher -> named losses and their weighted total. B images on this rank, K prototypes."""
+"""Named losses from outputs of student and teacher, and their weighted total. B images on this rank, K prototypes."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -24,7 +24,7 @@ class Centers(nn.Module):
         self.register_buffer("masked_image_K", torch.zeros(num_prototypes))
 
     def move(self, global_sums: Mapping[str, Tensor], momentum: float) -> Self:
-        """Update in place from `center_sums` added up over micro-batches and ranks."""
+        """Update in place from `center_sums` summed over micro-batches and ranks."""
         for name, sum_K1 in global_sums.items():
             center_K = getattr(self, f"{name}_K")
             center_K.copy_(moved_center(center_K, sum_K1, momentum))
@@ -34,9 +34,9 @@ class Centers(nn.Module):
 def contrastive_terms(
     embeddings: Embeddings, log_temperature: Tensor, valid_B: Tensor, config: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """L_CLIP and L^_CLIP, each only where its weight is not 0.
+    """L_CLIP and L^_CLIP, each only if its weight is not 0.
 
-    A CLS token meets its own caption, with one temperature for both.
+    Each CLS token is compared with its caption; both use one temperature.
     """
     logit_scale = (-log_temperature).exp()
     cls_web_BD, cls_synthetic_BD, web_BD, synthetic_BD = embeddings
@@ -54,7 +54,7 @@ def self_supervised_terms(
     teacher_temperature: float,
     global_valid: Tensor,
 ) -> dict[str, Tensor]:
-    """L_distill and L_mask of one micro-batch, each only where its weight is not 0; micro-batches add up."""
+    """L_distill and L_mask of one micro-batch, each only if its weight is not 0; micro-batches add up."""
     temperatures, terms = (config.student_temperature, teacher_temperature), {}
     if student.crop_scores_RK is not None and teacher.cls_BK is not None:
         terms["distillation"] = distillation_loss(
@@ -81,7 +81,7 @@ def self_supervised_terms(
 
 
 def center_sums(teacher: TeacherScores, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """What each centre moves by: CLS rows of valid images, scored patches of valid images."""
+    """Score sums that move the centres: over CLS rows and over scored patches of valid images."""
     sums = {}
     if teacher.cls_BK is not None:
         sums["distillation"] = score_sum(teacher.cls_BK, batch.valid_B)
@@ -92,7 +92,7 @@ def center_sums(teacher: TeacherScores, batch: Batch, config: ObjectiveConfig) -
 
 
 def weighted_total(terms: Mapping[str, Tensor], config: ObjectiveConfig) -> Tensor:
-    """1/2 (L_CLIP + L^_CLIP) + alpha L_distill + beta L_mask over the terms present."""
+    """Sum 1/2 (L_CLIP + L^_CLIP) + alpha L_distill + beta L_mask over the terms present."""
     weights = _weights(config)
     return sum((weights[name] * term for name, term in terms.items()), torch.zeros(()))
 
@@ -107,5 +107,5 @@ def _weights(config: ObjectiveConfig) -> dict[str, float]:
 
 
 def _target_mask(batch: Batch, config: ObjectiveConfig) -> Tensor:
-    """Patches averaged over: the masked ones, or all where a frozen teacher is copied without masking."""
+    """Mask of the patches in the loss: the masked ones, or all with a frozen teacher, which uses no masking."""
     return torch.ones_like(batch.patch_mask_BL) if config.teacher == "frozen" else batch.patch_mask_BL

@@ -1,6 +1,6 @@
-"""Texts -> token ids [B, T]: any SentencePiece or tokenizers file, and a trainer for small vocabularies.
+"""Tokenizers: texts -> token ids [B, T] by any SentencePiece or tokenizers file, and a trainer for small vocabularies.
 
-Id 0 is padding, texts are lower-cased, there is neither BOS nor EOS (the released inference code).
+Id 0 is padding, texts are lower-cased, there is neither BOS nor EOS (as in the released inference code).
 """
 
 import json
@@ -32,14 +32,14 @@ class _Backend(Protocol):
 
 
 class Tokenizer:
-    """One vocabulary and its rules; build it with `load_tokenizer` or `train_tokenizer`. It can be pickled.
+    """One vocabulary and its rules, picklable; build it with `load_tokenizer` or `train_tokenizer`.
 
-    Where id 0 is the unknown piece, unknown words count as padding: the text encoder leaves id 0 out.
+    If id 0 is the unknown piece, unknown words count as padding, because the text encoder ignores id 0.
     """
 
     def __init__(self, source: bytes, file_name: str) -> None:
         self.source, self.file_name = source, file_name
-        """Content of the vocabulary file, and `tokenizer.model` or `tokenizer.json` for its kind."""
+        """Content of the vocabulary file; its kind as the name `tokenizer.model` or `tokenizer.json`."""
         self._backend: _Backend = (_SentencePiece if file_name == SENTENCEPIECE_FILE else _Tokenizers)(source)
         self.vocab_size = self._backend.vocab_size
         if self._backend.is_ordinary(0):
@@ -70,10 +70,10 @@ class Tokenizer:
         return self._backend.piece(token_id)
 
     def save(self, path: Path | str) -> Path:
-        """Write the vocabulary to `path`, a file or an existing folder; returns the file.
+        """Write the vocabulary to `path`, a file or an existing folder; return the file.
 
         Raises:
-            ValueError: the suffix is not that of this kind of vocabulary (.model or .json).
+            ValueError: the suffix does not fit this kind of vocabulary (.model or .json).
         """
         path = Path(path)
         path = path / self.file_name if path.is_dir() else path
@@ -85,9 +85,9 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """A SentencePiece `.model`, a tokenizers `.json`, or a folder with tokenizer.model (preferred) or tokenizer.json.
+    """Load a SentencePiece `.model`, a tokenizers `.json`, or a folder with tokenizer.model (preferred) or .json.
 
-    A tokenizers file keeps its rules except: lower-casing comes first; special tokens, truncation and padding are off.
+    A tokenizers file keeps its rules, but lower-casing comes first; special tokens, truncation and padding are off.
 
     Raises:
         ValueError: neither kind of file, an unreadable one, or one whose id 0 is an ordinary piece.
@@ -109,17 +109,17 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """BPE with the rules of transformers' `Tipsv2Tokenizer`: lower-case, split at whitespace, "▁" before each word.
+    """Train BPE with the rules of transformers' `Tipsv2Tokenizer`: lower-case, split at whitespace, "▁" before a word.
 
-    From 1,024 entries on, 256 of them are byte pieces, at most half of the others single characters, and a rarer
-    character becomes its bytes. A smaller vocabulary holds every character of `texts`; others vanish, as they do there.
+    A vocabulary of 1,024 or more entries has 256 byte pieces; at most half of the others are single characters, and
+    rarer characters become bytes. A smaller one holds every character of `texts`; other characters vanish.
 
     Args:
         texts: read once and held in memory; equal texts give an equal vocabulary.
-        vocab_size: upper bound; few texts may fill less.
+        vocab_size: upper bound; few texts may give fewer entries.
 
     Raises:
-        ValueError: `texts` hold no word, or more characters than a vocabulary without bytes can take.
+        ValueError: `texts` hold no word, or more characters than fit into a vocabulary without bytes.
     """
     from tokenizers.trainers import BpeTrainer
 
@@ -141,7 +141,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 class _SentencePiece:
-    """The sentencepiece library itself, so that ids are exact."""
+    """Backend with the sentencepiece library, so that ids are exact."""
 
     def __init__(self, source: bytes) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -188,7 +188,7 @@ class _Tokenizers:
 
 
 def _normalized(text: str) -> bytes:
-    """A tokenizers file that lower-cases first and adds, cuts and pads nothing."""
+    """The tokenizers file changed to lower-case first and to add, truncate and pad nothing."""
     tree = json.loads(text)
     if not isinstance(tree, dict) or "model" not in tree:
         raise ValueError('this is not a tokenizers file: it has no "model"')
@@ -202,7 +202,7 @@ def _normalized(text: str) -> bytes:
 
 
 def _tipsv2_pipeline(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> Any:
-    """Source: transformers.models.tipsv2.tokenization_tipsv2."""
+    """Tokenizer with Tipsv2Tokenizer's steps. Source: transformers.models.tipsv2.tokenization_tipsv2."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     metaspace: dict[str, Any] = {"replacement": "▁", "prepend_scheme": "always"}
@@ -218,7 +218,7 @@ def _tipsv2_pipeline(vocabulary: dict[str, int], merges: list[tuple[str, str]]) 
 
 
 def _alphabet(pipeline: Any, texts: list[str], vocab_size: int) -> list[str]:
-    """Characters that get an entry of their own, frequent ones first; BpeTrainer's own choice breaks ties at random."""
+    """Characters that become vocabulary entries, frequent ones first; BpeTrainer would break ties at random."""
     counts: Counter[str] = Counter()
     for text in texts:
         for word, _ in pipeline.pre_tokenizer.pre_tokenize_str(pipeline.normalizer.normalize_str(text)):
@@ -238,12 +238,12 @@ def _alphabet(pipeline: Any, texts: list[str], vocab_size: int) -> list[str]:
 
 
 def tokenizer_at(uri: str) -> Tokenizer:
-    """`load_tokenizer` of a local path or of an object.
+    """`load_tokenizer` for a local path or an object of a store.
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is no vocabulary, or it is damaged.
     """
-    from tips_ray import storage  # and pyarrow with it, which models do without
+    from tips_ray import storage  # imports pyarrow, which models do not need
 
     if storage.is_local(uri):
         return load_tokenizer(uri)

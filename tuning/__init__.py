@@ -1,1 +1,1 @@
-"""Studies of several runs."""
+"""Studies with several runs."""

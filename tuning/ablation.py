@@ -1,4 +1,4 @@
-"""An ablation: what its runs share is made once, each row and seed is trained and evaluated, and a table is written."""
+"""Runs an ablation: makes shared data once, trains and evaluates each row and seed, and writes a table."""
 
 import json
 import os
@@ -23,18 +23,18 @@ from tuning.chains import Chain, side_by_side
 
 SUITE = "suite.yaml"
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-"""Else every step asks the system for fresh pages; benchmarks/README.md has what that costs."""
+"""Settings of glibc that keep freed memory; without them every step asks for new pages (see benchmarks/README.md)."""
 TRAIN_SEED = 0
-"""World of the scenes to train on; the evaluation has others."""
+"""Seed of the training scenes; the evaluation uses others."""
 
 
 def run_ablation(config: AblationConfig, out: Path) -> str:
-    """Run what is missing, then write `table.md` and `results.json` below `out`; returns the table.
+    """Run what is missing, then write `table.md` and `results.json` below `out`; return the table.
 
     Raises:
-        ValueError: `base` is wrong, `out` holds runs with another config, or a metric names a score that is not there.
+        ValueError: `base` is wrong, `out` holds runs with another config, or a metric names a missing score.
         RunFailedError: a run failed.
-        KeyboardInterrupt: interrupted; the message says how to go on.
+        KeyboardInterrupt: interrupted; the message says how to continue.
     """
     runs = prepared_runs(config, out)
     run_missing(runs, config.at_a_time, out)
@@ -42,7 +42,7 @@ def run_ablation(config: AblationConfig, out: Path) -> str:
 
 
 def prepared_runs(config: AblationConfig, out: Path) -> list[RowRun]:
-    """All rows with all seeds; scenes, vocabulary, index and tracking are made ahead, once for all.
+    """All rows with all seeds; makes scenes, vocabulary, index and tracking once for all of them.
 
     Raises:
         ValueError: `base` is wrong, or `out` holds runs with another config.
@@ -67,7 +67,7 @@ def _places(config: AblationConfig, out: Path) -> dict[str, Any]:
 
 
 def _prepare(run: RunConfig, scenes: int) -> None:
-    """What several runs would make at once."""
+    """Make what several runs would otherwise make at the same time."""
     columns = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
     source, tokenizer = run.data.sources[0].uri, run.captions.tokenizer
     rate = stored_scenes(source, TRAIN_SEED, scenes, columns)
@@ -80,11 +80,11 @@ def _prepare(run: RunConfig, scenes: int) -> None:
 
 
 def run_missing(runs: Sequence[RowRun], at_a_time: int, out: Path) -> None:
-    """Train and evaluate what is not complete.
+    """Train and evaluate the runs that are not complete.
 
     Raises:
         RunFailedError: a run failed.
-        KeyboardInterrupt: interrupted; the message says how to go on.
+        KeyboardInterrupt: interrupted; the message says how to continue.
     """
     suite = out / SUITE
     missing = [one for one in runs if not _is_complete(one, suite)]
@@ -97,7 +97,7 @@ def run_missing(runs: Sequence[RowRun], at_a_time: int, out: Path) -> None:
         _mark_complete(names[chain.name], suite)
         print(f"{chain.name:28} {seconds:.0f} s; {complete} of {len(runs)} are complete", flush=True)
 
-    # The last rows ask most of a step; begun first, none of them runs alone at the end.
+    # The last rows have the most expensive steps; started first, none of them runs alone at the end.
     chains = [_chain(one, suite, out) for one in reversed(missing)]
     try:
         side_by_side(chains, at_a_time, _environment(at_a_time), tell)
@@ -118,14 +118,14 @@ def _chain(one: RowRun, suite: Path, out: Path) -> Chain:
 
 
 def _environment(at_a_time: int) -> dict[str, str]:
-    """The environment of the commands: their share of the CPUs, memory that glibc keeps for the next step instead of
-    giving it back, and no cluster, which an evaluation would else join."""
+    """Environment of the commands: their share of the CPUs, glibc settings that keep freed memory for the next step,
+    and no cluster, which an evaluation would otherwise join."""
     threads = max((os.cpu_count() or 1) // at_a_time, 1)
     return {"OMP_NUM_THREADS": str(threads), **KEPT_MEMORY, **os.environ, "RAY_ADDRESS": ""}
 
 
 def _is_complete(one: RowRun, suite: Path) -> bool:
-    """Trained and evaluated with just these configs."""
+    """Whether the run was trained and evaluated with exactly these configs."""
     path = one.results / "complete.json"
     return path.is_file() and path.read_text() == _done(one, suite)
 

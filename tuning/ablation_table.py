@@ -1,4 +1,4 @@
-"""Results of an ablation's runs -> results.json and a table in Markdown, with every direction judged by its numbers."""
+"""Writes results of an ablation's runs as results.json and a Markdown table, with a verdict on every direction."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConf
 from tuning.significance import Gain, Measured, Verdict, gain, verdict
 
 Table = dict[str, dict[str, Measured]]
-"""By row, by metric."""
+"""Row -> metric -> score."""
 
 
 class RowRun(NamedTuple):
@@ -20,19 +20,19 @@ class RowRun(NamedTuple):
     seed: int
     config: RunConfig
     results: Path
-    """Folder of its evaluation."""
+    """Folder of the evaluation."""
 
 
 def written_table(config: AblationConfig, runs: Sequence[RowRun], out: Path) -> str:
-    """Write `results.json` and `table.md` below `out`; returns the table.
+    """Write `results.json` and `table.md` below `out`; return the table.
 
     Args:
-        config: of the ablation.
+        config: config of the ablation.
         runs: all rows with all seeds, evaluated.
-        out: a folder.
+        out: folder to write to.
 
     Raises:
-        ValueError: a score that a metric names is not among the results.
+        ValueError: the results lack a score that a metric names.
     """
     table = measured(config, runs)
     judged = [(direction, *_judged(config, table, direction)) for direction in config.directions]
@@ -48,7 +48,7 @@ def written_table(config: AblationConfig, runs: Sequence[RowRun], out: Path) -> 
 
 
 def measured(config: AblationConfig, runs: Sequence[RowRun]) -> Table:
-    """Every metric of every row."""
+    """Scores of every row by every metric."""
     table: Table = {}
     for row in config.rows:
         of_row = [one for one in runs if one.row == row]
@@ -75,7 +75,7 @@ def _judged(config: AblationConfig, table: Table, direction: DirectionConfig) ->
 
 
 def markdown(config: AblationConfig, table: Table, judged: Sequence[tuple[DirectionConfig, Gain, Verdict]]) -> str:
-    """Scores by row, then directions."""
+    """Tables of the scores by row, of the directions, and of the verdicts' counts."""
     heads = [f"{metric.title} {'↑' if metric.better == 'higher' else '↓'}" for metric in config.metrics.values()]
     rows = [
         [config.rows[row].title, *(_cell(found, config.rows[row].paper.get(name)) for name, found in scores.items())]

@@ -1,4 +1,4 @@
-"""Chains of commands side by side, each in a session of its own, none of which outlives the call."""
+"""Runs chains of commands side by side, each command in a new session; no process outlives the call."""
 
 import os
 import signal
@@ -14,26 +14,26 @@ from tips_ray.errors import RunFailedError
 
 POLL_SECONDS = 0.1
 LEAVE_SECONDS = 30.0
-"""Longest wait for a command that was interrupted, before it is killed with all that it started."""
+"""Longest wait for an interrupted command, before it is killed with everything that it started."""
 
 
 class Chain(NamedTuple):
-    """Commands one after the other, each only if those before it ended with code 0."""
+    """Commands to run in order; each starts only if those before it ended with code 0."""
 
     name: str
     commands: Sequence[Sequence[str]]
     log: Path
-    """What they print, in place of that of an earlier try."""
+    """File for the output of the commands; replaces that of an earlier try."""
 
 
 def side_by_side(
     chains: Iterable[Chain], at_a_time: int, environment: Mapping[str, str], tell: Callable[[Chain, float], None]
 ) -> None:
-    """Run all to the end; `tell` gets each that has ended and its seconds.
+    """Run all chains to the end; `tell` gets each chain that has ended, and its seconds.
 
     Raises:
-        RunFailedError: a command failed; what runs beside it was interrupted.
-        KeyboardInterrupt: Ctrl-C or SIGTERM came, and all were interrupted.
+        RunFailedError: a command failed; the other chains were interrupted.
+        KeyboardInterrupt: Ctrl-C or SIGTERM arrived; all chains were interrupted.
     """
     waiting, running = deque(chains), list[_Running]()
     with _heard_interrupts() as interrupts:
@@ -68,7 +68,7 @@ class _Running:
             )
 
     def is_complete(self) -> bool:
-        """Starts the next command where one has ended."""
+        """Whether all commands have ended; starts the next command if one has ended."""
         code = self.process.poll()
         if code:
             raise RunFailedError(f"{self.chain.name} failed (code {code}): {_last(self.chain.log)}; {self.chain.log}")
@@ -79,14 +79,14 @@ class _Running:
 
 
 def _last(log: Path) -> str:
-    """What the user is told of a failure."""
+    """Description of a failure for the user: the last error in the log, or its last line."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["it printed nothing"]
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (told or lines)[-1].rstrip(".")
 
 
 def _interrupt(running: Iterable[_Running]) -> None:
-    """Ask all to leave, then leave nothing of their sessions; another Ctrl-C does not hasten it."""
+    """Interrupt all commands, wait, then kill what remains of their sessions; ignores further Ctrl-C."""
     processes = [one.process for one in running]
     if not processes:
         return
@@ -107,15 +107,15 @@ def _kill_session(process: subprocess.Popen) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # all have left
+        pass  # all have ended
     process.wait()
 
 
 @contextmanager
 def _heard_interrupts() -> Iterator[list[int]]:
-    """Numbers of the signals SIGINT and SIGTERM that came; an exception could come while a command is being started.
+    """Numbers of the SIGINT and SIGTERM signals that arrived; an exception could hit while a command is being started.
 
-    A shell's background job ignores SIGINT, as would the commands that it starts.
+    The handlers also help in a shell's background job, which ignores SIGINT, as would the commands that it starts.
     """
     numbers, heard = (signal.SIGINT, signal.SIGTERM), list[int]()
     before = [signal.signal(number, lambda number, frame: heard.append(number)) for number in numbers]

@@ -1,8 +1,8 @@
-"""Whether the difference between two rows of an ablation goes the way that it should.
+"""Judges whether the difference between two rows of an ablation has the expected direction.
 
-A difference counts when it exceeds two standard errors: over seeds, of the differences between runs of the same seed,
-which share their first weights and the order of their images; with one seed, over the test images. The latter says
-nothing about what another seed would have given.
+A difference counts if it exceeds two standard errors. With several seeds, the error is over the differences between runs
+of the same seed, which share initial weights and the order of images. With one seed, it is over the test images and
+says nothing about other seeds.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from tips_ray.config.ablation import DirectionConfig
 
 ERRORS = 2.0
-"""(D) Standard errors within which a difference may be chance."""
+"""(D) Number of standard errors within which a difference may be chance."""
 Verdict = Literal["shows", "does not show", "cannot tell"]
 
 
@@ -21,9 +21,9 @@ class Measured(NamedTuple):
     """A score of one row."""
 
     values: tuple[float, ...]
-    """By seed."""
+    """One value per seed."""
     error: float
-    """Standard error over the test images, of the first seed's value."""
+    """Standard error of the first seed's value over the test images."""
 
     @property
     def mean(self) -> float:
@@ -32,19 +32,19 @@ class Measured(NamedTuple):
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds; None for one."""
+        """Standard deviation over seeds; None for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else None
 
 
 class Gain(NamedTuple):
-    """By how much a row is better than another, and within which margin that is known."""
+    """Difference by which a row is better than another, and the margin of error."""
 
     mean: float
     margin: float
 
 
 def gain(row: Measured, over: Measured, better: Literal["higher", "lower"]) -> Gain:
-    """How much better `row` is; positive where it is the better one."""
+    """How much better `row` is than `over`; positive if it is better."""
     sign = 1 if better == "higher" else -1
     differences = [sign * (one - other) for one, other in zip(row.values, over.values, strict=True)]
     return Gain(fmean(differences), ERRORS * _error(differences, row, over))
@@ -53,11 +53,11 @@ def gain(row: Measured, over: Measured, better: Literal["higher", "lower"]) -> G
 def _error(differences: Sequence[float], row: Measured, over: Measured) -> float:
     if len(differences) > 1:
         return stdev(differences) / sqrt(len(differences))
-    return hypot(row.error, over.error)  # as if the test images were others for each: too large rather than too small
+    return hypot(row.error, over.error)  # as if the rows had different test images; rather too large than too small
 
 
 def verdict(found: Gain, direction: DirectionConfig) -> Verdict:
-    """Whether the gain goes the way that the direction expects; `does not show` means that the contrary shows."""
+    """Whether the gain shows what the direction expects; `does not show` means that the opposite shows."""
     if direction.expect == "same":
         low, high = abs(found.mean) - found.margin, abs(found.mean) + found.margin
         return "shows" if high <= direction.within else "does not show" if low > direction.within else "cannot tell"

@@ -1,1 +1,1 @@
-"""What the demo alone needs."""
+"""Code that only the demo needs."""

@@ -1,11 +1,11 @@
-"""Trains the captioner of the demo: a small PaliGemma that describes rendered scenes, from nothing but scenes.
+"""Trains the captioner of the demo, a small PaliGemma that describes rendered scenes, on rendered scenes alone.
 
     python -m tips_ray.demo.captioner_training --out out/scene_captioner
 
-The folder is an ordinary PaliGemma checkpoint; jobs/scene_captioner holds the one of the demo, with its scores.
-Every step renders new scenes. The loss is next-token cross-entropy on the description; while it trains, the vision
-tower also learns to answer questions about what stands in each patch (a linear layer, then thrown away); the caption
-alone teaches it shapes and sides only after many more scenes. The weight of this loss falls to zero.
+The folder is an ordinary PaliGemma checkpoint; jobs/scene_captioner holds the demo's, with its scores. Every step
+renders new scenes. The loss is next-token cross-entropy on the description. The vision tower also learns to answer
+questions about the object in each patch, by a linear layer that is then thrown away; from captions alone it would need
+many more scenes to learn shapes and sides. The weight of this second loss falls to zero.
 B scenes in a batch, L patches, T tokens.
 """
 
@@ -42,15 +42,15 @@ from tips_ray.scenes.world import area
 IMAGE_SIZE_PX, PATCH_SIZE_PX, SAMPLE_PX = 112, 16, 8
 PROMPT = "caption en"
 WIDTH, NUM_HEADS, VISION_LAYERS, TEXT_LAYERS = 128, 4, 4, 3
-TRAIN_SEED, TEST_SEED = 1, 2  # of scenes
-SAMPLES = (PATCH_SIZE_PX // SAMPLE_PX) ** 2  # of a patch, at which what stands there is asked
+TRAIN_SEED, TEST_SEED = 1, 2  # seeds of worlds
+SAMPLES = (PATCH_SIZE_PX // SAMPLE_PX) ** 2  # points of a patch at which questions are asked
 QUESTIONS = (len(SHAPES), len(COLOURS), len(SIZES), 4, *8 * [3])  # possible answers about the object in a patch
 BATCH_SCENES = 32
 MAX_NEW_TOKENS = 64
 
 
 class Scenes(Dataset):
-    """Scenes 0 to `count` of the world `seed`."""
+    """The first `count` scenes of the world `seed`."""
 
     def __init__(self, seed: int, count: int) -> None:
         self.seed, self.count = seed, count
@@ -63,7 +63,7 @@ class Scenes(Dataset):
 
 
 def new_processor(captions: Sequence[str]) -> PaliGemmaProcessor:
-    """Gemma's kind of tokenizer, with one token for each word of the captions and of the prompt."""
+    """A processor whose tokenizer is like Gemma's, with one token per word of the captions and the prompt."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"▁?[^▁.\n]+|[.\n]"), "isolated")
@@ -78,7 +78,7 @@ def new_processor(captions: Sequence[str]) -> PaliGemmaProcessor:
 
 
 def new_model(processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneration:
-    """A model without embeddings for the 1,152 location and segment tokens, which PaliGemma's processor has last."""
+    """A new model without embeddings for the 1,152 location and segment tokens, which the processor has last."""
     layers = {"hidden_size": WIDTH, "num_attention_heads": NUM_HEADS}
     vision = {"image_size": IMAGE_SIZE_PX, "patch_size": PATCH_SIZE_PX, "num_hidden_layers": VISION_LAYERS}
     vision |= {"model_type": "siglip_vision_model", "vision_use_head": False, "intermediate_size": 3 * WIDTH}
@@ -101,8 +101,8 @@ def new_model(processor: PaliGemmaProcessor) -> PaliGemmaForConditionalGeneratio
 
 
 def answers(ranked: Sequence[SceneObject]) -> np.ndarray:
-    """What can be asked of each object, [objects, QUESTIONS]: shape, colour, size, rank by area; then on which side of
-    each of the four it is, and whether in front or behind; -100 where there is no such object."""
+    """Answers about each object, [objects, QUESTIONS]: shape, colour, size, rank by area; then, for each of up to four
+    objects, the side and whether in front or behind; -100 for absent objects."""
     table = np.full((len(ranked), len(QUESTIONS)), -100)
     for i, thing in enumerate(ranked):
         table[i, :4] = SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), list(SIZES).index(thing.size), i
@@ -113,7 +113,7 @@ def answers(ranked: Sequence[SceneObject]) -> np.ndarray:
 
 
 def patch_answers(scene: Scene) -> np.ndarray:
-    """The answers of the object seen at each sample of each patch, -100 where none is; [L, SAMPLES, QUESTIONS]."""
+    """Answers about the object seen at each sample of each patch, -100 where there is none; [L, SAMPLES, QUESTIONS]."""
     centres = np.arange(SAMPLE_PX // 2, IMAGE_SIZE_PX, SAMPLE_PX)
     labels = scene.labels_HW[np.ix_(centres, centres)]
     y, x = np.meshgrid(*2 * [(centres + 0.5) / IMAGE_SIZE_PX], indexing="ij")
@@ -129,7 +129,7 @@ def patch_answers(scene: Scene) -> np.ndarray:
 
 
 def model_inputs(processor: Any, scenes: Sequence[Scene], **options: object) -> BatchFeature:
-    """What the model takes: pixels and the prompt of each scene; `options` go to the processor."""
+    """Inputs of the model: pixels and prompt of each scene; `options` go to the processor."""
     images, texts = [scene.image_HWC for scene in scenes], [f"<image>{PROMPT}"] * len(scenes)
     return processor(images=images, text=texts, padding="longest", return_tensors="pt", **options)
 
@@ -141,7 +141,7 @@ def training_batch(processor: PaliGemmaProcessor, scenes: Sequence[Scene]) -> tu
 
 
 def patch_loss(patches_BLD: Tensor, head: nn.Linear, truth: Tensor) -> Tensor:
-    """Cross-entropy of the answers, summed over the questions, the mean over samples where an object is seen."""
+    """Cross-entropy of the answers, summed over questions and averaged over samples where an object is seen."""
     logits = head(patches_BLD).unflatten(-1, (SAMPLES, sum(QUESTIONS))).split(QUESTIONS, -1)
     answered = [(one.flatten(0, -2), truth[..., i].flatten()) for i, one in enumerate(logits)]
     total = sum(F.cross_entropy(one, answer, reduction="sum") for one, answer in answered)
@@ -149,7 +149,7 @@ def patch_loss(patches_BLD: Tensor, head: nn.Linear, truth: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, total_steps: int, peak: float = 1e-3, warmup_steps: int = 200) -> float:
-    """Linear warmup, then a cosine to zero."""
+    """Learning rate with linear warmup and a cosine to zero."""
     return peak * min(1, (step + 1) / warmup_steps) * (1 + cos(pi * step / total_steps)) / 2
 
 
@@ -175,14 +175,14 @@ def train(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcesso
 
 
 def save(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, folder: Path) -> None:
-    """Write the weights in half precision, for their size, with a config that loads them in single."""
+    """Write the weights in half precision, which halves their size, with a config that loads them in single."""
     state = {name: value.half() for name, value in model.state_dict().items() if name != "lm_head.weight"}  # tied
     model.save_pretrained(folder, state_dict=state)
     processor.save_pretrained(folder)
 
 
 def scores(folder: Path, count: int) -> dict[str, float]:
-    """Scores of the stored checkpoint on scenes not trained on, and its captions per second on one core."""
+    """Scores of the stored checkpoint on unseen scenes, and its captions per second on one core."""
     torch.set_num_threads(1)
     processor = AutoProcessor.from_pretrained(folder)
     model: Any = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""What the demo shows of a trained run on unseen scenes. N scenes, D width."""
+"""Scores and pictures of the demo's trained run on unseen scenes. N scenes, D width."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.state import TrainState, new_state
 
 TEST_SEED, TEST_SCENES, PROBE_SCENES = 3, 256, 512
-"""World of the unseen scenes, how many of them are scored, and how many to train on the depth probe learns from."""
+"""Seed of the unseen scenes; number of them that are scored; number of training scenes for the depth probe."""
 IMAGE_PX = 112
 SHOWN, ROWS, NEAREST = 12, 4, 5
 """Images in the gallery, queries of each kind, and answers to each."""
@@ -64,13 +64,13 @@ def evaluate(config: RunConfig, folder: str, suite: SuiteConfig, train_seed: int
     """Score the teacher on unseen scenes, beside the same encoder with random weights.
 
     Args:
-        config: of the run.
-        folder: of the run, which has a checkpoint.
-        suite: its tasks are scored too; it has one data set.
-        train_seed: world of the scenes that the run was trained on.
+        config: config of the run.
+        folder: folder of the run, which has a checkpoint.
+        suite: further tasks to score; it has one data set.
+        train_seed: seed of the scenes that the run was trained on.
 
     Raises:
-        ValueError: there is no whole checkpoint.
+        ValueError: there is no complete checkpoint.
     """
     test = [render_scene(TEST_SEED, index, IMAGE_PX) for index in range(TEST_SCENES)]
     train = [render_scene(train_seed, index, IMAGE_PX) for index in range(PROBE_SCENES)]
@@ -83,7 +83,7 @@ def evaluate(config: RunConfig, folder: str, suite: SuiteConfig, train_seed: int
 
 
 def _encoders(config: RunConfig, folder: str) -> tuple[TipsEncoder, TipsEncoder]:
-    """The encoder with random weights, and with those of the newest checkpoint."""
+    """The encoder with random weights, and the one of the newest checkpoint."""
     before, after = new_state(config), new_state(config)
     found = newest_checkpoint(checkpoints_of(folder))
     if found is None:
@@ -108,7 +108,7 @@ def _gallery(config: RunConfig) -> list[CaptionedImage]:
 
 
 def _encoder(state: TrainState, tokenizer: Tokenizer) -> TipsEncoder:
-    """The teacher's image encoder, which is what an export carries, at the size of the scenes."""
+    """The model with the teacher's image encoder, as an export has it, at the size of the scenes."""
     return TipsEncoder(state.teacher.image or state.student.image, state.student.text, tokenizer, IMAGE_PX)
 
 

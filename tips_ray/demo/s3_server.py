@@ -1,7 +1,7 @@
 """A real S3 server on loopback, for the demo and for tests: `python -m tips_ray.demo.s3_server FOLDER`.
 
-OpenStack Swift with its s3api middleware, from the package index (`pip install swift`). Its four servers share one
-child process. Objects stay in the folder; a later start finds them again, with a new port and a new secret.
+It is OpenStack Swift with its s3api middleware (`pip install swift`). Its four servers share one child process. Objects
+stay in the folder; a later start serves them again, with a new port and a new secret.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ READY_FILE, LOG_FILE = "ready", "server.log"
 START_SECONDS, STOP_SECONDS = 60, 5
 MISSING = "the local S3 server needs the package 'swift' (Linux): pip install swift"
 
-# One node and no background daemon: a time-out would leave an object out of its listing for good.
+# Long time-outs: there is no background daemon, so a time-out would leave an object out of its listing for good.
 BACKEND_CONF = """[DEFAULT]
 devices = {root}/devices
 mount_check = false
@@ -79,7 +79,7 @@ class LocalS3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What boto3, s3fs, pyarrow, Ray and MLflow read; `os.environ.update(server.environment)`."""
+        """Variables for boto3, s3fs, pyarrow, Ray and MLflow; use `os.environ.update(server.environment)`."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -90,14 +90,14 @@ class LocalS3:
         }
 
     def client(self) -> Any:
-        """A boto3 client of this server, whatever the environment says."""
+        """A boto3 client of this server, independent of the environment."""
         import boto3
 
         keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": self.secret}
         return boto3.client("s3", endpoint_url=self.endpoint_url, region_name=REGION, **keys)
 
     def make_bucket(self, name: str) -> str:
-        """Create the bucket if it is not there; returns its `s3://` URI."""
+        """Create the bucket if it does not exist; return its `s3://` URI."""
         client = self.client()
         with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
             client.create_bucket(Bucket=name)
@@ -124,12 +124,12 @@ def local_s3(root: Path, port: int | None = None) -> Iterator[LocalS3]:
 
 @functools.cache
 def _secret() -> str:
-    """One for all servers of this process, since boto3's default session keeps the first that it sees."""
+    """One secret for all servers of this process, because boto3's default session keeps the first that it sees."""
     return secrets.token_hex(16)
 
 
 def _start(root: Path, port: int, secret: str) -> subprocess.Popen:
-    """Start this file as a child, in a session of its own: Ctrl-C is for the parent, which then stops the child."""
+    """Start this file as a child in a new session, so that Ctrl-C reaches only the parent, which stops the child."""
     settings = {"root": str(root.resolve()), "port": port, "parent": os.getpid()}
     command = [sys.executable, "-P", "-W", "ignore", __file__, "--serve", json.dumps(settings)]
     with root.joinpath(LOG_FILE).open("w") as log:
@@ -137,7 +137,7 @@ def _start(root: Path, port: int, secret: str) -> subprocess.Popen:
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, text=True
         )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # not on the command line, which all can read
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:  # every user can read command lines
         stdin.write(secret)
     return process
 
@@ -167,7 +167,7 @@ def _stop(process: subprocess.Popen) -> None:
 
 
 def _serve(root: Path, port: int, parent: int) -> None:
-    """The child: bind, write the configuration for the ports that were free, serve until the parent is gone."""
+    """Run the child: bind free ports, write the configuration for them, serve until the parent is gone."""
     secret = sys.stdin.read()
     _require_attributes(root)
     lock = _lock(root)
@@ -183,7 +183,7 @@ def _serve(root: Path, port: int, parent: int) -> None:
     for name, server_socket in sockets.items():
         eventlet.spawn(_run_app, _load_app(root, name), server_socket)
     _publish(root, sockets["proxy"].getsockname()[1])
-    # Not by PR_SET_PDEATHSIG, which fires already when the thread that started us ends.
+    # PR_SET_PDEATHSIG would fire when the thread that started us ends.
     while os.getppid() == parent and not lock.closed:
         eventlet.sleep(1)
 
@@ -195,7 +195,7 @@ def _load_app(root: Path, name: str) -> Any:
 
 
 def _run_app(app: Any, server_socket: Any) -> None:
-    """As swift's own run_server, which would replace the event loop that our four servers share."""
+    """Serve `app` like swift's run_server, which would replace the event loop that our four servers share."""
     import eventlet.wsgi
     from swift.common.http_protocol import SwiftHttpProtocol
     from swift.common.utils import NullLogger
@@ -206,7 +206,7 @@ def _run_app(app: Any, server_socket: Any) -> None:
 
 
 def _publish(root: Path, port: int) -> None:
-    """Connections are queued from here on."""
+    """Write the port to the ready file; connections are queued from now on."""
     partial = root / f"{READY_FILE}.partial"
     partial.write_text(str(port))
     partial.rename(root / READY_FILE)
@@ -232,7 +232,7 @@ def _configure(root: Path, ports: dict[str, int], secret: str) -> None:
 
 
 def _lock(root: Path) -> TextIO:
-    """Held until this process ends."""
+    """Lock the folder until this process ends."""
     lock = root.joinpath("lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,7 +242,7 @@ def _lock(root: Path) -> TextIO:
 
 
 def _require_attributes(root: Path) -> None:
-    """Swift keeps each object's metadata in extended attributes of its file."""
+    """Exit if the file system lacks extended attributes, in which Swift keeps each object's metadata."""
     with tempfile.NamedTemporaryFile(dir=root) as file:
         try:
             os.setxattr(file.name, "user.swift.metadata", b"1")
@@ -251,9 +251,9 @@ def _require_attributes(root: Path) -> None:
 
 
 def main(folder: str) -> None:
-    """Serve `folder` until Ctrl-C, and print what a shell must export to use it."""
+    """Serve `folder` until Ctrl-C, and print the variables that a shell must export to use it."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):  # set here: a shell's background job starts with SIGINT ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, lambda *_: stop.set())
     with local_s3(Path(folder)) as server:
         for name, value in server.environment.items():

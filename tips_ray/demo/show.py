@@ -1,6 +1,6 @@
 """The demo from end to end on this machine: an S3 server, scenes, captions, training, evaluation, the report.
 
-Evaluation and training are imported when their turn comes, so that the first lines are shown at once.
+Evaluation and training are imported when they start, so that the first lines appear at once.
 """
 
 import os
@@ -20,13 +20,13 @@ from tips_ray.report.of_folder import report_of
 from tips_ray.scenes.shards import stored_scenes
 
 TRAIN_SEED = 0
-"""World of the scenes to train on; 1 and 2 are those of captioner_training, 3 is that of the evaluation."""
+"""Seed of the training scenes; captioner_training uses 1 and 2, the evaluation 3."""
 Tell = Callable[[str], None]
 """Shows the user one line."""
 
 
 class Show(NamedTuple):
-    """What is shown, and how much of it."""
+    """Inputs of the demo."""
 
     config: Path
     """Config of the run, a YAML file."""
@@ -35,11 +35,11 @@ class Show(NamedTuple):
     suite: Path
     """Tasks of the evaluation, a YAML file."""
     scenes: int
-    """Scenes to train on."""
+    """Number of scenes to train on."""
 
 
 class Shown(NamedTuple):
-    """Where the results are."""
+    """Locations of the results."""
 
     report: Path
     mlflow_uri: str
@@ -49,9 +49,9 @@ def run_demo(show: Show, out: Path, overrides: Sequence[str], tell: Tell) -> Sho
     """Render, store, train, evaluate, report.
 
     Args:
-        show: what is shown.
+        show: inputs of the demo.
         out: folder for everything.
-        overrides: keys of the config, dotted.
+        overrides: dotted keys of the config.
         tell: gets one line per stage.
 
     Raises:
@@ -73,7 +73,7 @@ def _stage(name: str, text: str) -> str:
 
 
 def _stored_scenes(server: LocalS3, scenes: int, tell: Tell) -> tuple[str, float]:
-    """Where the scenes are, and how many were made in a second; 0 where they were there."""
+    """URI of the scenes, and the number rendered per second; 0 if they were there already."""
     source = f"{server.make_bucket('scenes')}/train-{scenes}"
     rate = stored_scenes(source, TRAIN_SEED, scenes, {"caption": "web_caption"})
     is_new = f"rendered and stored, {rate:.0f}/s" if rate else "are there"
@@ -88,7 +88,7 @@ def _config(show: Show, out: Path, source: str, overrides: Sequence[str]) -> Run
 
 
 def _trained(config: RunConfig, tell: Tell) -> str:
-    """Folder of the run."""
+    """Train; return the folder of the run."""
     from tips_ray.launch import pretrain
 
     started = time.perf_counter()
@@ -98,7 +98,7 @@ def _trained(config: RunConfig, tell: Tell) -> str:
 
 
 def _write_report(out: Path, config: RunConfig, folder: str, suite: Path, scenes_per_second: float) -> str:
-    """Evaluate on unseen scenes, before and after training, and write the page; returns the scores in one line."""
+    """Evaluate on unseen scenes, before and after training, and write the page; return the scores in one line."""
     from tips_ray.demo.evaluation import evaluate
 
     found = evaluate(config, folder, load_config(SuiteConfig, suite), TRAIN_SEED)

@@ -1,7 +1,6 @@
 """Folder of embeddings: `embedding.json` says what they were made from, `embeddings/` has the files, each written once.
 
-A file holds the rows of consecutive chunks. Index and columns alone determine its chunks and its name, so one listing
-shows which files are missing.
+A file holds consecutive chunks. Index and columns alone determine them and its name: one listing shows what is missing.
 """
 
 import json

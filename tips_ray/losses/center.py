@@ -1,4 +1,4 @@
-"""Centre of teacher scores: what keeps one prototype from taking all. R rows on this rank, K prototypes."""
+"""Centre of teacher scores; centring keeps one prototype from dominating. R rows on this rank, K prototypes."""
 
 import torch
 from torch import Tensor
@@ -7,16 +7,16 @@ from tips_ray.losses.reduction import at_least_float32
 
 
 def score_sum(teacher_RK: Tensor, counted_R: Tensor) -> Tensor:
-    """Sum of the counted rows of raw teacher scores, and their number as the last entry, [K + 1].
+    """Sum of the counted rows of raw teacher scores, with their number as the last entry, [K + 1].
 
-    These vectors add up over micro-batches and ranks, so that the centre is a mean over the global number of rows.
+    The vectors of micro-batches and ranks are added up, so that the centre is a mean over all rows of the global batch.
     """
     scores_RK = at_least_float32(teacher_RK.detach()).masked_fill(~counted_R[:, None], 0)
     return torch.cat([scores_RK.sum(dim=0), counted_R.sum()[None].to(scores_RK.dtype)])
 
 
 def moved_center(center_K: Tensor, global_sum_K1: Tensor, momentum: float) -> Tensor:
-    """mu c + (1 - mu) mean(t), [K]; the old centre where nothing was counted.
+    """New centre mu c + (1 - mu) mean(t), [K]; the old centre if no row was counted.
 
     Args:
         center_K: the centre used in this step.

@@ -19,7 +19,7 @@ def contrastive_loss(
         image_BD: unit-norm image embeddings; B is the same on every rank.
         text_BD: unit-norm text embeddings; row i describes image i.
         logit_scale: inverse temperature, a multiplier and not its logarithm.
-        valid_B: boolean; an invalid pair has no weight and is nobody's negative. Default: all valid.
+        valid_B: boolean; an invalid pair has no weight and is no negative. Default: all valid.
 
     Returns:
         Scalar in nats, float32 or better. Its mean over ranks is the mean over the valid pairs of the global batch, and

@@ -30,7 +30,7 @@ def cross_entropy(student_RK: Tensor, probability_RK: Tensor, student_temperatur
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the scores and one number per row, where autograd would keep scaled copies and add up two gradients."""
+    """Saves only the scores and one number per row; autograd would save scaled copies and add up two gradients."""
 
     @staticmethod
     def forward(ctx, student_RK: Tensor, probability_RK: Tensor, temperature: float) -> Tensor:
@@ -42,7 +42,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        """(softmax(s / tau_s) - p) / tau_s, where p sums to one."""
+        """Gradient (softmax(s / tau_s) - p) / tau_s, which holds because p sums to one."""
         student_RK, probability_RK, total_R = ctx.saved_tensors
         grad_RK = (at_least_float32(student_RK) / ctx.temperature).sub_(total_R[:, None]).exp_()
         grad_RK.sub_(probability_RK).mul_(grad_outputs[0][:, None] / ctx.temperature)

@@ -12,7 +12,7 @@ def image_weights(valid_B: Tensor, global_valid: Tensor | int | None, dtype: tor
     Args:
         valid_B: boolean; an invalid image weighs 0.
         global_valid: valid images of the global batch, over all ranks and micro-batches; counted over ranks when None.
-        dtype: of the losses to be weighted.
+        dtype: dtype of the losses.
     """
     if global_valid is None:
         global_valid = sum_over_ranks(valid_B.sum())
@@ -26,5 +26,5 @@ def all_valid(like_B: Tensor) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Losses are computed in float32, or in float64 where a test asks for it."""
+    """`values` in float32, or unchanged in float64, which tests use."""
     return values if values.dtype == torch.float64 else values.float()

@@ -1,4 +1,4 @@
-"""Image and text encoders of TIPS, and their way in from and out to other formats. B images or texts, T tokens."""
+"""Image and text encoders of TIPS, and their import from and export to other formats. B images or texts, T tokens."""
 
 from tips_ray.models.model import TipsModel, exported
 from tips_ray.models.official import load_official, load_official_image, load_official_text, official_temperature

@@ -12,7 +12,7 @@ class PrototypeHead(nn.Module):
     """Three-layer MLP, L2 norm, then cosines with K unit-norm prototypes.
 
     The paper says "projection head" and 32k prototypes; the shape is DINOv2's (our decision). A weight-normed linear
-    with its gain fixed at one is a cosine, so the prototypes are normalised where they are used.
+    layer with gain fixed at one is a cosine, so `forward` normalises the prototypes.
     """
 
     def __init__(self, width: int, config: PrototypeHeadConfig) -> None:

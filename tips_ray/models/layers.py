@@ -19,7 +19,7 @@ from tips_ray import keyed
 
 @dataclass(frozen=True)
 class Group:
-    """Equally long samples, contiguous among the packed tokens."""
+    """Samples of equal length, contiguous among the packed tokens."""
 
     samples: int
     length: int
@@ -29,13 +29,13 @@ class Group:
 
 @runtime_checkable
 class HasOwnParameters(Protocol):
-    """A module with parameters beside those of its children."""
+    """A module with parameters outside its children."""
 
     def reset_own_parameters(self) -> None: ...
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention inside each sample. timm's takes one length only and cannot hold packed groups."""
+    """Multi-head self-attention inside each sample. timm's attention takes one length only, no packed groups."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
     def forward(self, tokens_PD: Tensor, groups: Sequence[Group], kept: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """`kept`: for attention and feed-forward a factor [P, 1], 0 where drop-path removes the branch."""
+        """Apply the block; `kept` are factors [P, 1] of both branches, 0 where drop-path removes the branch."""
         attended_PD = self.ls1(self.attn(self.norm1(tokens_PD), groups))
         tokens_PD = tokens_PD + (attended_PD if kept is None else attended_PD * kept[0])
         fed_PD = self.ls2(self.mlp(self.norm2(tokens_PD)))
@@ -95,10 +95,10 @@ def feed_forward(kind: str, width: int, hidden: int, gelu: str = "tanh") -> nn.M
 
 
 def drop_path_factors(key_S: Tensor, lengths_S: Tensor, rate: float, depth: int) -> list[tuple[Tensor, Tensor]]:
-    """For every block the factors of its two branches, [P, 1]: 0, or 1/(1 - rate) where the branch stays.
+    """Factors [P, 1] of the two branches of every block: 0, or 1/(1 - rate) where the branch stays.
 
-    Keyed by sample, so that equal samples drop equal branches in any batch, on any worker and in a repeated pass;
-    dropping a part of the batch (DINOv2) would depend on the batch's make-up.
+    They are keyed by sample, so that a sample drops the same branches in any batch, on any worker and in a repeated
+    pass; dropping a part of the batch (DINOv2) would depend on the batch's composition.
     """
 
     def factor(salt: int) -> Tensor:
@@ -109,12 +109,12 @@ def drop_path_factors(key_S: Tensor, lengths_S: Tensor, rate: float, depth: int)
 
 
 def initialize(module: nn.Module) -> None:
-    """Draw what the module itself holds, and nothing of its children; our own modules have `reset_own_parameters`.
+    """Initialise the module's own parameters, not its children's; our modules have `reset_own_parameters`.
 
-    (D) Xavier uniform as in Flax's ViT, zero biases, norms and gains at their start: it follows the width, where a
-    fixed 0.02 leaves narrow models with almost no signal. Patches start as Flax's do (LeCun normal) on pixels moved to
-    [-1, 1], by weight and bias alone: from [0, 1] as it is, brightness would make all tokens nearly equal. Token rows
-    have unit length once multiplied by sqrt(D).
+    (D) Xavier uniform as in Flax's ViT, zero biases, norms and gains at their defaults. Xavier follows the width; a
+    fixed 0.02 leaves narrow models with almost no signal. The patch embedding starts as in Flax (LeCun normal) with
+    pixels moved to [-1, 1] by weight and bias; from [0, 1], brightness would make all tokens nearly equal. Rows of the
+    token embedding have unit length after multiplication by sqrt(D).
     """
     if isinstance(module, (nn.LayerNorm, LayerScale)):
         module.reset_parameters()

@@ -1,4 +1,4 @@
-"""Both encoders, the tokenizer and the temperature as one thing to use, export or load."""
+"""A whole model to use, export or load: both encoders, the tokenizer and the temperature."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from tips_ray.tokenizer import Tokenizer
 
 @dataclass
 class TipsModel:
-    """What a user needs of a trained TIPS: cosine(image, text) / temperature is the logit.
+    """A trained TIPS; cosine(image, text) / temperature is the logit.
 
     Raises:
         ValueError: widths differ, the tokenizer has more ids than the text encoder, or the temperature is not positive.
@@ -28,9 +28,9 @@ class TipsModel:
     image: ImageEncoder
     text: TextEncoder
     tokenizer: Tokenizer | None
-    """None: texts must come as ids."""
+    """Tokenizer of the text encoder; None: texts must be given as ids."""
     temperature: float
-    """A divisor of cosines."""
+    """Divisor of cosines."""
 
     def __post_init__(self) -> None:
         width, text = self.image.config.width, self.text.config
@@ -63,13 +63,13 @@ def exported(
     weights: Literal["teacher", "student"] = "teacher",
     tokenizer: Tokenizer | None = None,
 ) -> TipsModel:
-    """The part of a training state that leaves the trainer; parameters are shared with it, not copied.
+    """The model to export from a training state; parameters are shared with it, not copied.
 
     Args:
-        student: gives the text encoder and the temperature, which have no average, and with `weights="student"` all.
-        teacher: gives the image encoder (D: its average is the better one). Where it has none of its own (`ema_heads`)
-            the student's is the teacher's; a `frozen` teacher is another, finished model, so the student is exported.
-        weights: whose image encoder.
+        student: gives the text encoder and the temperature, which have no average; with `weights="student"` everything.
+        teacher: gives the image encoder (D: the average is better). The student's is used if the teacher has none
+            (`ema_heads`), or is another, finished model (`frozen`).
+        weights: network that gives the image encoder.
         tokenizer: the vocabulary of the run.
 
     Raises:
@@ -84,10 +84,10 @@ def exported(
 
 @contextmanager
 def new_folder(folder: Path | str) -> Iterator[Path]:
-    """A temporary sibling that becomes `folder` if the block ends well and vanishes if not; readable by everyone.
+    """Yield a temporary sibling; rename it to `folder` on success, else delete it. The result is readable by everyone.
 
     Raises:
-        ValueError: `folder` exists and is not an empty folder: nothing is ever overwritten.
+        ValueError: `folder` exists and is not an empty folder; nothing is overwritten.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -100,7 +100,7 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
             path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600
         temporary.chmod(0o755)
         os.rename(temporary, folder)
-    except SafetensorError as error:  # no OSError, though it tells of a full disk
+    except SafetensorError as error:  # a full disk raises this instead of OSError
         raise OSError(f"{folder} cannot be written: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -22,7 +22,7 @@ _CLEAN, _MASKED, _FIRST_LOCAL, _CAPTION = 0, 1, 2, -1  # salts of the keyed rand
 
 
 class Embeddings(NamedTuple):
-    """Unit-norm embeddings that meet in the contrastive losses."""
+    """Unit-norm embeddings for the contrastive losses."""
 
     cls_web_BD: Tensor
     cls_synthetic_BD: Tensor
@@ -33,13 +33,13 @@ class Embeddings(NamedTuple):
 class StudentOutputs(NamedTuple):
     embeddings: Embeddings
     log_temperature: Tensor
-    """[1]."""
+    """Logarithm of the contrastive temperature, [1]."""
     crop_scores_RK: Tensor | None
-    """CLS-web of each local crop, [V * B, K], crop after crop; None without distillation."""
+    """Scores of CLS-web of each local crop, [V * B, K], crop after crop; None without distillation."""
     patch_scores_MK: Tensor | None
-    """The scored patches; None without masked image modelling."""
+    """Scores of the scored patches; None without masked image modelling."""
     clean: ImageFeatures | None
-    """The unmasked global view without gradient, for a teacher that has no encoder of its own."""
+    """Features of the unmasked global view without gradient, for a teacher without an encoder."""
 
 
 class TeacherScores(NamedTuple):
@@ -48,7 +48,7 @@ class TeacherScores(NamedTuple):
 
 
 class Heads(nn.Module):
-    """One prototype head for CLS-web, one for patches."""
+    """Two prototype heads: one for CLS-web, one for patches."""
 
     def __init__(self, width: int, config: PrototypeHeadConfig) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class Heads(nn.Module):
 
 
 class Student(nn.Module):
-    """Image encoder, text encoder, prototype heads and contrastive temperature: all that has a gradient."""
+    """Image encoder, text encoder, prototype heads and contrastive temperature: everything with a gradient."""
 
     def __init__(self, image: ImageEncoder, text: TextEncoder, heads: Heads, config: ObjectiveConfig) -> None:
         super().__init__()
         self.image, self.text, self.heads, self.config = image, text, heads, config
-        # One element and not none: FSDP shards no 0-dimensional parameter.
+        # One element, because FSDP shards no 0-dimensional parameter.
         self.log_temperature = nn.Parameter(torch.empty(1))
         self.reset_own_parameters()
 
@@ -70,7 +70,7 @@ class Student(nn.Module):
         nn.init.constant_(self.log_temperature, math.log(self.config.initial_temperature))
 
     def forward(self, batch: Batch) -> StudentOutputs:
-        """All passes that the objective asks for, packed into one."""
+        """Run all passes that the objective needs, packed into one."""
         views = self._views(batch)
         features = dict(zip(views, self.image.forward_views(list(views.values())), strict=True))
         return StudentOutputs(
@@ -119,9 +119,9 @@ class Student(nn.Module):
 
 
 class Teacher(nn.Module):
-    """Encoder and heads that the student is to match; never has a gradient.
+    """Encoder and heads that the student learns to match; never has a gradient.
 
-    `image` is None where the student's own clean pass serves as the teacher's encoder (TIPSv2's head-only EMA).
+    `image` is None if the student's clean pass serves as the teacher's encoder (TIPSv2's head-only EMA).
     """
 
     def __init__(self, image: ImageEncoder | None, heads: Heads, config: ObjectiveConfig) -> None:
@@ -130,12 +130,12 @@ class Teacher(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: a teacher drops nothing."""
+        """Stay in evaluation mode, because a teacher drops nothing."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, batch: Batch, clean: ImageFeatures | None) -> TeacherScores:
-        """Scores of the global view; `clean` is the student's, used only without an encoder of its own."""
+        """Scores of the global view; `clean`, the student's features, is used only if the teacher has no encoder."""
         if not self.config.alpha and not self.config.beta:
             return TeacherScores(None, None)
         features = clean if self.image is None else self.image(batch.global_crops_BCHW)
@@ -155,9 +155,9 @@ def scored_patches(batch: Batch, config: ObjectiveConfig) -> Tensor:
 
 
 def drawn_captions(synthetic_ids_BAT: Tensor, key_B: Tensor) -> Tensor:
-    """One of each image's synthetic captions, uniformly, [B, T] (TIPSv2's caption alternation).
+    """One synthetic caption of each image, drawn uniformly, [B, T] (TIPSv2's caption alternation).
 
-    Absent captions are rows of padding behind the present ones.
+    Absent captions are rows of padding after the present ones.
     """
     present_B = (synthetic_ids_BAT != PADDING_ID).any(dim=2).sum(dim=1).clamp(min=1)
     choice_B = (keyed.uniform(key_B, _CAPTION) * present_B).long()

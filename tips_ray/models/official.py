@@ -1,4 +1,4 @@
-"""Released checkpoints (npz, google-deepmind/tips) -> our encoders. D width, N patches.
+"""Loads released checkpoints (npz, google-deepmind/tips) into our encoders. D width, N patches.
 
 Errors name the file, the tensor, its shape, the shape it must have and the rule.
 """
@@ -33,7 +33,7 @@ _TEXT_NAMES = {
     r"\.mlp\.fc1\.": ".mlp.c_fc.",
     r"\.mlp\.fc2\.": ".mlp.c_proj.",
 }
-_SHOWN = 3  # problems of one file that an error lists
+_SHOWN = 3  # most problems of one file that an error lists
 
 
 def load_official(
@@ -42,10 +42,10 @@ def load_official(
     tokenizer_path: Path | str | None = None,
     num_heads: int | None = None,
 ) -> TipsModel:
-    """Both released files of one model, with the vocabulary where given; see the loaders below.
+    """Load both released files of one model, and the vocabulary if given; see the loaders below.
 
     Raises:
-        ValueError: also where the text file has no temperature; its encoder loads alone.
+        ValueError: also if the text file has no temperature; its encoder can be loaded alone.
     """
     temperature = official_temperature(text_path)
     if temperature is None:
@@ -78,20 +78,20 @@ def load_official_text(path: Path | str, num_heads: int | None = None) -> TextEn
 
 
 def official_temperature(path: Path | str) -> float | None:
-    """The divisor of cosines in a released text npz; None where it has none."""
+    """The temperature, a divisor of cosines, in a released text npz; None if it has none."""
     temperature = _arrays(path, {"temperature"}).get("temperature")
     return None if temperature is None else temperature.item()
 
 
 def official_sizes(file: BinaryIO, name: str) -> tuple[Literal["image", "text"], dict[str, Any]]:
-    """Which encoder an npz holds, and the fields of its config that can be told from its arrays.
+    """The kind of encoder in an npz, and the fields of its config that follow from its arrays.
 
     Args:
         file: open npz; only the headers of its arrays are read.
-        name: what errors call it.
+        name: name of the file in errors.
 
     Raises:
-        ValueError: not an npz, no released encoder, or not one that `load_official_image` would take.
+        ValueError: not an npz, no released encoder, or not one that `load_official_image` accepts.
     """
     tensors = _headers(file, name)
     kind = "text" if "token_embedding.weight" in tensors else "image"
@@ -166,7 +166,7 @@ def released_text_name(name: str) -> str:
 def filled(
     encoder_class: type[EncoderT], config: Any, tensors: Mapping[str, Tensor], name_in_file: Callable, file: str
 ) -> EncoderT:
-    """Encoder of `config` that holds `tensors` themselves, fp32, in evaluation mode.
+    """Encoder of `config` that holds `tensors` without a copy, fp32, in evaluation mode.
 
     Raises:
         ValueError: names or shapes differ from those of the encoder.
@@ -199,7 +199,7 @@ def renamed(name: str, table: Mapping[str, str]) -> str:
 
 
 def _arrays(path: Path | str, wanted: Container[str] | None = None) -> dict[str, Tensor]:
-    """Arrays of an npz by name, fp32; `wanted` leaves the others unread."""
+    """Arrays of an npz by name, fp32; with `wanted`, only those are read."""
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path} is not an npz file")
@@ -209,7 +209,7 @@ def _arrays(path: Path | str, wanted: Container[str] | None = None) -> dict[str,
 
 
 def _float32(arrays: Mapping[str, np.ndarray], name: str, path: Path | str) -> Tensor:
-    """One array; numpy knows no bf16 and gives its two bytes as void."""
+    """One array as fp32; numpy has no bf16 and gives its two bytes as void."""
     try:
         array = arrays[name]
     except (ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -231,7 +231,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str, form: str, file: str) -> tu
 
 
 def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Blocks, counted by the highest number, so that a gap shows as a missing tensor."""
+    """Number of blocks, taken from the highest index, so that a gap shows as a missing tensor."""
     found = (re.match(prefix + r"\.(\d+)\.", name) for name in tensors)
     return 1 + max((int(match[1]) for match in found if match), default=0)
 

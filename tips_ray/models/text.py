@@ -15,8 +15,8 @@ PADDING_ID = 0
 class TextEncoder(nn.Module):
     """Bidirectional pre-norm transformer, ReLU, fixed sinusoid positions, mean over valid tokens.
 
-    Our own class: transformers' Tipsv2TextModel keeps q, k, v apart (three matrix products for one) and has no
-    per-block call to compile or shard; its numbers are the same.
+    transformers' Tipsv2TextModel gives the same numbers, but keeps q, k, v apart (three matrix products instead of one)
+    and has no per-block call to compile or shard.
 
     Source: the released inference code of google-deepmind/tips.
     """
@@ -49,21 +49,21 @@ class TextEncoder(nn.Module):
             valid_BT: boolean, True = token counts; default: id is not 0.
 
         Raises:
-            ValueError: an id lies outside the vocabulary (looked at on CPU tensors only), or T is too long.
+            ValueError: an id lies outside the vocabulary (checked on CPU tensors only), or T is too long.
         """
         self._check(token_ids_BT)
         valid_BT = token_ids_BT != PADDING_ID if valid_BT is None else valid_BT
         batch, length = token_ids_BT.shape
         embedded_BTD = self.token_embedding(token_ids_BT) * math.sqrt(self.config.width)
         tokens_PD = (embedded_BTD + self._positions(embedded_BTD)).flatten(0, 1)
-        # A text without tokens attends to everything instead of nothing; the mean below leaves it out all the same.
+        # A text without tokens attends to everything instead of nothing; the mean below ignores it anyway.
         group = Group(batch, length, valid_BT | ~valid_BT.any(dim=1, keepdim=True))
         for block in self.blocks:
             tokens_PD = block(tokens_PD, [group])
         return _masked_mean(self.norm(tokens_PD).view(batch, length, -1), valid_BT)
 
     def _positions(self, like_BTD: Tensor) -> Tensor:
-        """[T, D] sinusoids, [sin | cos] halves, timescales 1 to 10,000."""
+        """Sinusoid positions [T, D], [sin | cos] halves, timescales 1 to 10,000."""
         length, half = like_BTD.shape[1], self.config.width // 2
         step = math.log(10_000) / (half - 1)
         rate_h = torch.exp(torch.arange(half, dtype=torch.float32, device=like_BTD.device) * -step)

@@ -1,4 +1,4 @@
-"""Our image encoder -> a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`. D width."""
+"""Exports our image encoder to a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`. D width."""
 
 import math
 from pathlib import Path
@@ -16,10 +16,10 @@ _ACT_LAYER = {"tanh": "gelu_tanh", "erf": "gelu"}
 
 
 def export_timm(model: TipsModel | ImageEncoder, folder: Path | str) -> Path:
-    """Write the image encoder for timm, `features_only=True` included; `forward` gives CLS-web, [B, D].
+    """Write the image encoder for timm, also for `features_only=True`; `forward` gives CLS-web, [B, D].
 
-    Equal to ours at the native size. At others timm resamples positions bicubically, TIPS bilinearly; timm has no mask
-    token, so ours is left out. CLS-web's position is added into `cls_token`, since timm gives that token none.
+    Outputs equal ours at the native size. At other sizes timm resamples positions bicubically, TIPS bilinearly. The
+    mask token is left out, as timm has none. `cls_token` includes CLS-web's position, as timm gives that token none.
 
     Raises:
         ValueError: `folder` exists and is not empty.
@@ -33,7 +33,7 @@ def export_timm(model: TipsModel | ImageEncoder, folder: Path | str) -> Path:
     with torch.device("meta"):
         network: Any = timm.create_model(_architecture(config), **model_args)
     network.load_state_dict(_tensors(image), assign=True)
-    # Whole image squashed, bilinear (the released inference code); timm's entry crops, and names Google's weights.
+    # The released inference code squashes the whole image, bilinear; timm's entry crops, and names Google's weights.
     data = {"input_size": (3, side, side), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
     unnamed = {"pretrained_cfg": {"tag": None, "license": None}}
     with new_folder(folder) as temporary:
@@ -42,7 +42,7 @@ def export_timm(model: TipsModel | ImageEncoder, folder: Path | str) -> Path:
 
 
 def _architecture(config: ImageEncoderConfig) -> str:
-    """timm's name of the size; sizes that it does not know go by `model_args`, only SwiGLU must be in the name."""
+    """timm's name of the size. `model_args` describes sizes unknown to timm; only SwiGLU must be in the name."""
     size = "giant" if config.ffn == "swiglu" else _PUBLISHED.get((config.width, config.depth), "base")
     return f"vit_{size}_patch14_reg1_tipsv2"
 
@@ -56,10 +56,10 @@ def _model_args(config: ImageEncoderConfig) -> dict[str, Any]:
         "embed_dim": config.width,
         "depth": config.depth,
         "num_heads": config.num_heads,
-        # timm takes int(D * ratio), which cuts a product that fell just short
+        # timm takes int(D * ratio), which would truncate a product slightly too small
         "mlp_ratio": ratio if int(config.width * ratio) == hidden else math.nextafter(ratio, math.inf),
         "init_values": config.layer_scale_init,
-        "out_indices": min(3, config.depth),  # of features_only: timm's default needs three blocks
+        "out_indices": min(3, config.depth),  # for features_only; timm's default needs three blocks
     }
     return sizes if config.ffn == "swiglu" else {**sizes, "act_layer": _ACT_LAYER[config.gelu]}
 

@@ -1,4 +1,4 @@
-"""Sizes of our encoders <-> config.json of a `Tipsv2Model` folder."""
+"""Converts between the sizes of our encoders and the config.json of a `Tipsv2Model` folder."""
 
 import json
 import math
@@ -17,10 +17,10 @@ _FIRST_RELEASE = {"vit_small": "S", "vit_base": "B", "vit_large": "L", "vit_so40
 
 
 def written_config(image: ImageEncoderConfig, text: TextEncoderConfig, temperature: float) -> Any:
-    """A `Tipsv2Config`.
+    """The model's `Tipsv2Config`.
 
     Raises:
-        ValueError: a SwiGLU hidden width that it cannot express.
+        ValueError: the config cannot express the SwiGLU hidden width.
     """
     from transformers import Tipsv2Config
 
@@ -35,11 +35,11 @@ def written_config(image: ImageEncoderConfig, text: TextEncoderConfig, temperatu
 
 
 def read_config(folder: Path) -> tuple[ImageEncoderConfig, TextEncoderConfig, float]:
-    """Both encoders' sizes and the temperature of `folder`/config.json: transformers' form, or the flat one that the
-    first TIPSv2 release has beside its own code.
+    """Both encoders' sizes and the temperature in `folder`/config.json, which has transformers' form or the flat form
+    of the first TIPSv2 release.
 
     Raises:
-        ValueError: no config.json, or one of another architecture.
+        ValueError: there is no config.json, or it is of another architecture.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -69,7 +69,7 @@ def _transformers_form(tree: dict[str, Any]) -> tuple[ImageEncoderConfig, TextEn
 
 
 def _first_release(tree: Mapping[str, Any]) -> tuple[ImageEncoderConfig, TextEncoderConfig, float]:
-    """Source: config.json of google/tipsv2-l14, tipsv2-so400m14 and tipsv2-g14 on the Hugging Face Hub."""
+    """Read the flat form. Source: config.json of google/tipsv2-l14, -so400m14 and -g14 on the Hugging Face Hub."""
     if tree["vision_fn"] not in _FIRST_RELEASE:
         raise ValueError(f"vision_fn ({tree['vision_fn']!r}) must be one of {', '.join(_FIRST_RELEASE)}")
     given = {"width": tree["embed_dim"], "patch_size_px": tree["patch_size"], "image_size_px": tree["img_size"]}
@@ -141,15 +141,15 @@ def _text_encoder_config(config: Any) -> TextEncoderConfig:
 
 
 def _ffn_hidden(ffn: str, width: int, mlp_ratio: float) -> int:
-    """Source: Tipsv2VisionMLP and Tipsv2VisionSwiGLUFFN of transformers."""
+    """Hidden width. Source: Tipsv2VisionMLP and Tipsv2VisionSwiGLUFFN of transformers."""
     hidden = int(width * mlp_ratio)
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if ffn == "swiglu" else hidden
 
 
 def _mlp_ratio(config: ImageEncoderConfig) -> float:
-    """The ratio from which transformers computes `ffn_hidden` again."""
+    """The ratio from which transformers computes `ffn_hidden`."""
     ratio = config.ffn_hidden * (1.5 if config.ffn == "swiglu" else 1) / config.width
-    for candidate in (ratio, math.nextafter(ratio, math.inf)):  # int() cuts a product that fell just short
+    for candidate in (ratio, math.nextafter(ratio, math.inf)):  # int() truncates a product slightly too small
         if _ffn_hidden(config.ffn, config.width, candidate) == config.ffn_hidden:
             return candidate
     raise ValueError(

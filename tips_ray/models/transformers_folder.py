@@ -1,7 +1,7 @@
-"""Our model <-> a `Tipsv2Model` folder of transformers, which loads offline and without code of ours.
+"""Reads and writes our model as a `Tipsv2Model` folder of transformers, which loads offline and without our code.
 
 Weights are written under the names of the released Hugging Face checkpoints (`vision_encoder.`, `text_encoder.`), which
-transformers itself writes; those of its modules (`vision_model.`, `text_model.`) are read as well. D width.
+transformers writes too; the names of its modules (`vision_model.`, `text_model.`) are also read. D width.
 """
 
 import json
@@ -49,10 +49,10 @@ def export_transformers(model: TipsModel, folder: Path | str) -> Path:
     """Write config, weights (fp32), image processor and tokenizer for AutoModel, AutoProcessor and the pipeline
     "zero-shot-image-classification".
 
-    `temperature` stays a divisor. Drop-path is written as 0: it belongs to a run and not to a model. The image
-    processor squashes to the native size, bilinearly, and needs torchvision. Token ids are the same, but with a
-    SentencePiece file for a final sigma, which Python lower-cases by context, and with a unigram one for "<pad>" and
-    the like written out in a text. Without a tokenizer AutoModel and AutoImageProcessor load, AutoProcessor does not.
+    `temperature` stays a divisor. Drop-path is written as 0, because it belongs to a run, not a model. The image
+    processor squashes to the native size, bilinearly, and needs torchvision. Token ids are ours, with two exceptions:
+    with a SentencePiece file a final sigma, which Python lower-cases by context, and with a unigram file literal
+    "<pad>" and the like. Without a tokenizer, AutoModel and AutoImageProcessor load, but AutoProcessor does not.
 
     Raises:
         ValueError: `folder` exists and is not empty, or a SwiGLU hidden width that `Tipsv2VisionConfig` cannot express.
@@ -70,8 +70,8 @@ def export_transformers(model: TipsModel, folder: Path | str) -> Path:
 def load_transformers(folder: Path | str) -> TipsModel:
     """Read a `Tipsv2Model` folder, ours or released: config.json, model.safetensors (whole or sharded), tokenizer.
 
-    bf16 and fp16 become fp32; a missing temperature is the config's; without tokenizer.model and tokenizer.json the
-    tokenizer is None.
+    bf16 and fp16 become fp32. If the weights have no temperature, the config's is used. Without tokenizer.model and
+    tokenizer.json the tokenizer is None.
 
     Raises:
         ValueError: a file is missing or unreadable, the config describes another architecture, or a tensor is missing,
@@ -122,7 +122,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _fused(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Matrices that transformers keeps apart (q, k, v; gate, up) as one, under the name of the first."""
+    """Tensors with transformers' separate matrices (q, k, v; gate, up) joined under the name of the first."""
     fused = dict(tensors)
     for first, *others in _FUSED:
         for name in [name for name in tensors if f".{first}." in name]:
@@ -147,7 +147,7 @@ def _write_processor(model: TipsModel, folder: Path) -> None:
 
 
 def _transformers_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> Any:
-    """The same rules for AutoTokenizer. `max_length` is what `Tipsv2Processor` pads to in place of its 64."""
+    """The tokenizer for AutoTokenizer. `Tipsv2Processor` pads to its `max_length` instead of 64."""
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
@@ -165,9 +165,9 @@ def _transformers_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path)
 
 
 def _converted_sentencepiece(path: Path) -> Any:
-    """`Tipsv2Tokenizer`'s reading of a SentencePiece file, which assumes BPE with byte pieces; others get their model.
+    """A SentencePiece file converted by `Tipsv2Tokenizer`, which assumes BPE with byte pieces; others are corrected.
 
-    Stays beside the original file, from which `load_transformers` reads.
+    The original file stays beside it; `load_transformers` reads that one.
     """
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers.models import Unigram

@@ -1,6 +1,6 @@
 """TIPS image encoder. B images, L patches, D width, P packed tokens. Tokens: CLS-web, CLS-synthetic, patches row-major.
 
-Our own ViT class: timm's has no mask token, adds positions bicubically and takes one crop size per pass.
+timm's ViT cannot be used: it has no mask token, resamples positions bicubically and takes one crop size per pass.
 """
 
 import math
@@ -67,7 +67,7 @@ class ImageEncoder(nn.Module):
         self.apply(initialize)
 
     def reset_own_parameters(self) -> None:
-        """(D) Both CLS tokens start small and apart."""
+        """(D) Both CLS tokens start small and different."""
         for parameter in (self.cls_token, self.register_tokens, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.zeros_(self.mask_token)
@@ -80,8 +80,8 @@ class ImageEncoder(nn.Module):
             patch_mask_BL: boolean, True = masked.
 
         Raises:
-            ValueError: shape, dtype or range of either tensor is off. NaN and infinity pass: judging
-                them is the training guard's, on all ranks alike.
+            ValueError: shape, dtype or range of either tensor is wrong. NaN and infinity pass, because the
+                training guard handles them on all ranks alike.
         """
         return self.forward_views([View(images_BCHW, patch_mask_BL)])[0]
 
@@ -138,7 +138,7 @@ class ImageEncoder(nn.Module):
 
 
 def resized_positions(positions_LD: Tensor, rows: int, columns: int) -> Tensor:
-    """Positions of a square grid of L patches for another grid, [rows * columns, D], fp32 or better.
+    """Positions of a square grid of L patches resampled to another grid, [rows * columns, D], fp32 or better.
 
     Source: the released inference code of google-deepmind/tips.
     """
@@ -161,7 +161,7 @@ def dense_features(encoder: ImageEncoder, images_BCHW: Tensor, mode: Literal["va
         encoder: the image encoder.
         images_BCHW: as for the encoder's forward.
         mode: `last` gives the ordinary patch tokens; `values` leaves attention's mixing out of the last block, so that
-            patches stay local and meet text embeddings (TIPSv2, arXiv:2604.12012).
+            patches stay local and can be compared with texts (TIPSv2, arXiv:2604.12012).
     """
     if mode not in ("values", "last"):
         raise ValueError(f"mode ({mode!r}) must be 'values' or 'last'")
@@ -178,7 +178,7 @@ def dense_features(encoder: ImageEncoder, images_BCHW: Tensor, mode: Literal["va
 
 
 def layer_features(encoder: ImageEncoder, images_BCHW: Tensor, places: Sequence[int]) -> list[Tensor]:
-    """Patch tokens after the blocks at `places` (0 is the first), before any final norm, [B, L, D] each."""
+    """Patch tokens [B, L, D] after each block in `places` (0 is the first), before any final norm."""
     tokens_BTD, found = encoder._embed(View(images_BCHW)), {}
     group = Group(tokens_BTD.shape[0], tokens_BTD.shape[1])
     tokens_PD = tokens_BTD.flatten(0, 1)
@@ -196,7 +196,7 @@ def _unpacked(tokens_PD: Tensor, groups: Sequence[Group]) -> list[ImageFeatures]
 
 
 def _merged(groups: Sequence[Group]) -> list[Group]:
-    """Neighbouring groups of one length as one, so that attention runs once for both."""
+    """Groups with neighbours of equal length merged, so that attention runs once for both."""
     merged: list[Group] = []
     for group in groups:
         if merged and merged[-1].length == group.length:
@@ -207,7 +207,7 @@ def _merged(groups: Sequence[Group]) -> list[Group]:
 
 
 def _check_images(images_BCHW: Tensor, patch_size_px: int) -> tuple[int, int]:
-    """Rows and columns of patches; the range is looked at only where that needs no wait for a device."""
+    """Rows and columns of patches; the range is checked on CPU tensors only, so as not to wait for a device."""
     shape = tuple(images_BCHW.shape)
     if images_BCHW.dim() != 4 or shape[1] != 3:
         raise ValueError(f"images_BCHW {shape} must have shape (batch, 3, height, width)")
