@@ -1,11 +1,11 @@
-"""Captions through Ray, from the data to the store, beside a plain loop around transformers' generate, in one run.
+"""Compares captions through Ray, from the data to the store, with a plain loop around transformers' generate.
 
     python -m benchmarks.caption_actor [--images 2048] [--batch 32] [--rounds 3] [--model jobs/scene_captioner]
 
-Both sides read the same rendered scenes, decode them and write their captions, greedy, in fp32, on one thread. Ray's
-rate is taken between the first chunk and the last that one actor puts into the store, so that its start does not count;
-the loop's batches are in the order of the images. Rounds alternate, the median of each counts, in wall time: leave the
-machine a core for Ray's other processes.
+Both sides read the same rendered scenes, decode them and write captions, greedy, in fp32, on one thread. Ray's rate is
+measured between the first and the last chunk that one actor puts into the store, so that start-up does not count. The
+loop's batches are in the order of the images. Rounds alternate; the median wall time of each side counts. Leave a core
+free for Ray's other processes.
 """
 
 import argparse
@@ -63,19 +63,19 @@ def _config(root: Path, options: argparse.Namespace) -> RunConfig:
 
 
 def _stream(config: RunConfig, index: Index, uri: str, number: int) -> float:
-    """Images per second; a store of its own for each round."""
+    """Images per second through Ray; each round has a new store."""
     config = config.model_copy(update={"storage": f"{config.storage}/{number}"})
     store, captioner = caption_store(config)
     caption_all(CaptionInputs(config, captioner, uri, CaptionAccess(store)), due_chunks(index, config, store))
     written = sorted(path.stat().st_mtime for path in Path(store.folder).rglob("*.parquet"))
     assert len(written) == len(index.chunks.rows)
-    first = CHUNKS_PER_TASK  # written together, at the end of a call
+    first = CHUNKS_PER_TASK  # the first call writes these together, at its end
     return (len(written) - first) * CHUNK_ROWS / (written[-1] - written[first - 1])
 
 
 @torch.inference_mode()
 def _loop(index: Index, options: argparse.Namespace) -> float:
-    """Images per second."""
+    """Images per second of the plain loop."""
     processor = AutoProcessor.from_pretrained(options.model)
     model: Any = PaliGemmaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32).eval()
     rows = [row for chunk in range(len(index.chunks.rows)) for row in index.read(chunk)]

@@ -1,10 +1,10 @@
-"""Captioner beside transformers' generate, and the caption store, in one run and on one thread.
+"""Compares the captioner with transformers' generate, and measures the caption store, on one thread.
 
     python -m benchmarks.captions [--batch 16] [--images 64] [--rounds 3] [--model FOLDER] [--shards 0]
 
-The model is a PaliGemma with random weights (width 256, 4 layers, 64 image tokens) unless FOLDER has another. Both
-sides take the same images through the same processor and write tokens of the same lengths, which are dictated: 32 for
-every caption, or uniform in 4 to 64. Rounds alternate, the fastest of each counts, in processor time.
+The model is a PaliGemma with random weights (width 256, 4 layers, 64 image tokens), or the one in FOLDER. Both sides
+put the same images through the same processor and write captions of the same prescribed lengths: 32 tokens each, or
+uniform in 4 to 64. Rounds alternate; the fastest processor time of each side counts.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def _captioner(model: Path, batch: int) -> Captioner:
 
 
 class _DictatedBatch(decoding._Batch):
-    """A row ends after as many tokens as its key says."""
+    """Ends each row after the number of tokens in its key."""
 
     def _chosen(self, rows: Sequence[Row], logits_RV: Tensor) -> Tensor:
         logits_RV[:, END] = torch.tensor([_end_score(len(row.tokens) >= row.key) for row in rows])
@@ -69,7 +69,7 @@ class _DictatedBatch(decoding._Batch):
 
 
 class _Dictated(LogitsProcessor):
-    """The same for generate."""
+    """Ends each row of generate after its prescribed length."""
 
     def __init__(self, lengths: list[int], prompt: int) -> None:
         self.length_B, self.prompt = torch.tensor(lengths), prompt
@@ -110,7 +110,7 @@ def _write(captioner: Captioner, images: list, lengths: list[int]) -> list[list[
 
 @torch.inference_mode()
 def _generate(captioner: Captioner, images: list, lengths: list[int]) -> list[list[int]]:
-    """Batches in the order of the images, each until its longest row ends."""
+    """Captions by generate, in batches in the order of the images; each batch runs until its longest row ends."""
     (prompt,), places = captioner._prompts, captioner.batch_images
     found = []
     for first in range(0, len(images), places):
@@ -126,7 +126,7 @@ def _generate(captioner: Captioner, images: list, lengths: list[int]) -> list[li
 
 
 def _store(folder: Path) -> None:
-    """A window: 64 chunks of as many shards, single and compacted."""
+    """Measure writing, compacting, and reading a window of 64 chunks, single and compacted."""
     store, shards = CaptionStore(str(folder), "0" * 16), [_shard(number, GROUP_CHUNKS) for number in range(4)]
     chunks = [(shard, chunk) for shard in shards for chunk in range(GROUP_CHUNKS)]
     spent = _seconds(lambda: [store.write(shard, chunk, _captions(chunk)) for shard, chunk in chunks])
@@ -141,7 +141,7 @@ def _store(folder: Path) -> None:
 
 
 def _listing(folder: Path, count: int) -> None:
-    """Which chunks of `count` shards are missing, when every second shard is there and compacted."""
+    """Measure finding the missing chunks of `count` shards when every second shard is complete and compacted."""
     store, shards = CaptionStore(str(folder), "0" * 16), [_shard(number, 151) for number in range(count)]
     for shard in shards[::2]:
         for start, stop in ((0, GROUP_CHUNKS), (GROUP_CHUNKS, 151)):

@@ -1,9 +1,9 @@
-"""What training waits for at a checkpoint: a copy in host memory, against writing it on the spot; what a resume reads.
+"""Measures the stall of training at a checkpoint, copied to host memory or written at once, and the cost of a resume.
 
     python -m benchmarks.checkpoint --variant B
 
-One rank, AdamW with averages, a folder of this machine. The two ways to save take turns; medians count. The resume
-looks for the newest checkpoint twice, as driver and controller do, and loads it once.
+One rank, AdamW with averages, a folder of this machine. The two ways to save alternate; medians count. The resume looks
+for the newest checkpoint twice, as driver and controller do, and loads it once.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Embedding through Ray, from the data to the files, beside a plain loop over the same images, in one run.
+"""Compares embedding through Ray, from the data to the files, with a plain loop over the same images.
 
     python -m benchmarks.embed [--source DATA] [--images 1024] [--rounds 3] [--variant S] [--size 112]
 
 The loop decodes with Pillow, squashes and encodes batches of 64 in fp32 on one thread, and keeps nothing; a second
-figure is its encoder alone. Ray has one actor of one thread and one task that decodes; its rate is taken between the
-first file and the last, so that its start does not count. Rounds alternate, the median of each counts, in wall time:
-leave the machine a core for Ray's other processes.
+figure is its encoder alone. Ray has one actor of one thread and one task that decodes. Its rate is measured between the
+first and the last file, so that start-up does not count. Rounds alternate; the median wall time of each side counts.
+Leave a core free for Ray's other processes.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _model(root: Path, variant: str) -> str:
 
 
 def _stream(model: str, config: EmbeddingConfig, out: Path) -> tuple[float, Index]:
-    """Images per second, and the index that was read by."""
+    """Images per second through Ray, and the index of the data."""
     inputs, index = embed_inputs(model, config, str(out))
     embed_all(inputs, inputs.folder.missing(index, inputs.layout), print)
     written = sorted((path.stat().st_mtime, path.name) for path in (out / "embeddings").glob("*.parquet"))
@@ -73,7 +73,7 @@ def _stream(model: str, config: EmbeddingConfig, out: Path) -> tuple[float, Inde
 
 
 def _loop(encoder: Encoder, index: Index) -> tuple[float, float]:
-    """Images per second, of all and of the encoder alone."""
+    """Images per second of the plain loop, and of its encoder alone."""
     images = [row["image"] for chunk in range(len(index.chunks.rows)) for row in index.read(chunk)]
     side, encoding, started = encoder.image_size_px, 0.0, time.perf_counter()
     for first in range(0, len(images), BATCH):

@@ -1,11 +1,11 @@
-"""What evaluation holds at scale: memory of a segmentation probe, memory and time of exact k-NN.
+"""Measures evaluation at scale: memory of a segmentation probe, memory and time of exact k-NN.
 
   OMP_NUM_THREADS=2 python -m benchmarks.evaluation segmentation --images 10000
   OMP_NUM_THREADS=2 python -m benchmarks.evaluation neighbours --queries 2500
 
-Features are random: neither task is faster or slower for it. `segmentation` writes images x 1,024 patches x 1,024 x 2
-bytes to the temporary folder. Memory is the process's own; pages of that file, which the system drops when it needs
-room, are counted beside it.
+Features are random, which does not change the speed. `segmentation` writes images x 1,024 patches x 1,024 x 2 bytes to
+the temporary folder. Memory is the process's own; pages of that file, which the system may drop, are counted
+separately.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LOOK_SECONDS = 0.1
 
 
 def segmentation(images: int) -> None:
-    """Features into the file, then the probe of `evaluate` with its usual steps and learning rates."""
+    """Write features to the file, then run the probe of `evaluate` with its usual steps and learning rates."""
     started = time.perf_counter()
     patches = stored(_parts(images), images, Scratch(dtype=torch.float16))
     print(f"{patches.nbytes / 1e9:.1f} GB of features written in {time.perf_counter() - started:.0f} s", flush=True)
@@ -44,7 +44,7 @@ def segmentation(images: int) -> None:
 
 
 def neighbours(queries: int) -> None:
-    """Against all of ImageNet's training images."""
+    """Measure k-NN against a bank as large as ImageNet's training set."""
     generator = torch.Generator().manual_seed(0)
     bank, query = (torch.randn(rows, WIDTH, generator=generator) for rows in (BANK, queries))
     labels = torch.randint(BANK_CLASSES, (BANK,), generator=generator)
@@ -78,7 +78,7 @@ def _told(work: Callable[[], object]) -> float:
 
 
 def _status(name: str) -> float:
-    """Of this process, GB."""
+    """A memory figure of this process from /proc/self/status, GB."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[name].split()[0]) * 1024 / 1e9
 

@@ -1,13 +1,13 @@
-"""The training loop beside bare optimizer steps, in one process: what metrics, health, logging and checkpoints cost.
+"""Compares the training loop with bare optimizer steps: the cost of metrics, health, logging and checkpoints.
 
     python -m benchmarks.loop [--variant tiny] [--batch 8] [--steps 20] [--rounds 25]
 
-All sides take the same micro-batches on the same weights. `loop` is `train/loop.py` with the recorder of a real run
-(metrics, health, events, a line every `log_every_steps`) into a folder on this disk; `saves` begins a checkpoint beside
-that in the first step of each round, and has written it before the last; `bare` calls `train_step` alone. The sides
-take short turns, for this machine's speed changes by the second; the median over rounds counts. What a checkpoint takes
-beyond `loop` is spread over the steps between two of them in a run with the defaults. Processor time is given beside
-wall time: neighbours disturb it less, but it counts the writing thread, which has another core.
+All sides use the same micro-batches and initial weights. `loop` is `train/loop.py` with the recorder of a real run
+(metrics, health, events, a line every `log_every_steps`) into a folder on this disk. `saves` also starts a checkpoint
+in the first step of each round and writes it before the last. `bare` only calls `train_step`. The sides take short
+turns, because this machine's speed changes by the second; the median over rounds counts. The cost of a checkpoint is
+spread over the steps between two checkpoints of a run with the defaults. Processor time is given beside wall time:
+other processes disturb it less, but it includes the writing thread, which has another core.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from tips_ray.train.step import train_step
 CPU = torch.device("cpu")
 ENDLESS = 10**9
 Spent = tuple[float, float]
-"""Seconds of wall and of processor time."""
+"""Seconds of wall time and of processor time."""
 DEFAULT_STEPS: int = RunConfig.model_fields["checkpoint_every_steps"].default
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what the loop and its checkpoints add to a step."""
+    """Print the time that the loop and its checkpoints add to a step."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--variant", choices=("tiny", "small"), default="tiny")
@@ -67,7 +67,7 @@ def _tell(clock: str, rounds: Sequence[dict[str, float]], steps: int) -> None:
 
 
 def run_config(variant: str, images: int) -> RunConfig:
-    """A run with the defaults of logging, too long to reach its last step and the checkpoint there."""
+    """A run with default logging, too long to reach its last step and the checkpoint there."""
     tree = train_config(variant).model_dump(exclude={"variant"})
     run = {"name": "loop", "data": {"sources": [{"uri": "unused"}]}, "global_batch_images": images}
     keys = {"schedule.total_steps": ENDLESS, "checkpoint_every_steps": ENDLESS}
@@ -103,7 +103,7 @@ def _bare(state: TrainState, batch: Batch, config: RunConfig, steps: int) -> Spe
 
 
 def _looped(state: TrainState, batch: Batch, config: RunConfig, recorder: RunRecorder, steps: int) -> Spent:
-    """Ends as a stream does that has no more, with the recorder written out."""
+    """Time of `steps` steps of the loop, which ends like a stream without more batches; includes the final flush."""
     started = _clocks()
     try:
         train(state, _some(batch, steps), config, recorder)

@@ -1,4 +1,4 @@
-"""What a training step costs: operations, time of its parts, memory, and the rates to hold them against."""
+"""Measures a training step: time of its parts, memory, and the machine's matmul rate for comparison."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -13,14 +13,14 @@ PARTS: tuple[str, ...] = ("embed", "student", "teacher", "losses", "backward", "
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of one large square product, the best of ten."""
+    """FLOP/s of one large square matrix product, the best of ten."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / min(seconds(lambda: left @ right, device) for _ in range(10))
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Wall time of `step` until the device has finished it."""
+    """Wall time of `step`, until the device has finished."""
     _wait(device)
     start = time.perf_counter()
     step()
@@ -34,7 +34,7 @@ def _wait(device: torch.device) -> None:
 
 
 def part_shares(step: Callable[[], object], device: torch.device, steps: int = 3) -> dict[str, float]:
-    """Share of each of PARTS in a step's time: the host's on a CPU, the kernels' on a GPU; `rest` is in no part."""
+    """Share of each of PARTS in a step's time (host time on a CPU, kernel time on a GPU); `rest` is in no part."""
     on_device = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_device) as profiler:
         spent = sum(seconds(step, device) for _ in range(steps))
@@ -56,12 +56,12 @@ def host_seconds(events: Iterable) -> dict[str, float]:
 
 
 def kernel_seconds(events: Iterable) -> dict[str, float]:
-    """Time of the kernels launched during each part, by whichever thread: autograd launches from one of its own."""
+    """Time of the kernels launched during each part by any thread, because autograd launches from a separate one."""
     events = list(events)
     ranges = [(event.time_range, event.name) for event in events if event.name in PARTS]
     parts = dict.fromkeys((*PARTS, "rest"), 0.0)
     for event in events:
-        # The device's copy of a part's range is listed as a kernel too.
+        # The profiler also lists the device's copy of a part's range as a kernel.
         spent = sum(kernel.duration for kernel in event.kernels if kernel.name not in PARTS)
         moment = event.time_range.start
         name = next((name for span, name in ranges if span.start <= moment <= span.end), "rest")
@@ -70,7 +70,7 @@ def kernel_seconds(events: Iterable) -> dict[str, float]:
 
 
 def peak_bytes(state: TrainState, step: Callable[[], object], device: torch.device) -> int:
-    """Memory that these networks and this step need by themselves, whatever else the process holds."""
+    """Memory needed by these networks and this step, without anything else that the process holds."""
     networks = chain(state.student.parameters(), state.teacher.parameters(), state.centers.buffers())
     averages = (value for values in state.optimizer.state.values() for value in values.values())
     held = sum(tensor.numel() * tensor.element_size() for tensor in chain(networks, averages))
@@ -85,7 +85,7 @@ def _cuda_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 
 def _cpu_bytes(step: Callable[[], object]) -> int:
-    """Highest sum of what torch's allocator gave and took back; resident memory would hold what was freed before."""
+    """Peak of the memory allocated by torch; resident memory would include memory that was freed before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None

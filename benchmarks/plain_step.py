@@ -1,7 +1,7 @@
-"""One optimizer step done the plain way: what `tips_ray.train.step` must equal, and what it is timed against.
+"""A plain optimizer step: the reference for results and speed of `tips_ray.train.step`.
 
-One encoder pass per view, per local crop and per caption; prototype heads on every patch; losses as the equations are
-written; optimizer, teacher and centres one tensor at a time. TIPS alone, without the switches of TIPSv2.
+It has one encoder pass per view, per local crop and per caption, prototype heads on every patch, and losses as the
+equations are written. It updates optimizer, teacher and centres one tensor at a time. It knows no switch of TIPSv2.
 B images, V local crops, L patches, M masked patches, D width, K prototypes.
 """
 
@@ -25,7 +25,7 @@ def plain_state(state: TrainState, config: TrainConfig) -> TrainState:
     """A copy of `state` at step 0, with an optimizer that updates one tensor at a time.
 
     Raises:
-        ValueError: the objective has a switch on that the plain step does not know.
+        ValueError: the objective has a switch that the plain step does not support.
     """
     objective = config.objective
     unknown = {
@@ -46,7 +46,7 @@ def plain_state(state: TrainState, config: TrainConfig) -> TrainState:
 def plain_step(
     state: TrainState, batch: Batch, config: TrainConfig, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Advance `state` by one update; returns the metrics of `train_step`. `dtype`: compute in it under autocast."""
+    """Advance `state` by one update; return the metrics of `train_step`. `dtype` is for autocast."""
     with torch.autocast(batch.global_crops_BCHW.device.type, dtype, enabled=dtype is not None):
         outputs = _forward(state.student, batch)
         targets = _targets(state.teacher, batch)
@@ -65,7 +65,7 @@ class _Outputs(NamedTuple):
     web_caption_BD: Tensor
     synthetic_caption_BD: Tensor
     crop_scores: list[Tensor]
-    """[B, K] for each local crop."""
+    """Scores [B, K] of each local crop."""
     patch_scores_BLK: Tensor
 
 
@@ -148,7 +148,7 @@ def _cross_entropy(student_RK: Tensor, probability_RK: Tensor, student_temperatu
 
 
 def _full(values: Tensor) -> Tensor:
-    """Losses are in float32, or in float64 where the weights are."""
+    """`values` in float32, or unchanged in float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -164,7 +164,7 @@ def _update(state: TrainState, config: TrainConfig) -> Tensor:
 
 
 def _clip(student: nn.Module, max_norm: float) -> Tensor:
-    """Norm of the gradients before clipping; frozen prototypes have none and so do not count."""
+    """Clip gradients; return their norm before clipping. Frozen prototypes have no gradient and do not count."""
     gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
     for gradient in gradients:

@@ -1,4 +1,4 @@
-"""Processor time and memory of a process and all below it, from /proc (Linux)."""
+"""Processor time and memory of a process and its descendants, from /proc (Linux)."""
 
 import os
 import threading
@@ -10,10 +10,10 @@ LOOK_SECONDS = 0.1
 
 
 class CpuMeter:
-    """Inside `with`: the processor time of a process and its descendants, those that end meanwhile included.
+    """Measures, inside `with`, the processor time of a process and its descendants, also of those that end.
 
-    A process that nobody waits for takes its time with it (Ray's workers do), so all are looked at every LOOK_SECONDS;
-    what an ending process did after the last look is missed.
+    The time of a process that nobody waits for (such as Ray's workers) is lost when it ends, so all processes are read
+    every LOOK_SECONDS; time after the last reading is missed.
     """
 
     def __init__(self, root: int) -> None:
@@ -35,7 +35,7 @@ class CpuMeter:
 
     @property
     def seconds(self) -> float:
-        """User and system time spent inside, once left."""
+        """User and system time spent inside `with`; read it after leaving."""
         return sum(seconds - self._first.get(process, 0.0) for process, seconds in self._newest.items())
 
     def _look_on(self) -> None:
@@ -44,13 +44,13 @@ class CpuMeter:
 
 
 def own_seconds(root: int) -> dict[str, float]:
-    """User and system time of `root` and each descendant, without their children's; by pid and time of start."""
+    """User and system time of `root` and each descendant, without their children's; keys are pid and start time."""
     found = {pid: _fields(pid) for pid in _family(root)}
     return {f"{pid} {of[19]}": sum(map(int, of[11:13])) / _TICKS for pid, of in found.items() if of}
 
 
 def resident_bytes(root: int, name: str) -> int:
-    """Memory of the descendants of `root` whose command line has `name` in it."""
+    """Memory of `root` and its descendants whose command line contains `name`."""
     pages = [
         int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         for pid in _family(root)
@@ -72,7 +72,7 @@ def _pids() -> list[int]:
 
 
 def _fields(pid: int) -> list[str]:
-    """Of /proc/PID/stat from the state on; empty where the process is gone."""
+    """Fields of /proc/PID/stat from the state on; empty if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,12 +1,12 @@
-"""Two pinned gloo ranks beside one: images/s of each with the same images per rank, and the efficiency.
+"""Compares two pinned gloo ranks with one: images/s with the same images per rank, and the efficiency.
 
     python -m benchmarks.ranks [--variant small] [--batch 4] [--steps 3] [--rounds 5] [--replicas 1]
 
-Every rank is a process pinned to a core of its own with one thread. `1 rank` is alone on the first core, `2 ranks` are
-on the first two; both steps are those of a run, sharded with FSDP2 (one rank shards among itself). One and two take
-turns; efficiency is images/s of two over twice those of one, the median of the rounds counts. A core that shares its
-clock, caches or memory bandwidth with its neighbour costs too: `no words` are two ranks that exchange nothing, each a
-group of its own, and show how much.
+Every rank is a process with one thread, pinned to a separate core. `1 rank` is alone on the first core, `2 ranks` are
+on the first two. Both take the steps of a run, sharded with FSDP2 (one rank shards among itself). They take turns.
+Efficiency is images/s of two over twice those of one; the median of the rounds counts. Cores that share clock, caches
+or memory bandwidth also slow each other down: `no words`, two ranks in separate groups that exchange nothing, shows how
+much.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measured(args: argparse.Namespace, cores: list[int]) -> tuple[list[float], list[float]]:
-    """Efficiency of each round, with exchange and without; the processes live through all rounds."""
+    """Efficiency of each round, with and without exchange; the processes live through all rounds."""
     efficiencies, silent = [], []
     with _Group(args, cores[:1]) as one, _Group(args, cores) as two, _Group(args, cores[1:]) as other:
         for number in range(args.rounds):
@@ -72,7 +72,7 @@ def _shown(values: list[float]) -> str:
 
 
 class _Group:
-    """Ranks that sleep until they are asked for a round; asleep they cost nothing."""
+    """Rank processes that sleep between rounds; asleep they cost nothing."""
 
     def __init__(self, args: argparse.Namespace, cores: list[int]) -> None:
         self._folder = tempfile.TemporaryDirectory()

@@ -1,12 +1,11 @@
-"""The training stream through Ray: processor time per image beside the bare stages, and its start at 2M windows.
+"""Compares the training stream through Ray with its bare stages, in processor time per image; times a long run's start.
 
     python -m benchmarks.stream [--source DATA] [--images 12800] [--workers 2] [--rounds 3] [--windows 2000000]
 
 Both sides read the same rows in the same order and make the same views (224 px, ten local crops of 98 px, masks, token
-ids), on one thread each. Of the stream the processor time of all of Ray's processes counts, those that take the batches
-included. An image's is the rise from a stream of a quarter of the steps to the whole one; what starts a stream is told
-by itself. Rounds alternate, the median of each counts. The bare side calls the stream's own stage functions, one after
-the other.
+ids), on one thread each. The stream's processor time is that of all Ray processes, also of the batches' consumers. The
+time per image is the rise from a stream of a quarter of the steps to the whole one; start-up is reported separately.
+Rounds alternate; the median of each side counts. The bare side calls the stream's stage functions one after the other.
 """
 
 import argparse
@@ -42,7 +41,7 @@ def main() -> None:
     for name, default in (("images", 12_800), ("workers", 2), ("rounds", 3), ("windows", 2_000_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    longest: Any = {"idle_worker_killing_time_threshold_ms": 3_600_000}  # else processes end and start at every stream
+    longest: Any = {"idle_worker_killing_time_threshold_ms": 3_600_000}  # keeps processes alive between streams
     ray.init(
         "local",
         num_cpus=4,
@@ -72,7 +71,7 @@ def _tokenizer(root: Path) -> str:
 
 
 def _cpu(inputs: ToyStream, workers: int, rounds: int) -> None:
-    """Of an image: the rise from a short stream to the whole one, so that what starts a stream is told by itself."""
+    """Measure processor time per image: the rise from a short stream to the whole one, with start-up separate."""
     actor: Any = ray.remote(num_cpus=0)(_Consumer)
     consumers = [actor.remote() for _ in range(workers)]
     steps = inputs.config.schedule.total_steps
@@ -90,7 +89,7 @@ def _cpu(inputs: ToyStream, workers: int, rounds: int) -> None:
 
 
 def _bare(inputs: ToyStream) -> float:
-    """Processor seconds of the stages in this process."""
+    """Processor seconds of the bare stages in this process."""
     config, stop = inputs.config, inputs.config.schedule.total_steps * BATCH
     order = run_order(opened_index(inputs.index_uri), config.data, config.seed, BATCH)
     started = time.process_time()
@@ -101,7 +100,7 @@ def _bare(inputs: ToyStream) -> float:
 
 
 class _Consumer:
-    """A training worker that does nothing with its batches."""
+    """A training worker that only takes its batches."""
 
     def take(self, split: Any) -> int:
         batches = split.iter_batches(batch_size=PASS, batch_format="numpy", prefetch_batches=2)
@@ -109,7 +108,7 @@ class _Consumer:
 
 
 def _consumed(inputs: ToyStream, start_step: int, consumers: list[Any]) -> float:
-    """Processor seconds until all workers have taken their shares."""
+    """Processor seconds of a stream until all workers have taken their shares."""
     with CpuMeter(os.getpid()) as meter:
         stream = training_stream(*inputs, start_step)
         splits = InOrder().configure({"train": stream}, len(consumers), None, None)
@@ -119,7 +118,7 @@ def _consumed(inputs: ToyStream, start_step: int, consumers: list[Any]) -> float
 
 
 def _start(root: Path, windows: int) -> None:
-    """Until the first batch of a run over very many windows of one chunk, and what the process that plans it holds."""
+    """Measure time to the first batch of a run over very many windows of one chunk, and its planner's memory."""
     source = write_scenes(root / "one", 8)
     keys = {"data__chunk_rows": 8, "data__window_chunks": 1, "schedule__total_steps": windows}
     config = tiny_run(root, source, **keys)
@@ -135,7 +134,7 @@ def _start(root: Path, windows: int) -> None:
 
 
 def _repeated(index: Index, chunks: int) -> Index:
-    """An index whose chunks are all the one of `index`."""
+    """An index that repeats the one chunk of `index`."""
     columns = {name: np.repeat(column, chunks) for name, column in index.chunks._asdict().items()}
     columns["first_sample"] = np.arange(chunks) * 8
     return Index(index.fingerprint, 8, index.sources, index.shards, ChunkTable(**columns), index.rejects)

@@ -1,9 +1,9 @@
-"""Images/s, MFU, memory and parts of one optimizer step, beside the same step done the plain way.
+"""Measures images/s, MFU, memory and parts of one optimizer step, beside a plain version of the same step.
 
     python -m benchmarks.train_step --variant small
     python -m benchmarks.train_step --variant L --batch 64 --dtype bf16 --compile --device cuda
 
-Random images and captions, no loader. MFU counts the operations of one forward and backward and no recomputation.
+Images and captions are random; there is no loader. MFU counts one forward and one backward, but no recomputation.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tips_ray.train.step import train_step
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
-"""Relative: what rounding may make of equal losses."""
+"""Largest relative difference of equal losses by rounding."""
 _LOCAL_PX = {224: 98, 448: 140}
 _DEMO = {
     "tiny": (56, dict(width=64, depth=2, num_heads=2, ffn_hidden=256), (500, 16), (512, 128)),
@@ -36,7 +36,7 @@ _DEMO = {
 
 @dataclass
 class Contender:
-    """One way of doing the step, and what was measured of it."""
+    """One version of the step, and its measurements."""
 
     state: TrainState
     step: Callable[[], dict[str, Tensor]]
@@ -45,7 +45,7 @@ class Contender:
 
 
 def train_config(variant: str, image_px: int | None = None) -> TrainConfig:
-    """A published size, at 224 px unless told otherwise, or a size for demonstrations; all else as in training."""
+    """A published size, by default at 224 px, or a size for demonstrations; everything else as in training."""
     if variant not in _DEMO:
         return TrainConfig.model_validate({"variant": variant, "image": {"image_size_px": image_px or 224}})
     demo_px, block, (vocabulary, tokens), (prototypes, hidden) = _DEMO[variant]
@@ -58,7 +58,7 @@ def train_config(variant: str, image_px: int | None = None) -> TrainConfig:
 
 
 def random_batch(config: TrainConfig, images: int, crops: int) -> Batch:
-    """Noise of the right sizes: 75 % of the patches masked, captions of full length."""
+    """A batch of noise with the config's sizes, 75 % of the patches masked, captions of full length."""
     generator = torch.Generator().manual_seed(config.seed)
     image_px, patch_px, text = config.image.image_size_px, config.image.patch_size_px, config.text
     local_px = _LOCAL_PX.get(image_px, round(image_px * 7 / 16 / patch_px) * patch_px)
@@ -91,7 +91,7 @@ def split(batch: Batch, count: int) -> list[Batch]:
 
 
 def contenders(args: argparse.Namespace, config: TrainConfig, batch: Batch) -> dict[str, Contender]:
-    """The packed step and, where asked for, the plain one from the same weights."""
+    """The packed step and, with `args.plain`, the plain one from the same weights."""
     device, dtype = torch.device(args.device), torch.bfloat16 if args.dtype == "bf16" else None
     state = new_state(config, device=device)
     plain = plain_state(state, config) if args.plain else None
@@ -111,7 +111,7 @@ def contenders(args: argparse.Namespace, config: TrainConfig, batch: Batch) -> d
 
 
 def first_difference(found: dict[str, Contender], dtype: str) -> float:
-    """Take the first step of each; largest relative difference between their metrics, 0 for one contender alone."""
+    """Take the first step of each; return the largest relative difference of their metrics, 0 for one contender."""
     packed, *others = ({name: value.item() for name, value in each.step().items()} for each in found.values())
     worst = max((abs(packed[name] / plain[name] - 1) for plain in others for name in plain), default=0.0)
     assert worst < _TOLERANCE[dtype], f"losses of the first step differ by {worst:.1e}"
@@ -119,7 +119,7 @@ def first_difference(found: dict[str, Contender], dtype: str) -> float:
 
 
 def measure(found: dict[str, Contender], steps: int, device: torch.device) -> None:
-    """Peak memory, then the timed steps in turns."""
+    """Measure peak memory, then time the steps in turns."""
     for contender in found.values():
         contender.peak_bytes = peak_bytes(contender.state, contender.step, device)
     for _ in range(steps):
@@ -167,7 +167,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print; stops where the two ways disagree."""
+    """Measure and print; stop if the two versions disagree."""
     args = parse(arguments)
     torch.set_num_threads(args.threads)
     config, device, dtype = train_config(args.variant, args.image_size), torch.device(args.device), _DTYPES[args.dtype]

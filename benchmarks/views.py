@@ -1,11 +1,11 @@
-"""Images per second from encoded file to crops, on one core: ours beside torchvision's transforms, in one run.
+"""Compares our images per second from encoded file to crops with torchvision's transforms, on one core.
 
     python -m benchmarks.views [FOLDER] [--images 200] [--rounds 5]
 
-FOLDER holds JPEG files; without it, pictures of 500 x 375 pixels are made up. Theirs decodes with Pillow, ours with
-simplejpeg; both make one global and six local crops of the same sizes and scales, as uint8. Ours also draws the mask
-and fills a block; theirs stacks the crops as a DataLoader does. Rounds alternate and the fastest of each counts, in
-processor time, so that a busy machine favours neither. Reading the file and the tokenizer are in neither.
+FOLDER holds JPEG files; without it, pictures of 500 x 375 pixels are generated. Theirs decodes with Pillow, ours with
+simplejpeg. Both make one global and six local crops of the same sizes and scales, as uint8. Ours also draws the mask
+and fills a block; theirs stacks the crops as a DataLoader does. Rounds alternate; the fastest processor time of each
+side counts, so that a busy machine favours neither. Neither side reads the file or tokenizes.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def _photos(folder: Path, images: int) -> list[bytes]:
 
 
 def _made_up(images: int) -> list[bytes]:
-    """Smooth colours with some grain, about as many bytes as a photo of this size."""
+    """Pictures of smooth colours with some grain, with about as many bytes as photos of this size."""
     numbers = np.random.default_rng(0)
     files = []
     for _ in range(images):
@@ -68,7 +68,7 @@ def _made_up(images: int) -> list[bytes]:
 
 
 def _torchvision() -> Callable[[list[bytes]], object]:
-    """As a DataLoader worker would: one image after the other, then one stacked batch."""
+    """torchvision's side, like a DataLoader worker: one image after the other, then one stacked batch."""
     whole = v2.Compose([v2.RandomResizedCrop(VIEWS.global_px, VIEWS.global_scale), v2.RandomHorizontalFlip(VIEWS.flip)])
     local = v2.Compose([v2.RandomResizedCrop(VIEWS.local_px, VIEWS.local_scale), v2.RandomHorizontalFlip(VIEWS.flip)])
     to_image = v2.ToImage()

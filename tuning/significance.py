@@ -1,8 +1,8 @@
 """Judges whether the difference between two rows of an ablation has the expected direction.
 
-A difference counts if it exceeds two standard errors. With several seeds, the error is over the differences between runs
-of the same seed, which share initial weights and the order of images. With one seed, it is over the test images and
-says nothing about other seeds.
+A difference counts if it exceeds two standard errors. With several seeds, the error is over the differences between
+runs of the same seed, which share initial weights and the order of images. With one seed, it is over the test images
+and says nothing about other seeds.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The S3 server of the demo: what clients of all three kinds see, and that nothing is left when it ends."""
+"""The S3 server of the demo works with three kinds of clients and leaves no process when it ends."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""`tips-ray embed` killed at any moment, or losing an actor: every row is there once all the same."""
+"""`tips-ray embed` writes every row once, even if it is killed at any moment or loses an actor."""
 
 import os
 import random
@@ -54,7 +54,7 @@ def test_an_interrupted_job_says_in_one_sentence_how_to_go_on(place):
     until(lambda: len(_files(out)) >= 3)
     os.killpg(job.pid, signal.SIGINT)
     _, told = job.communicate(timeout=120)
-    lines = [line for line in told.splitlines() if "core_worker.cc" not in line]  # Ray's own remark on actor pools
+    lines = [line for line in told.splitlines() if "core_worker.cc" not in line]  # Ray's remark on actor pools
     assert (job.returncode, lines) == (130, ["interrupted; the same command goes on where it stopped"])
 
 

@@ -1,4 +1,4 @@
-"""Embedding through real Ray Data: every row once, with the encoder's own numbers, whoever works on it."""
+"""Embedding through real Ray Data: every row once, with the encoder's numbers, by any number of actors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module", autouse=True)
 def server(s3_server) -> Iterator[LocalS3]:
-    """A real S3 server that s3:// means, also to the processes of the cluster, which starts after it."""
+    """A real S3 server behind s3://, also for the processes of the cluster, which starts after it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environment.items():
             patch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""A chunk of rows becomes a table: the encoder's own numbers, nulls for what is bad, and whole in Parquet."""
+"""A chunk of rows becomes a table with the encoder's numbers and nulls for bad rows; Parquet keeps it unchanged."""
 
 import io
 from pathlib import Path
@@ -31,7 +31,7 @@ def source(tmp_path_factory) -> str:
 
 
 def _table(model: str, source: str, chunk: int, **values: Any) -> pa.Table:
-    """As it comes out of its Parquet file."""
+    """The table of a chunk, read back from its Parquet file."""
     config = embedding_config(source, **values)
     index, encoder = build_index(config.data), load_encoder(model)
     embedder = Embedder(encoder, layout_of(encoder, config), index, config.batch_images)
@@ -40,7 +40,7 @@ def _table(model: str, source: str, chunk: int, **values: Any) -> pa.Table:
 
 
 def _sent(index: Index, chunk: int, config) -> DecodedChunk:
-    """Through the table that carries it from one process to another."""
+    """A decoded chunk after the round trip through the table that carries it between processes."""
     (row,) = decoded_chunk(index, chunk, SIDE, config).table().to_pylist()
     return DecodedChunk.of_row(row, SIDE)
 

@@ -1,4 +1,4 @@
-"""Files of embeddings: which chunks share one, what is missing, written once, and of one thing only."""
+"""Folders of embeddings: chunks of a file, missing files, each written once, all made from the same inputs."""
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ SMALL = Layout({"cls": (4,)}, None, "float32")
 
 
 def _index(chunks: int, chunk_rows: int = 64) -> Index:
-    """The last chunk has one row."""
+    """An index whose last chunk has one row."""
     rows = np.full(chunks, chunk_rows, np.int32)
     rows[-1] = 1
     number, first = np.zeros(chunks, np.int64), np.cumsum(rows) - rows

@@ -1,4 +1,4 @@
-"""Folders of real files, and the rendered world, as data sets."""
+"""Data sets from folders of real files and from rendered scenes."""
 
 import io
 
@@ -27,7 +27,7 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def _write_labelled(folder, labels: np.ndarray) -> LabelledFolderConfig:
-    """Two images of 6 x 8 a part; in `train` a third is broken, a fourth has no labels, a fifth those of another."""
+    """Two 6 x 8 images per part; `train` also has one broken, one without labels, one with labels of another size."""
     for part in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / part / kind).mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_a_wrong_label_map_is_named(content, message, tmp_path):
 
 
 def _write_geometry(folder, depth: np.ndarray, normals: np.ndarray) -> GeometryFolderConfig:
-    """Two images of 6 x 8 a part, the depth of the first as millimetres, of the second as metres."""
+    """Two images of 6 x 8 per part; depth is in millimetres for the first, in metres for the second."""
     for part in ("train", "val"):
         for kind in ("images", "depth", "normals"):
             (folder / part / kind).mkdir(parents=True)

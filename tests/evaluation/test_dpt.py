@@ -14,13 +14,13 @@ DECODER = DecoderConfig(hidden=16, steps=60, learning_rate=5e-3, batch_images=8)
 
 
 def _layers(images: int, seed: int) -> list[Tensor]:
-    """Of a 3 x 3 grid."""
+    """Layers of images with a 3 x 3 grid."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(images, 9, 6, generator=generator) for _ in range(4)]
 
 
 def _pixels(patches_NLC: Tensor) -> list[Tensor]:
-    """[C, 9, 9] each."""
+    """Maps [C, 9, 9] of the images."""
     square = patches_NLC.mT.unflatten(2, (3, 3))
     return list(square.repeat_interleave(3, 2).repeat_interleave(3, 3))
 
@@ -36,7 +36,7 @@ def test_maps_are_eight_times_the_grid_and_every_layer_counts():
 
 
 def _surfaces(images: int, seed: int) -> LayerExamples:
-    """The normal is told by the first layer and the last; the middle row of pixels has none."""
+    """Examples whose normals follow from the first and the last layer; the middle row of pixels has none."""
     layers = _layers(images, seed)
     normals = F.normalize(layers[0][..., :3] + layers[3][..., 3:], dim=-1)
     maps = _pixels(normals)

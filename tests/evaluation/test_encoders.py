@@ -1,4 +1,4 @@
-"""Every kind of MODEL gives the same small interface, and the numbers of its own library."""
+"""Every kind of MODEL has the same interface and gives the numbers of its own library."""
 
 import json
 from typing import Any

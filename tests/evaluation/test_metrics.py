@@ -69,7 +69,7 @@ def test_normals_match_the_reference_per_image_and_pooled():
 
 
 def test_neighbours_vote_as_in_the_reference(monkeypatch):
-    """Also where queries and bank are cut into parts."""
+    """The votes also match when queries and bank are cut into parts."""
     arrays = _golden("knn")
     bank = arrays["in/train_features"], arrays["in/train_labels"]
     temperature, classes = arrays["in/temperature"].item(), int(arrays["in/num_classes"])
@@ -92,7 +92,7 @@ def test_mean_iou_by_hand():
 
 
 def test_normals_by_hand():
-    """90 degrees beside 0, whatever the length; the pixel outside the mask does not count."""
+    """Angles of 90 and 0 degrees, for vectors of any length; the pixel outside the mask does not count."""
     target = torch.zeros(1, 3, 1, 3)
     target[:, 2, :, :2] = 1
     prediction = tensor([[[0.0, 5, 1]], [[0, 0, 1]], [[2, 0, 1]]])[None]

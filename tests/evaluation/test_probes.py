@@ -21,7 +21,7 @@ def _noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _labelled(images: int, seed: int) -> DenseExamples:
-    """A 3 x 3 grid; the class of a patch is the largest of three linear functions of it; 6 x 9 pixels."""
+    """Examples on a 3 x 3 grid, 6 x 9 pixels; a patch's class is the largest of three linear functions of it."""
     patches = _noise(images, 9, 4, seed=seed)
     classes = (patches @ _noise(4, 3, seed=99)).argmax(dim=2).view(images, 3, 3)
     return DenseExamples(patches, list(classes.repeat_interleave(2, 1).repeat_interleave(3, 2)))
@@ -73,7 +73,7 @@ def test_segmentation_finds_a_linear_law_and_noise_does_not():
 
 
 def test_a_class_that_is_ignored_is_never_predicted():
-    """Class 0 would win everywhere."""
+    """Class 0, if not ignored, would win everywhere."""
     rows, like = torch.tensor([[9.0, 1, 2], [9, 2, 1], [9, 1, 2], [9, 1, 2]]), torch.zeros(2, 2)
     assert classes_of(rows, like, Classes(3, 0)).tolist() == [[2, 1], [2, 2]]
     assert not classes_of(rows, like, Classes(3, 255)).any() and not classes_of(rows, like, Classes(3, None)).any()
@@ -82,7 +82,7 @@ def test_a_class_that_is_ignored_is_never_predicted():
 
 
 def test_ignored_pixels_teach_nothing_and_do_not_count():
-    """Labels of the lower half are wrong and ignored: scores are those of the upper half."""
+    """Labels of the lower half are wrong and ignored, so scores are those of the upper half."""
     train, test = _labelled(30, 0), _labelled(6, 1)
 
     def lower(examples: DenseExamples, label) -> DenseExamples:
@@ -120,13 +120,13 @@ def test_depth_is_the_mean_of_bins_by_hand():
 
 
 def test_depth_losses_by_hand():
-    """A factor everywhere costs only the mean; a ramp of the log ratio only its slope over two pixels, per scale."""
+    """A constant factor costs only the mean; a ramp of the log ratio only its slope over two pixels, per scale."""
     target = torch.ones(1, 12, 12)
     twice = 2 * (target + 0.001) - 0.001
     torch.testing.assert_close(sig_loss(twice, target), 0.15**0.5 * torch.tensor(2.0).log())
     assert gradient_loss(twice, target) == pytest.approx(0, abs=1e-5)
     ramp = (0.1 * torch.arange(12.0)).exp() * (target + 0.001) - 0.001
-    pixels = {1: (0.2, 12 * 10, 144), 2: (0.4, 6 * 4, 36), 4: (0.8, 3 * 1, 9)}  # at 6 there are no two apart
+    pixels = {1: (0.2, 12 * 10, 144), 2: (0.4, 6 * 4, 36), 4: (0.8, 3 * 1, 9)}  # at stride 6 no pixels are two apart
     expected = sum(slope * pairs / count for slope, pairs, count in pixels.values())
     torch.testing.assert_close(gradient_loss(ramp, target), torch.tensor(expected), atol=1e-4, rtol=0)
     hole = target.clone()

@@ -1,4 +1,4 @@
-"""A suite whose data sets are Ray tasks and whose images go through actors."""
+"""A suite on Ray: one task per data set, actors that encode the images."""
 
 import json
 

@@ -24,12 +24,12 @@ from tips_ray.evaluation.zero_shot import (
 
 
 def _rows(images: int, seed: int) -> Tensor:
-    """Patches of a 3 x 3 grid."""
+    """Random patches of a 3 x 3 grid."""
     return torch.randn(images, 9, 4, generator=torch.Generator().manual_seed(seed))
 
 
 def _depth(rows_NLD: Tensor) -> Tensor:
-    """Log depth is linear in the patch: exp(0.5 + 0.3 f0 - 0.2 f2), constant over each 7 x 7 patch."""
+    """Depth with a logarithm linear in the patch: exp(0.5 + 0.3 f0 - 0.2 f2), constant over each 7 x 7 patch."""
     depth = (0.5 + 0.3 * rows_NLD[..., 0] - 0.2 * rows_NLD[..., 2]).exp().view(-1, 3, 3)
     return depth.repeat_interleave(7, 1).repeat_interleave(7, 2)
 
@@ -37,14 +37,14 @@ def _depth(rows_NLD: Tensor) -> Tensor:
 def test_the_depth_probe_finds_a_linear_law_and_noise_does_not():
     train, test = _rows(200, 0), _rows(20, 1)
     centre = torch.zeros_like(_depth(test))
-    centre[:, 3::7, 3::7] = _depth(test)[:, 3::7, 3::7]  # judged at patch centres, where upsampling is exact
+    centre[:, 3::7, 3::7] = _depth(test)[:, 3::7, 3::7]  # compared at patch centres, where upsampling is exact
     assert linear_depth_rmse(train, _depth(train), test, centre) < 0.02
     assert linear_depth_rmse(_rows(200, 5), _depth(train), test, centre) > 0.4
 
 
 def test_retrieval_counts_both_directions():
     images = torch.eye(3)
-    texts = torch.tensor([[1.0, 0.1, 0], [1.0, 0.2, 0], [0, 0, 1]])  # text 1 is nearer to image 0 than to its own
+    texts = torch.tensor([[1.0, 0.1, 0], [1.0, 0.2, 0], [0, 0, 1]])  # text 1 is nearer to image 0 than to image 1
     scores = retrieval(images, texts)
     assert scores == {
         "image_to_text_recall_at_1": 1.0,
@@ -68,7 +68,7 @@ def test_patches_in_half_precision_are_those_of_full_precision_rounded(tmp_path)
     half, full = features_of(encoding, images, Scratch(str(tmp_path), torch.float16)), features_of(encoding, images)
     assert half.patches_BLD.dtype == torch.float16 and torch.equal(half.patches_BLD, full.patches_BLD.half())
     assert torch.equal(half.embeddings["cls_web"], full.embeddings["cls_web"])
-    assert not list(tmp_path.iterdir())  # the file has no name any more
+    assert not list(tmp_path.iterdir())  # the file is unlinked
     alone = FrozenData(encoder, Dataset(Examples(images)), encoding, with_patches=False).test
     assert not len(alone.patches_BLD) and torch.equal(alone.embeddings["cls_web"], full.embeddings["cls_web"])
     last = encoder.layers(images.permute(0, 3, 1, 2) / 255)[3]
@@ -119,7 +119,7 @@ def test_neighbours_beyond_the_bank_are_left_out():
 
 
 def _embed(texts) -> Tensor:
-    """A cat is right and a dog is up, each a little turned by the template."""
+    """Embeddings of texts: a cat points right and a dog up, each turned a little by the template."""
     found = [[1.0, 0.0] if "cat" in text else [0.0, 1.0] for text in texts]
     turned = [[x + 0.1 * text.startswith("b"), y] for (x, y), text in zip(found, texts, strict=True)]
     return torch.nn.functional.normalize(tensor(turned), dim=1)
@@ -135,7 +135,7 @@ def test_a_class_is_the_mean_of_its_templates():
 
 
 class _Brightness(Encoder):
-    """One-pixel patches in windows of 2 x 2; the embedding of a pixel is its red and its green."""
+    """Encoder with one-pixel patches in windows of 2 x 2; a pixel's embedding is its red and its green."""
 
     image_size_px, patch_size_px, embeddings, has_text_patches = 2, 1, (), True
 
@@ -175,7 +175,7 @@ def test_windows_cover_a_larger_image_and_share_what_overlaps():
 
 
 def test_cosines_of_windows_are_averaged():
-    """The middle column is seen by two windows, in one of which the encoder takes it for the other class."""
+    """Two windows see the middle column; in one of them the encoder takes it for the other class."""
 
     class Turning(_Brightness):
         def text_patches(self, images_BCHW):

@@ -1,4 +1,4 @@
-"""Standard errors against hand arithmetic and against scores of many other test sets."""
+"""Standard errors compared with hand arithmetic and with scores of many other test sets."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_rmse_has_the_error_of_a_mean_over_images_and_leaves_out_what_is_far():
 
 
 def test_the_error_of_miou_is_its_spread_over_test_sets_of_that_size():
-    """Images of very different quality, as in practice; 400 sets of 50 tell the truth."""
+    """Images of very different quality, as in practice; 400 sets of 50 images give the true spread."""
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:

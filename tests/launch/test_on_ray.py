@@ -135,7 +135,7 @@ def test_a_run_that_loses_a_worker_ends_with_the_same_numbers(undisturbed, data,
 def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undisturbed, data, tmp_path):
     config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
     code = (
-        "import sys; from tips_ray.config import RunConfig; from jobs.pretrain import pretrain; "
+        "import sys; from tips_ray.config import RunConfig; from tips_ray.launch import pretrain; "
         "pretrain(RunConfig.model_validate_json(sys.argv[1]))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -1,4 +1,4 @@
-"""The arrays of tests/golden, computed with public reference code: sizes and temperatures come from the files."""
+"""Losses compared with tests/golden, made by public reference code; sizes and temperatures come from the files."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def _arrays(name: str) -> dict[str, Tensor]:
 
 
 def _names(file: str, prefix: str, suffix: str) -> list[str]:
-    """What stands between prefix and suffix in the file's keys."""
+    """The parts between prefix and suffix of the file's keys."""
     keys = np.load(GOLDEN / file, allow_pickle=False).files
     return [
         key[len(prefix) : len(key) - len(suffix)] for key in keys if key.startswith(prefix) and key.endswith(suffix)
@@ -89,7 +89,7 @@ def test_each_crop_alone_matches_dinov2():
 
 
 def _patch_loss(arrays: dict[str, Tensor], student_BLK: Tensor, visible_weight: float) -> Tensor:
-    """Masked patches only, as TIPS scores them; all patches with a visible weight."""
+    """Loss over masked patches, as in TIPS; over all patches with a visible weight."""
     mask_BL = arrays["in/mask"]
     chosen = torch.ones_like(mask_BL) if visible_weight else mask_BL
     index_M = chosen.flatten().nonzero().flatten()
@@ -125,7 +125,7 @@ def test_masked_image_loss_and_gradient_match_ibot_and_ibot_plus_plus(weight_nam
 
 
 def test_mean_over_all_patches_is_the_loss_of_an_all_true_mask():
-    """What a frozen teacher's patch loss uses; `loss_patch_mean` weighs patches alike and is not ours."""
+    """The patch loss of a frozen teacher uses this mask; `loss_patch_mean` weighs all patches alike and is not ours."""
     arrays = _arrays("ibot_loss.npz")
     arrays["in/mask"] = torch.ones_like(arrays["in/mask"])
     loss = _patch_loss(arrays, arrays["in/student_logits"], 0.0)

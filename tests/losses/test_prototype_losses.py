@@ -1,4 +1,4 @@
-"""Distillation, masked image and centre by hand arithmetic with two prototypes."""
+"""Distillation, masked image loss and centre compared with hand arithmetic for two prototypes."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_crops_and_valid_images_are_averaged():
 
 
 def _masked_loss(mask: torch.Tensor, **options) -> float:
-    """Uniform students (ln 2 a patch) at the masked patches of image 0, costly ones (q = (1/5, 4/5)) in image 1."""
+    """Loss of a uniform student (ln 2 per patch) at masked patches of image 0, and q = (1/5, 4/5) in image 1."""
     index = mask.flatten().nonzero().flatten()
     student = torch.where((index // mask.shape[1] == 0)[:, None], tensor([0.0, 0.0]), tensor([0.0, LN2]))
     teacher = torch.tensor([30.0, 0.0]).expand(len(index), 2)  # p = (1, 0)
@@ -48,7 +48,7 @@ def _masked_loss(mask: torch.Tensor, **options) -> float:
 
 
 def test_patches_are_averaged_within_an_image_and_images_alike():
-    """One masked patch at ln 2 and three at ln 5: the mean of images is (ln 2 + ln 5) / 2, that of patches is not."""
+    """One masked patch at ln 2, three at ln 5: the mean over images is (ln 2 + ln 5) / 2, the one over patches not."""
     mask = tensor([[True, False, False, False], [True, True, True, False]])
     assert _masked_loss(mask) == pytest.approx((LN2 + math.log(5)) / 2)
 

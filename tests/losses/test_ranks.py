@@ -1,4 +1,4 @@
-"""One rank = two = four, in loss and gradient of every loss, with uneven masks and invalid rows."""
+"""One, two and four ranks give equal values and gradients of every loss, with uneven masks and invalid rows."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def _tensors(dtype: torch.dtype) -> dict[str, Tensor]:
         "image": torch.nn.functional.normalize(normal(IMAGES, 6), dim=1),
         "text": torch.nn.functional.normalize(normal(IMAGES, 6), dim=1),
         "log_temperature": torch.tensor([-2.0], dtype=dtype),
-        "student_crops": normal(IMAGES, CROPS, PROTOTYPES),  # image first, so that rows can be dealt to ranks
+        "student_crops": normal(IMAGES, CROPS, PROTOTYPES),  # images first, so that rows can be distributed to ranks
         "teacher_cls": normal(IMAGES, PROTOTYPES),
         "student_patches": normal(IMAGES, PATCHES, PROTOTYPES),
         "teacher_patches": normal(IMAGES, PATCHES, PROTOTYPES),
@@ -70,7 +70,7 @@ LOSSES = {
 
 
 def _losses_and_gradients(dtype: torch.dtype) -> dict[str, list[Tensor]]:
-    """This rank's part of each loss and gradient, as training would see it: gradients averaged over ranks by FSDP."""
+    """This rank's part of each loss and gradient, as in training, where FSDP averages gradients over ranks."""
     results = {}
     for loss_of, names in LOSSES.items():
         own = _own_rows(_tensors(dtype))
@@ -94,7 +94,7 @@ def _as_trained(name: str, grad: Tensor) -> Tensor:
 
 
 def _joined(per_rank: list[dict[str, list[Tensor]]]) -> dict[str, list[Tensor]]:
-    """Rows of the ranks in order; what all ranks share, once."""
+    """Rows of the ranks joined in order; values that all ranks share appear once."""
 
     def join(parts: tuple[Tensor, ...]) -> Tensor:
         return parts[0] if parts[0].dim() < 2 else torch.cat(parts)

@@ -1,4 +1,4 @@
-"""The encoder arrays of tests/golden: every name found in a file is tested, all sizes come from the file."""
+"""Encoders compared with the arrays of tests/golden; every name in a file is tested, and sizes come from the file."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from tips_ray.models import ImageEncoder, dense_features, load_official_image, l
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BORROWED_WEIGHTS = "vision_mlp.npz"
-"""For a file without `param/`."""
+"""File whose weights are used for a file without `param/`."""
 
 
 def _arrays(name: str) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ def _below(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _cases(pattern: str, result: str) -> list[tuple[str, str]]:
-    """(file, name) of every out/<name>/<result>."""
+    """Pairs (file, name) of every out/<name>/<result>."""
     return [
         (path.name, key.split("/")[1])
         for path in sorted(GOLDEN.glob(pattern))

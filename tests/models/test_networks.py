@@ -6,7 +6,7 @@ from tips_ray.train.state import new_state
 
 
 def test_captions_are_drawn_uniformly_among_those_present_and_by_key_alone():
-    """Three captions of which the last image part has two: each is drawn about equally often, padding never."""
+    """Images have three captions, later ones only two: each is drawn about equally often, padding never."""
     ids_BAT = torch.tensor([[1, 0], [2, 2], [3, 0]]).expand(6_000, 3, 2).clone()
     ids_BAT[3_000:, 2] = 0
     keys = torch.arange(6_000)

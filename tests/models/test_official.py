@@ -13,7 +13,7 @@ from tips_ray.models import (
 
 
 def _image_arrays(width=384, depth=2, ffn="mlp") -> dict[str, np.ndarray]:
-    """Random arrays under the released names: a grid of 3 x 3, feed-forward width 24."""
+    """Random arrays under the released names, with a grid of 3 x 3 and feed-forward width 24."""
     shapes = {"cls_token": (1, 1, width), "register_tokens": (1, 1, width), "mask_token": (1, width)}
     shapes |= {"pos_embed": (1, 10, width), "patch_embed.proj.weight": (width, 3, 14, 14)}
     shapes |= {"patch_embed.proj.bias": (width,), "norm.weight": (width,), "norm.bias": (width,)}

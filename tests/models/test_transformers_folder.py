@@ -18,7 +18,7 @@ from tips_ray.train.state import new_state
 
 KINDS = [{"gelu": "tanh"}, {"gelu": "erf"}, {"ffn": "swiglu"}]
 AWKWARD = {"width": 56, "depth": 1, "num_heads": 2, "ffn_hidden": 61}
-"""int(56 * (61 / 56)) is 60."""
+"""Sizes whose MLP ratio rounds badly: int(56 * (61 / 56)) is 60."""
 SIZES = [(56, 56), (84, 84), (28, 70), (28, 112)]  # the last has the native number of patches
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def _assert_equal(found: TipsModel, expected: TipsModel) -> None:
-    """Bit for bit."""
+    """Assert that both models are equal bit for bit."""
     assert (found.image.config, found.text.config) == (expected.image.config, expected.text.config)
     for part in ("image", "text"):
         states = getattr(found, part).state_dict(), getattr(expected, part).state_dict()
@@ -242,7 +242,7 @@ def test_a_config_of_another_architecture_is_named(folder, change, message):
 
 
 def test_the_flat_config_of_the_first_release_is_read(tmp_path):
-    """As in google/tipsv2-g14 on the Hub."""
+    """The config has the form of google/tipsv2-g14 on the Hub."""
     tree = {"model_type": "tipsv2", "patch_size": 14, "img_size": 448, "init_values": 1.0, "num_register_tokens": 1}
     tree |= {"vocab_size": 32000, "max_len": 64, "vision_fn": "vit_giant2", "embed_dim": 1536, "ffn_layer": "swiglu"}
     tree |= {"text_hidden_size": 1536, "text_mlp_dim": 6144, "text_num_heads": 24, "text_num_layers": 12}

@@ -9,7 +9,7 @@ PARAMETERS = {"S": 21_924_480, "B": 86_316_288, "L": 304_016_384, "So400m": 413_
 
 
 def _small(**sizes) -> ImageEncoder:
-    """Four patches a side; every parameter away from its start, so that nothing is hidden by a zero."""
+    """An encoder with four patches a side; every parameter is changed, so that no initial zero hides an error."""
     torch.manual_seed(0)
     encoder = image_encoder(
         "S", **{"width": 32, "depth": 2, "num_heads": 2, "ffn_hidden": 64, "image_size_px": 56, **sizes}

@@ -1,4 +1,4 @@
-"""Curves: what is drawn is what was measured."""
+"""Charts draw the measured values."""
 
 import math
 import re

@@ -7,9 +7,9 @@ from tips_ray.report import pca_rgb
 
 
 def _features(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Three independent latents of falling variance in 16 channels, with a little noise; latents and features."""
+    """Latents and features: three independent latents of falling variance in 16 channels, with a little noise."""
     rng = np.random.default_rng(seed)
-    latents_BHW3 = rng.exponential(size=(4, 8, 8, 3)) * (5, 2, 1)  # skewed: the rare side is the large one
+    latents_BHW3 = rng.exponential(size=(4, 8, 8, 3)) * (5, 2, 1)  # skewed: large values are rare
     directions_3D = np.linalg.qr(rng.normal(size=(16, 3)))[0].T
     return latents_BHW3, latents_BHW3 @ directions_3D + 0.01 * rng.normal(size=(4, 8, 8, 16))
 

@@ -1,4 +1,4 @@
-"""`tips-ray report RUN_FOLDER`: what the folder alone can tell."""
+"""`tips-ray report RUN_FOLDER` makes a report from the folder alone."""
 
 import argparse
 

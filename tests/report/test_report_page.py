@@ -1,4 +1,4 @@
-"""The page: complete, self-contained, safe against its own data, and small."""
+"""The page is complete, self-contained, safe against its data, and small."""
 
 import re
 from html.parser import HTMLParser
@@ -48,7 +48,7 @@ def _written(tmp_path, report: Report) -> str:
 
 
 class _Elements(HTMLParser):
-    """Collects tags and complains about any that is not closed in order."""
+    """Collects tags, and reports any that is not closed in order."""
 
     def __init__(self) -> None:
         super().__init__()

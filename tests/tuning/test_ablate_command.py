@@ -54,7 +54,7 @@ def _ablate(folder: Path, *words: str) -> int:
 
 
 def _times(folder: Path) -> dict[Path, int]:
-    """When each log and each result was written last."""
+    """Time of the last change of each log and each result."""
     return {path: path.stat().st_mtime_ns for part in ("logs", "evaluation") for path in (folder / part).rglob("*")}
 
 

@@ -1,4 +1,4 @@
-"""The table of an ablation from results by hand."""
+"""The table of an ablation, made from hand-written results."""
 
 import json
 from functools import partial
@@ -19,9 +19,9 @@ from tips_ray.train.state import new_state
 from tuning.ablation_table import RowRun, written_table
 
 SCORES = {"clip": ((0.2, 0.4), (0.1, 0.1)), "tips": ((0.5, 0.7), (0.05, 0.25))}
-"""mIoU and recall of the CLS token that counts, by seed; errors over test images are 0.05."""
+"""mIoU, and recall of the CLS token that counts, one value per seed; errors over test images are 0.05."""
 TOKENS = {"clip": ("cls_web", "cls_synthetic"), "tips": ("cls_synthetic", "cls_web")}
-"""The one that counts for descriptions, and the other."""
+"""The CLS token that counts for descriptions, and the other one."""
 
 
 def _written(folder: Path, seeds: tuple[int, ...]) -> str:
@@ -45,7 +45,7 @@ def _rows(text: str) -> list[list[str]]:
 
 
 def test_several_seeds_give_mean_and_deviation_beside_the_paper_s_figures(tmp_path):
-    """mIoU differs by 0.3 and 0.3; recall by -0.05 and 0.15: deviation 0.141, margin 2 x 0.141 / sqrt 2."""
+    """mIoU differs by 0.3 and 0.3, recall by -0.05 and 0.15: deviation 0.141, margin 2 x 0.141 / sqrt 2."""
     text = _written(tmp_path, (0, 1))
     assert "4 steps of 8 images in every row, 20 rendered scenes; seeds 0, 1: ± is the standard deviation" in text
     rows = _rows(text)
@@ -57,7 +57,7 @@ def test_several_seeds_give_mean_and_deviation_beside_the_paper_s_figures(tmp_pa
 
 
 def test_one_seed_is_said_to_have_no_spread(tmp_path):
-    """Margin 2 sqrt(0.05^2 + 0.05^2)."""
+    """The margin is 2 sqrt(0.05^2 + 0.05^2)."""
     text = _written(tmp_path, (0,))
     assert "one seed, so that no spread over seeds is known: ± is the standard error over the test images" in text
     assert ["CLIP", "0.200 ± 0.050 (64.4)", "0.100 ± 0.050"] in _rows(text)

@@ -1,4 +1,4 @@
-"""Chains of commands: their order, how many at a time, and that none outlives the call."""
+"""Chains of commands: their order, how many run at a time, and that no process outlives the call."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def test_commands_follow_each_other_and_no_more_chains_run_than_asked(tmp_path):
-    """Each notes how many run beside it, in files that are there while it runs."""
+    """Each command records how many others run, by files that exist while they run."""
     script = "touch {0}.on; ls *.on | wc -l >> seen; sleep 0.2; rm {0}.on"
     chains = [_shell(tmp_path, name, f"cd {tmp_path}", f"cd {tmp_path}; {script.format(name)}") for name in "abcde"]
     told = []

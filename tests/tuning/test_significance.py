@@ -1,4 +1,4 @@
-"""Verdicts by hand arithmetic."""
+"""Verdicts compared with hand arithmetic."""
 
 import pytest
 

@@ -44,7 +44,7 @@ class EmbeddingConfig(Schema):
 
     @property
     def data(self) -> DataConfig:
-        """Config of the source's index; it has no caption columns if captions are not embedded and `index` is None."""
+        """Config of the source's index. Without `captions` and `index`, it looks for no caption columns not given."""
         source, columns = self.source, self.source.columns
         if not self.captions and self.index is None:
             none = {"web_caption": columns.web_caption or "", "synthetic_captions": columns.synthetic_captions or ()}

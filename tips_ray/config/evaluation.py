@@ -189,7 +189,7 @@ class ClassificationConfig(_TaskConfig):
 
 
 class RetrievalConfig(_TaskConfig):
-    """Image to text and text to image, for each embedding that meets texts and each kind of caption."""
+    """Image to text and text to image, for each embedding comparable with texts and each kind of caption."""
 
     learns = False
     kind: Literal["retrieval"] = "retrieval"
@@ -197,7 +197,7 @@ class RetrievalConfig(_TaskConfig):
 
 
 class ZeroShotClassificationConfig(_TaskConfig):
-    """Zero-shot: the class whose text embedding is nearest; it is the mean over templates."""
+    """Zero-shot: the class with the nearest text embedding, which is the mean over templates."""
 
     learns = False
     kind: Literal["zero_shot_classification"] = "zero_shot_classification"

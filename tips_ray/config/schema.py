@@ -74,11 +74,11 @@ class PrototypeHeadConfig(Schema):
     """Projection to prototype scores: three linear layers, L2 norm, weight-normed linear."""
 
     num_prototypes: PositiveInt = 32_768
-    """K (published as 32k)."""
+    """K, the number of prototypes (published as 32k)."""
     hidden: PositiveInt = 2048
     """(D) Width of the two hidden layers; DINOv2's public value."""
     bottleneck: PositiveInt = 256
-    """(D) Width of the unit-norm vector that meets the prototypes; DINOv2's public value."""
+    """(D) Width of the unit-norm vector that is compared with the prototypes; DINOv2's public value."""
 
 
 class ObjectiveConfig(Schema):

@@ -44,7 +44,7 @@ PROMPT = "caption en"
 WIDTH, NUM_HEADS, VISION_LAYERS, TEXT_LAYERS = 128, 4, 4, 3
 TRAIN_SEED, TEST_SEED = 1, 2  # seeds of worlds
 SAMPLES = (PATCH_SIZE_PX // SAMPLE_PX) ** 2  # points of a patch at which questions are asked
-QUESTIONS = (len(SHAPES), len(COLOURS), len(SIZES), 4, *8 * [3])  # possible answers about the object in a patch
+QUESTIONS = (len(SHAPES), len(COLOURS), len(SIZES), 4, *8 * [3])  # number of answers to each question
 BATCH_SCENES = 32
 MAX_NEW_TOKENS = 64
 

@@ -22,7 +22,7 @@ from tips_ray.scenes.shards import stored_scenes
 TRAIN_SEED = 0
 """Seed of the training scenes; captioner_training uses 1 and 2, the evaluation 3."""
 Tell = Callable[[str], None]
-"""Shows the user one line."""
+"""Function that shows the user one line."""
 
 
 class Show(NamedTuple):
@@ -55,7 +55,7 @@ def run_demo(show: Show, out: Path, overrides: Sequence[str], tell: Tell) -> Sho
         tell: gets one line per stage.
 
     Raises:
-        ValueError: a wrong key, or `out` holds the demo with another config.
+        ValueError: a key is wrong, or `out` holds the demo with another config.
     """
     with local_s3(out / "s3") as server:
         os.environ.update(server.environment)

@@ -52,7 +52,7 @@ class EmbeddingFolder:
                 raise ValueError(f"{self.uri} holds embeddings {what}; choose another OUT")
 
     def checkpoint_of(self, model: str) -> str:
-        """The checkpoint that made this folder's embeddings by the run `model`; empty if there are none by it.
+        """The checkpoint of the run `model` that made this folder's embeddings; empty if the run made none.
 
         Raises:
             ValueError: the checkpoint no longer exists.

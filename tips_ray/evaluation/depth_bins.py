@@ -32,7 +32,7 @@ class Depth(NamedTuple):
 def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig, seed: int = 0) -> Depth:
     """`rmse_m` of the learning rate that is best on held-out training images.
 
-    Unlike DINOv2's, no first 100 steps with SigLoss reduced to its mean: that gradient is NaN where the mean is 0.
+    DINOv2 begins with 100 steps of SigLoss with its mean alone; we do not, as that gradient is NaN where the mean is 0.
 
     Args:
         train: patches with CLS beside them; targets in metres, 0 where there is none.
@@ -104,7 +104,7 @@ def dpt_depth(train: LayerExamples, test: LayerExamples, config: DptDepthConfig,
 def depth_of(logits_NLK: Tensor, size: Sequence[int], config: BinsConfig) -> Tensor:
     """Metres, [N, H, W], from logits of patches.
 
-    As in DINOv2, logits are upsampled four times and the depth then to `size`; its linear map follows the first.
+    As in DINOv2, values are upsampled four times, then to `size` as depth; DINOv2's linear map follows the first step.
     """
     side = UPSAMPLING * round(logits_NLK.shape[1] ** 0.5)
     return depth_of_maps(upsampled(logits_NLK, (side, side)), size, config)

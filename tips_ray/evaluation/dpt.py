@@ -17,7 +17,7 @@ from tips_ray.evaluation.probe import batches, rate_factor
 SCALES = (4.0, 2.0, 1.0, 0.5)
 """Sizes of the maps made from the four layers, relative to the grid; first layer first."""
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""(maps [b, C, 8 g, 8 g], places of the b images [b]) -> scalar."""
+"""(maps [b, C, 8 g, 8 g], positions of the b images [b]) -> scalar."""
 
 
 class LayerExamples(NamedTuple):

@@ -11,7 +11,7 @@ TIMM_PREFIXES = ("timm:", "local-dir:", "hf-hub:")
 
 
 class EncoderPlace(NamedTuple):
-    """Name of an encoder with absolute paths, because a Ray worker's working directory is not the user's."""
+    """Location of an encoder; paths are absolute, because a Ray worker's working directory is not the user's."""
 
     model: str
     image_size_px: int

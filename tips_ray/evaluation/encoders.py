@@ -19,9 +19,9 @@ class Features(NamedTuple):
     """Features of images of one size."""
 
     patches_BLD: Tensor
-    """Row-major on a square grid."""
+    """Patch features, row-major on a square grid."""
     embeddings: dict[str, Tensor]
-    """[B, E] by name; none of them is L2-normalised."""
+    """Embeddings [B, E] by name; none of them is L2-normalised."""
 
 
 class Encoder(ABC):
@@ -101,7 +101,7 @@ class TipsEncoder(Encoder):
 
     @classmethod
     def of_model(cls, model: TipsModel, image_size_px: int | None = None) -> "TipsEncoder":
-        """Both towers of a model."""
+        """Encoder with both towers of a model."""
         return cls(model.image, model.text, model.tokenizer, image_size_px)
 
     @property

@@ -123,7 +123,7 @@ class FrozenData:
         scratch: Scratch | None = None,
         with_patches: bool = True,
     ) -> None:
-        """If `with_patches` is False, `train` and `test` have no patches, and no file is written for them."""
+        """Without `with_patches`, `train` and `test` have no patches, and no file is written for them."""
         self.encoder, self.dataset, self.encoding, self.scratch = encoder, dataset, encoding, scratch
         self.with_patches = with_patches
 

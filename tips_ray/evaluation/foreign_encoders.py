@@ -78,7 +78,7 @@ class TimmEncoder(Encoder):
 
 
 class TransformersEncoder(Encoder):
-    """A folder that AutoModel reads. With a text tower (CLIP, SigLIP), `pooled` meets texts; DINOv2 has `cls`."""
+    """A folder that AutoModel reads. CLIP and SigLIP have a text tower, which `pooled` matches; DINOv2 has `cls`."""
 
     def __init__(self, folder: Path, image_size_px: int | None = None) -> None:
         """Load the model, and its mean, standard deviation and vocabulary, from `folder`.

@@ -1,6 +1,6 @@
 """Metrics of the evaluation tasks. Q queries, N candidates, B images, H W pixels, C classes, D width, k neighbours.
 
-Inputs are tensors or numpy arrays; sums are float64. Input that cannot be scored raises an error; no score is NaN.
+Inputs are tensors or numpy arrays; sums are float64. Input that cannot be scored raises an error instead of giving NaN.
 """
 
 import numpy as np

@@ -17,7 +17,7 @@ class Normals(NamedTuple):
 
     scores: dict[str, float]
     predictions: list[Tensor]
-    """Unit vectors, [3, H, W]."""
+    """Predicted unit vectors, [3, H, W] per image."""
     degrees: list[float]
     """Root mean squared angle of each image."""
 

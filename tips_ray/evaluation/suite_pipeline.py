@@ -50,7 +50,7 @@ def tasks_on_ray(
 
 
 def data_sets_at_a_time(config: RayConfig, cpus: float) -> int:
-    """Number of data sets that leaves room for one actor: without it, tasks would wait for the pool forever."""
+    """Number of data sets that leaves room for one actor; without it, all tasks would wait for the pool forever."""
     return max(int((cpus - config.cpus_per_actor) / config.cpus_per_task), 1)
 
 

@@ -23,7 +23,7 @@ class EndedTask(NamedTuple):
 
     name: str
     record: Record
-    """See `run_suite`."""
+    """Record of the task; see `run_suite`."""
     pictures: dict[str, np.ndarray]
 
 

@@ -49,7 +49,7 @@ class TaskResult:
     scores: dict[str, float]
     """Scores by name; a score of one embedding has its name in front: `cls_web/accuracy_k10`."""
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    """uint8 RGB by name."""
+    """Pictures by name, uint8 RGB."""
     standard_errors: dict[str, float] = field(default_factory=dict)
     """Standard errors over the test images, for all scores except chosen learning rates; see `uncertainty`."""
 

@@ -165,7 +165,7 @@ def _transformers_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path)
 
 
 def _converted_sentencepiece(path: Path) -> Any:
-    """A SentencePiece file converted by `Tipsv2Tokenizer`, which assumes BPE with byte pieces; others are corrected.
+    """A SentencePiece file as `Tipsv2Tokenizer` converts it, assuming BPE with byte pieces; other kinds are corrected.
 
     The original file stays beside it; `load_transformers` reads that one.
     """

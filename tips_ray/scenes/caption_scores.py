@@ -1,4 +1,4 @@
-"""How much of a scene a caption gets right, read from its words by regular expression.
+"""Scores captions against their scenes, by regular expressions.
 
 A thing is a pair of colour and shape; a caption names it wherever `colour shape` stands in it. A relation is read from
 sentences such as "A small red cone is left of and behind the blue box."; "left of" and "right of", and likewise

@@ -7,7 +7,7 @@ from tips_ray.scenes.world import SceneObject, area, is_clearly_in_front, is_cle
 
 RELATIONS = ("left of", "right of", "in front of", "behind")
 SHAPE_WORDS = {"sphere": ("ball", "sphere"), "box": ("cube", "box"), "cone": ("cone",), "cylinder": ("cylinder",)}
-"""What a web caption may call a shape; the description uses the shape's own name."""
+"""Words for a shape in web captions; descriptions use the shape's name."""
 WEB_TEMPLATES = (
     "IMG_{number:04d} {thing}",
     "DSC{number:05d}.jpg {thing}",

@@ -39,6 +39,6 @@ class Dice:
 
 
 def _units(words: np.random.Philox) -> Iterator[float]:
-    """Multiples of 2**-53 in [0, 1)."""
+    """Random multiples of 2**-53 in [0, 1)."""
     while True:
         yield from ((words.random_raw(64) >> np.uint64(11)) * 2.0**-53).tolist()

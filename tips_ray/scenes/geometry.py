@@ -110,7 +110,7 @@ def _cylinder(thing: SceneObject, origin: Triple, rays: Rays) -> Surface:
 
 
 def _cone(thing: SceneObject, origin: Triple, rays: Rays) -> Surface:
-    """No ray of these cameras is steeper than the slant, so a ray meets one half of the double cone only."""
+    """Hits on a cone. No ray of these cameras is steeper than the slant, so rays meet only half of the double cone."""
     x, y, z = origin[0], origin[1] - thing.height_m, origin[2]
     slope = thing.radius_m / thing.height_m
     a = rays.x_S1w**2 + (rays.z_Sh1**2 - (slope * rays.y_Sh1) ** 2)

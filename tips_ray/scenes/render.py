@@ -25,12 +25,12 @@ CENTRE = 4  # index of the sample at the pixel centre
 GROUND_END_M = 20.0  # depth at which the ground ends and the sky begins; keeps depth bounded
 SHADOW_EDGE_M = 0.2
 CONTACT = 1.6  # radii around an object within which it darkens the ground
-SUN, FILL = 0.72, 0.52  # light from the one direction, and from all around
+SUN, FILL = 0.72, 0.52  # light from one direction, and from all around
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A picture and the truth about it."""
+    """A picture with its exact maps, objects and captions."""
 
     image_HWC: ndarray
     """uint8, RGB."""
@@ -54,7 +54,7 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """What has been painted so far."""
+    """The picture painted so far, with its maps."""
 
     light_CHW: ndarray
     """Linear light, float32."""
@@ -167,13 +167,13 @@ def _ground_pattern(world: World, rays: Rays, rows: slice, depth_h1: ndarray) ->
 
 
 def _stripes(metres: ndarray, footprint: ndarray, tile_m: float, shift: float) -> ndarray:
-    """Alternating -1 and 1, its mean over a pixel's footprint."""
+    """Stripes of alternating -1 and 1, averaged over a pixel's footprint."""
     middle, half = metres / tile_m + shift, footprint * (0.5 / tile_m)
     return (_triangle_wave(middle + half) - _triangle_wave(middle - half)) / (2 * half)
 
 
 def _triangle_wave(value: ndarray) -> ndarray:
-    """Period 2, slopes -1 and 1: the integral of the stripes."""
+    """Triangle wave with period 2 and slopes -1 and 1: the integral of the stripes."""
     return np.abs(value - 2 * np.floor(value * 0.5) - 1)
 
 
@@ -208,7 +208,7 @@ def _pixels(bounds: Bounds, image_size_px: int) -> tuple[slice, slice]:
 
 
 def _paint(canvas: Canvas, world: World, i: int, rays: Rays) -> int:
-    """Put object `i` over what lies behind it; returns how many pixels it covers."""
+    """Paint object `i` over what lies behind it; return the number of pixels that it covers."""
     thing = world.objects[i]
     rows, columns = window = _pixels(thing.bounds, canvas.owner_HW.shape[1])
     part = rays.window(rows, columns)

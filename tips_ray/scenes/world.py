@@ -1,4 +1,4 @@
-"""What is in a scene and where: camera, light, tints and the placing of objects. Nothing here knows the image size.
+"""Contents of a scene: camera, light, tints and the placing of objects, independent of the image size.
 
 Image positions are fractions of the image side, from its left and top edge.
 """
@@ -118,7 +118,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class World:
-    """All that a picture shows. Colours are display values in 0..255."""
+    """Everything that a picture shows. Colours are display values in 0..255."""
 
     camera: Camera
     objects: tuple[SceneObject, ...]

@@ -34,7 +34,7 @@ def class_folder(config: ClassFolderConfig, size_px: int, with_train: bool) -> D
 
 
 def _classes(folder: str, part: str) -> list[str]:
-    """Names of the folders in a part."""
+    """Names of the folders in a part, sorted."""
     return [uri.rsplit("/", 1)[-1] for uri in storage.list_folders(storage.join(folder, part))]
 
 
