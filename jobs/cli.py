@@ -13,18 +13,18 @@ from typing import NoReturn
 from tips_ray.errors import RunFailedError, sentences
 
 COMMANDS = {
-    "demo": "the whole road on this machine in a few minutes",
-    "index": "look through the data of a run once and write down what is where",
-    "caption": "PaliGemma captions for the images of a run, each once, ahead of it",
-    "captions": "what is in a caption store: stats, export, import, compact, verify",
+    "demo": "render scenes, caption, train, evaluate and report on this machine, in minutes",
+    "index": "scan the data of a run once and write its index",
+    "caption": "write PaliGemma captions for the images of a run, ahead of it",
+    "captions": "inspect and maintain a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",
-    "replay": "a bad step of a run again on one process, with its first bad tensor",
-    "doctor": "what is missing on this machine, with the cure",
-    "report": "the run folder as one HTML page",
-    "evaluate": "a run or any other encoder on segmentation, depth, retrieval, classification",
-    "ablate": "the paper's ablation on rendered scenes: a table, and which directions show",
-    "embed": "embeddings of every image of a source as Parquet, each once",
-    "export": "a run, released npz files or a transformers folder -> transformers or timm folder",
+    "replay": "repeat a bad step of a run on one process, and name its first bad tensor",
+    "doctor": "check this machine, and a run if given; each failure with its cure",
+    "report": "write a run folder as one HTML page",
+    "evaluate": "score a run or another encoder: segmentation, depth, retrieval, classification",
+    "ablate": "run the paper's ablation on rendered scenes, and judge its directions",
+    "embed": "write embeddings of every image of a source as Parquet",
+    "export": "write a run, npz files or a transformers folder as a transformers or timm folder",
 }
 
 

@@ -17,7 +17,7 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.jso
 
 
 @contextmanager
-def _told_by_its_reader(model: str) -> Iterator[None]:
+def _reader_errors_as_sentences(model: str) -> Iterator[None]:
     """Raise ValueError for any error: libraries raise many kinds for an unknown name or a damaged file."""
     try:
         yield
@@ -37,7 +37,7 @@ class TimmEncoder(Encoder):
         import timm
 
         sizes: dict[str, Any] = {} if image_size_px is None else {"img_size": image_size_px}
-        with _told_by_its_reader(name):
+        with _reader_errors_as_sentences(name):
             self.network: Any = timm.create_model(name, pretrained=True, num_classes=0, **sizes).eval()
         config = self.network.pretrained_cfg
         if not hasattr(self.network, "num_prefix_tokens") or not hasattr(self.network, "patch_embed"):
@@ -89,7 +89,7 @@ class TransformersEncoder(Encoder):
         from transformers import AutoModel
 
         self._mean_std = _mean_and_std(folder)
-        with _told_by_its_reader(str(folder)), torch.random.fork_rng(devices=()):
+        with _reader_errors_as_sentences(str(folder)), torch.random.fork_rng(devices=()):
             torch.manual_seed(0)  # weights that the folder lacks, such as a pooler, are then equal in every process
             self.network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
         config = getattr(self.network.config, "vision_config", self.network.config)
