@@ -1,6 +1,5 @@
 """Weights sources by URI: what is there, whether a config fits, and the model of a run, a checkpoint or a folder."""
 
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     DamagedCheckpointError,
     checkpoints_of,
+    first_undamaged,
     list_checkpoints,
 )
 from tips_ray.tokenizer import tokenizer_at
@@ -37,7 +37,6 @@ _KNOWN = (
 )
 
 Result = TypeVar("Result")
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -276,14 +275,17 @@ def from_whole_checkpoint(source: WeightsSource, load: Callable[[WeightsSource],
     Raises:
         ValueError: all are damaged, or the one that was named is.
     """
-    for checkpoint in filter(None, (source.checkpoint, *source.older)):
+    assert source.checkpoint is not None
+    if source.kind != "run":
         try:
-            return load(replace(source, checkpoint=checkpoint, older=()))
+            return load(source)
         except DamagedCheckpointError as error:
-            if source.kind != "run":
-                raise ValueError(str(error)) from None
-            log.warning("%s; the one before is taken", error)
-    raise ValueError(f"{source.key} ({source.uri}): none of its checkpoints is whole; give another run")
+            raise ValueError(str(error)) from None
+    checkpoints = (source.checkpoint, *source.older)
+    found = first_undamaged(checkpoints, lambda one: load(replace(source, checkpoint=one, older=())))
+    if found is None:
+        raise ValueError(f"{source.key} ({source.uri}): none of its checkpoints is whole; give another run")
+    return found
 
 
 def trained_model(source: WeightsSource) -> tuple[TipsModel, CheckpointInfo]:

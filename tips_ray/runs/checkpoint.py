@@ -7,7 +7,7 @@ sha256 of each file, so that no byte is fetched twice. `checkpoint_io` writes th
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,13 @@ def newest_checkpoint(checkpoints_uri: str) -> CheckpointInfo | None:
 
 
 def from_newest(checkpoints_uri: str, load: Callable[[CheckpointInfo], Result]) -> Result | None:
-    """Result of `load` for the newest undamaged checkpoint; None where there is none.
+    """Result of `load` for the newest undamaged checkpoint of a folder; None where there is none."""
+    return first_undamaged(_in_full(checkpoints_uri), load)
 
-    Damaged ones are logged and skipped.
-    """
-    for checkpoint in _in_full(checkpoints_uri):
+
+def first_undamaged(checkpoints: Iterable[CheckpointInfo], load: Callable[[CheckpointInfo], Result]) -> Result | None:
+    """Result of `load` for the first undamaged one; None where there is none. Damaged ones are logged and skipped."""
+    for checkpoint in checkpoints:
         try:
             return load(checkpoint)
         except DamagedCheckpointError as error:
