@@ -25,7 +25,7 @@ from tips_ray.evaluation.tasks import TaskResult, task_result
 from tips_ray.launch.captions import store_of
 from tips_ray.models import Tokenizer, load_tokenizer
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, TextQuery
-from tips_ray.runs.checkpoint import checkpoints_of, newest_checkpoint
+from tips_ray.runs.checkpoint import checkpoints_of, from_newest
 from tips_ray.scenes import Scene, render_scene
 from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.state import TrainState, new_state
@@ -85,10 +85,8 @@ def evaluate(config: RunConfig, folder: str, suite: SuiteConfig, train_seed: int
 def _encoders(config: RunConfig, folder: str) -> tuple[TipsEncoder, TipsEncoder]:
     """The encoder with random weights, and the one of the newest checkpoint."""
     before, after = new_state(config), new_state(config)
-    found = newest_checkpoint(checkpoints_of(folder))
-    if found is None:
+    if from_newest(checkpoints_of(folder), lambda one: load_checkpoint(after, one) or one) is None:
         raise ValueError(f"{folder} holds no checkpoint that verifies; train first")
-    load_checkpoint(after, found)
     tokenizer = load_tokenizer(config.captions.tokenizer or storage.join(folder, "tokenizer.json"))
     return _encoder(before, tokenizer), _encoder(after, tokenizer)
 
