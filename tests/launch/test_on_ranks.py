@@ -180,8 +180,11 @@ def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(dat
     process = _started(config, 1)
     _, log = process.communicate(timeout=300)
     assert process.returncode == 0, log
-    told = [(event["kind"], event["step"]) for event in folder.read_events() if event["kind"] in ("damaged", "resume")]
-    assert told == [("damaged", 6), ("resume", 4)]
+    events = [event for event in folder.read_events() if event["kind"] in ("damaged", "resume")]
+    assert [(event["kind"], event["step"], event.get("next")) for event in events] == [
+        ("damaged", 6, 4),
+        ("resume", 4, None),
+    ]
     assert [line["step"] for line in folder.read_metrics()] == list(range(1, 9))
     torch.testing.assert_close(numbers_of_run(folder, config), before, rtol=0, atol=0)
     for line in (
@@ -218,6 +221,24 @@ assert pretrain(config, RankTrainer()) and len(names) > 10 and not set(names) & 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
     assert [line["step"] for line in RunFolder(f"{tmp_path}/tiny").read_metrics()] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_script_that_trains_outside_its_main_block_is_told_so(data, tmp_path):
+    path, script = tmp_path / "run.yaml", tmp_path / "script.py"
+    path.write_text(yaml.safe_dump(_config(tmp_path, data, schedule__total_steps=2).model_dump(mode="json")))
+    script.write_text(f"""
+from pathlib import Path
+from tips_ray.config import RunConfig, load_config
+from tips_ray.launch import pretrain
+from tips_ray.launch.on_ranks import RankTrainer
+pretrain(load_config(RunConfig, Path({str(path)!r})), RankTrainer())
+""")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 1 and found.stderr.startswith("error: a data process imports the script that called")
+    kinds = [event["kind"] for event in RunFolder(f"{tmp_path}/tiny").read_events()]
+    assert kinds == ["start", "failure", "end"]  # the data process did not train
 
 
 @pytest.mark.heavy

@@ -137,5 +137,8 @@ def _array(column: Any) -> np.ndarray:
 def _sentence(error: Exception) -> str:
     text = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
-        return f"a data process was killed, probably out of memory ({text[0]}): use fewer resources.data_cpus"
+        return (
+            f"a data process was killed, probably out of memory ({text[0]}): use fewer resources.data_cpus; if it "
+            "printed an error, that is the cause"
+        )
     return text[0]

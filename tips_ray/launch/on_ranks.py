@@ -4,8 +4,10 @@ Rank 0 is also the driver: it runs the checks, claims the run folder, sends the 
 others wait for the run in the process group, then train.
 """
 
+import multiprocessing
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +38,10 @@ from tips_ray.train.worker_loop import train_worker
 
 SHARED_MEMORY = Path("/dev/shm")
 """Data processes pass batches through it (Linux)."""
+UNGUARDED = (
+    "a data process imports the script that called pretrain, and the script calls it again; call it below "
+    'if __name__ == "__main__":'
+)
 Job = tuple[Run, CaptionAccess | None]
 
 
@@ -47,7 +53,11 @@ class RankTrainer:
 
         Raises:
             ValueError: the global batch cannot be divided among them.
+            SystemExit: a data process imports the script that trains, and the script calls this outside its main block.
         """
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            sys.stderr.write(f"error: {UNGUARDED}\n")
+            sys.exit(1)
         values = {"resources.workers": ranks(), "resources.min_workers": None}
         return override(RunConfig, config.model_dump(mode="json"), values)
 

@@ -47,6 +47,7 @@ def shown_progress(folder: RunFolder, total_steps: int) -> Iterator[None]:
 
 def _follow(folder: RunFolder, total_steps: int, stop: threading.Event) -> None:
     told = len(_read(folder.read_events))
+    before = max((line["time"] for line in _read(folder.read_metrics)), default="")
     with _bar(total_steps) if sys.stderr.isatty() else _lines(total_steps) as show:
         while True:
             ended = stop.wait(POLL_SECONDS)
@@ -56,7 +57,7 @@ def _follow(folder: RunFolder, total_steps: int, stop: threading.Event) -> None:
                 sys.stdout.flush()
             told = max(told, len(events))
             metrics = _read(folder.read_metrics)
-            if metrics:
+            if metrics and metrics[-1]["time"] > before:  # lines of an earlier start are no news
                 show(metrics[-1])
             if ended:
                 return
@@ -78,13 +79,20 @@ def news(event: dict[str, Any]) -> str:
         more = event["room"] - event["workers"]
         return f"workers: {event['workers']} train, {more} more would fit, but the global batch is not divided by them"
     if event["kind"] == "damaged":
-        return f"the checkpoint of step {event['step']} is damaged, the one before is taken: {event['error']}"
+        return f"the checkpoint of step {event['step']} is damaged, {_instead(event)}: {event['error']}"
     if event["kind"] == "stop":
         return f"workers start again: {event['cause']}"
     if event["kind"] == "change":
         again = f"{event['steps_recomputed']} steps again, {event['seconds_lost']:.0f} s lost"
         return f"training goes on from step {event['step']}; workers: {event['to']} ({event['from']} before); {again}"
     return ""
+
+
+def _instead(event: dict[str, Any]) -> str:
+    """What is taken instead of a damaged checkpoint; events of earlier versions do not say it."""
+    if event.get("next") == 0:
+        return "no older one is left, and the run begins again at step 0"
+    return f"that of step {event['next']} is taken" if "next" in event else "the one before is taken"
 
 
 @contextmanager

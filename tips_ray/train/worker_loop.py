@@ -12,7 +12,13 @@ from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.models.networks import Student, Teacher
-from tips_ray.runs.checkpoint import CheckpointInfo, DamagedCheckpointError, checkpoint_at, mark_damaged
+from tips_ray.runs.checkpoint import (
+    CheckpointInfo,
+    DamagedCheckpointError,
+    checkpoint_at,
+    mark_damaged,
+    newest_checkpoint,
+)
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
@@ -98,7 +104,9 @@ def _load(state: TrainState, run: Run, checkpoint: CheckpointInfo) -> None:
         log.warning("%s", error)
         if rank() == 0:
             mark_damaged(checkpoint, str(error))
-            RunFolder(run.uri).try_event("damaged", checkpoint.step, uri=checkpoint.uri, error=str(error))
+            before = newest_checkpoint(run.checkpoints_uri)
+            facts = {"uri": checkpoint.uri, "error": str(error), "next": before.step if before else 0}
+            RunFolder(run.uri).try_event("damaged", checkpoint.step, **facts)
         gather_objects(None)  # no rank leaves, and ends the group, before the mark is written
         raise
     log.info("checkpoint loaded: %s", checkpoint.uri)
