@@ -90,7 +90,7 @@ def test_a_checkpoint_is_told_of_once(tmp_path):
 @pytest.mark.heavy
 @pytest.mark.parametrize("slow_rank", [0, 1])
 def test_a_checkpoint_is_told_of_when_the_last_rank_is_through_and_on_all_alike(tmp_path, slow_rank):
-    assert run_on_ranks(2, _with_a_slow_rank, str(tmp_path), slow_rank) == [(None, slow_rank == 0, 0)] * 2
+    assert run_on_ranks(2, _with_a_slow_rank, str(tmp_path), slow_rank, fresh=True) == [(None, slow_rank == 0, 0)] * 2
 
 
 def _with_a_slow_rank(folder: str, slow_rank: int) -> tuple[Any, bool, int]:
@@ -114,7 +114,7 @@ def _with_a_slow_rank(folder: str, slow_rank: int) -> tuple[Any, bool, int]:
 
 @pytest.mark.heavy
 def test_the_failure_of_one_rank_is_one_sentence_on_all_and_older_checkpoints_stand(tmp_path):
-    one, other = run_on_ranks(2, _with_a_failing_rank, str(tmp_path))
+    one, other = run_on_ranks(2, _with_a_failing_rank, str(tmp_path), fresh=True)
     assert one == other and one.startswith("the checkpoint of step 5 was not saved, older ones stand: ")
     assert one.endswith("__1_0.distcp: the cure is known")
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000000"]
@@ -140,7 +140,7 @@ def _refused(path: Any, uri: str) -> None:
 
 @pytest.mark.heavy
 def test_a_save_that_outlives_its_process_group_is_of_all_ranks_or_none(tmp_path):
-    run_on_ranks(2, _with_an_ended_group, str(tmp_path))
+    run_on_ranks(2, _with_an_ended_group, str(tmp_path), fresh=True)
     found = newest_checkpoint(str(tmp_path))
     assert found is None or {"__0_0.distcp", "__1_0.distcp", ".metadata"} == found.manifest["files"].keys()
 

@@ -190,7 +190,7 @@ def test_one_infinite_pixel_is_found_in_its_image(tmp_path, capsys):
 
 def test_a_gradient_that_is_not_a_number_is_told_from_its_finite_loss(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(PrototypeHead, "forward", PrototypeHead.forward)  # put back at the end
-    for found in run_on_ranks(2, _outcome, str(tmp_path), "root", {}):
+    for found in run_on_ranks(2, _outcome, str(tmp_path), "root", {}, fresh=True):
         assert found["words"].startswith("step 3 is bad, grad_norm not finite, and nothing was updated; ")
         assert found["is_unchanged"]
     (bad_step,) = list_bad_steps(str(tmp_path))

@@ -246,7 +246,7 @@ def test_a_run_restored_while_heads_warm_up_goes_on_as_if_nothing_had_happened(t
 
 @pytest.mark.heavy
 def test_weights_that_do_not_fit_are_told_in_the_run_folder_and_end_the_run(tmp_path):
-    (told,) = run_on_ranks(1, _with_misfits, str(tmp_path))
+    (told,) = run_on_ranks(1, _with_misfits, str(tmp_path), fresh=True)
     (event,) = RunFolder(f"{tmp_path}/run").read_events()
     assert (event["kind"], event["error"], event["is_final"]) == ("failure", "of another size", True)
     assert told == "of another size"
