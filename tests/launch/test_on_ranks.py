@@ -41,20 +41,21 @@ def _config(storage: Path, data: str, **values: Any) -> RunConfig:
     return tiny_run(storage, data, **{**keys, **values})
 
 
-def _started(config: RunConfig, ranks: int) -> subprocess.Popen:
-    """`tips-ray pretrain --without-ray`, below torchrun for several ranks."""
+def _started(config: RunConfig, ranks: int, *first_on_path: Path) -> subprocess.Popen:
+    """`tips-ray pretrain --without-ray`, below torchrun for several ranks; modules of `first_on_path` come first."""
     path = Path(config.storage) / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     command = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "jobs.cli", "pretrain", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    python_path = ":".join(map(str, [*first_on_path, ROOT]))
+    environment = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, "--without-ray"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def _finished(config: RunConfig, ranks: int) -> RunFolder:
-    process = _started(config, ranks)
+def _finished(config: RunConfig, ranks: int, *first_on_path: Path) -> RunFolder:
+    process = _started(config, ranks, *first_on_path)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return RunFolder(f"{config.storage}/{config.name}")
@@ -168,11 +169,26 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, capsys, 
     assert "add --without-ray" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def short(data, tmp_path_factory) -> RunConfig:
+    """A run of 8 steps that has ended; importing Ray would have left a file `imported` in its storage."""
+    storage = tmp_path_factory.mktemp("short")
+    (storage / "ray.py").write_text(f"open({str(storage / 'imported')!r}, 'w'); raise ImportError('no Ray')")
+    config = _config(storage, data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4)
+    _finished(config, 1, storage)
+    return config
+
+
 @pytest.mark.heavy
-def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(data, tmp_path, monkeypatch):
+def test_a_run_without_ray_imports_none_of_it(short):
+    assert [line["step"] for line in RunFolder(f"{short.storage}/tiny").read_metrics()] == list(range(1, 9))
+    assert not Path(short.storage, "imported").exists()
+
+
+@pytest.mark.heavy
+def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(short, monkeypatch):
     monkeypatch.setenv("TIPS_RAY_LOG_LEVEL", "info")
-    config = _config(tmp_path, data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4)
-    folder = _finished(config, 1)
+    config, folder = short, RunFolder(f"{short.storage}/tiny")
     before = numbers_of_run(folder, config)
     shutil.rmtree(f"{folder.uri}/checkpoints/step-00000008")
     damaged = Path(f"{folder.uri}/checkpoints/step-00000006/__0_0.distcp")
@@ -239,15 +255,3 @@ pretrain(load_config(RunConfig, Path({str(path)!r})), RankTrainer())
     assert found.returncode == 1 and found.stderr.startswith("error: a data process imports the script that called")
     kinds = [event["kind"] for event in RunFolder(f"{tmp_path}/tiny").read_events()]
     assert kinds == ["start", "failure", "end"]  # the data process did not train
-
-
-@pytest.mark.heavy
-def test_a_run_without_ray_imports_none_of_it(data, tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(_config(tmp_path, data, schedule__total_steps=2).model_dump(mode="json")))
-    code = (
-        "import sys; from jobs.cli import main; "
-        f"assert main(['pretrain', {str(path)!r}, '--without-ray']) == 0; assert 'ray' not in sys.modules"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
