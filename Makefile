@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?= 40
-PYTEST := $(BIN)/pytest --durations=15 --durations-min=5
+PYTEST := $(BIN)/python tests/cpu_seconds.py $(BIN)/pytest --durations=15 --durations-min=5
 PYTEST_ON_2 := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --no-loadscope-reorder
 
 .PHONY: install demo check test test-fast test-ray soak lose-head

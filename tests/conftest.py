@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class ByFile(LoadScopeScheduling):
-    """Tests of a file stay in one process, for its fixtures; so do all that start ranks, forked from one server."""
+    """Tests of a file stay in one process, for its fixtures; so do all that start ranks, which stay warm."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
