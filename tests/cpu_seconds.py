@@ -4,37 +4,27 @@ The speed of a shared machine changes, and a wait costs nothing, so tests are co
 whose parents were killed, as Ray's often are, become children of this one (Linux) and count as well.
 """
 
-import ctypes
 import os
 import resource
 import signal
 import sys
 import time
 
-PR_SET_CHILD_SUBREAPER = 36
+from processes import adopt_orphans, reap
 
 
 def main(command: list[str]) -> int:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears Ctrl-C and ends, and with it this process
     begin, ended, status = time.monotonic(), 0, 0
     child = os.posix_spawnp(command[0], command, os.environ, setsigdef=[signal.SIGINT])
     while ended != child:
         ended, status = os.waitpid(-1, 0)
-    _reap_what_has_ended()
+    reap()
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = used.ru_utime + used.ru_stime
     print(f"{seconds:.0f} processor seconds in {time.monotonic() - begin:.0f} seconds", flush=True)
     return os.waitstatus_to_exitcode(status)
-
-
-def _reap_what_has_ended() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
 
 
 if __name__ == "__main__":

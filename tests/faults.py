@@ -6,7 +6,6 @@ survives shows what none of them looks at. No fault is a matter of taste: each c
 
 import argparse
 import ast
-import ctypes
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from processes import family
+from processes import adopt_orphans, family, reap
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
@@ -257,15 +256,13 @@ def end_children() -> None:
                 return
             for pid in left:
                 os.kill(pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        reap()
         time.sleep(0.05)
 
 
 def run(faults: Sequence[Fault], markers: str, seconds: float, is_confirmed: bool, output: Path | None) -> None:
     """Try one fault after the other; each outcome is shown, and written, at once."""
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    adopt_orphans()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     caught = 0
     with tempfile.TemporaryDirectory() as place:

@@ -1,6 +1,11 @@
 """Processes of this machine, as tests of kills see them."""
 
+import ctypes
+import os
+import sys
 from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def family(root: int) -> list[int]:
@@ -18,3 +23,18 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants whose own parents end (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap() -> None:
+    """Take the exit codes of all children that have ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
