@@ -28,6 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever takes the S3 server is heavy."""
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("heavy")
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile:
     return ByFile(config, log)
 
@@ -56,7 +64,7 @@ def door(s3, monkeypatch) -> Iterator[FaultyDoor]:
         yield door
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.heavy)])
 def folder(request, tmp_path) -> str:
     """An empty folder, local and on a real S3 server."""
     if request.param == "local":

@@ -56,6 +56,7 @@ def test_the_plain_step_refuses_what_it_does_not_know():
             plain_state(new_state(config), config)
 
 
+@pytest.mark.heavy
 def test_the_count_of_operations_is_the_sum_by_hand():
     config, images, crops = train_config("tiny"), 3, 2
     batch = random_batch(config, images, crops)
@@ -143,6 +144,7 @@ def test_the_benchmark_stops_where_the_losses_differ(monkeypatch):
         main(["--variant", "tiny", "--batch", "2", "--steps", "1", "--threads", "1"])
 
 
+@pytest.mark.heavy
 def test_model_step_and_benchmark_need_neither_ray_nor_mlflow_nor_pyarrow():
     code = "import sys, benchmarks.train_step; print({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout

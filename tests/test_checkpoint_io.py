@@ -52,6 +52,7 @@ def _spoilt(state: TrainState) -> TrainState:
     return state
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_holds_the_state_at_its_step_whatever_becomes_of_it(tmp_path, gate):
     writer = CheckpointWriter(str(tmp_path), {})
     for steps in (2, 1):  # the second time in the memory of the first
@@ -68,6 +69,7 @@ def test_a_checkpoint_holds_the_state_at_its_step_whatever_becomes_of_it(tmp_pat
     writer.close()
 
 
+@pytest.mark.heavy
 def test_the_same_state_saved_twice_holds_its_newer_numbers(tmp_path):
     writer, state = CheckpointWriter(str(tmp_path), {}), toy_state()
     for _ in range(2):

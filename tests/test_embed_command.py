@@ -88,6 +88,7 @@ def test_a_damaged_manifest_is_named(place, tmp_path, content):
         embed_inputs(str(place / "model"), embedding_config(f"{place}/data"), str(tmp_path))
 
 
+@pytest.mark.heavy
 def test_a_run_that_trains_on_is_embedded_with_the_checkpoint_that_it_was_begun_with(place, tmp_path):
     run, config = tmp_path / "run", embedding_config(f"{place}/data")
     trained_run(str(run), 1)

@@ -53,6 +53,7 @@ def _tasks(place, output: str = "out") -> dict:
     return json.loads((place / output / "results.json").read_text())["tasks"]
 
 
+@pytest.mark.heavy
 def test_every_task_has_scores_of_every_embedding_and_pictures(place, capsys):
     assert _evaluate(place) == 0
     shown, tasks = capsys.readouterr().out, _tasks(place)
@@ -83,6 +84,7 @@ def test_every_task_has_scores_of_every_embedding_and_pictures(place, capsys):
         assert picture.size == (3 * 164, 4 * 164)
 
 
+@pytest.mark.heavy
 def test_the_same_command_runs_only_what_has_no_result(place):
     assert _evaluate(place) == 0
     before = _tasks(place)
@@ -97,6 +99,7 @@ def test_the_same_command_runs_only_what_has_no_result(place):
     assert after["neighbours"]["config"]["task"]["temperature"] == 1
 
 
+@pytest.mark.heavy
 def test_mlflow_gets_the_scores_in_one_run_for_a_folder(place):
     uri = f"sqlite:///{place}/mlflow.db"
     for _ in range(2):
@@ -109,6 +112,7 @@ def test_mlflow_gets_the_scores_in_one_run_for_a_folder(place):
     assert run.info.status == "FINISHED" and run.data.tags["model"] == f"{place}/model"
 
 
+@pytest.mark.heavy
 def test_a_task_whose_data_changed_runs_again(place):
     photos = place / "photos"
     (photos / "images").mkdir(parents=True)
@@ -131,6 +135,7 @@ def test_a_task_whose_data_changed_runs_again(place):
     assert files() != first
 
 
+@pytest.mark.heavy
 def test_two_runs_give_the_same_scores(place):
     assert _evaluate(place, output="again") == 0
     names = ("depth", "classes", "captions", "named_labels")
@@ -144,6 +149,7 @@ def test_results_of_other_weights_are_not_mixed(place, capsys):
     assert "holds results of other weights" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_a_model_without_texts_skips_what_needs_them(place):
     assert _evaluate(place, model="timm", output="timm-out") == 0
     tasks = _tasks(place, "timm-out")

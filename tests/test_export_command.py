@@ -48,6 +48,7 @@ def test_released_files_become_a_transformers_and_then_a_timm_folder(released, c
         torch.testing.assert_close(network(images), model.image(images).cls_web_BD, atol=2e-6, rtol=0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("source", ["@/run", "@/run/checkpoints/step-00000001"])
 def test_a_run_is_written_with_its_averaged_image_encoder(tmp_path, source):
     state = trained_run(str(tmp_path / "run"), 1)

@@ -234,6 +234,7 @@ def test_a_star_stays_inside_a_folder():
     assert not as_regex("a.b*").fullmatch("axb1")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "status, code, words",
     [
@@ -287,6 +288,7 @@ def test_a_store_that_is_not_there_is_named(monkeypatch):
         storage.list_files("s3://bucket/x")
 
 
+@pytest.mark.heavy
 def test_missing_credentials_are_named(monkeypatch, tmp_path):
     _point_at(monkeypatch, "http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):

@@ -33,6 +33,7 @@ def _refusal(uri: object, **values: Any) -> str:
     return str(refused.value)
 
 
+@pytest.mark.heavy
 def test_what_lies_there_decides_what_it_is(run, tmp_path):
     model = released(tmp_path / "npz")
     model.export_transformers(tmp_path / "folder")

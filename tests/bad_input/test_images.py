@@ -35,6 +35,7 @@ def test_damaged_files_are_refused_and_raise_nothing_else():
             decode_or_refuse(damaged.tobytes()[: numbers.integers(1, len(damaged) + 1)])
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 def test_bombs_are_refused_without_memory_for_their_pixels():
     code = """if True:

@@ -46,6 +46,7 @@ def _generated(captioner: Captioner, row: Row) -> list[int]:
     return tokens[:-1] if tokens[-1] in model.generation_config.eos_token_id else tokens
 
 
+@pytest.mark.heavy
 def test_rows_that_come_and_go_get_the_text_that_generate_gives_each_alone(folder):
     captioner = Captioner(_config(folder, prompts=("caption en", "describe en two dogs")))
     rows = [row for image in _images(5) for row in captioner._rows(image, 0)]
@@ -56,6 +57,7 @@ def test_rows_that_come_and_go_get_the_text_that_generate_gives_each_alone(folde
     assert len({tuple(row.tokens) for row in rows}) > 8
 
 
+@pytest.mark.heavy
 def test_captions_do_not_depend_on_batch_or_order(folder):
     images, captioners = _images(6), [Captioner(_config(folder, batch_images=number)) for number in (1, 4)]
     alone = [captioners[0]([image])[0] for image in images]
@@ -64,6 +66,7 @@ def test_captions_do_not_depend_on_batch_or_order(folder):
         assert captioner(images[::-1]) == alone[::-1]
 
 
+@pytest.mark.heavy
 def test_drawn_captions_depend_on_the_key_and_on_nothing_else(tiny):
     settings = {"temperature": 1.0, "captions_per_prompt": 2, "prompts": ("caption en", "describe en")}
     captioner, single = (Captioner(_config(tiny, batch_images=number, **settings)) for number in (5, 1))
@@ -75,6 +78,7 @@ def test_drawn_captions_depend_on_the_key_and_on_nothing_else(tiny):
     assert captioner(images, [key + 1 for key in keys])[3] != drawn[3]
 
 
+@pytest.mark.heavy
 def test_a_drawn_token_is_as_frequent_as_its_probability(tiny):
     captioner = Captioner(_config(tiny, temperature=0.05, batch_images=256, max_new_tokens=1))
     (image,) = _images(1)
@@ -104,6 +108,7 @@ def test_a_bad_image_has_an_error_and_disturbs_no_other(tiny):
     assert captioner([]) == []
 
 
+@pytest.mark.heavy
 def test_out_of_memory_halves_the_batch_for_good_and_changes_no_text(tiny, monkeypatch):
     captioner, images = Captioner(_config(tiny, batch_images=8)), _images(8)
     expected, forward, sizes = captioner(images), captioner._model.forward, []

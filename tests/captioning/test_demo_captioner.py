@@ -32,6 +32,7 @@ def captions(loaded):
     return _captions(SCENES, *loaded)
 
 
+@pytest.mark.heavy
 def test_unseen_scenes_are_described_as_the_readme_promises(captions):
     scores = score_captions(captions, [scene.objects for scene in SCENES])
     assert min(scores["thing_precision"], scores["thing_recall"]) >= 0.9
@@ -39,6 +40,7 @@ def test_unseen_scenes_are_described_as_the_readme_promises(captions):
     assert min(scores["side_recall"], scores["depth_recall"]) >= 0.7  # another true relation may be stated instead
 
 
+@pytest.mark.heavy
 def test_the_same_pictures_have_the_same_captions_every_time(loaded):
     assert _captions(SCENES[:8], *loaded) == _captions(SCENES[:8], *loaded)
 

@@ -36,6 +36,7 @@ def test_rows_of_the_paper_differ_only_in_name_and_objective():
     assert len({str(run) for run in runs.values()}) == len(runs)
 
 
+@pytest.mark.heavy
 def test_rows_begin_with_the_same_weights_and_seeds_do_not():
     first, *others = (new_state(run).student.state_dict() for run in _runs().values())
     for other in others:

@@ -41,6 +41,7 @@ def _assert_whole(filled: CaptionStore, chunks: int) -> None:
     ]
 
 
+@pytest.mark.heavy
 def test_complete_groups_become_one_object_and_incomplete_ones_stay(folder):
     chunks = GROUP + 3
     filled = _filled(folder, chunks, without=(1,))

@@ -27,6 +27,7 @@ def test_missing_chunks_are_listed_per_shard_in_order(store):
     assert list(store.missing([shard(0), shard(1), shard(2)])) == [[0, 2], [0, 1, 2], []]
 
 
+@pytest.mark.heavy
 def test_of_concurrent_writers_of_the_same_chunks_one_wins_each(store):
     def write(writer: str) -> list[bool]:
         return [store.write(shard(0, 5), chunk, captions(chunk, writer)) for chunk in range(5)]
@@ -55,6 +56,7 @@ def test_captioners_share_a_store_and_keep_their_first_description(folder):
     assert CaptionStore(folder, "c" * 64).description() == {}
 
 
+@pytest.mark.heavy
 def test_damaged_and_misplaced_objects_are_named_with_their_cure(store):
     store.write(shard(), 0, captions(0))
     good = storage.read_bytes(store.uri(shard().name, 0, 1))

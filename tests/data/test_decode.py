@@ -30,6 +30,7 @@ def test_limits_are_inclusive():
             decode(file, *limits)
 
 
+@pytest.mark.heavy
 def test_a_limit_above_pillows_own_is_kept():
     wide = encoded(Image.new("1", (200_000, 1000)), "PNG")  # 200 million pixels, above 2 x 89 million
     assert open_image(wide, 2**20, 10**9).width == 200_000

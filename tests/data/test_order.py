@@ -40,6 +40,7 @@ def test_every_epoch_covers_every_sample_exactly_once(rows, seed, window_chunks,
     assert sorted(found.sample_id_N) == list(range(sum(rows)))
 
 
+@pytest.mark.heavy
 @on_a_busy_machine
 @given(rows_of_chunks, rows_of_chunks, shares, seeds)
 def test_with_a_second_source_every_epoch_still_covers_the_first_exactly_once(first, second, share, seed):
@@ -49,6 +50,7 @@ def test_with_a_second_source_every_epoch_still_covers_the_first_exactly_once(fi
         assert sorted(found[found < sum(first)]) == list(range(sum(first)))
 
 
+@pytest.mark.heavy
 @on_a_busy_machine
 @given(rows_of_chunks, rows_of_chunks, shares, seeds)
 def test_a_pass_over_a_further_source_ends_before_the_next_begins(first, second, share, seed):
@@ -63,6 +65,7 @@ def test_a_pass_over_a_further_source_ends_before_the_next_begins(first, second,
     assert numbers.tolist() == [number // len(second) for number in range(len(drawn))]
 
 
+@pytest.mark.heavy
 @on_a_busy_machine
 @given(rows_of_chunks, rows_of_chunks, shares, seeds)
 def test_a_share_is_kept_to_a_chunk_over_any_number_of_epochs(first, second, share, seed):
@@ -203,6 +206,7 @@ def test_a_hundred_million_rows_are_planned_in_seconds():
     assert time.perf_counter() - start < 10  # under 1 s on a quiet core
 
 
+@pytest.mark.heavy
 @on_a_busy_machine
 @given(rows_of_chunks, rows_of_chunks, shares, seeds, st.integers(0, 400))
 def test_first_uses_are_those_that_a_walk_through_all_windows_finds(first, second, share, seed, stop):

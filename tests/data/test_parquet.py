@@ -122,6 +122,7 @@ def test_images_that_a_table_names_are_read_from_its_folder_from_elsewhere_and_f
     ]
 
 
+@pytest.mark.heavy
 def test_urls_are_downloaded_and_tried_again_where_that_may_help(tmp_path, web_server):
     write_folder(tmp_path / "web", ["a.jpg"], ["x"])
     gone, nobody = f"{web_server}/none.jpg", "http://127.0.0.1:9/x.jpg"

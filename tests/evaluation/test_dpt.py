@@ -45,6 +45,7 @@ def _surfaces(images: int, seed: int) -> LayerExamples:
     return LayerExamples(layers, maps)
 
 
+@pytest.mark.heavy
 def test_normals_are_learned_from_the_layers_and_not_from_noise():
     config = NormalsConfig(data="toy", decoder=DECODER, train_size_px=9)
     train, test = _surfaces(60, 0), _surfaces(8, 1)
@@ -61,6 +62,7 @@ def test_a_normal_that_is_not_of_length_one_is_named_before_training():
         dpt_normals(train, train, NormalsConfig(data="toy"))
 
 
+@pytest.mark.heavy
 def test_depth_is_learned_from_the_layers_and_not_from_noise():
     def examples(images: int, seed: int) -> LayerExamples:
         layers = _layers(images, seed)

@@ -81,6 +81,7 @@ def test_a_timm_folder_of_ours_has_both_cls_and_no_texts(tmp_path):
     assert encoder.text_embeddings == () and not encoder.has_text_patches
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("teacher", ["ema", "ema_heads"])
 def test_a_run_gives_its_averaged_encoder_and_a_checkpoint_of_it_too(teacher, tmp_path):
     state = trained_run(str(tmp_path / "run"), 1, 3, objective__teacher=teacher)
@@ -93,6 +94,7 @@ def test_a_run_gives_its_averaged_encoder_and_a_checkpoint_of_it_too(teacher, tm
     assert not torch.equal(earlier.features(_images(encoder))[0], encoder.features(_images(encoder))[0])
 
 
+@pytest.mark.heavy
 def test_a_run_that_goes_on_is_not_mixed_with_what_it_was(tmp_path, monkeypatch):
     uri = str(tmp_path / "run")
     trained_run(uri, 1)
@@ -192,6 +194,7 @@ def test_what_a_folder_lacks_is_the_same_in_every_process(tmp_path):
     assert load_encoder(str(tmp_path)).fingerprint == load_encoder(str(tmp_path)).fingerprint
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
 def test_clip_and_siglip_meet_their_texts(kind, tmp_path):
     import transformers

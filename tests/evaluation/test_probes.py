@@ -136,6 +136,7 @@ def test_depth_losses_by_hand():
     )
 
 
+@pytest.mark.heavy
 def test_the_depth_probe_finds_what_patches_know_and_leaves_out_what_is_too_far():
     def examples(images: int, seed: int) -> DenseExamples:
         patches, cls = _noise(images, 9, 3, seed=seed), _noise(images, 2, seed=seed + 1)

@@ -147,6 +147,7 @@ def _text_of(config, check: str) -> str:
     return next(finding.text for finding in preflight(config).results if finding.check == check)
 
 
+@pytest.mark.heavy
 def test_what_a_run_begins_with_is_checked_ahead(tmp_path):
     trained_run(str(tmp_path / "first"), 1)
     train_tokenizer(["a red cube"], 40).save(tmp_path / "first")
@@ -165,6 +166,7 @@ def test_what_a_run_begins_with_is_checked_ahead(tmp_path):
     assert _text_of(second(start=None), "start") == "random weights"
 
 
+@pytest.mark.heavy
 def test_a_run_that_resumes_needs_nothing_of_what_it_began_with(config, tmp_path):
     gone = tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), start__uri=str(tmp_path / "gone"))
     assert len(preflight(gone).faults) == 1
@@ -172,6 +174,7 @@ def test_a_run_that_resumes_needs_nothing_of_what_it_began_with(config, tmp_path
     assert _text_of(gone, "start") == "nothing is read but the run's own checkpoint"
 
 
+@pytest.mark.heavy
 def test_a_teacher_that_is_not_there_is_one_fault_and_one_that_is_counts(config, tmp_path):
     trained_run(str(tmp_path / "teacher"), 1, image__width=48, text__width=48)
 

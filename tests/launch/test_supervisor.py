@@ -71,6 +71,7 @@ def test_a_run_without_progress_is_given_up(folder, tmp_path):
     assert _starts(tmp_path) == TRIES
 
 
+@pytest.mark.heavy
 def test_an_error_that_would_come_again_is_not_tried_again(folder, tmp_path):
     log = f"from tips_ray.runs.folder import RunFolder; folder = RunFolder({folder.uri!r}); "
     log += "folder.log_event('failure', 3, error='bad rows', type='ValueError', is_final=True); sys.exit(1)"

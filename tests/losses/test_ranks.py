@@ -102,6 +102,7 @@ def _joined(per_rank: list[dict[str, list[Tensor]]]) -> dict[str, list[Tensor]]:
     return {name: [join(parts) for parts in zip(*(r[name] for r in per_rank), strict=True)] for name in per_rank[0]}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_equal_one_rank_in_every_loss_and_gradient(ranks, dtype, tolerance):

@@ -52,6 +52,7 @@ def test_timm_prepares_images_as_tips_does(tmp_path):
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([1, 0, 0.2]))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_published_sizes_are_timms_own_architectures(variant):
     from tips_ray.models.timm_folder import _architecture, _model_args

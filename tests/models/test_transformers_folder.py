@@ -83,6 +83,7 @@ def test_the_folder_comes_back_bit_for_bit(folder_and_model):
     _assert_equal(load_transformers(folder), model)
 
 
+@pytest.mark.heavy
 def test_what_transformers_saves_comes_back_too(folder_and_model, tmp_path):
     from transformers import AutoModel
 

@@ -42,6 +42,7 @@ class _Oracle(Encoder):
         return nn.functional.normalize(embeddings_ND, dim=1)
 
 
+@pytest.mark.heavy
 def test_captions_and_photos_keep_together_from_the_folder_to_the_score():
     dataset = load_dataset(CaptionedFolderConfig(folder=str(SAMPLE)), 16)
     assert (len(dataset.test.images_NSS3), dict(dataset.left_out)) == (400, {})

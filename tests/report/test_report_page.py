@@ -129,6 +129,7 @@ def test_student_and_teacher_share_their_colours(tmp_path):
     assert student == teacher
 
 
+@pytest.mark.heavy
 def test_many_pictures_become_small_ones(tmp_path):
     many = Report("x", gallery=[CaptionedImage(_image(seed, 300)) for seed in range(60)])
     page = _written(tmp_path, many)

@@ -70,6 +70,7 @@ def test_a_run_on_s3_without_a_server_is_not_tracked():
     assert not tracking.run_id and tracking.how_to_view is None
 
 
+@pytest.mark.heavy
 def test_a_run_has_its_params_data_and_metrics(runs, folder):
     config = _config(runs)
     tracking = start_tracking(config, folder, data_fingerprint="ab" * 32, parent_run_id="sweep")
@@ -83,6 +84,7 @@ def test_a_run_has_its_params_data_and_metrics(runs, folder):
     assert run.data.tags["mlflow.parentRunId"] == "sweep" and run.data.tags["run_folder"] == folder
 
 
+@pytest.mark.heavy
 def test_a_resume_continues_the_same_run(runs, folder):
     config = _config(runs)
     first = start_tracking(config, folder)

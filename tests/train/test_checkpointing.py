@@ -29,6 +29,7 @@ from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
 from tips_ray.train.state import TrainState
 
 pytestmark = pytest.mark.filterwarnings("error")
+HEAVY = pytest.mark.heavy
 LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}
 ADAFACTOR = {"optimizer__name": "adafactor"}
 FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: until then no optimizer state of the prototypes
@@ -42,8 +43,15 @@ def _saved(folder: str | Path, *steps: int) -> list[CheckpointInfo]:
     return found
 
 
-@pytest.mark.parametrize("steps", [0, 2, 5])
-@pytest.mark.parametrize("values", [FROZEN, LAYERED, FROZEN | ADAFACTOR], ids=["plain", "layered", "adafactor"])
+@pytest.mark.parametrize("steps", [pytest.param(0, marks=HEAVY), 2, pytest.param(5, marks=HEAVY)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param(FROZEN, id="plain"),
+        pytest.param(LAYERED, id="layered", marks=HEAVY),
+        pytest.param(FROZEN | ADAFACTOR, id="adafactor", marks=HEAVY),
+    ],
+)
 def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps, values):
     state = trained(toy_state(**values), steps, **values)
     state.bad_rows = 7
@@ -87,6 +95,7 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
     assert newest_checkpoint(str(tmp_path)) is None and list_checkpoints(str(tmp_path)) == []
 
 
+@pytest.mark.heavy
 def test_the_newest_of_several_is_found_with_its_manifest(tmp_path):
     _saved(tmp_path, 1, 2)
     found = newest_checkpoint(str(tmp_path))
@@ -120,10 +129,10 @@ def _flipped_byte(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_no_manifest, None),
-        (_torn_manifest, "manifest.json"),
-        (_missing_file, "__0_0.distcp is missing"),
-        (_cut_file, "bytes instead of"),
+        pytest.param(_no_manifest, None, marks=HEAVY),
+        pytest.param(_torn_manifest, "manifest.json", marks=HEAVY),
+        pytest.param(_missing_file, "__0_0.distcp is missing", marks=HEAVY),
+        pytest.param(_cut_file, "bytes instead of", marks=HEAVY),
         (_flipped_byte, "sha256 of __0_0.distcp"),
     ],
 )
@@ -137,6 +146,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before(tmp_pa
     assert len(named) == bool(words) and all(last.uri in line and words in line for line in named)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("damage", [_missing_file, _cut_file, _flipped_byte])
 def test_a_checkpoint_damaged_after_it_was_found_is_not_loaded(tmp_path, damage):
     (found,) = _saved(tmp_path, 1)
@@ -145,6 +155,7 @@ def test_a_checkpoint_damaged_after_it_was_found_is_not_loaded(tmp_path, damage)
         load_checkpoint(toy_state(), found)
 
 
+@pytest.mark.heavy
 def test_another_version_of_the_format_is_refused_and_nothing_older_taken_in_its_place(tmp_path):
     _, last = _saved(tmp_path, 1, 2)
     path = Path(last.uri, "manifest.json")
@@ -160,6 +171,7 @@ def test_what_is_no_manifest_makes_no_checkpoint(tmp_path, content):
     assert [found.step for found in list_checkpoints(str(tmp_path))] == [first.step]
 
 
+@pytest.mark.heavy
 def test_checkpoints_of_a_store_that_is_busy_are_neither_passed_over_nor_deleted(tmp_path, monkeypatch):
     _saved(tmp_path, 1, 2, 3)
 
@@ -191,6 +203,7 @@ def _loaded_here(checkpoint: CheckpointInfo) -> TrainState:
     return state
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("damage", [_missing_file, _cut_file])
 def test_a_checkpoint_without_all_of_its_bytes_is_passed_over_before_any_is_read(tmp_path, damage, monkeypatch):
     _, last = _saved(tmp_path, 1, 2)
@@ -200,6 +213,7 @@ def test_a_checkpoint_without_all_of_its_bytes_is_passed_over_before_any_is_read
     assert found and found.step == 1
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_that_was_marked_as_damaged_is_found_no_more_and_its_step_can_be_saved_again(tmp_path):
     _, last = _saved(tmp_path, 1, 2)
     mark_damaged(last, "sha256 differs")
@@ -210,6 +224,7 @@ def test_a_checkpoint_that_was_marked_as_damaged_is_found_no_more_and_its_step_c
     assert [one.step for one in list_checkpoints(str(tmp_path))] == [1, 2]
 
 
+@pytest.mark.heavy
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
     _, last = _saved(tmp_path, 1, 2)
     _flipped_byte(Path(last.uri))
@@ -218,6 +233,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
     assert found and found.step == 2
 
 
+@pytest.mark.heavy
 def test_the_newest_stay_and_what_broken_saves_left_goes(tmp_path):
     infos = _saved(tmp_path, 1, 2, 3, 4)
     _no_manifest(Path(infos[2].uri))
@@ -225,6 +241,7 @@ def test_the_newest_stay_and_what_broken_saves_left_goes(tmp_path):
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000004"]
 
 
+@pytest.mark.heavy
 def test_checkpoints_of_every_so_many_steps_stay_for_ever_beside_the_newest(folder):
     _saved(folder, *range(1, 8))
     drop_old_checkpoints(folder, 7, keep_last=2, keep_every_steps=3)
@@ -234,6 +251,7 @@ def test_checkpoints_of_every_so_many_steps_stay_for_ever_beside_the_newest(fold
     assert [found.step for found in list_checkpoints(folder)] == [3, 6, 8]
 
 
+@pytest.mark.heavy
 def test_a_damaged_checkpoint_ahead_does_not_push_out_the_good_one(tmp_path):
     *_, ahead = _saved(tmp_path, 1, 2, 4)
     _flipped_byte(Path(ahead.uri))

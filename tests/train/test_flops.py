@@ -25,6 +25,7 @@ def test_a_rank_counts_without_the_others():
     assert run_on_ranks(2, _flops) == [_flops()] * 2
 
 
+@pytest.mark.heavy
 def test_mfu_is_the_models_operations_per_second_over_the_peak(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     batch = toy_batch(4).to("cpu", torch.float32)

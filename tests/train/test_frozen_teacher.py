@@ -32,6 +32,7 @@ def _teacher(state) -> dict[str, Tensor]:
     return {key: value for key, value in numbers(state).items() if not key.startswith("student.")}
 
 
+@pytest.mark.heavy
 def test_the_teacher_and_its_centres_are_those_that_its_run_averaged(tmp_path):
     trained = trained_run(str(tmp_path), 2, **LARGER)
     state = begun(_distilled(tmp_path))
@@ -39,12 +40,14 @@ def test_the_teacher_and_its_centres_are_those_that_its_run_averaged(tmp_path):
     assert not state.teacher.training and not any(weight.requires_grad for weight in state.teacher.parameters())
 
 
+@pytest.mark.heavy
 def test_the_student_is_as_random_as_without_a_teacher(tmp_path):
     trained_run(str(tmp_path), 1, **LARGER)
     expected = new_state(toy_config()).student.state_dict()
     torch.testing.assert_close(begun(_distilled(tmp_path)).student.state_dict(), expected, rtol=0, atol=0)
 
 
+@pytest.mark.heavy
 def test_a_teacher_trained_with_averaged_heads_alone_has_the_encoder_of_its_student(tmp_path):
     trained = trained_run(str(tmp_path), 2, objective__teacher="ema_heads", **LARGER)
     teacher = begun(_distilled(tmp_path)).teacher
@@ -53,6 +56,7 @@ def test_a_teacher_trained_with_averaged_heads_alone_has_the_encoder_of_its_stud
     torch.testing.assert_close(teacher.heads.state_dict(), trained.teacher.heads.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.heavy
 def test_a_distilled_student_can_teach_in_its_turn(tmp_path):
     trained_run(str(tmp_path / "first"), 1, **LARGER)
     second = {"objective__teacher": "frozen", "objective__frozen_teacher": str(tmp_path / "first")}
@@ -62,6 +66,7 @@ def test_a_distilled_student_can_teach_in_its_turn(tmp_path):
     assert all(torch.equal(value, student[name]) for name, value in teacher.state_dict().items())
 
 
+@pytest.mark.heavy
 def test_a_student_may_start_from_a_run_and_keeps_its_teachers_centres(tmp_path):
     trained = trained_run(str(tmp_path / "teacher"), 2, **LARGER)
     first = trained_run(str(tmp_path / "student"), 2)
@@ -70,6 +75,7 @@ def test_a_student_may_start_from_a_run_and_keeps_its_teachers_centres(tmp_path)
     torch.testing.assert_close(_teacher(state), _teacher(trained), rtol=0, atol=0)
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_holds_the_teacher_whose_run_may_have_lost_its_own(tmp_path):
     trained_run(str(tmp_path / "teacher"), 1, **LARGER)
     state = begun(config := _distilled(tmp_path / "teacher"))

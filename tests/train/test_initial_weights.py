@@ -59,6 +59,7 @@ def test_a_second_stage_on_a_finer_grid_resamples_positions_and_nothing_else(tmp
     torch.testing.assert_close(_features(second, 56), _features(first, 56))
 
 
+@pytest.mark.heavy
 def test_one_checkpoint_of_a_run_can_be_named(tmp_path):
     trained_run(str(tmp_path), 1, 2)
     named = begun(toy_config(start__uri=f"{tmp_path}/checkpoints/step-00000001/"))
@@ -68,6 +69,7 @@ def test_one_checkpoint_of_a_run_can_be_named(tmp_path):
     assert not torch.equal(named.centers.distillation_K, newest.centers.distillation_K)
 
 
+@pytest.mark.heavy
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
     trained_run(str(tmp_path), 1, 2)
     path = tmp_path / "checkpoints" / "step-00000002" / "__0_0.distcp"
@@ -87,6 +89,7 @@ def test_a_teacher_without_an_encoder_of_its_own_is_the_student_under_averaged_h
     assert not torch.equal(*(head.prototypes for head in heads))
 
 
+@pytest.mark.heavy
 def test_head_only_averages_start_from_a_whole_teacher(tmp_path):
     first = trained_run(str(tmp_path), 3)
     second = begun(toy_config(start__uri=str(tmp_path), objective__teacher="ema_heads"))
@@ -94,6 +97,7 @@ def test_head_only_averages_start_from_a_whole_teacher(tmp_path):
     torch.testing.assert_close(second.teacher.heads.state_dict(), first.teacher.heads.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.heavy
 def test_a_distilled_student_is_its_own_first_teacher(tmp_path):
     trained_run(str(tmp_path / "teacher"), 1)
     distilled = {"objective__teacher": "frozen", "objective__frozen_teacher": str(tmp_path / "teacher")}
@@ -144,6 +148,7 @@ def test_a_transformers_folder_gives_encoders_and_temperature(tmp_path):
     assert state.student.log_temperature.exp().item() == pytest.approx(model.temperature, rel=1e-6)
 
 
+@pytest.mark.heavy
 def test_what_a_run_began_with_is_told_and_known_again_by_its_fingerprint(tmp_path):
     def told(uri: Path) -> dict:
         config = toy_config(start__uri=str(uri), **sizes_of(toy_model()))
@@ -195,6 +200,7 @@ def _refused(values: dict) -> str:
     return "loaded"
 
 
+@pytest.mark.heavy
 def test_what_the_first_rank_finds_wrong_is_raised_by_all(tmp_path):
     told = run_on_ranks(2, _refused, {"start__uri": str(tmp_path / "none")})
     assert told[0] == told[1] and "start.uri" in told[0]
@@ -231,6 +237,7 @@ def test_the_norm_that_is_clipped_is_that_of_the_heads_alone(tmp_path):
     torch.testing.assert_close(norm, expected)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("saved_at", [1, 3, 4])
 def test_a_run_restored_while_heads_warm_up_goes_on_as_if_nothing_had_happened(tmp_path, saved_at):
     released(tmp_path / "npz")

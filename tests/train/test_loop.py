@@ -85,6 +85,7 @@ def test_the_count_goes_on_after_a_restart():
         train(state, iter(_batches([(), (2,)])), config, ListRecorder())
 
 
+@pytest.mark.heavy
 def test_all_ranks_stop_at_the_same_step_over_the_bad_rows_of_one():
     for words in run_on_ranks(2, _stopped):
         assert words.startswith("30 of 80 rows up to step 10 are bad")

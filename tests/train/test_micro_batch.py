@@ -44,6 +44,7 @@ def test_rows_of_a_pass_stay_below_the_largest_block_of_ray_data(run, monkeypatc
     assert largest_that_fits(run.config, lambda images: True) == 8
 
 
+@pytest.mark.heavy
 def test_a_step_fits_unless_memory_runs_out_in_it(run, monkeypatch):
     seen = []
 

@@ -64,6 +64,7 @@ def _assert_whole(uri: str, state: TrainState, reported: list[float]) -> None:
     assert_equal(restored, state)
 
 
+@pytest.mark.heavy
 def test_a_run_knows_what_its_checkpoints_cost_and_ends_with_the_last_one(folder):
     state, reported = _run(folder, _config(), {})
     _assert_whole(folder, state, reported)

@@ -162,6 +162,7 @@ def _mesh_of_three() -> None:
     worker_mesh("cpu", 2)
 
 
+@pytest.mark.heavy
 def test_replicas_must_divide_the_workers():
     with pytest.raises(RuntimeError, match=r"resources.replicas \(2\) must divide the number of workers \(3\)"):
         run_on_ranks(3, _mesh_of_three)

@@ -66,7 +66,13 @@ def _four_ways(config: TrainConfig, micro_batches: tuple[int, ...]) -> list[dict
     return [_outcome(config, count) for count in micro_batches]
 
 
-@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES.keys())
+@pytest.mark.parametrize(
+    "switches",
+    [
+        pytest.param(values, id=name, marks=pytest.mark.heavy if name != "tips" else ())
+        for name, values in SWITCHES.items()
+    ],
+)
 def test_micro_batches_equal_one_batch_in_loss_and_every_gradient(switches):
     config = toy_config(**switches)
     whole = _outcome(config, 1)
@@ -74,6 +80,7 @@ def test_micro_batches_equal_one_batch_in_loss_and_every_gradient(switches):
         torch.testing.assert_close(_outcome(config, count), whole, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "switches", [SWITCHES["tips"] | SWITCHES["drop path"], SWITCHES["iBOT++"]], ids=["tips", "iBOT++"]
 )
@@ -191,6 +198,7 @@ def test_a_step_sees_the_values_of_its_change_and_no_step_before_does():
             torch.testing.assert_close(second, first, atol=0, rtol=0)
 
 
+@pytest.mark.heavy
 def test_sixty_steps_on_one_batch_learn_which_caption_belongs_to_which_image():
     config = toy_config(schedule__total_steps=60, schedule__peak_lr=3e-3, objective__alpha=0.1, objective__beta=0.1)
     state, batch = new_state(config), toy_batch(8).to("cpu", torch.float32)

@@ -84,6 +84,7 @@ SMALL = [f"suite.tasks.{task}.probe={{steps: 2, learning_rates: [0.01]}}" for ta
 SMALL += ["suite.data.scenes={kind: scenes, train: 24, test: 24}", "suite.tasks.depth.num_bins=8"]
 
 
+@pytest.mark.heavy
 def test_the_paper_s_suite_gives_every_score_that_its_metrics_name(tmp_path):
     config = load_config(AblationConfig, ABLATIONS / "paper.yaml", SMALL)
     runs = [config.run(row, 0, "out", {"data.sources": [{"uri": "scenes"}]}) for row in config.rows]
