@@ -3,8 +3,11 @@
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import costs
 import pytest
 from faulty_door import FaultyDoor, faulty_door
 from xdist.scheduler import LoadScopeScheduling
@@ -26,6 +29,24 @@ class ByFile(LoadScopeScheduling):
 def pytest_configure(config: pytest.Config) -> None:
     """Restore Ctrl-C, which a shell's background job ignores, as would the commands that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    costs.count_commands()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist sends its costs."""
+    if output := getattr(session.config, "workeroutput", None):
+        output["costs"] = costs.found()
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """A process of pytest-xdist has ended."""
+    costs.add(getattr(node, "workeroutput", {}).get("costs", {}))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.section("what the tests started")
+    for line in costs.lines():
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,7 +64,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory) -> Iterator[LocalS3]:
     """A real S3 server, made once per process."""
-    with local_s3(tmp_path_factory.mktemp("s3")) as server:
+    with ExitStack() as stack:
+        with costs.waiting("S3 servers", 1):
+            server = stack.enter_context(local_s3(tmp_path_factory.mktemp("s3")))
         yield server
 
 
@@ -73,20 +96,36 @@ def folder(request, tmp_path) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_ray_is_left() -> Iterator[None]:
-    """Fail the file that leaves Ray running, not the next one that starts Ray."""
+def no_other_ray_is_left() -> Iterator[None]:
+    """Fail the file that leaves a Ray of its own running, not the next one that starts Ray."""
     yield
     ray = sys.modules.get("ray")
-    if ray and ray.is_initialized():
+    if ray and ray.is_initialized() and ray.get_runtime_context().gcs_address not in _SHARED:
         ray.shutdown()
         pytest.fail("this file left Ray running: end it, or take the fixture cluster")
 
 
+_SHARED: set[str] = set()
+"""Addresses of the clusters that the fixture `cluster` started."""
+
+
+@pytest.fixture(scope="session")
+def _ray_ends() -> Iterator[None]:
+    yield
+    sys.modules["ray"].shutdown()
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray on this machine, for the tests of one file."""
+def cluster(s3_server, _ray_ends) -> None:
+    """Ray on this machine, for the tests of all files; started again only after a test with nodes of its own.
+
+    Its processes know the S3 server as s3://.
+    """
     import ray
 
-    ray.init("local", num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    if not ray.is_initialized():
+        with pytest.MonkeyPatch.context() as patch, costs.waiting("Ray clusters", 1):
+            for name, value in s3_server.environment.items():
+                patch.setenv(name, value)
+            ray.init("local", num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+        _SHARED.add(ray.get_runtime_context().gcs_address)

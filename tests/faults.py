@@ -36,8 +36,8 @@ train/step.py mean-over-one-micro-batch
     torch.stack([batch.valid_B.sum() for batch in micro_batches]).sum() ==> micro_batches[0].valid_B.sum()
 train/step.py average-after-the-first-micro-batch
     not accumulate_unsharded or batch is micro_batches[-1] ==> not accumulate_unsharded or batch is micro_batches[0]
-train/step.py norm-of-one-rank
-    grad_norm.full_tensor() ==> grad_norm.to_local()
+train/step.py clipped-by-the-norm-of-one-parameter
+    clip_grad_norm_(state.student.parameters(), ==> clip_grad_norm_(next(state.student.parameters()),
 train/state.py momentum-on-the-student
     for name in names], 1 - momentum ==> for name in names], momentum
 train/schedules.py warm-up-off-by-one

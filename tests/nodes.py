@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from costs import waiting
 from ray._private.node import Node
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.cluster_utils import Cluster
@@ -36,7 +37,8 @@ class Nodes:
         self.port = port or _free_port()
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         head |= {"gcs_server_port": self.port, "_system_config": SETTINGS}
-        self.cluster, self._count = Cluster(initialize_head=True, head_node_args=head), 1
+        with waiting("Ray clusters", 1):
+            self.cluster, self._count = Cluster(initialize_head=True, head_node_args=head), 1
 
     @property
     def address(self) -> str:
@@ -45,9 +47,10 @@ class Nodes:
     def add(self, cpus: int, resources: dict[str, float] | None = None) -> Node:
         self._count += 1
         place = f"127.0.0.{self._count}"
-        return self.cluster.add_node(
-            num_cpus=cpus, resources=resources, node_ip_address=place, object_store_memory=STORE_BYTES
-        )
+        with waiting("nodes of Ray", 1):
+            return self.cluster.add_node(
+                num_cpus=cpus, resources=resources, node_ip_address=place, object_store_memory=STORE_BYTES
+            )
 
     def drain(self, node: Node, seconds: float) -> None:
         """Give notice that the node is removed after so many seconds, as for a spot machine."""
@@ -71,7 +74,8 @@ class Nodes:
 
 @contextmanager
 def nodes_of_cluster(monkeypatch: Any) -> Iterator[Nodes]:
-    """A cluster that RAY_ADDRESS names until the block ends."""
+    """A cluster that RAY_ADDRESS names until the block ends; the cluster that tests share ends before."""
+    ray.shutdown()
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
     nodes = Nodes()
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)

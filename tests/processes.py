@@ -31,10 +31,11 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def reap() -> None:
-    """Take the exit codes of all children that have ended."""
+def reap() -> bool:
+    """Take the exit codes of all children that have ended; returns whether others are left."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:
-        pass
+        return False
+    return True

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from costs import waiting
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -55,7 +56,7 @@ def run_on_ranks(
         RuntimeError: a rank failed or did not finish; the message holds its error.
     """
     ranks = _started(world_size, stay=False) if fresh else _kept(world_size)
-    with tempfile.TemporaryDirectory() as folder:
+    with waiting("ranks"), tempfile.TemporaryDirectory() as folder:
         for rank in ranks:
             rank.connection.send((folder, function, arguments))
         is_whole = all([rank.ended(timeout_seconds) for rank in ranks])
@@ -69,12 +70,13 @@ def run_on_ranks(
 
 def _started(world_size: int, stay: bool = True) -> list[_Rank]:
     ranks = []
-    for rank in range(world_size):
-        ours, its = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_serve, args=(its, rank, world_size, stay), daemon=True)
-        process.start()
-        its.close()
-        ranks.append(_Rank(process, ours))
+    with waiting("ranks", world_size):
+        for rank in range(world_size):
+            ours, its = _CONTEXT.Pipe()
+            process = _CONTEXT.Process(target=_serve, args=(its, rank, world_size, stay), daemon=True)
+            process.start()
+            its.close()
+            ranks.append(_Rank(process, ours))
     return ranks
 
 

@@ -129,7 +129,7 @@ def test_the_datasheet_is_known_for_the_boards_it_was_read_from(monkeypatch):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "options", ["", pytest.param("--dtype bf16 --micro-batches 2 --recompute selective", marks=pytest.mark.slow)]
+    "options", ["", pytest.param("--dtype bf16 --micro-batches 2 --recompute selective", marks=pytest.mark.variant)]
 )
 def test_the_benchmark_runs_and_finds_both_ways_equal(options, capsys):
     main(["--variant", "tiny", "--batch", "2", "--steps", "1", "--threads", "1", *options.split()])

@@ -92,31 +92,32 @@ def test_a_checkpoint_is_told_of_once(tmp_path):
 @pytest.mark.heavy
 @pytest.mark.parametrize("slow_rank", [0, 1])
 def test_a_checkpoint_is_told_of_when_the_last_rank_is_through_and_on_all_alike(tmp_path, slow_rank):
-    assert run_on_ranks(2, _with_a_slow_rank, str(tmp_path), slow_rank, fresh=True) == [(None, slow_rank == 0, 0)] * 2
+    assert run_on_ranks(2, _with_a_slow_rank, str(tmp_path), slow_rank) == [(None, slow_rank == 0, 0)] * 2
 
 
 def _with_a_slow_rank(folder: str, slow_rank: int) -> tuple[Any, bool, int]:
     """Rank 0 is slow to drop old checkpoints, after all others; or rank 1 to upload, so that there is no manifest."""
     gate, upload = threading.Event(), storage.upload
-    if slow_rank == rank() == 1:
-        storage.upload = lambda path, uri: (gate.wait(), upload(path, uri))
-    writer = CheckpointWriter(folder, {}, after_commit=lambda step: gate.wait() if slow_rank == 0 else None)
-    writer.start(*checkpoint_parts(toy_state()))
-    if rank() != slow_rank == 0:
-        writer.wait()
-    gather_objects(None)
-    early = writer.committed()
-    exists = storage.exists(f"{folder}/step-00000000/manifest.json")
-    gather_objects(None)
-    gate.set()
-    found = writer.committed(wait=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if slow_rank == rank() == 1:
+            patch.setattr(storage, "upload", lambda path, uri: (gate.wait(), upload(path, uri)))
+        writer = CheckpointWriter(folder, {}, after_commit=lambda step: gate.wait() if slow_rank == 0 else None)
+        writer.start(*checkpoint_parts(toy_state()))
+        if rank() != slow_rank == 0:
+            writer.wait()
+        gather_objects(None)
+        early = writer.committed()
+        exists = storage.exists(f"{folder}/step-00000000/manifest.json")
+        gather_objects(None)
+        gate.set()
+        found = writer.committed(wait=True)
     assert found is not None
     return early, exists, found[0].step
 
 
 @pytest.mark.heavy
 def test_the_failure_of_one_rank_is_one_sentence_on_all_and_older_checkpoints_stand(tmp_path):
-    one, other = run_on_ranks(2, _with_a_failing_rank, str(tmp_path), fresh=True)
+    one, other = run_on_ranks(2, _with_a_failing_rank, str(tmp_path))
     assert one == other and one.startswith("the checkpoint of step 5 was not saved, older ones stand: ")
     assert one.endswith("__1_0.distcp: the cure is known")
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000000"]
@@ -127,11 +128,11 @@ def _with_a_failing_rank(folder: str) -> str:
     writer, state = CheckpointWriter(folder, {}), toy_state()
     writer.start(*checkpoint_parts(state))
     writer.committed(wait=True)
-    if rank() == 1:
-        storage.upload = _refused
     state.step = 5
-    writer.start(*checkpoint_parts(state))
-    with pytest.raises(storage.StorageError) as error:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(storage.StorageError) as error:
+        if rank() == 1:
+            patch.setattr(storage, "upload", _refused)
+        writer.start(*checkpoint_parts(state))
         writer.committed(wait=True)
     return str(error.value)
 
@@ -149,12 +150,13 @@ def test_a_save_that_outlives_its_process_group_is_of_all_ranks_or_none(tmp_path
 
 def _with_an_ended_group(folder: str) -> None:
     gate, keep_trying = threading.Event(), storage.keep_trying
-    storage.keep_trying = lambda action, seconds: (gate.wait(), keep_trying(action, seconds))
-    writer = CheckpointWriter(folder, {})
-    writer.start(*checkpoint_parts(toy_state()))
-    dist.destroy_process_group()
-    gate.set()
-    writer.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "keep_trying", lambda action, seconds: (gate.wait(), keep_trying(action, seconds)))
+        writer = CheckpointWriter(folder, {})
+        writer.start(*checkpoint_parts(toy_state()))
+        dist.destroy_process_group()
+        gate.set()
+        writer.wait()
 
 
 POINTS: dict[str, Callable[[str, str], bool]] = {
@@ -250,35 +252,39 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(door, s3, tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("full", ["destination", "temporary folder"])
-def test_a_full_disk_is_one_sentence_and_older_checkpoints_stand(tmp_path, full):
+def test_a_full_disk_is_one_sentence_and_older_checkpoints_stand(tmp_path):
     """On a real file system of 9 MB that only one process sees; a checkpoint of the toy has more than 100 kB."""
-    script = f"mount -t tmpfs -o size=9m tmpfs {tmp_path} && exec {sys.executable} {__file__} {tmp_path} '{full}'"
+    script = f"mount -t tmpfs -o size=9m tmpfs {tmp_path} && exec {sys.executable} {__file__} {tmp_path}"
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
     if not shutil.which("unshare") or subprocess.run([*command[:4], "true"], capture_output=True).returncode:
         pytest.skip("mounting a file system is not allowed here")
     found = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ":".join(sys.path)})
-    sentence, newest, *folders = found.stdout.splitlines()
-    assert sentence.startswith("the checkpoint of step 2 was not saved, older ones stand: "), found.stderr
-    assert sentence.endswith("no space is left on the device; free some or write elsewhere")
-    assert newest == "1" and folders == ["step-00000001"]
+    told = found.stdout.splitlines()
+    assert [line.partition(" ")[0] for line in told] == ["destination:", "temporary:"], found.stderr
+    for line in told:
+        assert ": the checkpoint of step 2 was not saved, older ones stand: " in line
+        assert line.endswith("no space is left on the device; free some or write elsewhere; 1 ['step-00000001']")
 
 
-def _fill(small: str, full: str) -> None:
+def _fill_both(small: str) -> None:
+    """Fill the small file system as the destination, empty it, and fill it as the temporary folder."""
+    _fill("destination", small, f"{small}/checkpoints", None)
+    shutil.rmtree(f"{small}/checkpoints")
+    _fill("temporary", small, f"{small}-beside", small)
+
+
+def _fill(name: str, small: str, folder: str, temporary: str | None) -> None:
     """Save until the small file system is full; print the sentence, the newest checkpoint, and what is there."""
-    if full == "destination":
-        folder = small
-    else:
-        folder, tempfile.tempdir = f"{small}-beside", small
+    tempfile.tempdir = temporary
     save_checkpoint(state := trained(toy_state(), 1), folder, {})
-    Path(small, ".other").write_bytes(bytes(shutil.disk_usage(small).free - 100_000))
+    other = Path(small, ".other")
+    other.write_bytes(bytes(shutil.disk_usage(small).free - 100_000))
     try:
         save_checkpoint(trained(state, 1), folder, {})
     except storage.StorageError as error:
-        print(error)
-    tempfile.tempdir = None
-    found = newest_checkpoint(folder)
-    print(found and found.step, *(path.name for path in Path(folder).glob("step*")), sep="\n")
+        found = newest_checkpoint(folder)
+        print(f"{name}: {error}; {found and found.step} {[path.name for path in Path(folder).glob('step*')]}")
+    other.unlink()
 
 
 def test_a_store_that_stays_away_is_one_sentence_and_older_checkpoints_stand(door, s3, tmp_path):
@@ -320,4 +326,4 @@ def test_training_goes_on_while_a_store_is_slow(door, s3, tmp_path):
 
 
 if __name__ == "__main__":
-    _fill(*sys.argv[1:])
+    _fill_both(sys.argv[1])

@@ -59,6 +59,15 @@ def test_boxes_are_distributed_as_torchvisions():
     np.testing.assert_allclose(ours.std(axis=0), theirs.std(axis=0), rtol=0.08)
 
 
+def test_half_of_the_crops_are_flipped_wherever_they_lie_and_however_large_they_are():
+    draws = crop_draws(KEYS, 0).tolist()
+    flipped = np.array([is_flipped(row, 0.5) for row in draws])
+    boxes = np.array([crop_box(row, 300, 500, SCALE) for row in draws])
+    bound = 4 / math.sqrt(len(KEYS))
+    assert abs(2 * flipped.mean() - 1) < bound
+    assert (np.abs(np.corrcoef(flipped, boxes.T)[0, 1:]) < bound).all()
+
+
 def test_a_crop_that_never_fits_is_centred_with_the_nearest_aspect():
     draws = [1.0 - 2**-24] * CROP_DRAWS  # aspect 4 / 3 and the whole area, each time
     assert crop_box(draws, 100, 1000, (1.0, 1.0)) == Box(0, 433, 100, 133)

@@ -134,6 +134,7 @@ def test_a_missing_caption_is_treated_as_configured(web, synthetic, missing, web
     columns = training_row(row, _settings(missing), Letters())
     assert columns["web_ids"][0] == web_ids and columns["synthetic_ids"][0, 0] == synthetic_ids
     assert columns["reject"] == reject and columns["valid"] == (reject == "")
+    assert [bool(columns[name].any()) for name in IMAGES] == [columns["valid"]] * len(IMAGES)
 
 
 def test_captions_without_a_token_stand_behind_the_others():

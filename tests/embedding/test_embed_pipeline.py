@@ -1,5 +1,8 @@
 """Embedding through real Ray Data: every row once, with the encoder's numbers, by any number of actors."""
 
+import contextlib
+import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +26,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module", autouse=True)
 def server(s3_server) -> Iterator[LocalS3]:
-    """A real S3 server behind s3://, also for the processes of the cluster, which starts after it."""
+    """A real S3 server behind s3://, as for the processes of the cluster."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environment.items():
             patch.setenv(name, value)
@@ -39,22 +42,29 @@ def _embed(place: Path, out: str, *words: str) -> int:
     return main(["embed", f"{place}/model", f"{place}/data", f"{place}/{out}", "chunk_rows=4", "captions=true", *words])
 
 
-def test_one_actor_and_two_make_the_same_files_with_the_numbers_of_a_plain_loop(place, cluster, capsys):
-    assert _embed(place, "one") == 0
-    shown = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def by_one_actor(place, cluster) -> tuple[Path, str]:
+    """The folder that one actor made, and what the command showed."""
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert _embed(place, "one") == 0
+    return place / "one", shown.getvalue()
+
+
+def test_one_actor_and_two_make_the_same_files_with_the_numbers_of_a_plain_loop(place, by_one_actor):
+    one, shown = by_one_actor
     assert f"{ROWS} rows; 0 have their embeddings" in shown and f"{ROWS} rows, 10 of 10 files" in shown
     assert "2 rows have no image, see their column error: 1 not an image, 1 the image has no bytes" in shown
     assert _embed(place, "two", "actors=2") == 0
-    one, two = (rows_of(place / out) for out in ("one", "two"))
-    assert one == two and [row["sample_id"] for row in one] == list(range(ROWS))
+    found = rows_of(one)
+    assert found == rows_of(place / "two") and [row["sample_id"] for row in found] == list(range(ROWS))
     for number in (0, 6, 39):
         for name in ("cls_web", "cls_synthetic"):
             expected = plain_features(str(place / "model"), number).embeddings[name][0]
-            np.testing.assert_allclose(one[number][name], expected, atol=1e-5)
+            np.testing.assert_allclose(found[number][name], expected, atol=1e-5)
 
 
-def test_only_what_is_missing_is_made(place, cluster):
-    assert _embed(place, "part") == 0
+def test_only_what_is_missing_is_made(place, by_one_actor):
+    shutil.copytree(by_one_actor[0], place / "part")
     paths = sorted((place / "part" / "embeddings").iterdir())
     whole, lost = {path: path.read_bytes() for path in paths}, paths[::3]
     for path in lost:
@@ -82,14 +92,13 @@ def test_chunks_that_share_a_file_meet_in_it_whoever_encoded_them(tmp_path, plac
 
 
 @pytest.mark.slow
-def test_from_an_object_store_to_an_object_store(place, server, cluster):
+def test_from_an_object_store_to_an_object_store(place, server, by_one_actor):
     bucket = server.make_bucket("embed")
     for path in (place / "data").iterdir():
         storage.upload(path, f"{bucket}/data/{path.name}")
     source, out = f"{bucket}/data/*.parquet", f"{bucket}/out"
     assert main(["embed", f"{place}/model", source, out, "chunk_rows=4"]) == 0
-    assert _embed(place, "local") == 0
     filesystem, rows = storage.filesystem(f"{out}/embeddings")
     columns = ["sample_id", "cls_web", "cls_synthetic", "error"]
-    expected = ds.dataset(place / "local" / "embeddings").to_table(columns)
+    expected = ds.dataset(by_one_actor[0] / "embeddings").to_table(columns)
     assert ds.dataset(rows, filesystem=filesystem).to_table(columns) == expected

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,9 @@ def data(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory) -> dict[int, RunFolder]:
-    """By the number of ranks."""
-    return {ranks: _finished(_config(tmp_path_factory.mktemp("undisturbed"), data), ranks) for ranks in (1, 2)}
+def undisturbed(data, tmp_path_factory) -> Callable[[int], RunFolder]:
+    """Makes the run on a number of ranks when it is first asked for."""
+    return cache(lambda ranks: _finished(_config(tmp_path_factory.mktemp("undisturbed"), data), ranks))
 
 
 def _config(storage: Path, data: str, **values: Any) -> RunConfig:
@@ -91,8 +93,7 @@ def _assert_same(folder: RunFolder, other: RunFolder) -> None:
     assert folder.read_samples() == other.read_samples() and folder.read_rejects() == other.read_rejects()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.variant), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_and_ends_with_the_same_numbers(undisturbed, data, tmp_path, ranks):
     config = _config(tmp_path, data)
     process = _started(config, ranks)
@@ -101,20 +102,31 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(undisturbed, data, 
     process.communicate(timeout=120)
     assert process.returncode != 0
     folder = _finished(config, ranks)
-    _assert_same(folder, undisturbed[ranks])
+    _assert_same(folder, undisturbed(ranks))
     assert [event["workers"] for event in folder.read_events() if event["kind"] == "resume"] == [ranks]
+
+
+@pytest.fixture(scope="module")
+def on_ray(cluster, data, tmp_path_factory) -> RunConfig:
+    """A run that has ended on Ray."""
+    pretrain(config := _config(tmp_path_factory.mktemp("ray"), data))
+    return config
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_on_ray_has_the_same_numbers_and_each_road_takes_up_the_other(cluster, undisturbed, data, tmp_path):
-    config = _config(tmp_path, data)
-    folder = RunFolder(pretrain(config))
-    _assert_same(folder, undisturbed[2])
-    for go_on in (lambda: _finished(config, 2), lambda: pretrain(config)):
+def test_a_run_on_ray_has_the_same_numbers(on_ray, undisturbed):
+    _assert_same(RunFolder(f"{on_ray.storage}/tiny"), undisturbed(2))
+
+
+@pytest.mark.ray
+@pytest.mark.variant
+def test_each_road_takes_up_a_run_of_the_other(on_ray, undisturbed):
+    folder = RunFolder(f"{on_ray.storage}/tiny")
+    for go_on in (lambda: _finished(on_ray, 2), lambda: pretrain(on_ray)):
         shutil.rmtree(f"{folder.uri}/checkpoints/step-{STEPS:08d}")
         go_on()
-        _assert_same(folder, undisturbed[2])
+        _assert_same(folder, undisturbed(2))
     assert [event["step"] for event in folder.read_events() if event["kind"] == "resume"] == [STEPS - 4] * 2
 
 
@@ -134,8 +146,8 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(data, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_hear_that_a_run_is_complete(undisturbed, data):
-    config = _config(Path(undisturbed[2].uri).parent, data)
-    events = undisturbed[2].read_events()
+    config = _config(Path(undisturbed(2).uri).parent, data)
+    events = undisturbed(2).read_events()
     assert _finished(config, 2).read_events() == events
 
 
@@ -169,20 +181,62 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, capsys, 
     assert "add --without-ray" in capsys.readouterr().err
 
 
+AS_A_LIBRARY = """
+import importlib, pkgutil, sys
+from pathlib import Path
+from tips_ray.config import RunConfig, load_config
+from tips_ray.launch import pretrain
+from tips_ray.launch.on_ranks import RankTrainer
+
+if __name__ == "__main__":
+    path, no_ray = sys.argv[1:]
+    config = load_config(RunConfig, Path(path))
+    assert pretrain(config, RankTrainer()) == str(Path(path).parent / "tiny")
+    sys.path.remove(no_ray)
+    import tips_ray.launch
+
+    names = [found.name for found in pkgutil.iter_modules(tips_ray.launch.__path__)]
+    for name in names:
+        importlib.import_module(f"tips_ray.launch.{name}")
+    from tips_ray.launch import pretrain
+
+    assert pretrain(config, RankTrainer()) and len(names) > 10 and not set(names) & set(tips_ray.launch.__all__)
+"""
+"""Trains by a call of the library, first without Ray; then all modules of `launch` are loaded, and the run is whole."""
+
+
 @pytest.fixture(scope="module")
 def short(data, tmp_path_factory) -> RunConfig:
-    """A run of 8 steps that has ended; importing Ray would have left a file `imported` in its storage."""
-    storage = tmp_path_factory.mktemp("short")
-    (storage / "ray.py").write_text(f"open({str(storage / 'imported')!r}, 'w'); raise ImportError('no Ray')")
-    config = _config(storage, data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4)
-    _finished(config, 1, storage)
+    """A run of 8 steps that has ended, begun by `AS_A_LIBRARY`; `_no_ray` was first on the path."""
+    config = _config(
+        tmp_path_factory.mktemp("short"), data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4
+    )
+    storage, no_ray = Path(config.storage), _no_ray(Path(config.storage))
+    (storage / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (storage / "library.py").write_text(AS_A_LIBRARY)
+    environment = {**os.environ, "PYTHONPATH": f"{no_ray}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(storage / "library.py"), str(storage / "run.yaml"), str(no_ray)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
     return config
+
+
+def _no_ray(storage: Path) -> Path:
+    """A folder with a module `ray` that refuses to be imported and leaves a file `imported` beside itself."""
+    folder = storage / "no_ray"
+    folder.mkdir(exist_ok=True)
+    (folder / "ray.py").write_text(f"open({str(folder / 'imported')!r}, 'w'); raise ImportError('no Ray')")
+    return folder
+
+
+@pytest.mark.heavy
+def test_pretrain_is_a_call_of_the_library_also_when_all_its_modules_are_loaded(short):
+    assert [line["step"] for line in RunFolder(f"{short.storage}/tiny").read_metrics()] == list(range(1, 9))
 
 
 @pytest.mark.heavy
 def test_a_run_without_ray_imports_none_of_it(short):
-    assert [line["step"] for line in RunFolder(f"{short.storage}/tiny").read_metrics()] == list(range(1, 9))
-    assert not Path(short.storage, "imported").exists()
+    folder = _no_ray(Path(short.storage))
+    assert (folder / "ray.py").exists() and not (folder / "imported").exists()
 
 
 @pytest.mark.heavy
@@ -193,9 +247,9 @@ def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(sho
     shutil.rmtree(f"{folder.uri}/checkpoints/step-00000008")
     damaged = Path(f"{folder.uri}/checkpoints/step-00000006/__0_0.distcp")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    process = _started(config, 1)
+    process = _started(config, 1, no_ray := _no_ray(Path(config.storage)))
     _, log = process.communicate(timeout=300)
-    assert process.returncode == 0, log
+    assert process.returncode == 0 and not (no_ray / "imported").exists(), log
     events = [event for event in folder.read_events() if event["kind"] in ("damaged", "resume")]
     assert [(event["kind"], event["step"], event.get("next")) for event in events] == [
         ("damaged", 6, 4),
@@ -213,30 +267,6 @@ def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(sho
         r"INFO rank 0 step 8 .* all 8 steps are done",
     ):
         assert re.search(line, log), (line, log)
-
-
-@pytest.mark.heavy
-def test_pretrain_is_a_call_of_the_library_also_when_all_its_modules_are_loaded(data, tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(_config(tmp_path, data, schedule__total_steps=2).model_dump(mode="json")))
-    code = f"""
-import importlib, pkgutil, sys
-from pathlib import Path
-from tips_ray.config import RunConfig, load_config
-from tips_ray.launch import pretrain
-from tips_ray.launch.on_ranks import RankTrainer
-config = load_config(RunConfig, Path({str(path)!r}))
-assert pretrain(config, RankTrainer()) == {str(tmp_path / "tiny")!r} and "ray" not in sys.modules
-import tips_ray.launch
-names = [found.name for found in pkgutil.iter_modules(tips_ray.launch.__path__)]
-for name in names:
-    importlib.import_module(f"tips_ray.launch.{{name}}")
-from tips_ray.launch import pretrain
-assert pretrain(config, RankTrainer()) and len(names) > 10 and not set(names) & set(tips_ray.launch.__all__)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
-    assert [line["step"] for line in RunFolder(f"{tmp_path}/tiny").read_metrics()] == [1, 2]
 
 
 @pytest.mark.slow

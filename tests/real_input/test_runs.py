@@ -1,12 +1,10 @@
 """Whole runs of `tips-ray pretrain` on the photos: jobs/configs/photos.yaml with a tiny model."""
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import pytest
-import ray
 from photos import photos, upload_layouts, write_layouts
 
 from jobs.cli import main
@@ -30,15 +28,13 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def places(server, tmp_path_factory) -> Iterator[dict[str, str]]:
-    """All photos, once; the runs share a Ray that knows the server."""
+def places(server, cluster, tmp_path_factory) -> dict[str, str]:
+    """All photos, once."""
     root = tmp_path_factory.mktemp("photos")
     write_layouts(root, photos())
     bucket = server.make_bucket("runs")
     upload_layouts(root, bucket)
-    ray.init("local", num_cpus=3, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
-    yield {"local": str(root), "s3": bucket}
-    ray.shutdown()
+    return {"local": str(root), "s3": bucket}
 
 
 def _pretrain(storage_uri: str, sources: str) -> str:
@@ -61,10 +57,10 @@ def _assert_whole(uri: str) -> None:
     assert "loss/total" in storage.read_text(storage.join(uri, "report.html"))
 
 
-QUICK = ("tars", "s3")
+IN_CI = ("tars", "s3")
 OF_TWO_SOURCES = [("folder", "local"), ("parquet", "s3")]
 RUNS = [
-    pytest.param(layout, place, marks=() if (layout, place) == QUICK else pytest.mark.slow)
+    pytest.param(layout, place, marks=pytest.mark.slow if (layout, place) == IN_CI else pytest.mark.variant)
     for layout, place in product(("tars", "folder", "parquet", "hugging_face"), ("s3", "local"))
     if (layout, place) not in OF_TWO_SOURCES
 ]
@@ -76,7 +72,7 @@ def test_a_run_finishes_on_every_format_in_every_place(layout, place, places, tm
     _assert_whole(_pretrain(str(tmp_path), f"[{{uri: {places[place]}/{layout}}}]"))
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_two_sources_of_other_formats_and_places_are_one_run_whose_folder_is_on_s3(places):
     sources = f"[{{uri: {places['local']}/folder}}, {{uri: {places['s3']}/parquet, weight: 0.5}}]"
     _assert_whole(_pretrain(f"{places['s3']}/storage", sources))

@@ -60,7 +60,9 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps, valu
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("values", [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in (LAYERED, ADAFACTOR))])
+@pytest.mark.parametrize(
+    "values", [{}, *(pytest.param(one, marks=pytest.mark.variant) for one in (LAYERED, ADAFACTOR))]
+)
 def test_two_ranks_write_what_one_reads_and_the_other_way_round(folder, values):
     both = run_on_ranks(2, _trained_and_saved, folder, values, dict(os.environ))
     load_checkpoint(alone := toy_state(**values), checkpoint_at(folder, 2))
@@ -71,7 +73,7 @@ def test_two_ranks_write_what_one_reads_and_the_other_way_round(folder, values):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("values", [pytest.param({}, marks=pytest.mark.slow), ADAFACTOR])
+@pytest.mark.parametrize("values", [pytest.param({}, marks=pytest.mark.variant), ADAFACTOR])
 def test_four_ranks_with_two_copies_write_what_one_and_two_read(tmp_path, values):
     four = run_on_ranks(4, _trained_and_saved, str(tmp_path), values, dict(os.environ))
     load_checkpoint(alone := toy_state(**values), checkpoint_at(str(tmp_path), 2))

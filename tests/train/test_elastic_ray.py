@@ -19,7 +19,7 @@ from tips_ray.launch import pretrain
 from tips_ray.launch.on_ranks import RankTrainer
 from tips_ray.runs.folder import RunFolder
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 STEPS = 30  # over which fp32 on other numbers of workers stays within TOLERANCE
 TOLERANCE = 1e-5
 TRAIN, DATA = {"train": 1.0}, {"data": 1.0}
@@ -76,7 +76,60 @@ def _changes(folder: RunFolder) -> list[tuple[int, int]]:
     return [(event["from"], event["to"]) for event in events(folder, "change")]
 
 
-def test_no_step_is_done_twice_when_a_node_comes_or_is_drained(nodes, data, undisturbed, tmp_path):
+@pytest.fixture(scope="module")
+def eventful(data, tmp_path_factory) -> RunConfig:
+    """A run that waits for its first node, gains a second, loses it, has the first drained, waits, and gets a third."""
+    config = _run(tmp_path_factory.mktemp("eventful"), data, checkpoint_every_steps=5)
+    folder = _folder(config)
+    with pytest.MonkeyPatch.context() as patch, nodes_of_cluster(patch) as nodes, running(config) as run:
+        nodes.add(1, DATA)
+        wait_until(lambda: bool(events(folder, "waiting")), run)
+        first = nodes.add(1, TRAIN)
+        wait_for_step(folder, 2, run)
+        second = nodes.add(1, TRAIN)
+        wait_until(lambda: len(_changes(folder)) == 1, run)
+        wait_for_step(folder, 7, run)
+        nodes.kill(second)
+        wait_until(lambda: len(_changes(folder)) == 2, run)
+        nodes.drain(first, seconds=600)  # that the run stops before it, shows that nobody waits for it
+        wait_until(lambda: len(events(folder, "waiting")) == 2, run)
+        nodes.kill(first)
+        nodes.add(1, TRAIN)
+        run.result()
+    return config
+
+
+def _folder(config: RunConfig) -> RunFolder:
+    return RunFolder(f"{config.storage}/{config.name}")
+
+
+@pytest.mark.slow
+def test_an_eventful_run_has_the_batches_and_losses_of_an_undisturbed_one(eventful, undisturbed):
+    assert _changes(_folder(eventful)) == [(1, 2), (2, 1), (1, 1)] and not events(_folder(eventful), "failure")
+    _assert_same(_folder(eventful), eventful, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_waits_while_there_is_no_room_for_its_fewest_workers(eventful):
+    assert [(told["room"], told["min_workers"]) for told in events(_folder(eventful), "waiting")] == [(0, 1)] * 2
+
+
+@pytest.mark.slow
+def test_no_step_is_done_twice_when_a_node_comes_or_is_drained(eventful):
+    grown, _, drained = events(_folder(eventful), "change")
+    assert (grown["steps_recomputed"], drained["steps_recomputed"]) == (0, 0)
+    assert grown["cause"] == "room for 2 workers instead of 1" and drained["cause"].startswith("drain: ")
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_a_node_goes_on_with_what_is_left(eventful):
+    _, lost, _ = events(_folder(eventful), "change")
+    assert lost["cause"].startswith("lost: ") and 0 < lost["step"] and lost["steps_recomputed"] <= 10
+    assert sum(lost["seconds"].values()) == pytest.approx(lost["seconds_lost"], abs=0.01)
+
+
+@pytest.mark.variant
+def test_no_step_is_done_twice_when_a_node_comes_and_is_drained_beside_another(nodes, data, undisturbed, tmp_path):
     config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
     nodes.add(1, DATA)
     with running(config) as run:
@@ -97,20 +150,7 @@ def test_no_step_is_done_twice_when_a_node_comes_or_is_drained(nodes, data, undi
     _assert_same(folder, config, undisturbed)
 
 
-def test_a_run_that_loses_a_node_goes_on_with_what_is_left(nodes, data, undisturbed, tmp_path):
-    config, folder = _run(tmp_path, data, checkpoint_every_steps=5), RunFolder(f"{tmp_path}/tiny")
-    lost = _nodes_of_two(nodes)
-    with running(config) as run:
-        wait_for_step(folder, 7, run)
-        nodes.kill(lost)
-        run.result()
-    change = events(folder, "change")[0]
-    assert _changes(folder) == [(2, 1)] and change["cause"].startswith("lost: ")
-    assert change["step"] % 5 == 0 and 0 < change["step"] and change["steps_recomputed"] <= 10
-    assert sum(change["seconds"].values()) == pytest.approx(change["seconds_lost"], abs=0.01)
-    _assert_same(folder, config, undisturbed)
-
-
+@pytest.mark.variant
 def test_a_run_that_falls_below_its_fewest_waits_and_goes_on_with_the_next_node(nodes, data, undisturbed, tmp_path):
     config = _run(tmp_path, data, checkpoint_every_steps=5, resources__min_workers=2)
     folder = RunFolder(f"{tmp_path}/tiny")
@@ -127,6 +167,7 @@ def test_a_run_that_falls_below_its_fewest_waits_and_goes_on_with_the_next_node(
     _assert_same(folder, config, undisturbed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_that_waits_for_nodes(nodes, data, tmp_path):
     config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
