@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?= 40
 PYTEST := $(BIN)/python tests/cpu_seconds.py $(BIN)/pytest --durations=15 --durations-min=5
-PYTEST_ON_2 := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --no-loadscope-reorder
+LEFT_OUT := not slow and not variant and not gpu
 
-.PHONY: install demo check test test-fast test-ray soak lose-head
+.PHONY: install demo check test test-fast test-ray test-all soak lose-head
 
 install: .venv/.installed
 
@@ -23,15 +23,20 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# One process: to import torch in a second one costs a third of these tests.
 test-fast: install
-	$(PYTEST_ON_2) -m "not heavy and not ray and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not heavy and not ray and $(LEFT_OUT)"
 
-test: install
-	$(PYTEST_ON_2) -m "not ray and not slow and not gpu"
-	$(PYTEST) -m "ray and not slow and not gpu"
+test: test-fast
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --no-loadscope-reorder -m "heavy and not ray and $(LEFT_OUT)"
+	$(PYTEST) -m "ray and $(LEFT_OUT)"
 
 test-ray: install
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not variant and not gpu"
+
+test-all: test test-ray
+	$(PYTEST) -m "variant and not gpu"
+	$(MAKE) soak lose-head
 
 soak: install
 	$(BIN)/python tests/soak.py $(EVENTS)

@@ -1,16 +1,15 @@
 """Run a function on several gloo ranks of this machine.
 
-The ranks of a number of ranks stay for the next tests: DTensor remembers how it splits each operator, so a rank takes
-its second sharded step six times faster than its first. After each function its environment variables, the default
-dtype and the random state are put back. A function that changes anything else, or ends its process or its group, asks
-for `fresh` ranks.
+The processes stay for the next tests, which may take fewer or more of them: DTensor remembers how it splits each
+operator, so a rank takes its second sharded step six times faster than its first. After each function its environment
+variables, the default dtype and the random state are put back. A function that changes anything else, or ends its
+process or its group, asks for `fresh` ranks.
 """
 
 import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
-from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -44,6 +43,10 @@ class _Rank(NamedTuple):
         self.connection.close()
 
 
+_kept: list[_Rank] = []
+"""The first of them are the ranks of the next test."""
+
+
 def run_on_ranks(
     world_size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: int = 120, fresh: bool = False
 ) -> list[Any]:
@@ -55,40 +58,38 @@ def run_on_ranks(
     Raises:
         RuntimeError: a rank failed or did not finish; the message holds its error.
     """
-    ranks = _started(world_size, stay=False) if fresh else _kept(world_size)
+    if not fresh:
+        _kept.extend(_started(world_size - len(_kept)))
+    ranks = _started(world_size, stay=False) if fresh else _kept[:world_size]
     with waiting("ranks"), tempfile.TemporaryDirectory() as folder:
-        for rank in ranks:
-            rank.connection.send((folder, function, arguments))
+        for place, rank in enumerate(ranks):
+            rank.connection.send((place, world_size, folder, function, arguments))
         is_whole = all([rank.ended(timeout_seconds) for rank in ranks])
         if fresh or not is_whole:
             for rank in ranks:
                 rank.kill()
         if not (fresh or is_whole):
-            _kept.cache_clear()
+            del _kept[:world_size]
         return [_result(Path(folder, str(rank))) for rank in range(world_size)]
 
 
-def _started(world_size: int, stay: bool = True) -> list[_Rank]:
+def _started(count: int, stay: bool = True) -> list[_Rank]:
     ranks = []
-    with waiting("ranks", world_size):
-        for rank in range(world_size):
+    with waiting("ranks", max(count, 0)):
+        for _ in range(count):
             ours, its = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(target=_serve, args=(its, rank, world_size, stay), daemon=True)
+            process = _CONTEXT.Process(target=_serve, args=(its, stay), daemon=True)
             process.start()
             its.close()
             ranks.append(_Rank(process, ours))
     return ranks
 
 
-_kept = cache(_started)
-
-
-def _serve(connection: Connection, rank: int, world_size: int, stay: bool) -> None:
+def _serve(connection: Connection, stay: bool) -> None:
     torch.set_num_threads(1)
     environment = dict(os.environ)
     while True:
-        folder, function, arguments = connection.recv()
-        _run(rank, world_size, folder, function, arguments)
+        _run(*connection.recv())
         connection.send(True)
         if not stay:
             return
