@@ -55,11 +55,13 @@ class Seconds:
 def main(command: list[str]) -> int:
     adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears Ctrl-C and ends, and with it this process
-    begin, seconds = time.monotonic(), Seconds()
+    begin, seconds, ended, status = time.monotonic(), Seconds(), 0, 0
     child = os.posix_spawnp(command[0], command, os.environ, setsigdef=[signal.SIGINT])
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        seconds.look()
-        time.sleep(LOOK_SECONDS)
+    while ended != child:
+        ended, status = os.waitpid(-1, os.WNOHANG)  # orphans too: nobody else takes their exit codes
+        if not ended:
+            seconds.look()
+            time.sleep(LOOK_SECONDS)
     took, ends = time.monotonic() - begin, time.monotonic() + PATIENCE_SECONDS
     while (are_left := reap()) and time.monotonic() < ends:
         seconds.look()
@@ -67,7 +69,7 @@ def main(command: list[str]) -> int:
     print(f"{seconds.total():.0f} processor seconds in {took:.0f} seconds", flush=True)
     if are_left:
         print(f"left behind: {[command_of(pid).replace(chr(0), ' ')[:100] for pid in family(os.getpid())]}", flush=True)
-    return os.waitstatus_to_exitcode(ended[1])
+    return os.waitstatus_to_exitcode(status)
 
 
 if __name__ == "__main__":

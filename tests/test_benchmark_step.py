@@ -144,7 +144,7 @@ def test_the_benchmark_stops_where_the_losses_differ(monkeypatch):
         main(["--variant", "tiny", "--batch", "2", "--steps", "1", "--threads", "1"])
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_model_step_and_benchmark_need_neither_ray_nor_mlflow_nor_pyarrow():
     code = "import sys, benchmarks.train_step; print({'torch', 'ray', 'mlflow', 'pyarrow'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout

@@ -141,7 +141,7 @@ def _refused(path: Any, uri: str) -> None:
     raise storage.StorageError(f"{uri}: the cure is known")
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_save_that_outlives_its_process_group_is_of_all_ranks_or_none(tmp_path):
     run_on_ranks(2, _with_an_ended_group, str(tmp_path), fresh=True)
     found = newest_checkpoint(str(tmp_path))
@@ -168,7 +168,15 @@ POINTS: dict[str, Callable[[str, str], bool]] = {
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("before the first file", marks=pytest.mark.variant),
+        pytest.param("between two files", marks=pytest.mark.variant),
+        "before the manifest",
+        "after the manifest",
+    ],
+)
 def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint_and_no_half_one(tmp_path, monkeypatch, point):
     folder, temporary = tmp_path / "checkpoints", tmp_path / "temporary"
     temporary.mkdir()
@@ -251,7 +259,7 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(door, s3, tmp_path):
     assert_equal(restored, twin)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_older_checkpoints_stand(tmp_path):
     """On a real file system of 9 MB that only one process sees; a checkpoint of the toy has more than 100 kB."""
     script = f"mount -t tmpfs -o size=9m tmpfs {tmp_path} && exec {sys.executable} {__file__} {tmp_path}"

@@ -122,7 +122,7 @@ def _needed(config: RunConfig):
     return index, config, inputs.access.store, config.schedule.total_steps * config.global_batch_images
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cluster):
     config = captioned_run(tmp_path, model)
     index, inputs = caption_inputs(config)
@@ -183,7 +183,7 @@ def test_training_begins_with_the_first_captions_and_captioning_outlives_its_res
     assert folder.read_metrics()[-1]["step"] == 60 and due_chunks(*_needed(config)).num_rows == 0
 
 
-@pytest.mark.ray
+@pytest.mark.slow
 def test_captioning_ends_with_the_run_that_it_was_for(tmp_path, model, cluster):
     config = captioned_run(tmp_path, model, rows=400, captions__lead_windows=30)
     index, inputs = caption_inputs(config)

@@ -62,6 +62,7 @@ def test_a_shard_of_one_chunk_and_one_without_captions_have_nothing_to_compact(t
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("folder", ["s3", pytest.param("local", marks=pytest.mark.variant)], indirect=True)
 def test_readers_find_every_chunk_while_writers_and_two_compactions_go_on(folder):
     chunks = 2 * GROUP
     filled, place = CaptionStore(folder, FINGERPRINT), shard(0, chunks)

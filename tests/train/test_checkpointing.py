@@ -29,7 +29,7 @@ from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
 from tips_ray.train.state import TrainState
 
 pytestmark = pytest.mark.filterwarnings("error")
-HEAVY = pytest.mark.heavy
+HEAVY, VARIANT = pytest.mark.heavy, pytest.mark.variant
 LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}
 ADAFACTOR = {"optimizer__name": "adafactor"}
 FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: until then no optimizer state of the prototypes
@@ -43,26 +43,27 @@ def _saved(folder: str | Path, *steps: int) -> list[CheckpointInfo]:
     return found
 
 
-@pytest.mark.parametrize("steps", [pytest.param(0, marks=HEAVY), 2, pytest.param(5, marks=HEAVY)])
 @pytest.mark.parametrize(
-    "values",
+    ("values", "steps"),
     [
-        pytest.param(FROZEN, id="plain"),
-        pytest.param(LAYERED, id="layered", marks=HEAVY),
-        pytest.param(FROZEN | ADAFACTOR, id="adafactor", marks=HEAVY),
+        (FROZEN, 2),
+        pytest.param(LAYERED, 0, marks=HEAVY),
+        pytest.param(FROZEN | ADAFACTOR, 5, marks=HEAVY),
+        *(pytest.param(FROZEN, steps, marks=VARIANT) for steps in (0, 5)),
+        *(pytest.param(LAYERED, steps, marks=VARIANT) for steps in (2, 5)),
+        *(pytest.param(FROZEN | ADAFACTOR, steps, marks=VARIANT) for steps in (0, 2)),
     ],
 )
-def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, steps, values):
+def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, values, steps):
     state = trained(toy_state(**values), steps, **values)
-    state.bad_rows = 7
+    state.bad_rows, state.skipped_steps = 7, 2
     load_checkpoint(restored := toy_state(**values), save_checkpoint(state, str(tmp_path), {}))
     assert_equal(trained(restored, 4, **values), trained(state, 4, **values))
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(
-    "values", [{}, *(pytest.param(one, marks=pytest.mark.variant) for one in (LAYERED, ADAFACTOR))]
-)
+@pytest.mark.parametrize("folder", ["s3", pytest.param("local", marks=VARIANT)], indirect=True)
+@pytest.mark.parametrize("values", [{}, *(pytest.param(one, marks=VARIANT) for one in (LAYERED, ADAFACTOR))])
 def test_two_ranks_write_what_one_reads_and_the_other_way_round(folder, values):
     both = run_on_ranks(2, _trained_and_saved, folder, values, dict(os.environ))
     load_checkpoint(alone := toy_state(**values), checkpoint_at(folder, 2))
@@ -72,8 +73,7 @@ def test_two_ranks_write_what_one_reads_and_the_other_way_round(folder, values):
         torch.testing.assert_close(found, both[0], rtol=0, atol=0)
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("values", [pytest.param({}, marks=pytest.mark.variant), ADAFACTOR])
+@pytest.mark.parametrize("values", [pytest.param({}, marks=VARIANT), pytest.param(ADAFACTOR, marks=pytest.mark.slow)])
 def test_four_ranks_with_two_copies_write_what_one_and_two_read(tmp_path, values):
     four = run_on_ranks(4, _trained_and_saved, str(tmp_path), values, dict(os.environ))
     load_checkpoint(alone := toy_state(**values), checkpoint_at(str(tmp_path), 2))
@@ -244,6 +244,7 @@ def test_the_newest_stay_and_what_broken_saves_left_goes(tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("folder", ["local", pytest.param("s3", marks=VARIANT)], indirect=True)
 def test_checkpoints_of_every_so_many_steps_stay_for_ever_beside_the_newest(folder):
     _saved(folder, *range(1, 8))
     drop_old_checkpoints(folder, 7, keep_last=2, keep_every_steps=3)

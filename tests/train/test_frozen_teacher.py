@@ -112,7 +112,7 @@ def _after_some_steps(teacher: str, checkpoints: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_two_ranks_share_a_teacher_that_rests_and_train_as_one(tmp_path):
     trained_run(str(tmp_path / "teacher"), 1, **LARGER)
     arguments = (str(tmp_path / "teacher"), str(tmp_path / "checkpoints"))

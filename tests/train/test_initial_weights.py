@@ -161,7 +161,7 @@ def test_what_a_run_began_with_is_told_and_known_again_by_its_fingerprint(tmp_pa
     assert one["fingerprint"] == copied["fingerprint"] != part["fingerprint"] and len(one["fingerprint"]) == 64
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_an_object_store_gives_what_a_folder_gives(tmp_path, s3):
     model, bucket = released(tmp_path / "npz"), s3.make_bucket("start")
     model.export_transformers(tmp_path / "folder")

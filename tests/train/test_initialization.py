@@ -121,7 +121,7 @@ def _most_held(config: TrainConfig) -> int:
     return max(held)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_no_rank_holds_more_than_one_module_whole():
     patch_embedding = 3 * 14 * 14 * 32 + 32  # the largest of the toy
     assert run_on_ranks(2, _most_held, toy_config(), fresh=True) == [patch_embedding] * 2

@@ -65,6 +65,7 @@ def _assert_whole(uri: str, state: TrainState, reported: list[float]) -> None:
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("folder", ["s3", pytest.param("local", marks=pytest.mark.variant)], indirect=True)
 def test_a_run_knows_what_its_checkpoints_cost_and_ends_with_the_last_one(folder):
     state, reported = _run(folder, _config(), {})
     _assert_whole(folder, state, reported)
@@ -73,7 +74,7 @@ def test_a_run_knows_what_its_checkpoints_cost_and_ends_with_the_last_one(folder
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("step", [4, 5])
+@pytest.mark.parametrize("step", [4, pytest.param(5, marks=pytest.mark.variant)])
 def test_a_store_that_resets_connections_for_a_while_loses_nothing_of_a_run(door, s3, tmp_path, step):
     uri = f"{s3.make_bucket('outages')}/{tmp_path.name}"
 

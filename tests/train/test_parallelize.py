@@ -59,7 +59,9 @@ def test_full_recomputation_repeats_the_matrix_products_of_the_blocks_and_select
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+@pytest.mark.parametrize(
+    "mode", ["selective", *(pytest.param(mode, marks=pytest.mark.variant) for mode in ("none", "full"))]
+)
 def test_compiled_blocks_give_the_same_numbers_from_one_graph_per_kind_of_block(mode):
     torch.compiler.reset()
     counters.clear()

@@ -67,7 +67,7 @@ def _trained_with(arguments: tuple, values: dict[str, Any]) -> dict[str, Tensor]
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("ranks", "micro_batches", "replicas", "values"),
-    [(2, 2, 1, {}), (4, 1, 2, ADAFACTOR)]
+    [(2, 2, 1, {}), pytest.param(4, 1, 2, ADAFACTOR, marks=pytest.mark.slow)]
     + [pytest.param(*one, marks=pytest.mark.variant) for one in ((2, 1, 1, {}), (4, 1, 2, {}), (2, 1, 1, ADAFACTOR))],
 )
 def test_sharded_training_equals_one_process(ranks, micro_batches, replicas, values):
