@@ -1,4 +1,4 @@
-"""Servers and clusters that tests share, and which tests run in one process of pytest-xdist (make test-fast)."""
+"""Servers and clusters that tests share, what tests cost, and which run in one process of pytest-xdist."""
 
 import signal
 import sys
@@ -34,8 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process of pytest-xdist sends its costs."""
-    if output := getattr(session.config, "workeroutput", None):
-        output["costs"] = costs.found()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["costs"] = costs.found()
 
 
 def pytest_testnodedown(node: Any) -> None:

@@ -292,5 +292,5 @@ if __name__ == "__main__":
         for fault in chosen:
             print(f"{fault.name:40} {fault.file}:", *sum(test_files(fault.file), []))
         sys.exit(0)
-    kinds = "not slow and not gpu" if given.also_ray else "not ray and not slow and not gpu"
+    kinds = "not slow and not variant and not gpu" + ("" if given.also_ray else " and not ray")
     run(chosen, kinds, given.seconds, given.confirm, given.output)
