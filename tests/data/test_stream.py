@@ -139,7 +139,10 @@ def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
     assert (cancelled.returncode, cancelled.stdout, cancelled.stderr) == (1, "", "")
 
 
-@pytest.mark.parametrize(("workers", "start_step"), [pytest.param(1, 0, marks=pytest.mark.variant), (4, 0), (2, 7)])
+@pytest.mark.parametrize(
+    ("workers", "start_step"),
+    [pytest.param(1, 0, marks=pytest.mark.variant), pytest.param(4, 0, marks=pytest.mark.slow), (2, 7)],
+)
 def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step):
     dataset = _delayed(training_stream(*inputs, start_step=start_step))
     rows = inputs.config.images_per_pass

@@ -63,6 +63,7 @@ def test_one_actor_and_two_make_the_same_files_with_the_numbers_of_a_plain_loop(
             np.testing.assert_allclose(found[number][name], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_made(place, by_one_actor):
     shutil.copytree(by_one_actor[0], place / "part")
     paths = sorted((place / "part" / "embeddings").iterdir())

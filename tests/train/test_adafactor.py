@@ -84,7 +84,7 @@ def test_updates_are_those_of_the_paper():
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.variant), 4])
 def test_shards_of_any_size_are_updated_as_the_whole_is(ranks):
     for outcome in run_on_ranks(ranks, _updated):
         torch.testing.assert_close(outcome, _expected(), atol=1e-12, rtol=1e-12)

@@ -220,7 +220,7 @@ def test_a_step_saved_by_one_process_is_replayed_from_any_storage(folder, capsys
     assert "in micro-batch 1 of rank 0, images 1 (sample 23, 23)\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("max_skipped", [0, 1])
+@pytest.mark.parametrize("max_skipped", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_skipped_step_moves_nothing_but_the_step_and_is_counted(tmp_path, max_skipped):
     values = {"guard__policy": "skip", "guard__max_skipped": max_skipped}
     for found in run_on_ranks(2, _skipping, str(tmp_path), values):

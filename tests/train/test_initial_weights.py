@@ -251,7 +251,7 @@ def test_a_run_restored_while_heads_warm_up_goes_on_as_if_nothing_had_happened(t
     torch.testing.assert_close(numbers(_trained(restored, 3, config)), expected, rtol=0, atol=0)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_told_in_the_run_folder_and_end_the_run(tmp_path):
     (told,) = run_on_ranks(1, _with_misfits, str(tmp_path), fresh=True)
     (event,) = RunFolder(f"{tmp_path}/run").read_events()

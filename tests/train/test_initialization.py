@@ -32,7 +32,7 @@ def _first_values() -> dict[str, Tensor]:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [*(pytest.param(ranks, marks=pytest.mark.variant) for ranks in (1, 2)), 4])
 def test_first_values_are_bitwise_those_of_one_process_on_any_number_of_ranks(ranks):
     expected = _whole(new_state(toy_config(seed=3)))
     for outcome in run_on_ranks(ranks, _first_values):

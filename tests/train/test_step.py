@@ -82,7 +82,11 @@ def test_micro_batches_equal_one_batch_in_loss_and_every_gradient(switches):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "switches", [SWITCHES["tips"] | SWITCHES["drop path"], SWITCHES["iBOT++"]], ids=["tips", "iBOT++"]
+    "switches",
+    [
+        pytest.param(SWITCHES["tips"] | SWITCHES["drop path"], id="tips"),
+        pytest.param(SWITCHES["iBOT++"], id="iBOT++", marks=pytest.mark.variant),
+    ],
 )
 def test_ranks_and_micro_batches_together_equal_one_batch(switches):
     config = toy_config(**switches)
