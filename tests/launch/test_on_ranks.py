@@ -228,12 +228,12 @@ def _no_ray(storage: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_pretrain_is_a_call_of_the_library_also_when_all_its_modules_are_loaded(short):
     assert [line["step"] for line in RunFolder(f"{short.storage}/tiny").read_metrics()] == list(range(1, 9))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_run_without_ray_imports_none_of_it(short):
     folder = _no_ray(Path(short.storage))
     assert (folder / "ray.py").exists() and not (folder / "imported").exists()
