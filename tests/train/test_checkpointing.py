@@ -215,7 +215,6 @@ def test_a_checkpoint_without_all_of_its_bytes_is_passed_over_before_any_is_read
     assert found and found.step == 1
 
 
-@pytest.mark.heavy
 def test_a_checkpoint_that_was_marked_as_damaged_is_found_no_more_and_its_step_can_be_saved_again(tmp_path):
     _, last = _saved(tmp_path, 1, 2)
     mark_damaged(last, "sha256 differs")
