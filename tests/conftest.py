@@ -34,8 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process of pytest-xdist sends its costs."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["costs"] = costs.found()
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["costs"] = costs.found()
 
 
 def pytest_testnodedown(node: Any) -> None:
