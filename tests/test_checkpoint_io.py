@@ -150,13 +150,12 @@ def test_a_save_that_outlives_its_process_group_is_of_all_ranks_or_none(tmp_path
 
 def _with_an_ended_group(folder: str) -> None:
     gate, keep_trying = threading.Event(), storage.keep_trying
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "keep_trying", lambda action, seconds: (gate.wait(), keep_trying(action, seconds)))
-        writer = CheckpointWriter(folder, {})
-        writer.start(*checkpoint_parts(toy_state()))
-        dist.destroy_process_group()
-        gate.set()
-        writer.wait()
+    storage.keep_trying = lambda action, seconds: (gate.wait(), keep_trying(action, seconds))
+    writer = CheckpointWriter(folder, {})
+    writer.start(*checkpoint_parts(toy_state()))
+    dist.destroy_process_group()
+    gate.set()
+    writer.wait()
 
 
 POINTS: dict[str, Callable[[str, str], bool]] = {
