@@ -23,13 +23,12 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# One process: to import torch in a second one costs a third of these tests.
+# One process each: to import torch, Ray and MLflow in a second one costs a third of test-fast.
 test-fast: install
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not heavy and not ray and $(LEFT_OUT)"
 
-test: test-fast
-	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --no-loadscope-reorder -m "heavy and not ray and $(LEFT_OUT)"
-	$(PYTEST) -m "ray and $(LEFT_OUT)"
+test: install
+	OMP_NUM_THREADS=1 $(PYTEST) -m "$(LEFT_OUT)"
 
 test-ray: install
 	$(PYTEST) -m "slow and not variant and not gpu"

@@ -1,47 +1,26 @@
-"""Servers and clusters that tests share, what tests cost, and which run in one process of pytest-xdist."""
+"""Servers and clusters that tests share, the order in which tests run, and what they cost."""
 
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import costs
 import pytest
 from faulty_door import FaultyDoor, faulty_door
-from xdist.scheduler import LoadScopeScheduling
 
 from tips_ray.demo.s3_server import LocalS3, local_s3
 from tips_ray.storage import errors
 
-ROOT = Path(__file__).parents[1]
-
-
-class ByFile(LoadScopeScheduling):
-    """Tests of a file stay in one process, for its fixtures; so do all that start ranks, which stay warm."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.split("::")[0]
-        return "ranks" if "import run_on_ranks" in (ROOT / path).read_text() else path
+LAYERS = ("heavy", "ray", "slow", "variant")
+"""Markers, the dearest last; a test belongs to the last that it has."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Restore Ctrl-C, which a shell's background job ignores, as would the commands that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     costs.count_commands()
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process of pytest-xdist sends its costs."""
-    output = getattr(session.config, "workeroutput", None)
-    if output is not None:
-        output["costs"] = costs.found()
-
-
-def pytest_testnodedown(node: Any) -> None:
-    """A process of pytest-xdist has ended."""
-    costs.add(getattr(node, "workeroutput", {}).get("costs", {}))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -52,31 +31,47 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever takes the S3 server is heavy."""
+    """Whatever takes the S3 server is heavy; cheap tests come first."""
     for item in items:
         if "s3_server" in getattr(item, "fixturenames", ()):
             item.add_marker("heavy")
+    items.sort(key=_layer)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log) -> ByFile:
-    return ByFile(config, log)
+def _layer(item: pytest.Item) -> int:
+    return max((LAYERS.index(mark.name) + 1 for mark in item.iter_markers() if mark.name in LAYERS), default=0)
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory) -> Iterator[LocalS3]:
-    """A real S3 server, made once per process."""
+    """A real S3 server, for all tests."""
     with ExitStack() as stack:
         with costs.waiting("S3 servers", 1):
             server = stack.enter_context(local_s3(tmp_path_factory.mktemp("s3")))
         yield server
 
 
+@contextmanager
+def _as_s3(server: LocalS3) -> Iterator[LocalS3]:
+    """s3:// URIs refer to the server, in processes that the block starts too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
 @pytest.fixture
-def s3(s3_server, monkeypatch) -> LocalS3:
-    """The server; s3:// URIs refer to it."""
-    for name, value in s3_server.environment.items():
-        monkeypatch.setenv(name, value)
-    return s3_server
+def s3(s3_server) -> Iterator[LocalS3]:
+    """The server; s3:// URIs refer to it during the test."""
+    with _as_s3(s3_server):
+        yield s3_server
+
+
+@pytest.fixture(scope="module")
+def s3_of_file(s3_server) -> Iterator[LocalS3]:
+    """The server; s3:// URIs refer to it during the tests of the file."""
+    with _as_s3(s3_server):
+        yield s3_server
 
 
 @pytest.fixture
@@ -125,8 +120,6 @@ def cluster(s3_server, _ray_ends) -> None:
     import ray
 
     if not ray.is_initialized():
-        with pytest.MonkeyPatch.context() as patch, costs.waiting("Ray clusters", 1):
-            for name, value in s3_server.environment.items():
-                patch.setenv(name, value)
+        with _as_s3(s3_server), costs.waiting("Ray clusters", 1):
             ray.init("local", num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
         _SHARED.add(ray.get_runtime_context().gcs_address)

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Costs = dict[str, dict[str, tuple[int, float]]]
+_costs: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
 """By kind and test file: processes started, seconds waited."""
-
-_costs: Costs = defaultdict(dict)
 _kinds: list[str] = []
 """The kinds that are waited for now, the innermost last: a wait within a wait counts once."""
 
@@ -28,19 +26,9 @@ def waiting(kind: str, started: int = 0) -> Iterator[None]:
         yield
     finally:
         _kinds.pop()
-        add({kind: {_test_file(): (started, 0.0 if _kinds else time.monotonic() - begin)}})
-
-
-def add(costs: Costs) -> None:
-    for kind, files in costs.items():
-        for file, (started, seconds) in files.items():
-            before = _costs[kind].get(file, (0, 0.0))
-            _costs[kind][file] = (before[0] + started, before[1] + seconds)
-
-
-def found() -> Costs:
-    """The costs so far of this process; a plain dictionary, which pytest-xdist can send."""
-    return {kind: dict(files) for kind, files in _costs.items()}
+        file, seconds = _test_file(), 0.0 if _kinds else time.monotonic() - begin
+        before = _costs[kind].get(file, (0, 0.0))
+        _costs[kind][file] = (before[0] + started, before[1] + seconds)
 
 
 def lines() -> Iterable[str]:

@@ -10,15 +10,12 @@ import resource
 import signal
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 from processes import adopt_orphans, command_of, family, reap
 
 LOOK_SECONDS = 0.5
 PATIENCE_SECONDS = 20
 """For processes that the command left behind."""
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Seconds:
@@ -29,22 +26,7 @@ class Seconds:
         """By process id and time of start."""
 
     def look(self) -> None:
-        parents, found = {}, {}
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):  # it has ended
-                fields = path.read_text().rpartition(")")[2].split()
-                pid = int(path.parent.name)
-                parents[pid] = int(fields[1])
-                found[pid] = fields[19], (int(fields[11]) + int(fields[12])) / TICKS
-        for pid, (start, seconds) in found.items():
-            if self._is_below(pid, parents):
-                self.of[pid, start] = seconds
-
-    def _is_below(self, pid: int, parents: dict[int, int]) -> bool:
-        while (pid := parents.get(pid, 0)) > 1:
-            if pid == os.getpid():
-                return True
-        return False
+        self.of.update({(pid, one.start): one.seconds for pid, one in family(os.getpid()).items()})
 
     def total(self) -> float:
         """The larger of what was seen and what ended children have left; only the latter is known without /proc."""

@@ -3,18 +3,41 @@
 import ctypes
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 PR_SET_CHILD_SUBREAPER = 36
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def family(root: int) -> list[int]:
-    """Processes below `root`."""
-    found = [root]
-    for pid in found:
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
-    return found[1:]
+class Process(NamedTuple):
+    parent: int
+    start: str
+    """Ticks since the machine started: with the process id it names a process for good."""
+    seconds: float
+    """Of processors, so far."""
+
+
+def family(root: int) -> dict[int, Process]:
+    """Processes below `root` by process id (needs /proc)."""
+    found = dict(_processes())
+    return {pid: process for pid, process in found.items() if _is_below(root, pid, found)}
+
+
+def _processes() -> Iterator[tuple[int, Process]]:
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = path.read_text().rpartition(")")[2].split()
+            seconds = (int(fields[11]) + int(fields[12])) / TICKS
+            yield int(path.parent.name), Process(int(fields[1]), fields[19], seconds)
+
+
+def _is_below(root: int, pid: int, processes: Mapping[int, Process]) -> bool:
+    while pid in processes and processes[pid].parent != root:
+        pid = processes[pid].parent
+    return pid in processes
 
 
 def command_of(pid: int) -> str:

@@ -23,6 +23,7 @@ from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.state import new_state
 
 SCENE_PX = 48
+NOTED_STEPS = 16
 SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
 TINY = {
     "name": "tiny",
@@ -63,6 +64,12 @@ def tiny_run(storage: Path, *sources: str | dict[str, Any], **values: Any) -> Ru
     keys = {key.replace("__", "."): value for key, value in values.items()}
     listed = [source if isinstance(source, dict) else {"uri": source} for source in sources]
     return override(RunConfig, TINY, {"storage": str(storage), "data.sources": listed, **keys})
+
+
+def noted_run(storage: Path, data: str, **values: Any) -> RunConfig:
+    """The tiny run of `NOTED_STEPS` steps, which bears bad rows and notes the samples of each step."""
+    keys = {"schedule__total_steps": NOTED_STEPS, "data__max_bad_fraction": 0.5, "data__log_samples": True}
+    return tiny_run(storage, data, **{**keys, **values})
 
 
 def toy_job(config: RunConfig, uri: str) -> Run:

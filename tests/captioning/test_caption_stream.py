@@ -26,6 +26,7 @@ from tips_ray.data.stream import CaptionAccess
 from tips_ray.launch import pretrain
 from tips_ray.launch.driver import captions_of
 from tips_ray.launch.live_captions import caption_all
+from tips_ray.launch.on_ranks import RankTrainer
 from tips_ray.runs.folder import RunFolder
 
 
@@ -113,7 +114,7 @@ def test_a_live_run_trains_on_captions_that_it_makes_and_the_same_run_from_the_s
     rejects = {line["reason"].partition(":")[0] for line in RunFolder(uri).read_rejects()}
     assert rejects <= {"not an image"}  # of row 6
     stored = captioned_run(tmp_path, model, name="stored", **keys, captions__source="store")
-    losses = [[line["loss/total"] for line in RunFolder(run).read_metrics()] for run in (uri, pretrain(stored))]
+    losses = [[line["loss/total"] for line in RunFolder(run).read_metrics()] for run in (uri, pretrain(stored, RankTrainer()))]
     assert len(losses[0]) == 8 and losses[0] == losses[1]
 
 
@@ -140,7 +141,7 @@ def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cl
     assert "captioning stopped" in why and "cannot be loaded" in why
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_a_captioner_that_is_killed_leaves_no_chunk_out_and_makes_none_twice(tmp_path, model, cluster):
     config = captioned_run(tmp_path, model, rows=400)
     index, inputs = caption_inputs(config)

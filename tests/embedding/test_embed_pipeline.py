@@ -3,7 +3,6 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +14,12 @@ from writers import write_parquet
 
 from jobs.cli import main
 from tips_ray import storage
-from tips_ray.demo.s3_server import LocalS3
 from tips_ray.embedding.folder import chunks_per_file
 from tips_ray.launch.embedding import embed_all, embed_inputs
 
 ROWS = 40
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server(s3_server) -> Iterator[LocalS3]:
-    """A real S3 server behind s3://, as for the processes of the cluster."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.environment.items():
-            patch.setenv(name, value)
-        yield s3_server
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +82,8 @@ def test_chunks_that_share_a_file_meet_in_it_whoever_encoded_them(tmp_path, plac
 
 
 @pytest.mark.slow
-def test_from_an_object_store_to_an_object_store(place, server, by_one_actor):
-    bucket = server.make_bucket("embed")
+def test_from_an_object_store_to_an_object_store(place, s3, by_one_actor):
+    bucket = s3.make_bucket("embed")
     for path in (place / "data").iterdir():
         storage.upload(path, f"{bucket}/data/{path.name}")
     source, out = f"{bucket}/data/*.parquet", f"{bucket}/out"

@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
+from toy_run import NOTED_STEPS, metrics_of_run, noted_run, numbers_of_run, write_scenes
 
 from jobs.cli import main
 from tips_ray.config import RunConfig
@@ -24,23 +23,12 @@ from tips_ray.runs.checkpoint import list_checkpoints
 from tips_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-STEPS = 24
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return write_scenes(tmp_path_factory.mktemp("data") / "scenes", 40, {7: {"image": b"no image"}})
 
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory) -> Callable[[int], RunFolder]:
     """Makes the run on a number of ranks when it is first asked for."""
-    return cache(lambda ranks: _finished(_config(tmp_path_factory.mktemp("undisturbed"), data), ranks))
-
-
-def _config(storage: Path, data: str, **values: Any) -> RunConfig:
-    keys = {"schedule__total_steps": STEPS, "data__max_bad_fraction": 0.5, "data__log_samples": True}
-    return tiny_run(storage, data, **{**keys, **values})
+    return cache(lambda ranks: _finished(noted_run(tmp_path_factory.mktemp("undisturbed"), data), ranks))
 
 
 def _started(config: RunConfig, ranks: int, *first_on_path: Path) -> subprocess.Popen:
@@ -83,19 +71,19 @@ def _rank(torchrun: int, rank: int) -> int:
 
 
 def _numbers(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return numbers_of_run(folder, _config(Path("unused"), "unused"))
+    return numbers_of_run(folder, noted_run(Path("unused"), "unused"))
 
 
 def _assert_same(folder: RunFolder, other: RunFolder) -> None:
     torch.testing.assert_close(_numbers(folder), _numbers(other), rtol=0, atol=0)
     metrics = [metrics_of_run(one) for one in (folder, other)]
-    assert metrics[0] == metrics[1] and [line["step"] for line in metrics[0]] == list(range(1, STEPS + 1))
+    assert metrics[0] == metrics[1] and [line["step"] for line in metrics[0]] == list(range(1, NOTED_STEPS + 1))
     assert folder.read_samples() == other.read_samples() and folder.read_rejects() == other.read_rejects()
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.variant), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_and_ends_with_the_same_numbers(undisturbed, data, tmp_path, ranks):
-    config = _config(tmp_path, data)
+    config = noted_run(tmp_path, data)
     process = _started(config, ranks)
     _wait_for_step(config, 6)
     os.kill(process.pid if ranks == 1 else _rank(process.pid, ranks - 1), signal.SIGKILL)
@@ -104,13 +92,6 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(undisturbed, data, 
     folder = _finished(config, ranks)
     _assert_same(folder, undisturbed(ranks))
     assert [event["workers"] for event in folder.read_events() if event["kind"] == "resume"] == [ranks]
-
-
-@pytest.fixture(scope="module")
-def on_ray(cluster, data, tmp_path_factory) -> RunConfig:
-    """A run that has ended on Ray."""
-    pretrain(config := _config(tmp_path_factory.mktemp("ray"), data))
-    return config
 
 
 @pytest.mark.ray
@@ -124,15 +105,15 @@ def test_a_run_on_ray_has_the_same_numbers(on_ray, undisturbed):
 def test_each_road_takes_up_a_run_of_the_other(on_ray, undisturbed):
     folder = RunFolder(f"{on_ray.storage}/tiny")
     for go_on in (lambda: _finished(on_ray, 2), lambda: pretrain(on_ray)):
-        shutil.rmtree(f"{folder.uri}/checkpoints/step-{STEPS:08d}")
+        shutil.rmtree(f"{folder.uri}/checkpoints/step-{NOTED_STEPS:08d}")
         go_on()
         _assert_same(folder, undisturbed(2))
-    assert [event["step"] for event in folder.read_events() if event["kind"] == "resume"] == [STEPS - 4] * 2
+    assert [event["step"] for event in folder.read_events() if event["kind"] == "resume"] == [NOTED_STEPS - 4] * 2
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(data, tmp_path):
-    config = _config(tmp_path, data, schedule__total_steps=100_000)
+    config = noted_run(tmp_path, data, schedule__total_steps=100_000)
     process = _started(config, 1)
     _wait_for_step(config, 5)
     process.send_signal(signal.SIGINT)
@@ -146,7 +127,7 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(data, tmp_path):
 
 @pytest.mark.slow
 def test_ranks_hear_that_a_run_is_complete(undisturbed, data):
-    config = _config(Path(undisturbed(2).uri).parent, data)
+    config = noted_run(Path(undisturbed(2).uri).parent, data)
     events = undisturbed(2).read_events()
     assert _finished(config, 2).read_events() == events
 
@@ -154,7 +135,7 @@ def test_ranks_hear_that_a_run_is_complete(undisturbed, data):
 @pytest.mark.slow
 def test_too_many_bad_rows_end_all_ranks_with_one_sentence(tmp_path):
     bad = {number: {"image": b""} for number in range(0, 40, 2)}
-    config = _config(tmp_path, write_scenes(tmp_path / "scenes", 40, bad), data__max_bad_fraction=0.2)
+    config = noted_run(tmp_path, write_scenes(tmp_path / "scenes", 40, bad), data__max_bad_fraction=0.2)
     process = _started(config, 2)
     _, errors = process.communicate(timeout=300)
     told = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -165,7 +146,7 @@ def test_too_many_bad_rows_end_all_ranks_with_one_sentence(tmp_path):
 def test_live_captions_are_refused_without_ray(data, tmp_path, capsys):
     captions = {"source": "live", "captioner": {"model": "google/paligemma-3b-mix-224"}}
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(_config(tmp_path, data, captions=captions).model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(noted_run(tmp_path, data, captions=captions).model_dump(mode="json")))
     assert main(["pretrain", str(path), "--without-ray"]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "captions.source (live) needs Ray: run tips-ray caption" in told
@@ -173,7 +154,7 @@ def test_live_captions_are_refused_without_ray(data, tmp_path, capsys):
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, capsys, monkeypatch):
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(_config(tmp_path, data).model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(noted_run(tmp_path, data).model_dump(mode="json")))
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert main(["pretrain", str(path), "--without-ray"]) == 2
     assert "global_batch_images (8) must be divisible by resources.workers (3)" in capsys.readouterr().err
@@ -190,7 +171,7 @@ from tips_ray.launch.on_ranks import RankTrainer
 
 if __name__ == "__main__":
     path, no_ray = sys.argv[1:]
-    config = load_config(RunConfig, Path(path))
+    config = loadnoted_run(RunConfig, Path(path))
     assert pretrain(config, RankTrainer()) == str(Path(path).parent / "tiny")
     sys.path.remove(no_ray)
     import tips_ray.launch
@@ -208,7 +189,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def short(data, tmp_path_factory) -> RunConfig:
     """A run of 8 steps that has ended, begun by `AS_A_LIBRARY`; `_no_ray` was first on the path."""
-    config = _config(
+    config = noted_run(
         tmp_path_factory.mktemp("short"), data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4
     )
     storage, no_ray = Path(config.storage), _no_ray(Path(config.storage))
@@ -272,13 +253,13 @@ def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(sho
 @pytest.mark.slow
 def test_a_script_that_trains_outside_its_main_block_is_told_so(data, tmp_path):
     path, script = tmp_path / "run.yaml", tmp_path / "script.py"
-    path.write_text(yaml.safe_dump(_config(tmp_path, data, schedule__total_steps=2).model_dump(mode="json")))
+    path.write_text(yaml.safe_dump(noted_run(tmp_path, data, schedule__total_steps=2).model_dump(mode="json")))
     script.write_text(f"""
 from pathlib import Path
 from tips_ray.config import RunConfig, load_config
 from tips_ray.launch import pretrain
 from tips_ray.launch.on_ranks import RankTrainer
-pretrain(load_config(RunConfig, Path({str(path)!r})), RankTrainer())
+pretrain(loadnoted_run(RunConfig, Path({str(path)!r})), RankTrainer())
 """)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     found = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)

@@ -13,7 +13,7 @@ import pytest
 import ray
 import ray._private.state
 import torch
-from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
+from toy_run import NOTED_STEPS, metrics_of_run, noted_run, numbers_of_run, write_scenes
 
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
@@ -23,25 +23,15 @@ from tips_ray.runs.checkpoint import list_checkpoints
 from tips_ray.runs.folder import RunFolder
 
 pytestmark = pytest.mark.ray
-STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> str:
-    return write_scenes(tmp_path_factory.mktemp("pretrain") / "scenes", 40, {7: {"image": b"no image"}})
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster, data, tmp_path_factory) -> RunFolder:
-    return RunFolder(pretrain(_run(tmp_path_factory.mktemp("undisturbed"), data)))
-
-
-def _run(storage: Path, data: str, **values: Any) -> RunConfig:
-    return tiny_run(storage, data, **{"data__max_bad_fraction": 0.5, "data__log_samples": True, **values})
+@pytest.fixture
+def undisturbed(on_ray) -> RunFolder:
+    return RunFolder(f"{on_ray.storage}/{on_ray.name}")
 
 
 def _numbers(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return numbers_of_run(folder, _run(Path("unused"), "unused"))
+    return numbers_of_run(folder, noted_run(Path("unused"), "unused"))
 
 
 def _kinds(folder: RunFolder) -> list[tuple[str, int | None]]:
@@ -61,7 +51,7 @@ def _assert_same(folder: RunFolder, other: RunFolder, tolerance: float) -> None:
     if tolerance:
         found, expected = _without_key_bias(found), _without_key_bias(expected)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-    assert [line["step"] for line in folder.read_metrics()] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in folder.read_metrics()] == list(range(1, NOTED_STEPS + 1))
     for line, its in zip(metrics_of_run(folder), metrics_of_run(other), strict=True):
         assert line == pytest.approx(its, rel=tolerance, abs=0)
 
@@ -70,7 +60,7 @@ def _assert_every_step_held_its_batch(folder: RunFolder, config: RunConfig, work
     index = index_of(config.data, f"{config.storage}/index")
     order = run_order(index, config.data, config.seed, config.global_batch_images)
     lines = folder.read_samples()
-    for step in range(STEPS):
+    for step in range(NOTED_STEPS):
         batch, own = order.batch(step), [line for line in lines if line["step"] == step]
         found = sorted(pair for line in own for pair in zip(line["positions"], line["sample_ids"], strict=True))
         assert found == list(zip(batch.position_N.tolist(), batch.sample_id_N.tolist(), strict=True))
@@ -105,21 +95,21 @@ def test_an_undisturbed_run_says_what_it_did(undisturbed):
     assert start["kind"] == "start" and start["workers"] == 2
     assert start["machine"]["hosts"] == 1 and start["machine"]["accelerators"] == "none"
     assert set(start["versions"]) == {"python", "torch", "ray", "tips_ray"}
-    assert _kinds(undisturbed) == [("start", 0), *(("checkpoint", step) for step in (4, 8, 12)), ("end", None)]
+    assert _kinds(undisturbed) == [("start", 0), *(("checkpoint", step) for step in (4, 8, 12, 16)), ("end", None)]
 
 
-def test_a_run_notes_what_its_steps_held_and_its_bad_row(undisturbed, data):
-    _assert_every_step_held_its_batch(undisturbed, _run(Path(undisturbed.uri).parent, data), workers={0, 1})
+def test_a_run_notes_what_its_steps_held_and_its_bad_row(undisturbed, on_ray):
+    _assert_every_step_held_its_batch(undisturbed, on_ray, workers={0, 1})
     seen = [sample for line in undisturbed.read_samples() for sample in line["sample_ids"]]
     rejects = undisturbed.read_rejects()
     assert [row["sample_id"] for row in rejects] == [7] * seen.count(7)
     assert all(row["reason"].startswith("not an image") and "#7" in row["key"] for row in rejects)
-    assert undisturbed.read_metrics()[-1]["data/bad_fraction"] == seen.count(7) / 96
+    assert undisturbed.read_metrics()[-1]["data/bad_fraction"] == seen.count(7) / (8 * NOTED_STEPS)
 
 
 @pytest.mark.slow
 def test_a_run_that_loses_a_worker_ends_with_the_same_numbers(undisturbed, data, tmp_path):
-    config = _run(tmp_path, data)
+    config = noted_run(tmp_path, data)
     folder = RunFolder(f"{tmp_path}/tiny")
     killer = _when(folder, 6, _kill_a_worker)
     pretrain(config)
@@ -133,7 +123,7 @@ def test_a_run_that_loses_a_worker_ends_with_the_same_numbers(undisturbed, data,
 
 @pytest.mark.slow
 def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undisturbed, data, tmp_path):
-    config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+    config, folder = noted_run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
     code = (
         "import sys; from tips_ray.config import RunConfig; from tips_ray.launch import pretrain; "
         "pretrain(RunConfig.model_validate_json(sys.argv[1]))"
@@ -142,7 +132,7 @@ def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undi
     driver = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], env=environment)
     _when(folder, 5, driver.kill).join()
     assert driver.wait() == -signal.SIGKILL
-    alone = _run(tmp_path, data, resources__workers=1)
+    alone = noted_run(tmp_path, data, resources__workers=1)
     pretrain(alone)
     _assert_same(folder, undisturbed, tolerance=1e-5)
     _assert_every_step_held_its_batch(folder, alone, workers={0, 1})
@@ -155,13 +145,13 @@ def test_too_many_bad_rows_stop_a_run_at_once_with_a_sentence(cluster, tmp_path)
         number: {"caption": ""} for number in range(1, 40, 8)
     }
     data = write_scenes(tmp_path / "scenes", 40, bad)
-    config = _run(tmp_path, data, data__max_bad_fraction=0.2)
+    config = noted_run(tmp_path, data, data__max_bad_fraction=0.2)
     with pytest.raises(RunFailedError) as error:
         pretrain(config)
     folder = RunFolder(f"{tmp_path}/tiny")
     last = folder.read_metrics()[-1]
     rows, rejects = last["step"] * 8, folder.read_rejects()
-    assert len(rejects) > 0.2 * 96 >= len(rejects) - 8  # 20 % of what the run has, passed in the last step
+    assert len(rejects) > 0.2 * 8 * NOTED_STEPS >= len(rejects) - 8  # 20 % of what the run has, passed in the last step
     assert last["data/bad_fraction"] == pytest.approx(len(rejects) / rows)
     empty = sum(row["reason"] == "the image has no bytes" for row in rejects)
     example = next(row["key"] for row in rejects if row["reason"] == "the image has no bytes")

@@ -12,12 +12,3 @@ def sample() -> Path:
     if not SAMPLE.exists():
         pytest.skip("the photos of ../shared/data/flickr-sample are not here")
     return SAMPLE
-
-
-@pytest.fixture(scope="package")
-def server(s3_server):
-    """An S3 server; s3:// is this one for all that follow."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_server.environment.items():
-            patch.setenv(name, value)
-        yield s3_server

@@ -16,10 +16,10 @@ CHUNK_ROWS, WINDOW_CHUNKS, BATCH, SEED = 20, 4, 32, 11
 
 
 @pytest.fixture(scope="module")
-def places(server, tmp_path_factory) -> dict[str, str]:
+def places(s3_of_file, tmp_path_factory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("photos")
     write_layouts(root, photos()[:PHOTOS])
-    bucket = server.make_bucket("formats")
+    bucket = s3_of_file.make_bucket("formats")
     upload_layouts(root, bucket)
     return {"local": str(root), "s3": bucket}
 

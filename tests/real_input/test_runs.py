@@ -28,11 +28,11 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def places(server, cluster, tmp_path_factory) -> dict[str, str]:
+def places(s3_of_file, cluster, tmp_path_factory) -> dict[str, str]:
     """All photos, once."""
     root = tmp_path_factory.mktemp("photos")
     write_layouts(root, photos())
-    bucket = server.make_bucket("runs")
+    bucket = s3_of_file.make_bucket("runs")
     upload_layouts(root, bucket)
     return {"local": str(root), "s3": bucket}
 
