@@ -114,7 +114,8 @@ def test_a_live_run_trains_on_captions_that_it_makes_and_the_same_run_from_the_s
     rejects = {line["reason"].partition(":")[0] for line in RunFolder(uri).read_rejects()}
     assert rejects <= {"not an image"}  # of row 6
     stored = captioned_run(tmp_path, model, name="stored", **keys, captions__source="store")
-    losses = [[line["loss/total"] for line in RunFolder(run).read_metrics()] for run in (uri, pretrain(stored, RankTrainer()))]
+    runs = uri, pretrain(stored, RankTrainer())
+    losses = [[line["loss/total"] for line in RunFolder(run).read_metrics()] for run in runs]
     assert len(losses[0]) == 8 and losses[0] == losses[1]
 
 
