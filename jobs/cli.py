@@ -8,9 +8,9 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from tips_ray.errors import RunFailedError, sentences
+from tips_ray.errors import RunFailedError, RunStopped, sentences, shortened
 
 COMMANDS = {
     "demo": "render scenes, caption, train, evaluate and report on this machine, in minutes",
@@ -18,6 +18,7 @@ COMMANDS = {
     "caption": "write PaliGemma captions for the images of a run, ahead of it",
     "captions": "inspect and maintain a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",
+    "runs": "stop the start that trains a run, or free a run whose start is lost",
     "replay": "repeat a bad step of a run on one process, and name its first bad tensor",
     "doctor": "check this machine, and a run if given; each failure with its cure",
     "report": "write a run folder as one HTML page",
@@ -29,12 +30,17 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse, which calls an argument of any number of values required unless it has a default."""
+        given = {"default": [], **options} if options.get("nargs") == "*" else options
+        return super().add_argument(*names, **given)
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {shortened(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 0, 1 for a failure, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run one command; return the exit code: 0, 1 failure, 2 user's mistake, 75 stopped and saved, 130 Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     command = _command(argv[:1])
     job = importlib.import_module(f"jobs.{command}")
@@ -43,12 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     job.add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv[1:])
+    from tips_ray.launch.surroundings import drop_empty_ranks, nothing_hides_a_package, spare_loopback
+
     try:
+        if command != "doctor":  # it tells this beside its other findings
+            nothing_hides_a_package()
+        spare_loopback()
+        drop_empty_ranks()
         return job.run(arguments) or 0
     except (ValueError, OSError) as error:
         return _print_error(error, 2)
     except RunFailedError as error:
         return _print_error(error, 1)
+    except RunStopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 130

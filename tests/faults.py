@@ -45,13 +45,13 @@ train/schedules.py warm-up-off-by-one
 train/optim.py biases-decay
     return parameter.ndim >= 2 and ==> return parameter.ndim >= 1 and
 train/loop.py graceful-stop-without-save
-    is_saved = is_leaving or step == ==> is_saved = step ==
+    is_saved = is_agreed or step == ==> is_saved = step ==
 train/loop.py bad-rows-judged-at-saves-only
     if bad_rows.are_too_many(state.step): ==> if is_saved and bad_rows.are_too_many(state.step):
 train/checkpointing.py skipped-steps-not-restored
     checkpoint.manifest["skipped_steps"] ==> 0
 train/graceful_stop.py stop-once-all-ranks-are-asked
-    self.is_reached = mean > 0 ==> self.is_reached = mean >= 1
+    means["asked"] > 0 ==> means["asked"] >= 1
 train/adapter.py workers-that-do-not-divide-the-batch
     in self.config.worker_counts if count ==> in range(1, self.config.resources.workers + 1) if count
 train/adapter.py graceful-stop-counts-as-failure

@@ -37,6 +37,7 @@ TINY = {
     "global_batch_images": 8,
     "log_every_steps": 1,
     "checkpoint_every_steps": 4,
+    "checkpoint_every_minutes": None,  # the same checkpoints at any speed
 }
 
 

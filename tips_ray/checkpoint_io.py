@@ -35,6 +35,7 @@ from tips_ray.runs.checkpoint import (
     remove_checkpoint,
     uri_of,
 )
+from tips_ray.runs.lease import LeaseLostError
 from tips_ray.storage.local import locked_temporary_folder
 
 Result = TypeVar("Result")
@@ -54,6 +55,7 @@ class CheckpointWriter:
         fingerprints: Mapping[str, str],
         device: torch.device | str = "cpu",
         patience_seconds: float = 0,
+        before_write: Callable[[], object] = lambda: None,
         after_commit: Callable[[int], object] = lambda step: None,
     ) -> None:
         """
@@ -62,10 +64,12 @@ class CheckpointWriter:
             fingerprints: of config and data; kept in the manifest.
             device: of the states to come; from an accelerator they are copied to pinned memory.
             patience_seconds: longest time that a file is retried while the storage does not answer.
+            before_write: called by rank 0 before a file is written or deleted and before the manifest; it raises
+                `LeaseLostError` when another start owns the folder.
             after_commit: called with the step by rank 0, in the background, before the checkpoint counts as committed.
         """
         self.checkpoints_uri, self.fingerprints = checkpoints_uri, fingerprints
-        self.patience_seconds, self.after_commit = patience_seconds, after_commit
+        self.patience_seconds, self.before_write, self.after_commit = patience_seconds, before_write, after_commit
         is_pinned = torch.device(device).type == "cuda"
         self._stager = DefaultStager(
             StagingOptions(is_pinned, False, False, is_pinned)
@@ -128,15 +132,22 @@ class CheckpointWriter:
         """Body of the thread. A save that fails on one rank fails on all."""
         step, uri = manifest["step"], uri_of(self.checkpoints_uri, manifest["step"])
         try:
-            self._on_rank_0(lambda: remove_checkpoint(uri))  # a damaged one, or what a kill left of one
+            self._on_rank_0(lambda: self._if_owned(remove_checkpoint, uri))  # a damaged one, or what a kill left of one
             manifest["files"] = self._write_files(tree, uri)
-            self._on_rank_0(lambda: storage.write_text(manifest_of(uri), json.dumps(manifest, indent=1)))
+            text = json.dumps(manifest, indent=1)
+            self._on_rank_0(lambda: self._if_owned(storage.write_text, manifest_of(uri), text))
+        except LeaseLostError:
+            raise  # what lies there may be the other start's
         except storage.StorageError as error:
             self._then(lambda: remove_checkpoint(uri))  # the storage may be full
             text = f"the checkpoint of step {step} was not saved, older ones stand: {error}"
             raise storage.StorageError(text, error.may_pass) from error
         self._then(lambda: self.after_commit(step))
         return CheckpointInfo(uri, step, manifest), time.perf_counter() - started
+
+    def _if_owned(self, action: Callable[..., object], *arguments: str) -> None:
+        self.before_write()
+        action(*arguments)
 
     def _write_files(self, tree: dict[str, Any], uri: str) -> dict[str, Any]:
         """Write all ranks' files, each by way of a local folder; returns their entries in the manifest."""

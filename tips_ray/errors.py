@@ -3,16 +3,28 @@
 Storage's own failures are in `tips_ray.storage.errors`, wrong configs in `tips_ray.config.faults`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "ProcessGroup", "Broken pipe")
+STARTS = "error raised in its creation task"
+"""Ray's words for an actor whose start failed with an error, such as an import; its last line is that error."""
 MOST_CHARACTERS = 600
-"""Longest text of a cause; its beginning says most."""
+"""Longest sentence that is shown, and longest text of a cause."""
+LAST_CHARACTERS = 160
+"""Characters of a longer sentence that are kept at its end, where the cure stands."""
+MOST_NAMES, MOST_SENTENCES = 12, 20
 
 
 class RunFailedError(Exception):
     """Training stopped; the message says where, why and what to do."""
+
+
+class RunStopped(Exception):
+    """A run was asked to leave, and has; the message says by whom, and how to go on."""
+
+    exit_code = 75
+    """EX_TEMPFAIL: a scheduler may queue the job again."""
 
 
 class RunInterrupted(KeyboardInterrupt):
@@ -52,9 +64,27 @@ def check_results(check: str, action: Callable[[], str]) -> list[CheckResult]:
 
 
 def sentences(error: BaseException) -> list[str]:
-    """The lines that a user reads: one, or one for each of several independent mistakes."""
+    """The lines that a user reads: one, or one for each of several independent mistakes; what is too long is cut."""
     several: Any = getattr(error, "sentences", None)
-    return [" ".join(text.split()) for text in several or [str(error)]]
+    lines = [shortened(" ".join(text.split())) for text in several or [str(error)]]
+    more = len(lines) - MOST_SENTENCES
+    return lines if more <= 0 else [*lines[:MOST_SENTENCES], f"there are {more:,} more mistakes; mend these first"]
+
+
+def shortened(text: str) -> str:
+    """The text without its middle if it has more than `MOST_CHARACTERS`; it says how many characters are left out."""
+    if len(text) < MOST_CHARACTERS:
+        return text
+    first = MOST_CHARACTERS - LAST_CHARACTERS - 50
+    left_out = len(text) - first - LAST_CHARACTERS
+    return f"{text[:first]} ... ({left_out:,} more characters) ... {text[-LAST_CHARACTERS:]}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, each cut to 40 characters, and how many more there are: `a, b and 3,000 more`."""
+    every = [name if len(name) <= 40 else f"{name[:37]}..." for name in names]
+    more = len(every) - MOST_NAMES
+    return ", ".join(every) if more <= 0 else f"{', '.join(every[:MOST_NAMES])} and {more:,} more"
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -90,6 +120,8 @@ def described(error: BaseException) -> str:
     """A sentence about an error: our own errors are sentences, others get their type as well."""
     cause = root_cause(error)
     kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
+    if STARTS in str(cause):
+        return f"a process of the run could not start: {last_line(cause)}"
     if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
         lost = "the run's controller" if "TrainController" in text else "a worker process"
         return f"{lost} was killed, probably out of memory ({text})"

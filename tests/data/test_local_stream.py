@@ -122,9 +122,10 @@ def test_captions_that_nobody_made_end_the_stream_with_a_sentence(inputs, tmp_pa
 def test_a_data_process_that_dies_ends_the_stream_with_a_sentence(inputs):
     keys = {"schedule.total_steps": 10_000, "data_prefetch_batches": 1}
     endless = inputs._replace(config=override(type(inputs.config), inputs.config.model_dump(), keys))
+    before = set(multiprocessing.active_children())  # ranks of other tests
     stream = local_stream(*endless, start_step=0, rank=0, ranks=1, processes=1)
     next(stream)
-    (process,) = multiprocessing.active_children()
+    (process,) = set(multiprocessing.active_children()) - before
     process.kill()
     with pytest.raises(StreamError, match=r"^a data process was killed, probably out of memory"):
         list(stream)

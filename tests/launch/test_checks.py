@@ -53,7 +53,7 @@ def test_bytes_behind_damaged_tar_headers_are_a_doubt_and_above_the_bad_fraction
     (tmp_path / "tars" / "b.tar").write_bytes(content.replace(b"00003.jpg", b"9.jpg\0\0\0\0"))
     config = tiny_run(tmp_path / "runs", str(tmp_path / "tars"), data__max_bad_fraction=0.5)
     text = _text_of(config, "shards")
-    assert _levels(config)["shards"] == "warn" and "1 of 2 shards have a damaged tar header, " in text
+    assert _levels(config)["shards"] == "warn" and "1 of 2 shards have a damaged tar header or are cut, " in text
     assert f"e.g. in {tmp_path}/tars/b.tar; write these shards again" in text
     (fault,) = preflight(tiny_run(tmp_path / "runs", str(tmp_path / "tars"))).faults
     assert fault == f"{text}, or raise data.max_bad_fraction (0.01) to go on without"

@@ -9,7 +9,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs import cli
 from tips_ray import storage
-from tips_ray.errors import MOST_CHARACTERS, RunFailedError, RunInterrupted, root_cause
+from tips_ray.errors import MOST_CHARACTERS, RunFailedError, RunInterrupted, described, root_cause
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.on_ray import FAILURES
 from tips_ray.runs.folder import RunFolder
@@ -139,3 +139,11 @@ def test_every_end_has_its_line_and_its_exit_code(error, code, line, monkeypatch
 
 def test_a_long_cause_is_cut(folder):
     assert len(_failed(folder, WorkerGroupError("", {0: ValueError("x" * 9999)}))) < MOST_CHARACTERS + 400
+
+
+def test_memory_is_not_blamed_for_an_import_that_fails():
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    of_start = RayTaskError("C.__init__", "Traceback:\nImportError: no module x", ImportError("no module x"))
+    died = described(ActorDiedError(of_start))
+    assert died == "a process of the run could not start: ImportError: no module x"

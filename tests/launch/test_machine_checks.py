@@ -1,6 +1,7 @@
 """`tips-ray doctor` on this machine, and on ones where something is missing."""
 
 import argparse
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from jobs.cli import main
 from tips_ray.errors import CheckWarning
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch import machine_checks
+from tips_ray.launch.surroundings import surroundings
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,8 @@ def test_this_machine_passes_and_every_check_has_a_line(capsys):
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:4].strip() for line in lines if line.startswith("fail")] == []
-    checks = [line[6:19].strip() for line in lines]
+    checks = [line[6:23].strip() for line in lines]
+    assert {"loopback", "proxies", "home", "ray sockets"} <= {check.split("  ")[0] for check in checks}
     assert {"python", "packages", "torchvision", "accelerator", "shared memory", "ray", "s3 store"} <= set(checks)
 
 
@@ -62,7 +65,7 @@ def test_what_fails_is_told_with_the_rest_and_the_code_is_one(capsys, monkeypatc
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-to-be-shown")
     assert main(["doctor", "none.yaml"]) == 1
     out = capsys.readouterr().out
-    failed = [line[6:19].strip() for line in out.splitlines() if line.startswith("fail")]
+    failed = [line[6:23].strip() for line in out.splitlines() if line.startswith("fail")]
     assert failed == ["ray", "s3 store", "config"] and "credentials by env" in out
     assert "not-to-be-shown" not in out and "Traceback" not in out
 
@@ -116,3 +119,15 @@ def test_arguments_are_a_config_and_its_overrides():
     job.add_arguments(parser)
     assert parser.parse_intermixed_args(["a.yaml", "seed=1"]).overrides == ["seed=1"]
     assert parser.parse_intermixed_args([]).config is None
+
+
+def test_what_surrounds_the_process_is_told_by_doctor(capsys, monkeypatch, tmp_path):
+    (tmp_path / "ray.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 90}")
+    monkeypatch.setattr(machine_checks, "machine_checks", surroundings)
+    monkeypatch.setattr(socket, "create_connection", lambda *place: (_ for _ in ()).throw(OSError(101, "unreachable")))
+    assert main(["doctor"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
+    words = ("cannot connect to itself at 127.0.0.1 (unreachable)", "ray.py in the working directory", "set RAY_TMPDIR")
+    assert len(lines) == 3 and all(word in line for word, line in zip(words, lines, strict=True))

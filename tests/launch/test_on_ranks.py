@@ -39,9 +39,8 @@ def _started(config: RunConfig, ranks: int, *first_on_path: Path) -> subprocess.
     command = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "jobs.cli", "pretrain", str(path)]
     python_path = ":".join(map(str, [*first_on_path, ROOT]))
     environment = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, "--without-ray"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen([*command, "--without-ray"], env=environment, **streams)
 
 
 def _finished(config: RunConfig, ranks: int, *first_on_path: Path) -> RunFolder:
@@ -126,6 +125,35 @@ def test_ctrl_c_ends_a_run_with_130_and_says_how_to_go_on(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_saves_and_ends_a_run_with_75(data, tmp_path):
+    config = noted_run(tmp_path, data, schedule__total_steps=100_000)
+    process, folder = _started(config, 1), RunFolder(f"{tmp_path}/tiny")
+    _wait_for_step(config, 5)
+    os.killpg(process.pid, signal.SIGTERM)  # as SLURM does, to all processes of the job
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    told = errors.splitlines()
+    assert "SIGTERM to process" in told[0] and "the run saves and leaves" in told[0]
+    step = folder.read_metrics()[-1]["step"]
+    assert f"at step {step}, which is saved; the same command resumes from step {step}" in told[-1]
+    assert folder.read_events()[-1]["status"] == "KILLED" and "SIGTERM" in folder.read_events()[-1]["cause"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on_with_the_same_numbers(undisturbed, data, tmp_path, capsys):
+    config, folder = noted_run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+    process = _started(config, 2)
+    _wait_for_step(config, 5)
+    assert main(["pretrain", str(tmp_path / "run.yaml"), "--without-ray"]) == 2
+    assert "is being trained by process" in capsys.readouterr().err
+    assert main(["runs", "stop", folder.uri]) == 0
+    process.communicate(timeout=120)
+    assert process.returncode != 0 and folder.read_metrics()[-1]["step"] < NOTED_STEPS
+    _assert_same(_finished(config, 2), undisturbed(2))
+    assert not [event for event in folder.read_events() if event["kind"] == "failure"]
+
+
+@pytest.mark.slow
 def test_ranks_hear_that_a_run_is_complete(undisturbed, data):
     config = noted_run(Path(undisturbed(2).uri).parent, data)
     events = undisturbed(2).read_events()
@@ -171,7 +199,7 @@ from tips_ray.launch.on_ranks import RankTrainer
 
 if __name__ == "__main__":
     path, no_ray = sys.argv[1:]
-    config = loadnoted_run(RunConfig, Path(path))
+    config = load_config(RunConfig, Path(path))
     assert pretrain(config, RankTrainer()) == str(Path(path).parent / "tiny")
     sys.path.remove(no_ray)
     import tips_ray.launch
@@ -259,7 +287,7 @@ from pathlib import Path
 from tips_ray.config import RunConfig, load_config
 from tips_ray.launch import pretrain
 from tips_ray.launch.on_ranks import RankTrainer
-pretrain(loadnoted_run(RunConfig, Path({str(path)!r})), RankTrainer())
+pretrain(load_config(RunConfig, Path({str(path)!r})), RankTrainer())
 """)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     found = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)

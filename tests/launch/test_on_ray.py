@@ -17,7 +17,7 @@ from toy_run import NOTED_STEPS, metrics_of_run, noted_run, numbers_of_run, writ
 
 from tips_ray.config import RunConfig
 from tips_ray.data.index import index_of, run_order
-from tips_ray.errors import RunFailedError
+from tips_ray.errors import RunFailedError, RunStopped
 from tips_ray.launch import pretrain
 from tips_ray.runs.checkpoint import list_checkpoints
 from tips_ray.runs.folder import RunFolder
@@ -119,6 +119,22 @@ def test_a_run_that_loses_a_worker_ends_with_the_same_numbers(undisturbed, data,
     resumed = [step for kind, step in _kinds(folder) if kind == "resume"]
     assert len(resumed) == 1 and resumed[0] in (4, 8)
     assert folder.read_rejects() == undisturbed.read_rejects()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_with_the_same_numbers(undisturbed, data, tmp_path):
+    config, folder = noted_run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+    scheduler = _when(folder, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(
+        RunStopped, match=r"^stopped by SIGTERM to process .*, which is saved; the same command resumes"
+    ):
+        pretrain(config)
+    scheduler.join()
+    assert _kinds(folder)[-1][0] == "end" and "failure" not in dict(_kinds(folder))
+    assert 5 <= folder.read_metrics()[-1]["step"] < NOTED_STEPS
+    pretrain(config)
+    _assert_same(folder, undisturbed, tolerance=0)
+    _assert_every_step_held_its_batch(folder, config, workers={0, 1})
 
 
 @pytest.mark.slow

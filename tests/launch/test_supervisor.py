@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tips_ray.errors import RunFailedError
-from tips_ray.launch.supervisor import TERMINATED, TRIES, supervise
+from tips_ray.errors import RunFailedError, RunStopped
+from tips_ray.launch.supervisor import TRIES, supervise
 from tips_ray.runs.folder import RunFolder
 
 
@@ -62,11 +62,25 @@ def test_sigterm_ends_driver_and_supervisor(folder, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=terminate).start()
-    assert supervise(driver, folder, _no_wait) == TERMINATED
+    assert supervise(driver, folder, _no_wait) == RunStopped.exit_code
+
+
+def test_a_run_that_gets_farther_each_time_is_not_given_up_before_its_first_checkpoint(folder, tmp_path):
+    log = f"from tips_ray.runs.folder import RunFolder; folder = RunFolder({folder.uri!r}); folder.drop_after(0); "
+    log += "folder.log_metrics(n + 1, {'loss/total': 1.0}); folder.flush(); os._exit(9)"
+    assert supervise(_driver(tmp_path, *[log] * TRIES, "pass"), folder, lambda seconds: None) == 0
+
+
+def test_a_run_that_is_asked_to_stop_while_its_driver_is_lost_is_not_started_again(folder, tmp_path):
+    log = "from tips_ray.runs import lease, stop; "
+    log += f"lease.take({folder.uri!r}); stop.ask_to_stop({folder.uri!r}, 'a test'); os._exit(9)"
+    assert supervise(_driver(tmp_path, log), folder, _no_wait) == RunStopped.exit_code
 
 
 def test_a_run_without_progress_is_given_up(folder, tmp_path):
-    with pytest.raises(RunFailedError, match="failed 5 times without a new checkpoint, the last time with code -9"):
+    with pytest.raises(
+        RunFailedError, match="failed 5 times without getting farther than step 0, the last time with code -9"
+    ):
         supervise(_driver(tmp_path, *[KILLED] * TRIES), folder, lambda seconds: None)
     assert _starts(tmp_path) == TRIES
 

@@ -203,9 +203,9 @@ def test_a_damaged_checkpoint_is_no_failure_and_is_told(tmp_path):
     assert "DamagedCheckpointError: checkpoint step-00000004" in event["cause"] and not event["planned"]
 
 
-def test_a_checkpoint_since_the_last_failure_makes_it_forgotten(tmp_path, monkeypatch):
+def test_a_step_farther_than_ever_makes_a_failure_forgotten(tmp_path, monkeypatch):
     failures, steps = CountedFailures(FailureConfig(max_failures=1), str(tmp_path)), iter([0, 10, 20, 20])
-    monkeypatch.setattr(adapter, "newest_step", lambda uri: next(steps))
+    monkeypatch.setattr(adapter, "last_step", lambda uri: next(steps))
     decisions = [failures.make_decision(LOST) for _ in range(4)]
     assert decisions == [FailureDecision.RETRY] * 3 + [FailureDecision.RAISE]
 

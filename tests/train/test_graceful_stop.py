@@ -1,6 +1,8 @@
 """A graceful stop: ranks that are asked to leave agree, do one more step, save it and leave."""
 
 import itertools
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tips_ray.config import RunConfig, override
 from tips_ray.distributed import rank, world_size
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.restart import Restart, attempt_before
+from tips_ray.train import loop
 from tips_ray.train.loop import train
 from tips_ray.train.state import TrainState, new_state
 
@@ -43,10 +46,10 @@ def _config() -> RunConfig:
     return override(RunConfig, {**TOY, **run, **sizes}, {"schedule.total_steps": 10})
 
 
-def _trained(asked_at: int, asked_rank: int = 0) -> tuple[int, Saves]:
-    state, recorder = new_state(_config()), Saves()
+def _trained(asked_at: int, asked_rank: int = 0, **keys) -> tuple[int, Saves]:
+    state, recorder, config = new_state(_config()), Saves(), override(RunConfig, _config().model_dump(), keys)
     steps = ([toy_batch(IMAGES, seed).to("cpu", torch.float32)] for seed in itertools.count())
-    train(state, steps, _config(), recorder, lambda: "go" if rank() == asked_rank and state.step >= asked_at else "")
+    train(state, steps, config, recorder, lambda: "go" if rank() == asked_rank and state.step >= asked_at else "")
     return state.step, recorder
 
 
@@ -58,6 +61,29 @@ def test_a_rank_that_is_asked_leaves_after_one_more_step_which_is_saved():
 def test_who_is_asked_at_the_end_ends_as_ever():
     step, recorder = _trained(asked_at=9)
     assert step == 10 and recorder.saved == [8, 10]
+
+
+def test_an_old_checkpoint_is_followed_by_a_new_one_after_one_more_step(monkeypatch):
+    monkeypatch.setattr(loop, "FIRST_SAVE_MINUTES", 0)
+    looks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 60 * next(looks), perf_counter=time.perf_counter)  # a minute a look
+    monkeypatch.setattr(loop, "time", clock)
+    _, recorder = _trained(asked_at=99, checkpoint_every_minutes=2.5)
+    assert recorder.saved == [2, 5, 8, 10]  # look 0 begins, 1 is over; 2 begins, 3 and 4 are not, 5 is over; ...
+    _, recorder = _trained(asked_at=99, checkpoint_every_minutes=None)
+    assert recorder.saved == [8, 10]
+
+
+@pytest.mark.heavy
+def test_all_ranks_save_when_the_clock_of_the_first_says_so():
+    run_on_ranks(2, _check_all_save)
+
+
+def _check_all_save() -> None:
+    loop.FIRST_SAVE_MINUTES, before = 0, loop.FIRST_SAVE_MINUTES
+    _, recorder = _trained(asked_at=99, checkpoint_every_minutes=1e9)
+    loop.FIRST_SAVE_MINUTES = before
+    assert recorder.saved == [2, 8, 10]
 
 
 @pytest.mark.heavy

@@ -30,7 +30,8 @@ class SourceConfig(Schema):
     uri: str
     """Folder, file, or pattern with `*` and `{000..099}` braces: `s3://bucket/shards/{000..099}.tar`, `photos/`."""
     format: Literal["auto", "webdataset", "parquet", "folder"] = "auto"
-    """`auto`: by the file names. `folder` is images beside one CSV (or TSV) with a file name column."""
+    """`auto`: by the file names. `folder` is images beside one CSV (or TSV) with a file name column, or beside files of
+    their names (docs/own-data.md)."""
     columns: ColumnsConfig = ColumnsConfig()
     weight: PositiveFloat = 1.0
     """Weight of this source relative to the others; with equal weights, as many rows are drawn from each."""
@@ -132,7 +133,7 @@ class ResourcesConfig(Schema):
     gpus_per_worker: NonNegativeFloat = 0
     cpus_per_worker: NonNegativeFloat = 1
     max_failures: NonNegativeInt = 2
-    """Most restarts from the newest checkpoint, in a row without a new checkpoint in between, after a worker was lost
+    """Most restarts from the newest checkpoint, in a row of which none got farther, after a worker was lost
     (also while it started). An error that would recur (bad rows, a loss that is not finite) stops the run at once."""
     resize_seconds: PositiveFloat = 60
     """(D) Shortest time between two checks of how many workers fit; each change costs a restart."""
@@ -214,6 +215,9 @@ class RunConfig(TrainConfig):
     fits into the worker's memory with at most 120 MiB of views; found before the first step, kept in the run folder."""
     log_every_steps: PositiveInt = 10
     checkpoint_every_steps: PositiveInt = 500
+    checkpoint_every_minutes: PositiveFloat | None = 30
+    """(D) A checkpoint is also written when the last one is so old, and one minute after each start, so that losses
+    soon after a start lose little; None: by steps alone."""
     keep_last: PositiveInt = 2
     """Number of newest checkpoints to keep."""
     keep_every_steps: PositiveInt | None = None
@@ -251,9 +255,9 @@ class RunConfig(TrainConfig):
         given = self.micro_batch_images
         micro = given if isinstance(given, int) else max(total // workers, 1) if given is None else 1
         if total % (workers * micro):
+            passes = f" x micro_batch_images ({micro})" if isinstance(given, int) else ""
             raise ValueError(
-                f"global_batch_images ({total}) must be divisible by resources.workers ({workers}) x "
-                f"micro_batch_images ({micro})"
+                f"global_batch_images ({total}) must be divisible by resources.workers ({workers}){passes}"
             )
         return self
 

@@ -7,6 +7,7 @@ the views, so that a chunk is read once per rank and window, whatever their numb
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from tips_ray.config import RunConfig
 from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
 from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views
+
+LEAVE_SECONDS = 120
+"""How long a data process outlives a signal of a scheduler; it ends with its rank at once."""
 
 
 class StreamError(RuntimeError):
@@ -118,7 +122,12 @@ class _Views(Dataset):
 
 
 def _end_with_rank(process: int) -> None:
-    """End a data process when its rank has ended in any way; the loader's own watch only sees the fork server."""
+    """End a data process when its rank has ended in any way; the loader's own watch only sees the fork server.
+
+    A scheduler signals all processes of a job: this one goes on for as long as its rank may take to save and leave.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: _end_later(128 + number))
     rank = multiprocessing.parent_process()
     assert rank is not None
 
@@ -127,6 +136,12 @@ def _end_with_rank(process: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="rank", daemon=True).start()
+
+
+def _end_later(code: int) -> None:
+    timer = threading.Timer(LEAVE_SECONDS, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def _array(column: Any) -> np.ndarray:

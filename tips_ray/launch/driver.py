@@ -9,10 +9,11 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.data.index import Index, index_uri
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.errors import RunStopped
 from tips_ray.launch.captions import store_of
 from tips_ray.launch.checks import preflight
 from tips_ray.launch.vocabulary import claim
-from tips_ray.runs import Run, RunFolder, checkpoints_of, newest_checkpoint, start_tracking
+from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
 
 SHOWN = ("data", "run", "resources")
 """Checks whose results every start shows; a dry run shows all."""
@@ -65,8 +66,9 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
         URI of the run folder.
 
     Raises:
-        ValueError: config, data, storage or resources are wrong.
+        ValueError: config, data, storage or resources are wrong, or another start trains the run.
         RunFailedError: training stopped.
+        RunStopped: it was asked to save and leave, and has.
     """
     if trainer is None:
         from tips_ray.launch.on_ray import RayTrainer  # imports Ray, which other trainers do not need
@@ -81,19 +83,28 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
     for check, level, text in checked.results:
         if check in SHOWN or level == "warn":
             print(f"{check:10} {text}", flush=True)
-    found = newest_checkpoint(checkpoints_of(folder.uri))
-    step = found.step if found else 0
-    if step >= config.schedule.total_steps:
+    if _done_step(folder) >= config.schedule.total_steps:
         trainer.skip(config)
         return folder.uri
-    uri = index_uri(config.data, index, storage.join(config.storage, "index"))
-    with captions_of(config, index, uri) as captions:
-        tokenizer = claim(config, index, folder, captions, step)
-        captioner = captions.store.fingerprint if captions else ""
-        run = Run(config, folder.uri, uri, tokenizer, index.fingerprint, captioner)
-        with _tracked(run, folder, step if found else None) as tracked_run:
-            trainer.train(tracked_run, captions)
+    with leased(folder.uri) as generation:
+        _train(trainer, config, folder, index, generation)
     return folder.uri
+
+
+def _train(trainer: Trainer, config: RunConfig, folder: RunFolder, index: Index, generation: int) -> None:
+    step, uri = _done_step(folder), index_uri(config.data, index, storage.join(config.storage, "index"))
+    with captions_of(config, index, uri) as captions:
+        tokenizer = claim(config, index, folder, captions, max(step, 0))
+        captioner = captions.store.fingerprint if captions else ""
+        run = Run(config, folder.uri, uri, tokenizer, index.fingerprint, captioner, generation=generation)
+        with _tracked(run, folder, step if step >= 0 else None) as tracked_run:
+            trainer.train(tracked_run, captions)
+
+
+def _done_step(folder: RunFolder) -> int:
+    """Step of the newest complete checkpoint, -1 where there is none."""
+    found = newest_checkpoint(checkpoints_of(folder.uri))
+    return found.step if found else -1
 
 
 @contextmanager
@@ -114,13 +125,13 @@ def captions_of(config: RunConfig, index: Index, index_uri: str) -> Iterator[Cap
 def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None) -> Iterator[Run]:
     """The run with its MLflow run; how the block ended is written to MLflow and to the run folder."""
     tracking = start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint)
-    status = "FAILED"
+    status, asked = "FAILED", {}
     try:
         yield replace(run, tracking_uri=tracking.uri, mlflow_run_id=tracking.run_id)
         status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except (KeyboardInterrupt, RunStopped) as stop:
+        status, asked = "KILLED", {"cause": str(stop)} if isinstance(stop, RunStopped) else {}
         raise
     finally:
-        folder.try_event("end", None, status=status)
+        folder.try_event("end", None, status=status, **asked)
         tracking.finish(status)

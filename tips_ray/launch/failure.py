@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tips_ray import storage
-from tips_ray.errors import RunFailedError, RunInterrupted, described, root_cause
+from tips_ray.errors import RunFailedError, RunInterrupted, RunStopped, described, root_cause
 from tips_ray.runs import RunFolder, checkpoints_of, list_checkpoints
+from tips_ray.train.graceful_stop import GracefulStop
 
 
 @contextmanager
 def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turn errors of `kinds` into `RunFailedError`, and Ctrl-C, also as Ray Train handles it, into `RunInterrupted`.
+
+    A run that was asked to stop, and has saved, ends with `RunStopped`.
 
     Args:
         folder: of the run.
@@ -25,6 +28,8 @@ def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...])
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted{_reached(folder)}; {_resumes(folder)}") from None
     except kinds as error:
+        if isinstance(cause := root_cause(error), GracefulStop):
+            raise RunStopped(f"{cause}{_reached(folder)}, which is saved; {_resumes(folder)}") from None
         kept = _write_traceback(folder)
         raise RunFailedError(
             f"training stopped{_reached(folder)}: {described(error)}; once that is mended, {_resumes(folder)}; {kept}"

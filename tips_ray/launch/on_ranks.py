@@ -23,15 +23,19 @@ from tips_ray.config import RunConfig, override
 from tips_ray.data.local_stream import local_stream
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.distributed import gather_objects, rank, world_size
-from tips_ray.errors import CheckWarning, RunFailedError, described, is_echo
+from tips_ray.errors import CheckWarning, RunFailedError, RunStopped, described, is_echo
 from tips_ray.launch.checks import captions_come
 from tips_ray.launch.cluster import gpus_here
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.progress import shown_progress
 from tips_ray.launch.sizes import bytes_text, row_bytes
+from tips_ray.launch.stops import signals_stop
 from tips_ray.runs import Run, RunFolder
 from tips_ray.runs.checkpoint import DamagedCheckpointError
+from tips_ray.runs.stop import stop_asked
 from tips_ray.storage import StorageError
+from tips_ray.train import graceful_stop
+from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.micro_batch import find, keep, settled
 from tips_ray.train.worker_log import log_to_stderr
 from tips_ray.train.worker_loop import train_worker
@@ -92,12 +96,21 @@ class RankTrainer:
 
         Raises:
             RunFailedError: training stopped.
+            RunStopped: it was asked to.
         """
         log_to_stderr("WARNING")
         folder = RunFolder(run.uri)
+        if is_restarted_by_torchrun() and (request := stop_asked(run.uri, run.generation - 1)):
+            self.skip(run.config)
+            raise RunStopped(f"{request}; torchrun started it again: leave out --max-restarts to stop at once")
         with failures_as_sentences(folder, (Exception,)), shown_progress(folder, run.config.schedule.total_steps):
             with _process_group(run.config) as device:
                 _train(_broadcast((run, captions)), device)
+
+
+def is_restarted_by_torchrun() -> bool:
+    """torchrun starts all ranks again when one has failed, up to --max-restarts times."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
 
 
 def ranks() -> int:
@@ -160,6 +173,8 @@ def _follow(config: RunConfig) -> None:
                 _train(job, device)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except GracefulStop:
+        raise SystemExit(RunStopped.exit_code) from None
     except Exception as error:
         is_common = isinstance(error, (ValueError, FloatingPointError)) and not isinstance(error, StorageError)
         if is_common or is_echo(error):
@@ -192,13 +207,15 @@ def _broadcast(what: Any) -> Any:
 def _train(job: Job, device: torch.device) -> None:
     """Train on every rank; starts again where a checkpoint turns out to be damaged."""
     run, captions = _with_micro_batch(job[0], device), job[1]
-    while True:
-        open_stream = partial(_opened_stream, run, captions, device.type == "cuda")
-        try:
-            train_worker(run, device, open_stream, lambda metrics: None)
-            return
-        except DamagedCheckpointError:
-            pass  # it is marked now, so the one before is the newest
+    graceful_stop.ask("")  # whatever asked an earlier run of this process
+    with signals_stop(lambda by: graceful_stop.ask(f"stopped by {by}")):
+        while True:
+            open_stream = partial(_opened_stream, run, captions, device.type == "cuda")
+            try:
+                train_worker(run, device, open_stream, lambda metrics: None, graceful_stop.asked)
+                return
+            except DamagedCheckpointError:
+                pass  # it is marked now, so the one before is the newest
 
 
 def _opened_stream(run: Run, captions: CaptionAccess | None, pin_memory: bool) -> tuple[int, Iterator[dict[str, Any]]]:

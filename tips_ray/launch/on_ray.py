@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray.data
@@ -18,6 +19,7 @@ from tips_ray.launch import cluster
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.progress import shown_progress
 from tips_ray.launch.sizes import stream_sizes
+from tips_ray.launch.stops import ask_patiently, signals_stop, stuck_ones_aborted
 from tips_ray.ray_data_adapter import InOrder, start_coordinator
 from tips_ray.runs import Run, RunFolder
 from tips_ray.train.adapter import ElasticTrainer, shorten_waits
@@ -49,6 +51,7 @@ class RayTrainer:
         """
         Raises:
             RunFailedError: training stopped.
+            RunStopped: it was asked to.
         """
         cluster.connect(cluster.cpus_needed(run.config))
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -56,8 +59,9 @@ class RayTrainer:
         shorten_waits(run.config)
         start_coordinator(run.config.resources.poll_seconds)
         trainer = _ray_trainer(run, captions)
-        with failures_as_sentences(folder, FAILURES), shown_progress(folder, run.config.schedule.total_steps):
-            trainer.fit()
+        with signals_stop(partial(ask_patiently, run)), stuck_ones_aborted(run):  # Ray sets handlers when it starts
+            with failures_as_sentences(folder, FAILURES), shown_progress(folder, run.config.schedule.total_steps):
+                trainer.fit()
 
 
 def _ray_trainer(run: Run, captions: CaptionAccess | None) -> ElasticTrainer:
@@ -66,8 +70,7 @@ def _ray_trainer(run: Run, captions: CaptionAccess | None) -> ElasticTrainer:
     failures = FailureConfig(max_failures=run.config.resources.max_failures)
     return ElasticTrainer(
         run_worker,
-        config=run.config,
-        run_uri=run.uri,
+        run=run,
         train_loop_config={"run": run, "captions": captions, "log_level": os.environ.get(LEVEL, "INFO")},
         scaling_config=_scaling(run.config),
         run_config=ray.train.RunConfig(name="ray", storage_path=notes, failure_config=failures),

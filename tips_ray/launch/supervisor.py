@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from tips_ray import storage
-from tips_ray.errors import RunFailedError
-from tips_ray.runs.checkpoint import checkpoints_of, newest_step
+from tips_ray.errors import RunFailedError, RunStopped
+from tips_ray.launch.stops import SIGNALS
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.lease import newest
+from tips_ray.runs.restart import last_step
+from tips_ray.runs.stop import stop_asked
 
 TRIES = 5
-"""Failed starts in a row without a new checkpoint."""
+"""Failed starts in a row of which none got farther than those before."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
-MISTAKE, INTERRUPTED, TERMINATED = 2, 130, 143
+MISTAKE, INTERRUPTED = 2, 130
 
 
 def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -26,20 +29,23 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
         sleep: called between two starts.
 
     Raises:
-        RunFailedError: it has failed `TRIES` times without a new checkpoint.
+        RunFailedError: it has failed `TRIES` times without getting farther.
     """
-    failed, saved, has_run = 0, _saved_step(folder), False
+    failed, farthest, has_run = 0, last_step(folder.uri), False
     while True:
         begun = datetime.now(UTC).isoformat()
         code = _ended(command)
         has_run = has_run or code != MISTAKE  # later this code means that the cluster is away
-        if code in (0, INTERRUPTED, TERMINATED) or not has_run or _would_come_again(folder, begun):
+        if code in (0, INTERRUPTED, RunStopped.exit_code) or not has_run or _would_come_again(folder, begun):
             return code
-        failed, saved = (1, _saved_step(folder)) if _saved_step(folder) > saved else (failed + 1, saved)
+        if _was_asked_to_stop(folder):
+            return RunStopped.exit_code
+        reached = last_step(folder.uri)
+        failed, farthest = (1, reached) if reached > farthest else (failed + 1, farthest)
         if failed == TRIES:
             raise RunFailedError(
-                f"the run has failed {TRIES} times without a new checkpoint, the last time with code {code}: mend what "
-                "its last lines say, then the same command goes on"
+                f"the run has failed {TRIES} times without getting farther than step {max(farthest, 0)}, the last time "
+                f"with code {code}: mend what its last lines say, then the same command goes on"
             )
         seconds = min(FIRST_WAIT_SECONDS * 2 ** (failed - 1), LONGEST_WAIT_SECONDS)
         print(f"the driver ended with code {code}; it starts again in {seconds:.0f} s", flush=True)
@@ -49,22 +55,23 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
 def _ended(command: Sequence[str]) -> int:
     """The exit code; negative: the signal that killed it. Ctrl-C reaches the driver too, which then ends by itself.
 
-    SIGTERM is passed on and ends the run: the code is `TERMINATED`, unless the driver ends with 0.
+    Signals of a scheduler are passed on and end the run: the code is `RunStopped`'s, unless the driver ends with 0.
     """
-    terminated = False
+    passed = False
 
-    def terminate(number: int, frame: object) -> None:
-        nonlocal terminated
-        terminated = True
-        driver.terminate()
+    def pass_on(number: int, frame: object) -> None:
+        nonlocal passed
+        passed = True
+        driver.send_signal(number)
 
     with subprocess.Popen(command) as driver:
-        before = signal.signal(signal.SIGTERM, terminate)
+        before = {number: signal.signal(number, pass_on) for number in SIGNALS}
         try:
             code = _waited(driver)
-            return TERMINATED if terminated and code else code
+            return RunStopped.exit_code if passed and code else code
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _waited(driver: subprocess.Popen) -> int:
@@ -75,8 +82,12 @@ def _waited(driver: subprocess.Popen) -> int:
             continue
 
 
-def _saved_step(folder: RunFolder) -> int:
-    return newest_step(checkpoints_of(folder.uri))
+def _was_asked_to_stop(folder: RunFolder) -> bool:
+    """A request came while the driver was about to be lost, or was lost."""
+    try:
+        return stop_asked(folder.uri, newest(folder.uri)[0]) is not None
+    except storage.StorageError:
+        return False
 
 
 def _would_come_again(folder: RunFolder, since: str) -> bool:

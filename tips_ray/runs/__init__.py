@@ -2,6 +2,7 @@
 
 from tips_ray.runs.checkpoint import CheckpointInfo, checkpoints_of, list_checkpoints, newest_checkpoint
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.lease import leased
 from tips_ray.runs.run import Run
 from tips_ray.runs.tracking import TrackingHandle, start_tracking
 
@@ -11,6 +12,7 @@ __all__ = [
     "RunFolder",
     "TrackingHandle",
     "checkpoints_of",
+    "leased",
     "list_checkpoints",
     "newest_checkpoint",
     "start_tracking",

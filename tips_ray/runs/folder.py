@@ -23,6 +23,7 @@ MAY_DIFFER = {
     "health",
     "log_every_steps",
     "checkpoint_every_steps",
+    "checkpoint_every_minutes",
     "checkpoint_patience_seconds",
     "keep_last",
     "keep_every_steps",

@@ -1,4 +1,4 @@
-"""Cost of a restart: how the start before it ended, according to the run folder, and the seconds to the next step."""
+"""How far a run has come, how its start before ended, and the seconds from there to the next step."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from tips_ray import storage
+from tips_ray.runs.checkpoint import checkpoints_of, newest_step
 from tips_ray.runs.folder import RunFolder
 
 STARTS = ("start", "resume")
@@ -24,6 +26,15 @@ class Before:
     stopped: float
     """When its end was noticed; equal to `seen` where no process was left to notice."""
     cause: str
+
+
+def last_step(run_uri: str) -> int:
+    """Last step that the run has logged or saved; -1 where there is none, or while the storage does not answer."""
+    try:
+        metrics = RunFolder(run_uri).read_metrics()
+    except storage.StorageError:
+        metrics = []
+    return max(newest_step(checkpoints_of(run_uri)), metrics[-1]["step"] if metrics else -1)
 
 
 def attempt_before(folder: RunFolder) -> Before | None:

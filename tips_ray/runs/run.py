@@ -27,6 +27,8 @@ class Run:
     tracking_uri: str | None = None
     """URI of MLflow; None: no tracking."""
     mlflow_run_id: str = ""
+    generation: int = 0
+    """Of the lease that this start holds (`runs.lease`); 0: none, as in tests."""
 
     @property
     def checkpoints_uri(self) -> str:

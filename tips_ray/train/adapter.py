@@ -27,8 +27,12 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.errors import is_echo, is_final, root_cause
 from tips_ray.ray_data_adapter import RENEWED_SECONDS
-from tips_ray.runs.checkpoint import DamagedCheckpointError, checkpoints_of, newest_step
+from tips_ray.runs.checkpoint import DamagedCheckpointError
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.lease import LeaseLostError
+from tips_ray.runs.restart import last_step
+from tips_ray.runs.run import Run
+from tips_ray.runs.stop import stop_asked
 from tips_ray.train import graceful_stop
 from tips_ray.train.graceful_stop import GracefulStop, StuckStop
 
@@ -68,10 +72,10 @@ def shorten_waits(config: RunConfig) -> None:
 class ElasticTrainer(TorchTrainer):
     """A `TorchTrainer` with our two policies; its `ScalingConfig` says whether the number of workers is fixed."""
 
-    def __init__(self, *args: Any, config: RunConfig, run_uri: str, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, run: Run, **kwargs: Any) -> None:
         require_ray()
         super().__init__(*args, **kwargs)
-        self._config, self._run_uri = config, run_uri
+        self._run = run
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Handle Ctrl-C as Ray does, but kill a controller that does not react because it waits for nodes."""
@@ -86,9 +90,11 @@ class ElasticTrainer(TorchTrainer):
         signal.signal(signal.SIGINT, end)
 
     def _initialize_and_run_controller(self, **policies: Any) -> Any:
-        policies["failure_policy"] = CountedFailures(self.run_config.failure_config, self._run_uri)
+        policies["failure_policy"] = CountedFailures(
+            self.run_config.failure_config, self._run.uri, self._run.generation
+        )
         if self.scaling_config.elasticity_enabled:
-            policies["scaling_policy"] = GracefulScaling(self.scaling_config, self._config, self._run_uri)
+            policies["scaling_policy"] = GracefulScaling(self.scaling_config, self._run.config, self._run.uri)
         return super()._initialize_and_run_controller(**policies)
 
 
@@ -198,11 +204,14 @@ def asked_here() -> str:
 
 
 class CountedFailures(DefaultFailurePolicy):
-    """Graceful stops and damaged checkpoints do not count as failures. A new checkpoint resets the count."""
+    """Graceful stops and damaged checkpoints do not count as failures. A step farther than ever resets the count.
 
-    def __init__(self, failure_config: Any, run_uri: str) -> None:
+    A run that was asked to stop ends with its next graceful stop or failure.
+    """
+
+    def __init__(self, failure_config: Any, run_uri: str, generation: int = 0) -> None:
         super().__init__(failure_config)
-        self.run_uri, self._saved_step = run_uri, -1
+        self.run_uri, self.generation, self._farthest_step = run_uri, generation, -1
         self._known_failures = len(RunFolder(run_uri).final_failures())  # of earlier drivers
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
@@ -212,7 +221,7 @@ class CountedFailures(DefaultFailurePolicy):
             training_failed_error = WorkerGroupError(str(started), {0: started})  # the rank is not known
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
             return super().make_decision(training_failed_error)
-        if self._is_final(training_failed_error):
+        if self._is_final(training_failed_error) or stop_asked(self.run_uri, self.generation):
             return FailureDecision.RAISE
         reason = graceful_reason(training_failed_error)
         is_counted = not reason and not is_of_damage(training_failed_error)
@@ -229,7 +238,8 @@ class CountedFailures(DefaultFailurePolicy):
         failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
         common = {rank: e for rank, e in failures.items() if rank == 0 or isinstance(unwrapped(e), RayTaskError)}
         final = next(filter(is_final, map(root_cause, common.values())), None)
-        if final is not None and not self._has_final_event():
+        is_failure = final is not None and not isinstance(final, LeaseLostError)
+        if is_failure and not self._has_final_event():
             what = {"error": str(final), "type": type(final).__name__, "is_final": True}
             RunFolder(self.run_uri).try_event("failure", None, rank=min(common), **what)
         return final is not None
@@ -242,9 +252,9 @@ class CountedFailures(DefaultFailurePolicy):
             return False
 
     def _counted(self, error: TrainingFailedError) -> FailureDecision:
-        saved = newest_step(checkpoints_of(self.run_uri))
-        if saved > self._saved_step:
-            self._worker_group_failures, self._saved_step = 0, saved
+        reached = last_step(self.run_uri)
+        if reached > self._farthest_step:
+            self._worker_group_failures, self._farthest_step = 0, reached
         return super().make_decision(error)
 
 

@@ -1,11 +1,18 @@
 """A graceful stop: a rank is asked to leave; all ranks agree after a step, save, and leave together.
 
-No step is then computed twice. `adapter`, which decides on it, asks one process or all of them.
+No step is then computed twice. `adapter` asks one process or all of them when the number of workers changes; a request
+in the run folder (`runs.stop`) asks rank 0.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor
+
+from tips_ray.distributed import rank
+from tips_ray.runs.run import Run
+from tips_ray.runs.stop import stop_asked
 
 _reason = ""
 
@@ -29,15 +36,43 @@ def asked() -> str:
     return _reason
 
 
+@contextmanager
+def stop_watched(run: Run) -> Iterator[Callable[[], str]]:
+    """Yields a function: why the run should stop, as its folder says. Rank 0 looks; other ranks know of nothing."""
+    found: list[str] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not (request := stop_asked(run.uri, run.generation)):
+            if is_over.wait(run.config.resources.poll_seconds):
+                return
+        found.append(str(request))
+
+    watch = threading.Thread(target=look, name="stop", daemon=True)
+    if run.generation and rank() == 0:
+        watch.start()
+    try:
+        yield lambda: found[0] if found else ""
+    finally:
+        is_over.set()
+
+
 class Agreement:
-    """Whether a rank was asked to leave; all ranks learn it at the one wait for the device in every step."""
+    """Whether a rank was asked to leave, or to save; all learn it at the one wait for the device in every step."""
 
-    def __init__(self, asked: Callable[[], str] = lambda: "") -> None:
-        self.asked, self.is_reached = asked, False
+    def __init__(self, asked: Callable[[], str] = lambda: "", is_old: Callable[[], bool] = lambda: False) -> None:
+        """
+        Args:
+            asked: why this rank should leave; empty while it should not.
+            is_old: whether this rank thinks that the last checkpoint is too old.
+        """
+        self.asked, self.is_old = asked, is_old
+        self.is_leaving, self.is_saving = False, False
 
-    def vote(self, like: Tensor) -> Tensor:
-        """This rank's part of the mean over ranks; scalar on the device of `like`, made without waiting for it."""
-        return like.new_full((), float(bool(self.asked())))
+    def votes(self, like: Tensor) -> dict[str, Tensor]:
+        """This rank's parts of the means over ranks; scalars on the device of `like`, made without waiting for it."""
+        votes = {"asked": bool(self.asked()), "is_old": self.is_old()}
+        return {name: like.new_full((), float(vote)) for name, vote in votes.items()}
 
-    def count(self, mean: float) -> None:
-        self.is_reached = mean > 0
+    def count(self, means: Mapping[str, float]) -> None:
+        self.is_leaving, self.is_saving = means["asked"] > 0, means["is_old"] > 0

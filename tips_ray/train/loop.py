@@ -9,13 +9,15 @@ from torch import Tensor
 
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
-from tips_ray.distributed import mean_over_ranks, world_size
+from tips_ray.distributed import mean_over_ranks, rank, world_size
 from tips_ray.train.flops import Utilization
 from tips_ray.train.graceful_stop import Agreement
 from tips_ray.train.guard import BadStepRecorder, Guard
 from tips_ray.train.health import CollapseJudge, Health
 from tips_ray.train.state import TrainState
 
+FIRST_SAVE_MINUTES = 1.0
+"""Of each start: a loss in the first minutes is likely, and without a checkpoint all is done again."""
 FEW_ROWS = 1_000
 """The share of bad rows among fewer than these says little about a long run."""
 
@@ -58,12 +60,15 @@ def train(
         ValueError: more than `data.max_bad_fraction` of the rows so far were bad, or a `CollapseError`.
     """
     throughput, bad_rows = _Throughput(config), _BadRows(state.bad_rows, config)
-    agreement, is_leaving = Agreement(asked), False
+    age, is_leaving = _CheckpointAge(config), False
+    agreement = Agreement(asked, age.is_over)
     guard, health, collapse = Guard(config, recorder, agreement), Health(config.objective), CollapseJudge(config)
     while state.step < config.schedule.total_steps and not is_leaving:
         micro_batches = throughput.wait_for(steps)
-        is_leaving = agreement.is_reached
-        is_logged, is_saved = _due(state.step + 1, config, is_leaving)
+        is_leaving = agreement.is_leaving
+        is_logged, is_saved = _due(state.step + 1, config, is_leaving or agreement.is_saving)
+        if is_saved:
+            age.restart()  # before the ranks vote again
         health.expect(is_logged)
         metrics = guard.step(state, micro_batches, health)
         bad_rows.count(micro_batches)
@@ -80,10 +85,24 @@ def train(
                 recorder.save(state, means)
 
 
-def _due(step: int, config: RunConfig, is_leaving: bool) -> tuple[bool, bool]:
+def _due(step: int, config: RunConfig, is_agreed: bool) -> tuple[bool, bool]:
     """Whether `step` is logged, and saved; what is saved is logged too."""
-    is_saved = is_leaving or step == config.schedule.total_steps or step % config.checkpoint_every_steps == 0
+    is_saved = is_agreed or step == config.schedule.total_steps or step % config.checkpoint_every_steps == 0
     return is_saved or step == 1 or step % config.log_every_steps == 0, is_saved
+
+
+class _CheckpointAge:
+    """Time since the last checkpoint of this start, by the clock of rank 0; other ranks ask for none."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.minutes = config.checkpoint_every_minutes if rank() == 0 else None
+        self.ends = time.monotonic() + 60 * min(FIRST_SAVE_MINUTES, self.minutes or 0)
+
+    def is_over(self) -> bool:
+        return self.minutes is not None and time.monotonic() > self.ends
+
+    def restart(self) -> None:
+        self.ends = time.monotonic() + 60 * (self.minutes or 0)
 
 
 class _BadRows:

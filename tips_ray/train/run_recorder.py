@@ -19,6 +19,7 @@ from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.errors import is_final, root_cause
 from tips_ray.runs.checkpoint import drop_old_checkpoints
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.lease import LeaseLostError, require_newest
 from tips_ray.runs.restart import Restart, attempt_before
 from tips_ray.runs.run import Run
 from tips_ray.runs.tracking import TrackingHandle
@@ -141,7 +142,8 @@ class RunRecorder:
         last, every = config.keep_last, config.keep_every_steps
         drop = partial(drop_old_checkpoints, run.checkpoints_uri, keep_last=last, keep_every_steps=every)
         patience = config.checkpoint_patience_seconds
-        return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, after_commit=drop)
+        owned = partial(require_newest, run.uri, run.generation) if run.generation else lambda: None
+        return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, owned, drop)
 
     def _note_committed(self, wait: bool = False) -> None:
         """Report the checkpoint in flight, if all ranks have written it."""
@@ -170,8 +172,15 @@ class RunRecorder:
 
 
 def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
-    """Log an event of this rank; only rank 0 logs final errors, which all ranks raise alike and would raise again."""
+    """Log an event of this rank; only rank 0 logs final errors, which all ranks raise alike and would raise again.
+
+    A run that another start has taken over has not failed.
+    """
     cause = root_cause(error)  # of an error of Ray's stream
+    if isinstance(cause, LeaseLostError):
+        if rank() == 0:
+            folder.try_event("taken_over", step, error=str(cause))
+        return
     if rank() == 0 or not is_final(cause):
         what = {"error": str(cause), "type": type(cause).__name__, "is_final": is_final(cause)}
         folder.try_event("failure", step, rank=rank(), **what)

@@ -58,7 +58,7 @@ def train_step(
         config: of the run.
         accumulate_unsharded: see `accumulate_gradients`.
         health: looks at the step's outputs.
-        agreement: of the ranks on leaving, reached at the same wait.
+        agreement: of the ranks on leaving or saving, reached at the same wait.
 
     Raises:
         BadStepError: one of the two is not finite.
@@ -182,8 +182,9 @@ def clip_gradients(state: TrainState, config: TrainConfig) -> Tensor:
 def _require_finite(state: TrainState, metrics: dict[str, Tensor], agreement: Agreement) -> None:
     """Check two numbers for all: a sum is not finite where a part of it is not."""
     told = {name: metrics[name] for name in ("loss/total", "grad_norm")}
-    judged = mean_over_ranks({**told, "asked": agreement.vote(metrics["loss/total"])})
-    agreement.count(judged.pop("asked"))
+    judged = mean_over_ranks({**told, **agreement.votes(metrics["loss/total"])})
+    agreement.count(judged)
+    judged = {name: judged[name] for name in told}
     if not all(map(isfinite, judged.values())):
         state.optimizer.zero_grad(set_to_none=True)
         raise BadStepError(metrics, mean_over_ranks(metrics))

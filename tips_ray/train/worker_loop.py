@@ -23,7 +23,7 @@ from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
 from tips_ray.train.checkpointing import load_checkpoint
-from tips_ray.train.graceful_stop import GracefulStop
+from tips_ray.train.graceful_stop import GracefulStop, stop_watched
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
@@ -68,18 +68,25 @@ def train_worker(
     with restart.part("load"):
         weights_from = _filled(state, run, first_step)
         recorder = RunRecorder(run, state.step, device, report, weights_from, restart)
-    try:
-        train(state, _steps(state, config, device, stream, recorder), config, recorder, asked)
-    except Exception as error:
-        log.error("training stops: %s", error)
-        recorder.note_failure(state.step, error)
-        raise
+    with stop_watched(run) as asked_in_folder:
+        why = partial(_first, asked, asked_in_folder)
+        try:
+            train(state, _steps(state, config, device, stream, recorder), config, recorder, why)
+        except Exception as error:
+            log.error("training stops: %s", error)
+            recorder.note_failure(state.step, error)
+            raise
     recorder.close()
     if state.step < config.schedule.total_steps:
-        reason = next(filter(None, gather_objects(asked())))
+        reason = next(filter(None, gather_objects(why())))
         log.info("all ranks leave: %s", reason)
         raise GracefulStop(reason)
     log.info("all %d steps are done", state.step)
+
+
+def _first(*asked: Callable[[], str]) -> str:
+    """The first reason to leave; empty where there is none."""
+    return next(filter(None, (ask() for ask in asked)), "")
 
 
 def _filled(state: TrainState, run: Run, first_step: int) -> dict[str, dict[str, Any]] | None:

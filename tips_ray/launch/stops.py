@@ -1,0 +1,81 @@
+"""How a run that is asked to leave ends: signals of a scheduler become a request, and workers that stay are aborted.
+
+SIGTERM is Kubernetes' and SLURM's notice, SIGHUP a closed terminal's, SIGUSR1 what SLURM sends ahead of a time limit.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tips_ray import storage
+from tips_ray.errors import RunInterrupted, RunStopped
+from tips_ray.runs import Run
+from tips_ray.runs.stop import ask_to_stop, stop_asked
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+LOOK_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0
+"""How long the request of a signal is tried while the storage does not answer."""
+
+
+@contextmanager
+def signals_stop(act: Callable[[str], object]) -> Iterator[None]:
+    """During the block a signal of a scheduler calls `act` with who asks, in a thread; ignored signals stay ignored."""
+
+    def heard(number: int, frame: object) -> None:
+        by = f"{signal.Signals(number).name} to process {os.getpid()} on {socket.gethostname()}"
+        sys.stderr.write(f"{by}: the run saves and leaves\n")
+        threading.Thread(target=act, args=(by,), daemon=True).start()
+
+    is_main = threading.current_thread() is threading.main_thread()
+    kept = {number: signal.getsignal(number) for number in SIGNALS if is_main}
+    heeded = [number for number, handler in kept.items() if handler is not signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, kept[number])
+
+
+def ask_patiently(run: Run, by: str) -> None:
+    """Write the request of a signal; the run goes on if the storage does not answer for a minute."""
+    try:
+        storage.keep_trying(lambda: ask_to_stop(run.uri, by), PATIENCE_SECONDS)
+    except ValueError as error:
+        sys.stderr.write(f"the run was not asked to stop: {error}\n")
+
+
+@contextmanager
+def stuck_ones_aborted(run: Run) -> Iterator[None]:
+    """Interrupt the block, as Ctrl-C does, when the run was asked to stop and goes on for `resources.leave_seconds`.
+
+    Raises:
+        RunStopped: the run was asked to stop and was interrupted.
+    """
+    is_over = threading.Event()
+    watch = threading.Thread(target=_interrupt_if_stuck, args=(run, is_over), name="stop", daemon=True)
+    watch.start()
+    try:
+        yield
+    except RunInterrupted as error:
+        request = stop_asked(run.uri, run.generation)
+        if request is None:
+            raise
+        raise RunStopped(f"{request}; the workers did not leave by themselves: {error}") from None
+    finally:
+        is_over.set()
+        watch.join()
+
+
+def _interrupt_if_stuck(run: Run, is_over: threading.Event) -> None:
+    while stop_asked(run.uri, run.generation) is None:
+        if is_over.wait(LOOK_SECONDS):
+            return
+    if not is_over.wait(run.config.resources.leave_seconds):
+        os.kill(os.getpid(), signal.SIGINT)
