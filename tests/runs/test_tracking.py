@@ -1,5 +1,6 @@
 """MLflow with a real database; the slow test has a real server."""
 
+import errno
 import json
 import logging
 import math
@@ -7,19 +8,25 @@ import os
 import pickle
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from sqlalchemy.exc import OperationalError
 from toy import TOY
 
 from tips_ray.config import override
 from tips_ray.config.run import RunConfig
-from tips_ray.runs.tracking import TrackingHandle, start_tracking, tracking_uri
+from tips_ray.runs import RunFolder
+from tips_ray.runs.mlflow_access import TrackingError, database_path, mlflow_client
+from tips_ray.runs.mlflow_checks import _revisions
+from tips_ray.runs.tracking import Tracking, TrackingHandle, start_tracking, tracking_uri
 
 
 def _config(storage: Path | str, **values) -> RunConfig:
@@ -156,6 +163,133 @@ def test_a_server_that_goes_away_costs_a_warning_and_keeps_the_metrics(folder, m
         handle.flush()
     assert "MLflow took no metrics, 1 wait" in caplog.text
     assert [metric.value for metric in handle._waiting] == [1.0]
+
+
+def test_metrics_wait_for_a_database_that_is_away_with_one_warning(runs, folder, monkeypatch, caplog):
+    config = _config(runs)
+    handle = start_tracking(config, folder).handle()
+    with monkeypatch.context() as away, caplog.at_level(logging.WARNING):
+        away.setattr("tips_ray.runs.tracking.mlflow_client", _fail)
+        for step in (1, 2, 3):
+            handle.log(step, {"loss/total": 1.0 / step})
+            handle.flush()
+    assert caplog.text.count("training goes on") == 1 and "MLflow took no metrics, 1 wait" in caplog.text
+    assert "database is locked" in caplog.text
+    handle.flush()
+    assert _history(config, folder, "loss/total") == [(step, 1.0 / step) for step in (1, 2, 3)]
+    assert "MLflow takes metrics again" in caplog.text
+
+
+def _fail(uri):
+    raise OperationalError("SELECT 1", None, sqlite3.OperationalError("database is locked"))
+
+
+def test_the_newest_metrics_wait(monkeypatch):
+    monkeypatch.setattr("tips_ray.runs.tracking.mlflow_client", _fail)
+    monkeypatch.setattr("tips_ray.runs.tracking.MOST_WAITING", 2)
+    handle = TrackingHandle("sqlite:///none.db", "")
+    for step in (1, 2, 3):
+        handle.log(step, {"loss/total": 1.0})
+        handle.flush()
+    assert [metric.step for metric in handle._waiting] == [2, 3]
+
+
+def test_an_end_that_mlflow_does_not_take_is_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr("tips_ray.runs.tracking.mlflow_client", _fail)
+    with caplog.at_level(logging.WARNING):
+        Tracking("sqlite:///none.db", "12").finish("FINISHED")
+    assert "did not take the end (FINISHED)" in caplog.text and "set_terminated('12', 'FINISHED')" in caplog.text
+
+
+def test_a_resume_sends_what_mlflow_lacks_of_the_steps_before_and_the_end_sends_the_rest(runs, folder):
+    config = _config(runs, log_every_steps=1)
+    run_folder = RunFolder(folder)
+    for step in (1, 2, 3, 4):
+        run_folder.log_metrics(step, {"loss/total": 1.0 / step, "grad_norm": math.nan})
+    first = start_tracking(config, folder)
+    first.log(2, {"loss/total": 0.5})
+    first.finish("FAILED")
+    assert _history(config, folder, "loss/total") == [(2, 0.5)]
+    second = start_tracking(config, folder, resumed_from_step=3)
+    assert sorted(_history(config, folder, "loss/total")) == [(1, 1.0), (2, 0.5), (3, 1.0 / 3)]
+    assert [step for step, _ in _history(config, folder, "grad_norm")] == [1, 3]
+    second.finish("FINISHED")
+    assert sorted(_history(config, folder, "loss/total")) == [(step, 1.0 / step) for step in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("content", ["", "junk", "[]", '{"run_id": 5}', '{"run_id": ""}'])
+def test_a_damaged_note_is_written_again_with_the_run_that_has_the_folder_as_its_tag(content, runs, folder):
+    config = _config(runs)
+    first = start_tracking(config, folder)
+    Path(folder, "mlflow.json").write_text(content)
+    assert start_tracking(config, folder, resumed_from_step=0).run_id == first.run_id
+    assert _run(config, folder).info.run_id == first.run_id
+
+
+def test_an_experiment_that_was_deleted_is_refused_and_taken_again_when_it_is_restored(runs, folder):
+    config = _config(runs, tracking__experiment=f"of {folder}")
+    first = start_tracking(config, folder)
+    client = MlflowClient(tracking_uri(config))
+    client.delete_experiment(first.experiment_id)
+    with pytest.raises(TrackingError, match=f"restore --experiment-id {first.experiment_id}` where"):
+        start_tracking(config, folder)
+    client.restore_experiment(first.experiment_id)
+    assert start_tracking(config, folder).run_id == first.run_id
+
+
+def test_a_database_of_mlflow_itself_has_the_version_that_is_required(runs):
+    _, newest = _revisions()
+    with closing(sqlite3.connect(runs / "mlflow.db")) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [(newest,)]
+
+
+class _Maker:
+    """MLflow that makes a database at once; `before` happens while it does."""
+
+    def __init__(self, uri: str, before=lambda: None) -> None:
+        self.path, self.before = database_path(uri), before
+
+    def search_experiments(self, max_results: int) -> None:
+        assert self.path
+        self.path.write_bytes(b"made")
+        self.before()
+
+
+@pytest.mark.parametrize(("there", "then"), [(None, b"made"), (b"", b"made"), (b"of a faster one", b"of a faster one")])
+def test_a_new_database_appears_whole_and_never_replaces_that_of_a_faster_run(there, then, tmp_path, monkeypatch):
+    path = tmp_path / "runs" / "mlflow.db"
+
+    def meanwhile() -> None:
+        assert not path.exists()
+        if there is not None:
+            path.write_bytes(there)
+
+    monkeypatch.setattr("mlflow.MlflowClient", lambda uri: _Maker(uri, meanwhile))
+    mlflow_client(f"sqlite:///{path}")
+    assert path.read_bytes() == then and os.listdir(path.parent) == ["mlflow.db"]
+
+
+def test_a_full_disk_while_a_database_is_made_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def no_room() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mlflow.MlflowClient", lambda uri: _Maker(uri, no_room))
+    path = tmp_path / "mlflow.db"
+    with pytest.raises(ValueError, match="mlflow.db: no space is left on the device; free some"):
+        mlflow_client(f"sqlite:///{path}")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+def test_two_new_runs_at_one_moment_in_one_new_folder_are_both_tracked(tmp_path):
+    """MLflow's own set-up of one file by two processes ends in `duplicate column name` in one of them."""
+    code = (
+        "import sys; from tips_ray.runs.mlflow_access import mlflow_client; mlflow_client(sys.argv[1]).create_run('0')"
+    )
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    started = [subprocess.Popen([sys.executable, "-c", code, uri]) for _ in range(2)]
+    assert [process.wait(120) for process in started] == [0, 0]
+    assert len(MlflowClient(uri).search_runs(["0"])) == 2
 
 
 @pytest.mark.slow

@@ -1,24 +1,31 @@
 """MLflow: one run per run folder, over all crashes and resumes.
 
 The driver alone creates, resumes and ends the run; workers add metrics through a picklable handle. Metrics that cannot
-be sent stay in the worker's buffer and in the run folder: tracking never stops a training that has begun.
+be sent stay in the worker's buffer and in the run folder: tracking never stops a training that has begun, and the end
+of the run or its next start sends what is missing.
 """
 
 import json
 import logging
-import os
-import re
 import time
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tips_ray import storage
 from tips_ray.config.run import RunConfig
+from tips_ray.runs.mlflow_access import (
+    database_path,
+    mlflow_client,
+    mlflow_failures,
+    one_line,
+    without_credentials,
+)
+from tips_ray.runs.mlflow_catch_up import MOST_METRICS, catch_up
+from tips_ray.runs.mlflow_checks import require_active, require_answer
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,14 +33,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 10
+KEY, NOTE = "tracking.mlflow_uri", "mlflow.json"
 SEND_EVERY_SECONDS = 5.0
-MOST_METRICS, MOST_PARAMS = 1000, 100  # MLflow's limits per request
+MOST_PARAMS = 100  # MLflow's limit per request
+MOST_WAITING = 200_000
+"""Metrics that a worker keeps while MLflow is away: about 50 MB."""
 MOST_CHARACTERS = 6000  # of a parameter
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
-DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_DISABLE_TELEMETRY": "true"}
-DEFAULTS |= {"MLFLOW_LOGGING_LEVEL": "WARNING"}
-"""Defaults of environment variables: MLflow itself would try for four minutes, and log every table."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -47,6 +52,7 @@ class TrackingHandle:
         self._sent = time.monotonic()
         self._sending: Future | None = None
         self._sender: ThreadPoolExecutor | None = None
+        self._is_behind = False
 
     def __reduce__(self) -> tuple:
         return TrackingHandle, (self.uri, self.run_id)
@@ -71,22 +77,48 @@ class TrackingHandle:
         self._send()
 
     def _send(self) -> None:
-        from mlflow.exceptions import MlflowException
-
         try:
+            client = mlflow_client(self.uri)
             while batch := self._waiting[:MOST_METRICS]:
-                _client(self.uri).log_batch(self.run_id, metrics=batch)
+                client.log_batch(self.run_id, metrics=batch)
                 del self._waiting[: len(batch)]
-        except MlflowException as error:
-            logger.warning("MLflow took no metrics, %d wait: %s", len(self._waiting), _one_line(error))
+        except Exception as error:  # of MLflow, its database or its server: training goes on, whatever it is
+            self._wait(error)
+        else:
+            self._tell_of_success()
         self._sent = time.monotonic()
+
+    def _wait(self, error: Exception) -> None:
+        """Say once that metrics wait, and keep the newest `MOST_WAITING` of them."""
+        if not self._is_behind:
+            logger.warning(
+                "MLflow took no metrics, %d wait; training goes on, they are in the run folder and are sent once "
+                "MLflow takes them: %s",
+                len(self._waiting),
+                one_line(error),
+            )
+        self._is_behind = True
+        del self._waiting[: max(0, len(self._waiting) - MOST_WAITING)]  # the next start sends them from the run folder
+
+    def _tell_of_success(self) -> None:
+        if self._is_behind:
+            logger.warning("MLflow takes metrics again; those that waited are sent")
+        self._is_behind = False
 
 
 class Tracking:
     """The driver's side of a run; without a URI it does nothing."""
 
-    def __init__(self, uri: str | None, run_id: str = "", experiment_id: str = "") -> None:
+    def __init__(
+        self,
+        uri: str | None,
+        run_id: str = "",
+        experiment_id: str = "",
+        send_missing: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`send_missing`: called at the end of a whole run, to send what MLflow lacks of it."""
         self.uri, self.run_id, self.experiment_id = uri, run_id, experiment_id
+        self._send_missing = send_missing
         self._own = self.handle()
 
     def handle(self) -> TrackingHandle:
@@ -100,13 +132,21 @@ class Tracking:
         """Set the terminal status; without it a run stays RUNNING for ever."""
         if self.uri is None:
             return
-        from mlflow.exceptions import MlflowException
-
         self._own.flush()
         try:
-            _client(self.uri).set_terminated(self.run_id, status)
-        except MlflowException as error:
-            logger.warning("MLflow did not take the status %s: %s", status, _one_line(error))
+            mlflow_client(self.uri).set_terminated(self.run_id, status)
+            if status == "FINISHED":
+                self._send_missing()
+        except Exception as error:  # as in a handle: it must not hide how training ended
+            logger.warning(
+                "MLflow did not take the end (%s) or all metrics of this run, which the run folder has: %s; to end its "
+                "page, call mlflow.MlflowClient(%r).set_terminated(%r, %r)",
+                status,
+                one_line(error),
+                without_credentials(self.uri),
+                self.run_id,
+                status,
+            )
 
     @property
     def how_to_view(self) -> str | None:
@@ -136,54 +176,61 @@ def start_tracking(
         parent_run_id: the sweep that this run is a trial of.
 
     Raises:
-        ConnectionError: the tracking server does not answer.
+        TrackingError: MLflow cannot take the run.
     """
     uri = tracking_uri(config)
     if uri is None:
         return Tracking(None)
-    require_answer(uri)
-    client = _client(uri)
-    experiment_id = _experiment_id(client, uri, config.tracking.experiment)
-    run = _known_run(client, folder)
-    if run is None:
-        parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-        tags = {"run_folder": without_credentials(folder), **parent}
-        run = client.create_run(experiment_id, run_name=config.name, tags=tags)
-        storage.write_text(storage.join(folder, "mlflow.json"), json.dumps({"run_id": run.info.run_id}))
-        _log_data(client, run, config, data_fingerprint)
-    client.update_run(run.info.run_id, status="RUNNING")
-    if resumed_from_step is not None:
-        client.set_tag(run.info.run_id, "resumed_from_step", str(resumed_from_step))
-    _log_params(client, run, config)
-    return Tracking(uri, run.info.run_id, run.info.experiment_id)
+    require_answer(uri, KEY, config.tracking.experiment)
+    with mlflow_failures(uri, KEY):
+        client = mlflow_client(uri)
+        experiment_id = _experiment_id(client, uri, config.tracking.experiment, KEY)
+        run = _known_run(client, folder, experiment_id, "run_folder")
+        if run is None:
+            parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+            tags = {"run_folder": without_credentials(folder), **parent}
+            run = client.create_run(experiment_id, run_name=config.name, tags=tags)
+            _log_data(client, run, config, data_fingerprint)
+        _keep_run_id(folder, run.info.run_id)
+        client.update_run(run.info.run_id, status="RUNNING")
+        missing = partial(catch_up, client, run.info.run_id, folder, log_every_steps=config.log_every_steps)
+        if resumed_from_step is not None:
+            client.set_tag(run.info.run_id, "resumed_from_step", str(resumed_from_step))
+            missing(resumed_from_step)
+        _log_params(client, run, config)
+    send_missing = partial(missing, config.schedule.total_steps)
+    return Tracking(uri, run.info.run_id, run.info.experiment_id, send_missing)
 
 
 def prepare_tracking(config: RunConfig) -> None:
     """Set up a new database before several drivers start, which would all do it at once.
 
     Raises:
-        ConnectionError: the tracking server does not answer.
+        TrackingError: MLflow cannot take the run.
     """
     uri = tracking_uri(config)
     if uri is not None:
-        require_answer(uri)
-        _experiment_id(_client(uri), uri, config.tracking.experiment)
+        require_answer(uri, KEY, config.tracking.experiment)
+        with mlflow_failures(uri, KEY):
+            _experiment_id(mlflow_client(uri), uri, config.tracking.experiment, KEY)
 
 
 def track_scores(uri: str, experiment: str, model: str, folder: str, scores: Mapping[str, float]) -> None:
     """The MLflow run of the results in `folder`, made or taken up again, with their scores.
 
     Raises:
-        ConnectionError: the tracking server does not answer.
+        TrackingError: MLflow cannot take the run.
     """
-    uri = _absolute(uri)
-    require_answer(uri)
-    client = _client(uri)
-    run = _known_run(client, folder)
-    if run is None:
-        tags = {"model": without_credentials(model), "results_folder": without_credentials(folder)}
-        run = client.create_run(_experiment_id(client, uri, experiment), run_name=model, tags=tags)
-        storage.write_text(storage.join(folder, "mlflow.json"), json.dumps({"run_id": run.info.run_id}))
+    uri, key = _absolute(uri), "mlflow_uri"
+    require_answer(uri, key, experiment)
+    with mlflow_failures(uri, key):
+        client = mlflow_client(uri)
+        experiment_id = _experiment_id(client, uri, experiment, key)
+        run = _known_run(client, folder, experiment_id, "results_folder")
+        if run is None:
+            tags = {"model": without_credentials(model), "results_folder": without_credentials(folder)}
+            run = client.create_run(experiment_id, run_name=model, tags=tags)
+        _keep_run_id(folder, run.info.run_id)
     tracking = Tracking(uri, run.info.run_id, run.info.experiment_id)
     tracking.log(0, scores)
     tracking.finish("FINISHED")
@@ -202,75 +249,62 @@ def _absolute(uri: str) -> str:
     return f"sqlite:///{Path(path).resolve()}" if separator and not kind else uri
 
 
-def without_credentials(text: str) -> str:
-    """`https://user:password@host` -> `https://host`."""
-    return CREDENTIALS.sub("", text)
-
-
-def _client(uri: str | None) -> "MlflowClient":
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def require_answer(uri: str, key: str = "tracking.mlflow_uri") -> None:
-    """Ask once: MLflow itself would try for minutes. For a database, make the folder that holds it.
-
-    Args:
-        uri: of the tracking server.
-        key: of the config, which names it.
+def _experiment_id(client: "MlflowClient", uri: str, name: str, key: str) -> str:
+    """The experiment's id; it is made where it is missing.
 
     Raises:
-        ConnectionError: the tracking server does not answer.
+        TrackingError: it was deleted.
     """
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    if not uri.startswith("http"):
-        return
-    address = without_credentials(uri).rstrip("/")
-    try:
-        urllib.request.urlopen(f"{address}/health", timeout=ANSWER_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # it answers, if only to say that we must log in
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise ConnectionError(
-            f"{key} ({address}) does not answer ({reason}): start that server or correct the address"
-        ) from None
-
-
-def _experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
-    """The first request to a new database also sets it up, here and not in several workers at once."""
     from mlflow.exceptions import MlflowException
 
-    database = Path(uri.removeprefix("sqlite:///"))
-    artifacts = (database.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None
+    path = database_path(uri)
+    artifacts = (path.parent / "mlartifacts").as_uri() if path else None
     experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return experiment.experiment_id
+    if experiment is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:
+            experiment = client.get_experiment_by_name(name)  # another driver was faster
+            if experiment is None:
+                raise
+    require_active(name, experiment.experiment_id, experiment.lifecycle_stage, uri, key)
+    return experiment.experiment_id
+
+
+def stored_run_id(folder: str) -> str | None:
+    """The id in `mlflow.json`; empty: the file is damaged; None: there is none."""
     try:
-        return client.create_experiment(name, artifact_location=artifacts)
-    except MlflowException:
-        experiment = client.get_experiment_by_name(name)  # another driver was faster
-        if experiment is None:
-            raise
-        return experiment.experiment_id
-
-
-def _known_run(client: "MlflowClient", folder: str) -> "Run | None":
-    """The run that `mlflow.json` names, if this server has it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run_id = json.loads(storage.read_text(storage.join(folder, "mlflow.json")))["run_id"]
+        note = json.loads(storage.read_bytes(storage.join(folder, NOTE)))
     except storage.NotFoundError:
         return None
+    except storage.StorageError:
+        raise
+    except ValueError:
+        return ""
+    run_id = note.get("run_id") if isinstance(note, dict) else None
+    return run_id if isinstance(run_id, str) else ""
+
+
+def _keep_run_id(folder: str, run_id: str) -> None:
+    if stored_run_id(folder) != run_id:
+        storage.write_text(storage.join(folder, NOTE), json.dumps({"run_id": run_id}))
+
+
+def _known_run(client: "MlflowClient", folder: str, experiment_id: str, tag: str) -> "Run | None":
+    """The run that `mlflow.json` names; where the file is damaged, the newest run that has this folder as its tag."""
+    from mlflow.exceptions import MlflowException
+
+    run_id = stored_run_id(folder)
+    if run_id is None:
+        return None
+    if not run_id:
+        place = without_credentials(folder).replace('"', "_")
+        found = client.search_runs([experiment_id], f'tags.{tag} = "{place}"', max_results=1)
+        return found[0] if found else None
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
     return run if run.info.lifecycle_stage == "active" else None
@@ -308,7 +342,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _one_line(error: Exception) -> str:
-    return without_credentials(" ".join(str(error).split()))[:300]
