@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _lines(index: "Index", config: "RunConfig") -> list[str]:
     from tips_ray.data.index import unread_bytes
+    from tips_ray.data.sources import left_out
 
     uri = config.data.index or f"{config.storage.rstrip('/')}/index/{index.fingerprint}"
     lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {uri}"]
@@ -62,11 +63,12 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
             f"  {source.uri} ({source.format}): {source.rows} rows",
             f"    image: {columns.image}; web_caption: {columns.web_caption}; synthetic_captions: {synthetic}",
             *_sample_lines(index.first_rows(number), config.captions.missing),
+            *(f"    {text}" for text in left_out(config.data.sources[number].uri, index.shards_of(number))),
         ]
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
     lines += [f"  {row['path']} row {row['row']} {row['key']}" for row in rejects[:SHOWN_REJECTS]]
-    lines += [f"{path}: {lost:,} bytes at its end are not used" for path, lost in unread_bytes(index).items()]
+    lines += [f"{path}: {lost:,} bytes at its end are not used" for path, lost in unread_bytes(index).items() if lost]
     if len(rejects) > config.data.max_bad_fraction * index.rows:
         share = config.data.max_bad_fraction
         lines.append(f"{len(rejects)} of {index.rows} rows are bad; a run stops above data.max_bad_fraction ({share})")

@@ -97,6 +97,64 @@ def test_patterns_find_files_in_order(folder):
     assert [file.bytes for file in storage.list_files(f"{folder}/a/000.tar")] == [9]
 
 
+def test_what_is_hidden_or_kept_by_a_system_counts_only_where_it_is_named(folder):
+    kept = ("@eaDir", "__MACOSX", "lost+found", "#recycle", "_temporary", ".ipynb_checkpoints", "deep/.cache")
+    for name in ("a.tar", "deep/b.tar", "._a.tar", "_x/c.tar", *(f"{place}/hidden.tar" for place in kept)):
+        storage.write_text(storage.join(folder, name), name)
+    assert _names(storage.list_files(folder)) == _names(storage.list_files(f"{folder}/**/*.tar"))
+    assert _names(storage.list_files(folder)) == ["c.tar", "a.tar", "b.tar"]
+    assert _names(storage.list_files(f"{folder}/*/*.tar")) == ["c.tar", "b.tar"]
+    assert len(storage.list_files(folder, hidden=True)) == 4 + len(kept)
+    for pattern in (
+        "@eaDir",
+        "@eaDir/*.tar",
+        "@eaDir/hidden.tar",
+        ".ipynb*/*.tar",
+        "**/.cache/*.tar",
+        "{.x,deep/.cache}",
+    ):
+        storage.write_text(storage.join(folder, ".x", "hidden.tar"), "")
+        found = storage.list_files(f"{folder}/{pattern}")
+        assert set(_names(found)) == {"hidden.tar"}, pattern
+
+
+def test_links_to_folders_are_followed_once_and_never_in_circles(tmp_path):
+    for name in ("data/a/1.tar", "elsewhere/2.tar", "elsewhere/deep/3.tar", "above/inside/4.tar"):
+        storage.write_text(str(tmp_path / name), name)
+    links = {"data/b": "elsewhere", "data/again": "elsewhere", "data/deep": "elsewhere/deep", "data/a/up": "data"}
+    links |= {"data/out": "", "elsewhere/back": "data", "above/inside/up": "above", "data/c": "above/inside"}
+    for link, place in links.items():
+        (tmp_path / link).symlink_to(tmp_path / place)
+    for pattern in ("data", "data/**/*.tar"):
+        assert _names(storage.list_files(str(tmp_path / pattern))) == ["1.tar", "2.tar", "3.tar", "4.tar"]
+    assert _names(storage.list_files(str(tmp_path / "data" / "b" / "*.tar"))) == ["2.tar"]
+
+
+def test_a_link_to_nothing_is_found_and_says_so(tmp_path):
+    for name, place in (("a.tar", tmp_path / "none"), ("b.tar", tmp_path / "b.tar"), ("c", "none/none")):
+        (tmp_path / name).symlink_to(place)
+    (tmp_path / "d.tar").write_text("")
+    for pattern in ("", "*", "**", "{a.tar,b.tar,c,d.tar}"):
+        files = storage.list_files(f"{tmp_path}/{pattern}")
+        assert [file.is_broken_link for file in files] == [True, True, True, False], pattern
+    with pytest.raises(NotFoundError, match="a.tar: there is no such file"):
+        storage.read_bytes(str(tmp_path / "a.tar"))
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "open" / "shut").mkdir(parents=True)
+    scandir = os.scandir
+
+    def refuse(place):
+        if str(place).endswith("shut"):
+            raise PermissionError(place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match="open/shut: permission is denied"):
+        storage.list_files(str(tmp_path / "open"))
+
+
 def test_a_name_in_braces_that_is_missing_is_named(folder):
     storage.write_text(f"{folder}/000.tar", "")
     with pytest.raises(NotFoundError, match="/001.tar .of 2 names"):

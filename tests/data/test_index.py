@@ -185,7 +185,7 @@ def test_a_damaged_index_is_named(data, tmp_path, name, content):
 
 def test_a_source_without_rows_is_refused(tmp_path):
     write_parquet(tmp_path / "x.parquet", {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
-    with pytest.raises(ValueError, match=f"{tmp_path}: there are no rows in it"):
+    with pytest.raises(ValueError, match=f"{tmp_path}/x.parquet: there are no rows in it"):
         build_index(_data(tmp_path))
 
 

@@ -1,5 +1,6 @@
 """Tars that cannot be read to their end, and tars without rows, beside whole ones."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,35 @@ def test_a_source_of_empty_tars_is_refused_with_the_first_ones_name(tmp_path):
     write_tar(tmp_path / "b.tar", [])
     with pytest.raises(ValueError, match=r"a\.tar: there are no rows in it; write the shard again or leave it out"):
         _index(tmp_path)
+
+
+def _cut(folder: Path, stop: int, members: list[tuple[str, bytes]]) -> list[str]:
+    """Reasons that the index gives for what a tar of these members lacks behind byte `stop`."""
+    write_tar(folder / "a.tar", members, tarfile.PAX_FORMAT)
+    content = (folder / "a.tar").read_bytes()[:stop]
+    (folder / "a.tar").write_bytes(content)
+    return [reject["reason"] for reject in _index(folder).rejects.to_pylist()]
+
+
+ROWS = [("a.jpg", bytes(700)), ("a.txt", b"one"), ("b.jpg", b"b"), ("b.txt", b"two")]
+"""Headers at bytes 0, 1536, 2560 and 3584; the last payload and its padding end at 4608, all ends at 10240."""
+
+
+@pytest.mark.parametrize("stop", [4608 - 100, 4608, 3584, 2560, 2560 - 100])
+def test_a_tar_that_is_cut_in_padding_or_between_members_says_so(tmp_path, stop):
+    assert _cut(tmp_path, stop, ROWS) == [
+        f"the tar ends at byte {stop} without the mark of its end, so it is probably cut"
+    ]
+    assert unread_bytes(_index(tmp_path)) == {str(tmp_path / "a.tar"): 0}
+
+
+@pytest.mark.parametrize("stop", [4608 + 1, 4608 + 512, 4608 + 700, 10240])
+def test_a_tar_that_is_cut_in_the_zeros_at_its_end_is_whole(tmp_path, stop):
+    assert _cut(tmp_path, stop, ROWS) == []
+
+
+@pytest.mark.parametrize(("stop", "lost"), [(4608 + 600, 600), (4608 + 1000, 1000), (4608 + 2000, 2000)])
+def test_a_tar_that_is_cut_in_what_is_no_row_says_so(tmp_path, stop, lost):
+    reasons = _cut(tmp_path, stop, [*ROWS, ("README", bytes(900)), ("n" * 150 + ".jpg", b"c")])
+    assert len(reasons) == 1 and reasons[0].endswith("; the rest of the shard is not used")
+    assert unread_bytes(_index(tmp_path)) == {str(tmp_path / "a.tar"): lost}

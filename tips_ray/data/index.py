@@ -93,6 +93,11 @@ class Index:
         source = self.sources[row["source"]]
         return Shard(row["path"], source.format, row["bytes"], row["etag"]), source.columns
 
+    def shards_of(self, source: int) -> list[Shard]:
+        """All shards of a source."""
+        rows = [row for row in self.shards.to_pylist() if row["source"] == source]
+        return [Shard(row["path"], self.sources[source].format, row["bytes"], row["etag"]) for row in rows]
+
     def chunk(self, number: int) -> Chunk:
         """Place of a chunk in its shard."""
         table = self.chunks
@@ -308,12 +313,12 @@ def _check_rows(data: DataConfig, rows: list[int]) -> None:
 
 
 def unread_bytes(index: Index) -> dict[str, int]:
-    """Bytes after the last row of each tar with a damaged header, by the shard's URI."""
+    """Bytes after the last row of each tar that is damaged or cut, by the shard's URI; 0 where the cut is the end."""
     shards = {row["path"]: (number, row) for number, row in enumerate(index.shards.to_pylist())}
     found = {}
     for reject in index.rejects.to_pylist():
         number, shard = shards[reject["path"]]
         if reject["row"] >= shard["rows"]:  # not a row, but the damage that ends the shard
             stops = index.chunks.stop[index.chunks.shard == number]
-            found[shard["path"]] = shard["bytes"] - int(stops.max(initial=0))
+            found[shard["path"]] = max(shard["bytes"] - int(stops.max(initial=0)), 0)
     return found

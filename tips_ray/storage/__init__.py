@@ -39,22 +39,29 @@ __all__ = [
 ]
 
 
-def filesystem(uri: str) -> tuple[FileSystem, str]:
-    """Arrow's file system and the path in it. Wrap what you do with it in `attempt`: its errors are Arrow's."""
+def filesystem(uri: str) -> tuple[FileSystem | s3.PlainFilesystem, str]:
+    """Arrow's file system and the path in it. Wrap what you do with it in `attempt`: its errors are Arrow's.
+
+    A key that Arrow cannot name comes with a file system that only opens files to read them.
+    """
     path = resolved(uri)
-    return (LocalFileSystem(), path) if is_local(path) else (s3.arrow_filesystem(), path.removeprefix("s3://"))
+    if is_local(path):
+        return LocalFileSystem(), path
+    return s3.arrow_filesystem() if s3.is_plain(path) else s3.PlainFilesystem(), path.removeprefix("s3://")
 
 
-def list_files(pattern: str) -> list[StoredFile]:
+def list_files(pattern: str, hidden: bool = False) -> list[StoredFile]:
     """Files that `pattern` stands for, sorted by URI: a file, all below a folder, `*`, `**`, `{000..099}`, `{a,b}`.
 
-    Hidden files (`.name`) count only when they are named in full.
+    Hidden files and folders (`.name`) and those that a system keeps (`@eaDir`, `__MACOSX`, `lost+found`) count only
+    where the pattern names them, or with `hidden`. Links to folders are followed. A link to a file that is not there
+    counts as a file: see `StoredFile.is_broken_link`.
 
     Raises:
         NotFoundError: nothing matches, or one of the names in braces is missing.
     """
     names = without_braces(resolved(pattern))
-    found = attempt(pattern, lambda: _store(names[0]).matching(names))
+    found = attempt(pattern, lambda: _store(names[0]).matching(names, hidden))
     for name, files in found.items():
         if not files:
             beside = "" if len(names) == 1 else f" (of {len(names)} names in {pattern})"

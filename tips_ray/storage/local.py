@@ -13,15 +13,16 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from tips_ray.storage.errors import attempt
-from tips_ray.storage.files import StoredFile
+from tips_ray.storage.files import BROKEN_LINK, StoredFile, as_regex, fixed_folder, is_hidden
 
 PREFIX, HELD = "tips_ray-checkpoint-", ".held"
 """Prefix of temporary folders, and the file that is locked in each for as long as its process lives."""
+_ANY_DEPTH = re.compile(r"(?:^|/)\*\*(?:/|$)")
 
 
-def matching(names: Iterable[str]) -> dict[str, list[StoredFile]]:
+def matching(names: Iterable[str], hidden: bool) -> dict[str, list[StoredFile]]:
     """The files that each name stands for: a file, all below a folder, or a pattern with `*`."""
-    return {name: [stat(path) for path in _paths(name)] for name in names}
+    return {name: [_described(path) for path in _paths(name, hidden)] for name in names}
 
 
 def stat(path: str) -> StoredFile:
@@ -101,15 +102,72 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _paths(name: str) -> list[str]:
-    if "*" in name:
+def _described(path: str) -> StoredFile:
+    try:
+        return stat(path)
+    except OSError:
+        if os.path.islink(path) and not os.path.exists(path):
+            return StoredFile(path, 0, BROKEN_LINK)
+        raise
+
+
+def _paths(name: str, hidden: bool) -> list[str]:
+    """Paths of files and of broken links that `name` stands for."""
+    if _ANY_DEPTH.search(name):
+        wanted = as_regex(name)
+        found = [path for path in _below(name, hidden) if wanted.fullmatch(path)]
+    elif "*" in name:
         parts = re.split(r"(\*+)", name)
-        found = glob.glob("".join(part if "*" in part else glob.escape(part) for part in parts), recursive=True)
-        return [path for path in found if os.path.isfile(path)]
-    if os.path.isdir(name):
-        walk = ((folder, file) for folder, _, files in os.walk(name) for file in files)
-        return [os.path.join(folder, file) for folder, file in walk if not file.startswith(".")]
-    return [name] if os.path.exists(name) else []
+        found = glob.glob("".join(part if "*" in part else glob.escape(part) for part in parts))
+    elif os.path.isdir(name):
+        return _below(name, hidden)
+    else:
+        return [name] if os.path.lexists(name) else []
+    return [path for path in found if not os.path.isdir(path) and (hidden or not is_hidden(path, name))]
+
+
+def _below(pattern: str, hidden: bool) -> list[str]:
+    """All files below a folder, each once. Links to folders are followed, unless they lead back or to a place seen."""
+    root = fixed_folder(pattern)
+    found, seen, links = [], set(), [root] if os.path.isdir(root) else []
+    while links:
+        link = links.pop(0)
+        waiting = [] if _leads_back(link, root) else [(link, os.path.realpath(link))]
+        while waiting:
+            folder, real = waiting.pop()
+            if real in seen:
+                continue
+            seen.add(real)
+            for entry in _entries(folder, None if hidden else pattern):
+                if not entry.is_dir(follow_symlinks=False):
+                    (links if entry.is_symlink() and os.path.isdir(entry.path) else found).append(entry.path)
+                else:
+                    waiting.append((entry.path, os.path.join(real, entry.name)))
+        links.sort()
+    return found
+
+
+def _entries(folder: str, pattern: str | None) -> list[os.DirEntry[str]]:
+    """What lies right in a folder, without what is hidden unless there is no pattern to name it.
+
+    Raises:
+        StorageError: the folder cannot be read; it names it.
+    """
+    with attempt(folder, lambda: os.scandir(folder)) as entries:
+        return [entry for entry in entries if pattern is None or not is_hidden(_marked(entry), pattern)]
+
+
+def _marked(entry: os.DirEntry[str]) -> str:
+    """Path of an entry, with a slash at the end of a folder's."""
+    return f"{entry.path}/" if not entry.is_file(follow_symlinks=False) and os.path.isdir(entry.path) else entry.path
+
+
+def _leads_back(link: str, root: str) -> bool:
+    """Whether a link leads to a folder above itself or above the root: all there would be found in a circle."""
+    if link == root:
+        return False
+    target = os.path.join(os.path.realpath(link), "")
+    return any(os.path.realpath(place).startswith(target) for place in (os.path.dirname(link), root))
 
 
 @contextmanager

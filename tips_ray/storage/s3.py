@@ -4,6 +4,7 @@ boto3 does all but Parquet, which Arrow reads. Neither retries by itself: `error
 the parts of an upload are retried one by one, by boto3: if one of ten thousand fails, the others must not be lost.
 """
 
+import io
 import os
 import posixpath
 import re
@@ -14,19 +15,20 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
 from tips_ray.storage.errors import StorageError, attempt
-from tips_ray.storage.files import StoredFile, as_regex
+from tips_ray.storage.files import StoredFile, as_regex, is_hidden
 
 CONNECT_SECONDS, READ_SECONDS = 4, 60
 TRIES_OF_A_PART = 4
 PIECE_BYTES, PIECES_AT_ONCE = 32 * 2**20, 8
 
 
-def matching(names: Iterable[str]) -> dict[str, list[StoredFile]]:
+def matching(names: Iterable[str], hidden: bool) -> dict[str, list[StoredFile]]:
     """The objects that each name stands for: one, all below a prefix, or a pattern with `*`.
 
     Names in one folder share a listing, so that `{00000..11999}.tar` takes 12 requests and not 12,000.
@@ -36,7 +38,9 @@ def matching(names: Iterable[str]) -> dict[str, list[StoredFile]]:
         groups[posixpath.dirname(name.partition("*")[0])].append(name)
     for group in groups.values():
         found |= _single(group[0]) if len(group) == 1 and "*" not in group[0] else _listed(group)
-    return found
+    if hidden:
+        return found
+    return {name: [file for file in files if not is_hidden(file.uri, name)] for name, files in found.items()}
 
 
 def stat(uri: str) -> StoredFile:
@@ -126,9 +130,48 @@ def arrow_filesystem() -> S3FileSystem:
     return _arrow(_environment())
 
 
+class PlainFilesystem:
+    """The part of Arrow's file system that reads, by boto3: Arrow cannot name keys with empty, `.` or `..` parts."""
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        """A file for Arrow; `path` is without the scheme."""
+        return pa.PythonFile(io.BufferedReader(_ObjectFile(f"s3://{path}"), PIECE_BYTES // 32), mode="r")
+
+
+class _ObjectFile(io.RawIOBase):
+    """An object as a file in which one can seek; each read is a request."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.place, self.bytes = uri, 0, stat(uri).bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.bytes}[whence]
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        content = read(self.uri, self.place, min(self.place + len(buffer), self.bytes))
+        buffer[: len(content)] = content
+        self.place += len(content)
+        return len(content)
+
+
+def is_plain(uri: str) -> bool:
+    """Whether Arrow can name the object: no part of the key is empty, `.` or `..`."""
+    return not {"", ".", ".."}.intersection(_split(uri)[1].split("/"))
+
+
 def _single(uri: str) -> dict[str, list[StoredFile]]:
     _, key = _split(uri)
-    files = [file for file in _objects(uri, f"{key}/" if key else "") if _is_visible(file.uri)]
+    files = _objects(uri, f"{key}/" if key else "")
     if not files and key:
         files = [file for file in _objects(uri, key) if file.uri == uri]
     return {uri: files}
@@ -143,7 +186,7 @@ def _listed(names: list[str]) -> dict[str, list[StoredFile]]:
         for name in filter(found.__contains__, _with_parents(file.uri)):
             found[name].append(file)
         for name, pattern in patterns.items():
-            if pattern.fullmatch(file.uri) and _is_visible(file.uri):
+            if pattern.fullmatch(file.uri):
                 found[name].append(file)
     return found
 
@@ -152,10 +195,6 @@ def _with_parents(uri: str) -> Iterator[str]:
     while uri.count("/") > 2:
         yield uri
         uri = posixpath.dirname(uri)
-
-
-def _is_visible(uri: str) -> bool:
-    return not posixpath.basename(uri).startswith(".")
 
 
 def _objects(uri: str, prefix: str) -> list[StoredFile]:

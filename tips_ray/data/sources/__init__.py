@@ -1,4 +1,4 @@
-"""Data sets as they are on disk: WebDataset tars, Parquet files, a folder of images with a CSV."""
+"""Data sets as they are on disk: WebDataset tars, Parquet files, images with a table or with files of their names."""
 
 import os
 from collections.abc import Sequence
@@ -7,16 +7,19 @@ from types import ModuleType
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources import folder, parquet, webdataset
+from tips_ray.data.sources import folder, image_urls, layouts, pairs, parquet, webdataset
 from tips_ray.data.sources.columns import Columns
+from tips_ray.data.sources.image_files import IMAGE_SUFFIXES
+from tips_ray.data.sources.left_out import left_out
 from tips_ray.data.sources.shard import Chunk, NoRowsError, Reject, Scan, Shard
 from tips_ray.storage import StoredFile
 
-__all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "columns_of", "read_chunk", "scan", "shards"]
+__all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "columns_of", "left_out", "read_chunk", "scan", "shards"]
 
-_FORMATS: dict[str, ModuleType] = {"webdataset": webdataset, "parquet": parquet, "folder": folder}
+_FORMATS: dict[str, ModuleType] = {"webdataset": webdataset, "parquet": parquet, "folder": folder, "pairs": pairs}
 """Formats in the order in which `auto` tries them: img2dataset leaves a table of metadata beside each tar."""
-_PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".csv.gz")
+_PACKED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
+_PACKED = (*_PACKED_TARS, ".csv.gz")
 
 
 def shards(source: SourceConfig) -> list[Shard]:
@@ -24,14 +27,22 @@ def shards(source: SourceConfig) -> list[Shard]:
 
     Raises:
         StorageError: nothing is there, or the store does not answer.
-        ValueError: no file is of the format, or a folder has no table of captions or several.
+        ValueError: no file is of the format, or a folder has no captions or several tables of them.
     """
     files = storage.list_files(source.uri)
-    name = _format_of(source, files)
-    chosen = [file for file in files if file.uri.lower().endswith(_FORMATS[name].SUFFIXES)]
-    if name == "folder":
-        return [folder.folder_shard(_table(source, chosen))]
-    return [Shard(file.uri, name, file.bytes, file.etag) for file in chosen]
+    for name in ("webdataset", "parquet"):
+        chosen = [file for file in files if file.uri.lower().endswith(_FORMATS[name].SUFFIXES)]
+        if source.format in ("auto", name) and chosen:
+            _check_links(chosen)
+            if name == "webdataset":
+                _check_packed(files, chosen)
+            found = [Shard(file.uri, name, file.bytes, file.etag) for file in chosen]
+            is_of_urls = source.format == "auto" and name == "parquet"
+            return (_downloaded(source, files, found) if is_of_urls else []) or found
+    found = _of_images(source, files) if source.format in ("auto", "folder") else []
+    if not found:
+        raise _nothing_found(source, files)
+    return found
 
 
 def columns_of(shards: Sequence[Shard], wanted: ColumnsConfig) -> Columns:
@@ -74,34 +85,87 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     return _FORMATS[shard.format].read_chunk(shard, chunk, columns)
 
 
-def _format_of(source: SourceConfig, files: list[StoredFile]) -> str:
+def _downloaded(source: SourceConfig, files: list[StoredFile], tables: list[Shard]) -> list[Shard]:
+    """The images that img2dataset has written as files below its tables of URLs; none where the tables are the data."""
+    folders = {os.path.splitext(table.path)[0] for table in tables}
+    beside = [file for file in files if os.path.dirname(file.uri) in folders]
+    found = pairs.pair_shards(beside, storage.resolved(source.uri))
+    if source.columns.image:
+        return found if source.columns.image in pairs.IMAGE_MEMBERS else []
+    try:
+        image = columns_of(tables, ColumnsConfig(web_caption="")).image if found else ""
+    except ValueError:
+        return []  # the caller meets it too
+    return found if image.lower() in image_urls.URLS else []
+
+
+def _of_images(source: SourceConfig, files: list[StoredFile]) -> list[Shard]:
+    """A folder of images with its table, or images with files of their names; none where there is neither."""
+    table = _table(source, files)
+    if table is not None:
+        _check_links([table])
+        return [folder.folder_shard(table)]
+    return [] if "*" in source.uri else pairs.pair_shards(files, storage.resolved(source.uri))
+
+
+def _nothing_found(source: SourceConfig, files: list[StoredFile]) -> ValueError:
     names = [file.uri.lower() for file in files]
-    for name, module in _FORMATS.items():
-        if source.format in ("auto", name) and any(map(lambda file: file.endswith(module.SUFFIXES), names)):
-            return name
     packed = next((file.uri for file in files if file.uri.lower().endswith(_PACKED)), None)
     if packed:
-        raise ValueError(f"{packed}: compressed files cannot be read in parts; decompress them")
-    images = sum(name.endswith(folder.IMAGE_SUFFIXES) for name in names)
+        return ValueError(f"{packed}: compressed files cannot be read in parts; decompress them")
+    images = sum(name.endswith(IMAGE_SUFFIXES) for name in names)
     if images:
-        raise ValueError(
+        return ValueError(
             f"{source.uri}: there are {images} images and no table of their captions; put a CSV beside them, or above "
-            "their folders and give that folder: a line `image,caption`, then one line per caption"
+            "their folders and give that folder: a line `image,caption`, then one line per caption; or put a KEY.txt "
+            "beside each KEY.jpg"
         )
-    raise ValueError(
+    return ValueError(
         f"{source.uri}: among {len(files)} files ({os.path.basename(files[0].uri)}, ...) there is none of the format "
-        f"{source.format!r}: *.tar, *.parquet, or images beside a *.csv or *.tsv with their captions"
+        f"{source.format!r}: *.tar, *.parquet, or images with their captions in a *.csv, *.tsv, {layouts.NAMES} or "
+        "KEY.txt"
     )
 
 
-def _table(source: SourceConfig, tables: list[StoredFile]) -> StoredFile:
-    """The one table right in the folder; `source.uri` may also name it."""
-    root = storage.resolved(source.uri)
-    found = [file for file in tables if file.uri == root or os.path.dirname(file.uri) == root]
-    if len(found) != 1:
-        names = ", ".join(os.path.basename(file.uri) for file in found) or "none"
+def _check_links(files: list[StoredFile]) -> None:
+    """Refuse shards that are broken links: nobody knows how many rows they have."""
+    broken = [file.uri for file in files if file.is_broken_link]
+    if broken:
         raise ValueError(
-            f"{source.uri}: a folder of images needs one CSV or TSV with their captions right in it, there is {names}; "
-            "uri may name the table itself"
+            f"{broken[0]} is a link to {os.readlink(broken[0])}, and nothing is there ({len(broken)} of {len(files)} "
+            "files are such links); restore that file, or delete the link"
         )
-    return found[0]
+
+
+def _check_packed(files: list[StoredFile], tars: list[StoredFile]) -> None:
+    """Refuse compressed tars beside tars, unless each lies there unpacked too: their rows would be missing."""
+    there = {file.uri.lower() for file in tars}
+    packed = [file.uri for file in files if file.uri.lower().endswith(_PACKED_TARS)]
+    lost = [uri for uri in packed if not {f"{uri.lower().removesuffix(kind)}.tar" for kind in _PACKED_TARS} & there]
+    if lost:
+        raise ValueError(
+            f"{lost[0]}: compressed tars cannot be read in parts, and {len(lost)} lie beside {len(tars)} others; "
+            "decompress them, or leave them out by a pattern such as *.tar"
+        )
+
+
+def _table(source: SourceConfig, files: list[StoredFile]) -> StoredFile | None:
+    """The one table right in the folder, a CSV or TSV before others; `source.uri` may also name it.
+
+    Raises:
+        ValueError: there are several, or tables lie only in folders below and no image has captions of its name.
+    """
+    root = storage.resolved(source.uri)
+    tables = [file for file in files if file.uri.lower().endswith(folder.SUFFIXES)]
+    right = [file for file in tables if file.uri == root or os.path.dirname(file.uri) == root]
+    found = right or layouts.tables_right_in(files, root) or layouts.tables_below(files)
+    if len(found) == 1:
+        return found[0]
+    if found or (tables and not pairs.pair_shards(files, root)):
+        names = ", ".join(file.uri.removeprefix(f"{root}/") for file in found[:5]) or "none"
+        more = f" and {len(found) - 5} more" * (len(found) > 5)
+        raise ValueError(
+            f"{source.uri}: a folder of images needs one CSV or TSV with their captions right in it, there is {names}"
+            f"{more}; uri may name the table itself"
+        )
+    return None

@@ -1,15 +1,13 @@
 """Which column holds what: the config's names first, then the first common name that the data have, in any case."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tips_ray.config import ColumnsConfig
+from tips_ray.data.sources.texts import SYNTHETIC, WEB, NoCaptionError, cell, column_of, shown, texts
+from tips_ray.errors import listed
 
 IMAGE = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
-WEB = ("web_caption", "caption", "captions", "text", "txt", "title", "alt_text", "alt", "org_caption")
-WEB += ("original_caption", "caption_web", "description")
-SYNTHETIC = ("synthetic_caption", "synthetic_captions", "re_caption", "recaption", "vlm_caption", "caption_synthetic")
-SYNTHETIC += ("llm_caption",)
 KEY = ("key", "__key__", "uid", "id", "file_name", "filename", "image_id", "url")
 
 
@@ -19,14 +17,26 @@ class Columns(NamedTuple):
     image: str
     """Column of the image. In a tar `jpg;png`: the first of these members that a row has."""
     web_caption: str
-    """Column of the web caption; empty where none is wanted."""
+    """Column of the web caption, or a field in it (`captions.text`); empty where none is wanted. Members of one row may
+    stand in for each other: `caption;txt` is the first of these with text."""
     synthetic_captions: tuple[str, ...]
     """Columns of the synthetic captions; empty where the data have none."""
     key: str
     """Column of the key; empty where rows are named by their place."""
 
+    @property
+    def of_captions(self) -> list[str]:
+        """The columns or fields of captions, the web caption's first."""
+        return [name for name in (*alternatives(self.web_caption), *self.synthetic_captions) if name]
 
-def resolve(wanted: ColumnsConfig, names: Sequence[str], shard: str, images: Sequence[str] = IMAGE) -> Columns:
+
+def resolve(
+    wanted: ColumnsConfig,
+    names: Sequence[str],
+    shard: str,
+    images: Sequence[str] = IMAGE,
+    numbers: Collection[str] = (),
+) -> Columns:
     """`wanted`, with every None replaced by the first common name among `names`.
 
     Args:
@@ -34,26 +44,29 @@ def resolve(wanted: ColumnsConfig, names: Sequence[str], shard: str, images: Seq
         names: columns that the shard has.
         shard: URI, for the message.
         images: columns that may hold the image.
+        numbers: columns that hold numbers, dates or truth values, and so no captions.
 
     Raises:
-        ValueError: a named column is absent, or none is found for image or web caption; it lists those there are.
+        ValueError: a named column is absent or holds numbers, or none is found for image or web caption; it lists
+            those there are.
     """
     image = wanted.image or _detected("image", images, names, shard)
     web = wanted.web_caption
     if web is None:
-        web = _detected("web_caption", WEB, names, shard)
+        web = _detected("web_caption", WEB, names, shard, numbers)
     others = [name for name in names if name not in (image, web)]
     synthetic = wanted.synthetic_captions
     if synthetic is None:
-        synthetic = tuple(filter(None, [common_name(SYNTHETIC, others)]))
+        synthetic = tuple(filter(None, [common_name(SYNTHETIC, [name for name in others if name not in numbers])]))
     key = wanted.key or common_name(KEY, others)
     resolved = Columns(image, web, synthetic, key)
     check(resolved, names, shard)
+    _check_no_numbers(resolved, numbers, shard)
     return resolved
 
 
 def check(columns: Columns, names: Iterable[str], shard: str) -> None:
-    """Check that every column is in the shard; of an image column `jpg;png` one alternative is enough.
+    """Check that every column is in the shard; of `jpg;png` or `caption;txt` one alternative is enough.
 
     Raises:
         ValueError: one is not; it names the column, the shard and the columns there are.
@@ -62,7 +75,9 @@ def check(columns: Columns, names: Iterable[str], shard: str) -> None:
     named = [("image", columns.image), ("web_caption", columns.web_caption), ("key", columns.key)]
     named += [("synthetic_captions", name) for name in columns.synthetic_captions]
     for field, name in named:
-        if name and not there.intersection(alternatives(name) if field == "image" else (name,)):
+        places = alternatives(name) if field in ("image", "web_caption") else [name]
+        places = [column_of(place, there) for place in places] if "caption" in field else places
+        if name and not there.intersection(places):
             raise ValueError(f"{shard}: columns.{field} is {name!r}, which is not there; there are {_listed(there)}")
 
 
@@ -72,40 +87,64 @@ def common_name(candidates: Sequence[str], names: Sequence[str]) -> str:
     return next((spelled[candidate] for candidate in candidates if candidate in spelled), "")
 
 
-def alternatives(image: str) -> list[str]:
+def alternatives(columns: str) -> list[str]:
     """`jpg;png` -> [jpg, png]."""
-    return image.split(";")
+    return columns.split(";")
 
 
-def captions(web: Any, synthetic: Iterable[Any]) -> tuple[str, list[str]]:
-    """Web caption and synthetic captions of a row, stripped, without empty ones.
+def check_cells(columns: Columns, rows: Sequence[Mapping[str, Any]], shard: str) -> None:
+    """Check that the first rows of a source hold captions where `columns` says.
 
-    A list in the web column is one web caption and, where there are no synthetic columns, synthetic ones after it.
+    Raises:
+        ValueError: every cell of a column is something else, or has no such field; it shows one and says what to do.
     """
-    first, *others = texts(web) or [""]
-    columns = list(synthetic)
-    return first, [text for value in columns for text in texts(value)] if columns else others
+    there = {name for row in rows for name in row}
+    for name in columns.of_captions:
+        column = column_of(name, there)
+        held = [row for row in rows if row.get(column) not in (None, "", [])]
+        faults = [fault for fault in (_cell_fault(row, name) for row in held) if fault]
+        if held and len(faults) == len(held):
+            raise ValueError(
+                f"{shard}: no caption can be read from the column {column}; of the first row: {faults[0]}; name "
+                f"a field where it has some (columns.web_caption: {column}.FIELD), or another column"
+            )
 
 
-def texts(value: Any) -> list[str]:
-    """The captions in a cell: none, one, or a list of them; an unpaired surrogate (JSON allows it) becomes U+FFFD."""
-    if value is None or value != value:  # NaN is what pandas writes for an empty cell
-        return []
-    if isinstance(value, (list, tuple)):
-        return [text for part in value for text in texts(part)]
-    text = str(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace").strip()
-    return [text] if text else []
+def _cell_fault(row: Mapping[str, Any], name: str) -> str:
+    """Why a cell cannot be read as captions; empty if it can."""
+    try:
+        found = cell(row, name)
+        texts(found)
+    except NoCaptionError as error:
+        return str(error)
+    column = column_of(name, row)
+    is_lost = column != name and _is_nothing(found)
+    return f"there is no field {name[len(column) + 1 :]} in {shown(row.get(column))}" if is_lost else ""
 
 
-def _detected(field: str, candidates: Sequence[str], names: Sequence[str], shard: str) -> str:
-    found = common_name(candidates, names)
+def _is_nothing(found: Any) -> bool:
+    return all(map(_is_nothing, found)) if isinstance(found, list) else found is None
+
+
+def _check_no_numbers(columns: Columns, numbers: Collection[str], shard: str) -> None:
+    for name in columns.of_captions:
+        if name in numbers:
+            raise ValueError(f"{shard}: the column {name} holds numbers and no captions; name a column of texts")
+
+
+def _detected(
+    field: str, candidates: Sequence[str], names: Sequence[str], shard: str, numbers: Collection[str] = ()
+) -> str:
+    found = common_name(candidates, [name for name in names if name not in numbers])
     if not found:
+        common = common_name(candidates, sorted(numbers))
+        passed = f" ({common} holds numbers, which are no captions)" if common else ""
         raise ValueError(
             f"{shard}: no column has a common name for columns.{field} ({', '.join(candidates)}); there are "
-            f"{_listed(names)}; name one of them as columns.{field} of this source"
+            f"{_listed(names)}{passed}; name one of them as columns.{field} of this source"
         )
     return found
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+    return listed(sorted(names)) or "none"

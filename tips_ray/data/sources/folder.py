@@ -1,29 +1,33 @@
-"""A folder of images beside one CSV or TSV (or `;`, `|`) with a file name and a caption per line.
+"""A folder of images beside one CSV or TSV (or `;`, `|`) with a file name and a caption per line, or as `layouts` says.
 
 The first caption of an image is its web caption, the next ones its synthetic captions, unless the table has columns
 for those. Rows: the images in order of first appearance, then those that the table does not name.
 """
 
-import csv
 import hashlib
-import io
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import Any
 
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources.columns import IMAGE, Columns, captions, check, resolve
+from tips_ray.data.sources import layouts
+from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, common_name, resolve
+from tips_ray.data.sources.image_files import IMAGE_SUFFIXES, ImageFinder, image_files, thumbnails
 from tips_ray.data.sources.shard import Chunk, Content, Reject, Scan, Shard, source_rows
+from tips_ray.data.sources.tables import Line, Table, header, read_table
+from tips_ray.data.sources.texts import WEB, captions_of, column_of, is_number
+from tips_ray.errors import listed
 from tips_ray.storage import NotFoundError, StorageError, StoredFile
 
 SUFFIXES = (".csv", ".tsv")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-FILE = ("image", "file_name", "filename", "file", "path", "image_path", "image_name", *IMAGE[1:], "key", "id")
-DELIMITERS = ",\t;|"
+FILE = ("image", "file_name", "filename", "file", "path", "image_path", "image_name", "filepath")
+FILE += (*IMAGE[1:], "key", "id")
+SAMPLED_LINES = 1000
+"""Lines at the head of a table that tell which columns hold numbers."""
 READERS = 8
 """Images of a chunk that are read at the same time."""
 
@@ -35,14 +39,17 @@ class _Entry:
     file: str = ""
     """URI of the image; empty where there is no such file."""
     fault: str = ""
-    captions: list[str] = field(default_factory=list)
-    synthetic: list[str] = field(default_factory=list)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    """The columns of captions in each line about the image."""
 
 
 def folder_shard(table: StoredFile) -> Shard:
     """The folder of `table` as one shard; its etag covers the table and every image."""
-    files = [table, *_images(table.uri)]
-    digest = hashlib.sha256(repr([(file.uri, file.bytes, file.etag) for file in files]).encode()).hexdigest()
+    root = layouts.image_folder(table.uri)
+    files = [table, *image_files(root)]
+    described = repr([(file.uri, file.bytes, file.etag) for file in files])
+    described += " without thumbnails" * bool(thumbnails(files[1:], root))
+    digest = hashlib.sha256(described.encode()).hexdigest()
     return Shard(table.uri, "folder", sum(file.bytes for file in files), digest[:32])
 
 
@@ -52,13 +59,12 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     Raises:
         ValueError: a column is absent, or the table begins with a row instead of a header.
     """
-    header = table_header(shard.path)
-    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in header):
-        raise ValueError(
-            f"{shard.path}: the first line must name the columns, and it is {', '.join(header)}; put a line "
-            "`image,caption` above it"
-        )
-    columns = resolve(wanted, header, shard.path, FILE)
+    table = _table(shard.path)
+    names = table.columns
+    rows = [dict(zip(names, line.cells, strict=False)) for line in table.lines[:SAMPLED_LINES]]
+    columns = resolve(wanted, names, shard.path, FILE, _passed_over(rows, wanted))
+    _check_once(columns, names, shard.path)
+    check_cells(columns, rows, shard.path)
     return columns._replace(key=wanted.key or columns.image)
 
 
@@ -77,14 +83,14 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     """Rows of a chunk: its images, several at a time. Table and listing are read once per process."""
     entries = _entries(shard, columns)[chunk.start : chunk.stop]
     with ThreadPoolExecutor(READERS) as pool:
-        contents = list(pool.map(partial(_content, has_synthetic=bool(columns.synthetic_captions)), entries))
+        contents = list(pool.map(partial(_content, columns=columns), entries))
     return source_rows(chunk, contents)
 
 
-def _content(entry: _Entry, has_synthetic: bool) -> Content:
-    texts = captions(entry.captions, [entry.synthetic] if has_synthetic else [])
-    if entry.fault:
-        return Content(entry.key, b"", texts, entry.fault)
+def _content(entry: _Entry, columns: Columns) -> Content:
+    texts, unread = captions_of(entry.lines, columns.web_caption, columns.synthetic_captions)
+    if entry.fault or unread:
+        return Content(entry.key, b"", texts, entry.fault or unread)
     try:
         image = storage.read_bytes(entry.file)
     except NotFoundError:
@@ -96,64 +102,86 @@ def _content(entry: _Entry, has_synthetic: bool) -> Content:
 def _entries(shard: Shard, columns: Columns) -> list[_Entry]:
     if folder_shard(storage.stat(shard.path)) != shard:
         raise StorageError(f"{shard.path}: the folder is not as it was indexed; run tips-ray index again")
+    table, held = _table(shard.path), columns.of_captions
+    names = {column_of(name, table.columns) for name in held}
     entries: dict[str, _Entry] = {}
-    for line in table_lines(shard.path):
-        name = (line.get(columns.image) or "").strip()
-        if not name:
-            continue
-        entry = entries.setdefault(name, _Entry(name, (line.get(columns.key) or name).strip()))
-        entry.captions.append(line.get(columns.web_caption) or "")
-        entry.synthetic += [line.get(column) or "" for column in columns.synthetic_captions]
-    return _with_files(entries, shard)
+    odd = [
+        _odd(line, f"the line has not as many cells as there are columns: {len(line.cells)}") for line in table.misfits
+    ]
+    for line in table.lines:
+        cells = dict(zip(table.columns, line.cells, strict=False))
+        name = _text(cells.get(columns.image))
+        if name and (len(line.cells) == 1 or column_of(columns.web_caption, cells) in {"", *cells}):
+            entry = entries.setdefault(name, _Entry(name, _text(cells.get(columns.key)) or name))
+            entry.lines.append({column: cells[column] for column in names & cells.keys()})
+        elif any(map(_text, line.cells)):
+            odd.append(_odd(line, "the line ends before its caption" if name else "the line names no image"))
+    return [*_with_files(entries, shard), *odd]
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else str(cell).strip()
+
+
+def _odd(line: Line, fault: str) -> _Entry:
+    """A line that belongs to no image: a row of its own at the end, so that it is counted."""
+    return _Entry(f"line {line.number}", f"line {line.number}", fault=fault)
 
 
 def _with_files(entries: dict[str, _Entry], shard: Shard) -> list[_Entry]:
-    """Find each name as a path, whole or below the folder, or by its last part, with or without the suffix."""
-    root = os.path.dirname(shard.path) + "/"
-    files = {file.uri.removeprefix(root): file.uri for file in _images(shard.path)}
-    by_name: dict[str, list[str]] = {}
-    for path in files:
-        last = os.path.basename(path)
-        for name in {last, os.path.splitext(last)[0]}:
-            by_name.setdefault(name, []).append(path)
+    """Find the image of each entry, and add entries for those that none names."""
+    finder, named = ImageFinder(layouts.image_folder(shard.path)), set()
     for name, entry in entries.items():
-        path = name.removeprefix("./").removeprefix(root)
-        found = [path] if path in files else by_name.get(path, [])
-        if len(found) == 1:
-            entry.file = files.pop(found[0], "") or root + found[0]
-        else:
-            entry.fault = f"{len(found)} images have this name" if found else "there is no such image file"
-    unnamed = [_Entry(path, path, files[path]) for path in sorted(files)]
-    return [*entries.values(), *unnamed]
-
-
-def _images(table: str) -> list[StoredFile]:
-    files = storage.list_files(os.path.dirname(table))
-    return [file for file in files if file.uri.lower().endswith(IMAGE_SUFFIXES)]
+        path, entry.fault = finder.find(name)
+        if path:
+            entry.file = finder.files[path].uri
+            named.add(path)
+    unnamed = sorted(finder.counted - named)
+    return [*entries.values(), *(_Entry(path, path, finder.files[path].uri, finder.fault(path)) for path in unnamed)]
 
 
 def table_header(table: str) -> list[str]:
-    """Names of the columns of a CSV or TSV, local or s3://."""
-    return list(_reader(table).fieldnames or ())
+    """Names of the columns of a table, local or s3://."""
+    found = layouts.table_of(table)
+    return header(storage.read_text(table)) if found is None else found.columns
 
 
-def table_lines(table: str) -> Iterator[dict[str, str]]:
-    """Its lines, by column.
+def table_lines(table: str) -> Iterator[dict[str, Any]]:
+    """Its lines, by column; a cell that is missing at the end of a line is empty.
 
     Raises:
-        StorageError: one cannot be read.
+        ValueError: the table, or a line of it, cannot be read for certain.
     """
-    reader = _reader(table)
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise StorageError(f"{table}: line {reader.line_num} cannot be read ({error}); correct its quotes") from None
+    found = _table(table)
+    if found.misfits:
+        numbers = ", ".join(str(line.number) for line in found.misfits[:10])
+        raise ValueError(f"{table}: these lines have not as many cells as there are columns: {numbers}; correct them")
+    for line in found.lines:
+        yield dict.fromkeys(found.columns, "") | dict(zip(found.columns, line.cells, strict=False))
 
 
-def _reader(table: str) -> csv.DictReader:
-    """Rows as dicts; the delimiter is the one that occurs most often in the first line, which names the columns."""
-    text = storage.read_text(table).removeprefix("\ufeff")
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=header.count))
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    return reader
+def _table(table: str) -> Table:
+    if (found := layouts.table_of(table)) is not None:
+        return found
+    text = storage.read_text(table)
+    names = header(text)
+    if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+        raise ValueError(
+            f"{table}: the first line must name the columns, and it is {listed(names)}; put a line "
+            "`image,caption` above it"
+        )
+    return read_table(text, table)
+
+
+def _passed_over(rows: list[dict[str, Any]], wanted: ColumnsConfig) -> set[str]:
+    """Columns that hold numbers alone, where a column of texts has a common name too; none that the config names."""
+    held = [(name, _text(cell)) for row in rows for name, cell in row.items() if _text(cell)]
+    texts = {name for name, text in held if not is_number(text)}
+    others = {name for name, _ in held} - texts - {wanted.web_caption, *(wanted.synthetic_captions or ())}
+    return others if common_name(WEB, sorted(texts)) else set()
+
+
+def _check_once(columns: Columns, names: list[str], table: str) -> None:
+    for name in (columns.image, columns.key, *columns.of_captions):
+        if names.count(name) > 1:
+            raise ValueError(f"{table}: two columns have the name {name}; give one of them another name")

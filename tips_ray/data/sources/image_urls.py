@@ -2,6 +2,7 @@
 
 import os
 import time
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -12,7 +13,8 @@ import urllib3
 from tips_ray import storage
 from tips_ray.storage import NotFoundError
 
-NAMES = ("image_path", "path", "file_name", "filename", "file", "s3_key", "s3_uri", "image_url", "url")
+URLS = ("image_url", "url")
+NAMES = ("image_path", "path", "file_name", "filename", "file", "s3_key", "s3_uri", "filepath", *URLS)
 READERS = 16
 """Images that are fetched at the same time."""
 DOWNLOAD_SECONDS, WHOLE_DOWNLOAD_SECONDS = 20, 120
@@ -50,7 +52,7 @@ def _fetch(place: str, folder: str) -> Fetched:
         return _downloaded(place)
     uri = place if "://" in place or os.path.isabs(place) else storage.join(folder, place)
     try:
-        return Fetched(storage.read_bytes(uri))
+        return Fetched(_read(uri, place))
     except NotFoundError:
         return Fetched(b"", f"there is no such image: {uri}")
     except storage.StorageError as error:
@@ -59,6 +61,18 @@ def _fetch(place: str, folder: str) -> Fetched:
         return Fetched(b"", f"there is no such image: {error}")
     except ValueError as error:
         return Fetched(b"", f"there is no such image: {uri} ({error})")
+
+
+def _read(uri: str, place: str) -> bytes:
+    """The bytes at `uri`, also where its `place` is spelled in the other form of Unicode (macOS decomposes letters)."""
+    try:
+        return storage.read_bytes(uri)
+    except NotFoundError:
+        for form in ("NFC", "NFD"):
+            other = uri.removesuffix(place) + unicodedata.normalize(form, place)
+            if other != uri and storage.exists(other):
+                return storage.read_bytes(other)
+        raise
 
 
 def _downloaded(url: str) -> Fetched:

@@ -1,7 +1,7 @@
 """Parquet files with images in a column: bytes, Hugging Face's struct {bytes, path}, or paths, s3:// keys, URLs."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -12,23 +12,37 @@ import pyarrow.parquet as pq
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources.columns import IMAGE, Columns, captions, check, common_name, resolve
+from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, common_name, resolve
 from tips_ray.data.sources.image_urls import NAMES, Fetched, fetch_all
-from tips_ray.data.sources.shard import Chunk, Content, Scan, Shard, source_rows
+from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Scan, Shard, source_rows
+from tips_ray.data.sources.texts import SYNTHETIC, WEB, captions_of, column_of
 from tips_ray.storage import StorageError
 
 SUFFIXES = (".parquet", ".pq")
 LARGE_GROUP_BYTES = 64 * 2**20
+SAMPLED_ROWS = 16
+"""Rows at the head of a source whose captions are looked at."""
 log = logging.getLogger(__name__)
 
 
 def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
-    """Resolved columns; an image column that holds bytes is preferred to one that names files."""
+    """Resolved columns; an image column that holds bytes is preferred to one that names files.
+
+    Raises:
+        NoRowsError: the file has no rows, or no image column because a column holds nothing but nulls.
+        ValueError: a column is absent, or of a type that holds no image.
+    """
     metadata = _metadata(shard)
-    _warn_of_large_groups(shard, metadata)
     schema = metadata.schema.to_arrow_schema()
+    _check_rows(shard, metadata.num_rows, schema, wanted)
+    _check_names(schema, shard)
+    _warn_of_large_groups(shard, metadata)
     wanted = wanted.model_copy(update={"image": wanted.image or _image_column(schema, shard)})
-    return _checked(resolve(wanted, schema.names, shard.path), schema, shard)
+    numbers = [field.name for field in schema if _holds_numbers(field.type)]
+    columns = _checked(resolve(wanted, schema.names, shard.path, numbers=numbers), schema, shard)
+    if columns.of_captions:
+        check_cells(columns, _first_cells(shard, columns), shard.path)
+    return columns
 
 
 def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
@@ -39,7 +53,8 @@ def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
     """
     chunks, first = [], 0
     metadata = _metadata(shard)
-    _checked(columns, metadata.schema.to_arrow_schema(), shard)
+    if metadata.num_rows:
+        _checked(columns, metadata.schema.to_arrow_schema(), shard)
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         for row in range(0, rows, chunk_rows):
@@ -84,14 +99,23 @@ def _images(cells: list[Any], shard: Shard) -> list[Fetched]:
 
 
 def _content(row: dict[str, Any], place: str, columns: Columns, image: Fetched) -> Content:
-    texts = captions(row.get(columns.web_caption), map(row.get, columns.synthetic_captions))
+    texts, unread = captions_of([row], columns.web_caption, columns.synthetic_captions)
     key = row.get(columns.key)
-    fault = image.fault or ("" if image.image else "the image has no bytes")
+    fault = image.fault or ("" if image.image else "the image has no bytes") or unread
     return Content(place if key is None else str(key), image.image, texts, fault)
 
 
+def _first_cells(shard: Shard, columns: Columns) -> list[dict[str, Any]]:
+    """The captions of the first rows; nothing where they cannot be read, because reading the rows tells it then."""
+    try:
+        return _read_rows(shard, Chunk(0, SAMPLED_ROWS, 0, 0), columns._replace(image="", key=""))
+    except _DamagedError:
+        return []
+
+
 def _read_rows(shard: Shard, chunk: Chunk, columns: Columns) -> list[dict[str, Any]]:
-    named = (columns.image, columns.web_caption, columns.key, *columns.synthetic_captions)
+    there = _metadata(shard).schema.to_arrow_schema().names
+    named = (columns.image, columns.key, *(column_of(name, there) for name in columns.of_captions))
     wanted = [name for name in dict.fromkeys(named) if name]
 
     def read() -> list[dict[str, Any]]:
@@ -124,6 +148,8 @@ def _as_objects(batch: pa.RecordBatch) -> list[dict[str, Any]]:
 
 
 def _lossy(column: pa.Array) -> list[Any]:
+    if pa.types.is_dictionary(column.type):
+        return _lossy(column.dictionary_decode())
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         cells = column.cast(pa.large_binary()).to_pylist()
         return [None if cell is None else cell.decode("utf-8", "replace") for cell in cells]
@@ -177,13 +203,24 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def _check_rows(shard: Shard, rows: int, schema: pa.Schema, wanted: ColumnsConfig) -> None:
+    """Refuse to judge the columns of a file without rows, or without an image in any row: other files may have them."""
+    if rows == 0:
+        raise NoRowsError(f"{shard.path}: there are no rows in it; write the file again or leave it out")
+    empty = [name for name in schema.names if pa.types.is_null(schema.field(name).type)]
+    image = wanted.image or common_name((*IMAGE, *NAMES), schema.names)
+    if image in empty and not any(_holds_bytes(field.type) for field in schema):
+        raise NoRowsError(f"{shard.path}: the column {image!r} has no image in any row; write the file again")
+
+
 def _image_column(schema: pa.Schema, shard: Shard) -> str:
     """The column of bytes with a common name, or the only column of bytes, or one of texts that names files.
 
     Raises:
         ValueError: there is none, or several hold bytes and none of them has a common name.
     """
-    holding_bytes = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
+    texts = {*WEB, *SYNTHETIC}
+    holding_bytes = [field.name for field in schema if _holds_bytes(field.type) and field.name.lower() not in texts]
     found = common_name(IMAGE, holding_bytes) or (holding_bytes[0] if len(holding_bytes) == 1 else "")
     if not found and holding_bytes:
         raise ValueError(f"{shard.path}: several columns hold bytes ({', '.join(holding_bytes)}); name columns.image")
@@ -197,10 +234,16 @@ def _image_column(schema: pa.Schema, shard: Shard) -> str:
     return found
 
 
+def _check_names(schema: pa.Schema, shard: Shard) -> None:
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{shard.path}: two columns have the name {twice[0]}; write the file again with one of each")
+
+
 def _checked(columns: Columns, schema: pa.Schema, shard: Shard) -> Columns:
     check(columns, schema.names, shard.path)
     found = schema.field(columns.image).type
-    if not _holds_bytes(found) and not _holds_text(schema, columns.image):
+    if not (pa.types.is_null(found) or _holds_bytes(found) or _holds_text(schema, columns.image)):
         raise ValueError(
             f"{shard.path}: columns.image is {columns.image!r}, a column of type {found}; it must hold bytes, a "
             "struct {bytes, path}, or texts that name files (paths, s3:// keys, URLs)"
@@ -210,10 +253,25 @@ def _checked(columns: Columns, schema: pa.Schema, shard: Shard) -> Columns:
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        held = kind.field("bytes").type
+        kind = pa.binary() if pa.types.is_null(held) else held  # null where every row has a path alone
+    return _is_one_of(kind, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
 
 
 def _holds_text(schema: pa.Schema, name: str) -> bool:
     kind = schema.field(name).type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return _is_one_of(kind, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+
+
+def _is_one_of(kind: pa.DataType, *tests: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a type, or that of a dictionary's values (pandas: category), passes one of the tests."""
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(test(held) for test in tests)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 BLOCK = 512
 _REGULAR = (b"0", b"\0", b"7")
-_ZEROS = bytes(BLOCK)
 
 ReadRange = Callable[[int, int], bytes]
 """Bytes [start, stop) of the tar; fewer where it ends before."""
@@ -25,18 +24,26 @@ class BrokenTarError(ValueError):
     """A header that cannot be read; what follows it cannot be found."""
 
 
-def members(read: ReadRange, start: int, stop: int) -> Iterator[Member]:
+def members(read: ReadRange, start: int, stop: int, is_whole: bool = False) -> Iterator[Member]:
     """Regular files whose headers lie in [start, stop), in order; a payload may reach beyond `stop` where it is cut.
 
     Zero blocks are skipped, so tars written one after the other are read as one.
 
+    Args:
+        read: gives parts of the tar.
+        start, stop: where headers are looked for.
+        is_whole: the tar ends at `stop`, where a block of zeros should mark its end.
+
     Raises:
-        BrokenTarError: a header is damaged or cut.
+        BrokenTarError: a header is damaged or cut, or a whole tar has no mark at its end, because it was cut or its
+            writer was; a payload that is cut is left to the caller.
     """
     position, first, extended = start, None, {}
+    payload_stop, is_marked = start, True
     while position < stop:
         header = read(position, min(position + BLOCK, stop))
-        if header == _ZEROS:
+        is_marked = not any(header)
+        if is_marked:
             position += BLOCK
             continue
         kind, size = _checked(header, position)
@@ -52,10 +59,13 @@ def members(read: ReadRange, start: int, stop: int) -> Iterator[Member]:
         position = _padded(payload, size)
         if kind == b"K" or kind == b"g":
             continue
+        payload_stop = payload + size
         name = extended.get("path") or _name(header)
         if kind in _REGULAR and not name.endswith("/"):
             yield Member(name, first, payload, size, position)
         first, extended = None, {}
+    if is_whole and not is_marked and payload_stop <= stop:
+        raise BrokenTarError(f"the tar ends at byte {stop} without the mark of its end, so it is probably cut")
 
 
 def _checked(header: bytes, position: int) -> tuple[bytes, int]:

@@ -1,25 +1,26 @@
 """WebDataset tars: consecutive members KEY.jpg, KEY.txt, KEY.json, ... are one row."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources.columns import Columns, alternatives, captions, check, resolve
+from tips_ray.data.sources.columns import Columns, alternatives, check
+from tips_ray.data.sources.image_files import composed_form
+from tips_ray.data.sources.members import JSON_SAMPLES, Reader, json_cells, member_columns, row_content
 from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Reject, Scan, Shard, source_rows
 from tips_ray.data.sources.tar import BrokenTarError, Member, ReadRange, members
+from tips_ray.errors import listed
 from tips_ray.storage import StorageError
 
 SUFFIXES = (".tar",)
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "image", "img")
 LOCAL_BLOCK, REMOTE_BLOCK = 16 * 2**10, 8 * 2**20
 """Bytes read at once for headers; a payload that ends inside is read too, because a request costs more."""
-JSON_SAMPLES = 16
-"""Rows at the head of a shard whose JSON is read for its field names."""
 
 
 @dataclass
@@ -43,10 +44,8 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     samples, fault = _readable(read, shard, JSON_SAMPLES)
     if not samples:
         raise NoRowsError(f"{shard.path}: {fault or 'there are no rows in it'}; write the shard again or leave it out")
-    names = _names(samples, read)
-    if wanted.image is None and names.intersection(IMAGE_MEMBERS):
-        wanted = wanted.model_copy(update={"image": ";".join(IMAGE_MEMBERS)})
-    return resolve(wanted.model_copy(update={"key": wanted.key or "__key__"}), sorted(names), shard.path, IMAGE_MEMBERS)
+    cells = [json_cells(_readers(sample, read)) for sample in samples]
+    return member_columns(wanted, _names(samples, cells), shard.path, IMAGE_MEMBERS, cells)
 
 
 def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
@@ -58,12 +57,15 @@ def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
     read = _block_reader(shard)
     samples, fault = _readable(read, shard)
     if samples:
-        check(columns, _names(samples, read), shard.path)
+        cells = [json_cells(_readers(sample, read)) for sample in samples[:JSON_SAMPLES]]
+        check(columns, _names(samples, cells), shard.path)
     images = alternatives(columns.image)
     _check_order(samples, images, shard)
     faults = [_fault(sample, images, shard.bytes) for sample in samples]
     rejects = [Reject(row, samples[row].key, reason) for row, reason in enumerate(faults) if reason]
-    rejects += [Reject(len(samples), "", f"{fault}; the rest of the shard is not used")] if fault else []
+    if fault:
+        rest = "; the rest of the shard is not used" * (not samples or samples[-1].stop < shard.bytes)
+        rejects.append(Reject(len(samples), "", fault + rest))
     parts = [(row, samples[row : row + chunk_rows]) for row in range(0, len(samples), chunk_rows)]
     chunks = [Chunk(row, len(part), part[0].start, min(part[-1].stop, shard.bytes)) for row, part in parts]
     return Scan.of(chunks, rejects)
@@ -89,25 +91,27 @@ def _readable(read: ReadRange, shard: Shard, limit: int | None = None) -> tuple[
     """Samples from the start of a shard, and the error that ends them early; empty if there is none."""
     samples: list[_Sample] = []
     try:
-        for sample in islice(_samples(read, 0, shard.bytes), limit):
+        for sample in islice(_samples(read, 0, shard.bytes, is_whole=True), limit):
             samples.append(sample)
     except BrokenTarError as error:
         return samples, str(error)
     return samples, ""
 
 
-def _samples(read: ReadRange, start: int, stop: int) -> Iterator[_Sample]:
+def _samples(read: ReadRange, start: int, stop: int, is_whole: bool = False) -> Iterator[_Sample]:
     """Rows in order; the found part of the last row is yielded before a broken header is reported."""
     sample, broken = None, None
     try:
-        for member in members(read, start, stop):
+        for member in members(read, start, stop, is_whole):
             key, extension = _key_and_extension(member.name)
-            if sample is not None and sample.key != key and key:
+            if sample is not None and key and composed_form(sample.key) != composed_form(key):
                 yield sample
                 sample = None
             if key:
                 sample = sample or _Sample(key, member.start)
                 sample.add(extension, member)
+            elif is_whole and member.payload + member.size > stop:
+                raise BrokenTarError(f"the tar ends inside the member {member.name}")
     except BrokenTarError as error:
         broken = error
     if sample is not None:
@@ -130,7 +134,7 @@ def _fault(sample: _Sample, images: list[str], stop: int) -> str:
         return f"the tar ends inside the member {cut[0]}"
     image = _image(sample, images)
     if image is None:
-        return f"no image: none of {', '.join(images)} is among the members {', '.join(sample.members)}"
+        return f"no image: none of {', '.join(images)} is among the members {listed(sample.members)}"
     return sample.fault or ("" if image.size else "the image has no bytes")
 
 
@@ -152,42 +156,19 @@ def _check_order(samples: Iterable[_Sample], images: list[str], shard: Shard) ->
 
 
 def _content(sample: _Sample, content: bytes, columns: Columns) -> Content:
-    images = alternatives(columns.image)
-    fault, fields = _fault(sample, images, len(content)), {}
-    wanted = {columns.web_caption, columns.key, *columns.synthetic_captions} - {"__key__", ""}
-    try:
-        if not wanted <= sample.members.keys():
-            fields = _json_fields(sample, lambda start, stop: content[start:stop])
-        fields |= {name: _bytes(content, sample.members[name]).decode() for name in wanted & sample.members.keys()}
-    except ValueError as error:
-        fault = fault or f"its text cannot be read: {error}"
-    image = _image(sample, images)
-    web, synthetic = fields.get(columns.web_caption), map(fields.get, columns.synthetic_captions)
-    key = str(fields.get(columns.key) or sample.key)
-    return Content(key, _bytes(content, image) if image else b"", captions(web, synthetic), fault)
+    fault = _fault(sample, alternatives(columns.image), len(content))
+    return row_content(sample.key, _readers(sample, lambda start, stop: content[start:stop]), columns, fault)
 
 
-def _bytes(content: bytes, member: Member) -> bytes:
-    return content[member.payload : member.payload + member.size]
+def _readers(sample: _Sample, read: ReadRange) -> dict[str, Reader]:
+    return {
+        name: partial(read, member.payload, member.payload + member.size) for name, member in sample.members.items()
+    }
 
 
-def _names(samples: list[_Sample], read: ReadRange) -> set[str]:
+def _names(samples: list[_Sample], cells: list[dict[str, Any]]) -> set[str]:
     """Columns of a shard: all members, and the JSON fields of its first rows."""
-    names = {"__key__"}.union(*(sample.members for sample in samples))
-    for sample in samples[:JSON_SAMPLES]:
-        try:
-            names.update(_json_fields(sample, read))
-        except StorageError:
-            raise
-        except ValueError:
-            continue  # the row is reported where it is read
-    return names
-
-
-def _json_fields(sample: _Sample, read: ReadRange) -> dict[str, Any]:
-    member = sample.members.get("json")
-    fields = json.loads(read(member.payload, member.payload + member.size)) if member else {}
-    return fields if isinstance(fields, dict) else {}
+    return {"__key__"}.union(*(sample.members for sample in samples), *cells)
 
 
 def _block_reader(shard: Shard) -> ReadRange:

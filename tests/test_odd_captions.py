@@ -1,0 +1,181 @@
+"""Captions as people keep them, through `tips-ray index`: read whole, or refused with the line or an example."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from source_reader import captions_in, read_all
+from writers import jpeg, write_folder, write_parquet, write_tar
+
+from jobs.cli import main
+
+CONFIG = str(Path(__file__).parents[1] / "jobs" / "configs" / "photos.yaml")
+ROWS = 6
+NAMES = [f"{number}.jpg" for number in range(ROWS)]
+
+
+def _index(folder: Path, capsys, **columns: str) -> tuple[int, str]:
+    """The code of the command, and what it says."""
+    source = json.dumps([{"uri": str(folder), "columns": columns}])
+    code = main(["index", CONFIG, f"storage={folder}.out", f"data.sources={source}"])
+    shown = capsys.readouterr()
+    return code, shown.out if code == 0 else shown.err
+
+
+def _parquet(folder: Path, **columns: Any) -> None:
+    write_parquet(folder / "0.parquet", {"image": [jpeg(number) for number in range(ROWS)], **columns})
+
+
+def _tar(folder: Path, fields: Mapping[str, Sequence[Any]]) -> None:
+    members = []
+    for number in range(ROWS):
+        row = {name: values[number] for name, values in fields.items()}
+        members += [(f"{number}.jpg", jpeg(number)), (f"{number}.json", json.dumps(row).encode())]
+    write_tar(folder / "0.tar", members)
+
+
+def test_open_clips_tsv_with_a_stray_quotation_mark_keeps_every_row(tmp_path, capsys):
+    texts = ['"a dog', "a cat", 'a pipe of 9"', "a car", '"happy" a dog', "an egg"]
+    lines = ["filepath\ttitle", *(f"{name}\t{text}" for name, text in zip(NAMES, texts, strict=True))]
+    write_folder(tmp_path / "x", NAMES, lines, "train.tsv")
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "6 rows" in told and "bad rows:" not in told and "web '\"a dog'" in told
+    assert [web for web, _ in captions_in(read_all(tmp_path / "x")[0])] == texts
+
+
+def test_unquoted_commas_are_refused_with_their_lines(tmp_path, capsys):
+    write_folder(tmp_path / "x", NAMES, ["image,caption", *(f"{name},a dog, far" for name in NAMES)])
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 2 and "captions.csv: lines have other numbers of cells than the 2 columns (line 2 has 3" in told
+    assert len(told) < 600 + len(str(tmp_path))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path, capsys):
+    write_folder(tmp_path / "x", NAMES, ["image,caption,caption", *(f"{name},a dog,a cat" for name in NAMES)])
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 2 and "captions.csv: two columns have the name caption" in told
+
+
+def test_flickr30ks_results_are_read_and_its_line_without_a_delimiter_is_counted(tmp_path, capsys):
+    lines = [f"{number % ROWS}.jpg| {number // ROWS}| a dog, number {number}" for number in range(120)]
+    lines[119] = "5.jpg| 19   a dog, number 119"
+    write_folder(tmp_path / "x", NAMES, ["image_name| comment_number| comment", *lines], "results.csv")
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "1 bad rows: the line has not as many cells as there are columns: 2" in told
+    assert "row 6 line 121" in told
+    rows = read_all(tmp_path / "x")[0]
+    assert sum(len([web, *made]) for web, made in captions_in(rows[:ROWS])) == 119
+
+
+def test_a_line_that_names_no_image_is_counted(tmp_path, capsys):
+    write_folder(tmp_path / "x", NAMES, ["image,caption", ",a dog", *(f"{name},a cat" for name in NAMES)])
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "1 bad rows: the line names no image" in told and "row 6 line 2" in told
+
+
+def test_lists_in_a_table_are_captions(tmp_path, capsys):
+    write_folder(tmp_path / "x", NAMES, ["image\tcaption", *(f"{name}\t['a dog', \"it's\"]" for name in NAMES)])
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "web 'a dog'; synthetic \"it's\"" in told
+
+
+def test_a_column_of_numbers_does_not_win_over_one_of_texts(tmp_path, capsys):
+    write_folder(tmp_path / "csv", NAMES, ["image,caption,text", *(f"{name},7,a dog" for name in NAMES)])
+    _parquet(tmp_path / "parquet", caption=list(range(ROWS)), text=["a dog"] * ROWS)
+    _tar(tmp_path / "tar", {"caption": list(range(ROWS)), "text": ["a dog"] * ROWS})
+    for kind in ("csv", "parquet", "tar"):
+        code, told = _index(tmp_path / kind, capsys)
+        assert code == 0 and "web_caption: text;" in told and "web 'a dog'" in told
+
+
+def test_a_column_of_numbers_alone_is_refused(tmp_path, capsys):
+    _parquet(tmp_path / "x", caption=[0.5] * ROWS)
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 2 and "(caption holds numbers, which are no captions)" in told
+    code, told = _index(tmp_path / "x", capsys, web_caption="caption")
+    assert code == 2 and "the column caption holds numbers and no captions" in told
+
+
+TWO = ["a dog", "a cat"]
+KINDS = {
+    "bytes": [text.encode() for text in TWO],
+    "dictionaries": [{"id": 1, "text": text} for text in TWO],
+    "raw": [{"raw": text, "tokens": text.split()} for text in TWO],
+    "json": json.dumps(TWO),
+    "python": str(TWO),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_that_are_no_strings_are_read_in_parquet(tmp_path, capsys, kind):
+    _parquet(tmp_path / "x", caption=[KINDS[kind]] * ROWS)
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "web 'a dog'; synthetic 'a cat'" in told and "bad rows:" not in told
+
+
+@pytest.mark.parametrize("kind", ["dictionaries", "json", "python"])
+def test_captions_that_are_no_strings_are_read_in_a_tars_json(tmp_path, capsys, kind):
+    _tar(tmp_path / "x", {"caption": [KINDS[kind]] * ROWS})
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "web 'a dog'; synthetic 'a cat'" in told and "bad rows:" not in told
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_translations_are_refused_until_a_field_is_named(tmp_path, capsys, kind):
+    cells = [{"en": "a dog", "de": "ein Hund"}] * ROWS
+    _parquet(tmp_path / "x", caption=cells) if kind == "parquet" else _tar(tmp_path / "x", {"caption": cells})
+    code, told = _index(tmp_path / "x", capsys)
+    assert (
+        code == 2
+        and "{'en': 'a dog', 'de': 'ein Hund'}; name a field where it has some (columns.web_caption: cap" in told
+    )
+    code, told = _index(tmp_path / "x", capsys, web_caption="caption.en")
+    assert code == 0 and "web 'a dog'; synthetic none" in told
+    code, told = _index(tmp_path / "x", capsys, web_caption="caption.fr")
+    assert code == 2 and "there is no field fr in {'en': 'a dog'" in told
+
+
+def test_one_caption_that_is_none_is_a_bad_row(tmp_path):
+    _tar(tmp_path / "x", {"caption": ["a dog", 7, *TWO, *TWO]})
+    rows = read_all(tmp_path / "x")[0]
+    assert [bool(row["error"]) for row in rows] == [False, True, False, False, False, False]
+    assert rows[1]["error"] == "its caption is no text but int 7"
+
+
+def test_a_column_of_bytes_for_captions_is_not_the_image(tmp_path, capsys):
+    _parquet(tmp_path / "x", photo=[jpeg()] * ROWS, caption=[b"a dog"] * ROWS)
+    assert "image: image;" in _index(tmp_path / "x", capsys)[1]
+    write_parquet(tmp_path / "y" / "0.parquet", {"photo": [jpeg()] * ROWS, "caption": [b"a dog"] * ROWS})
+    assert "image: photo;" in _index(tmp_path / "y", capsys)[1]
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path, capsys):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "x").mkdir()
+    table = pa.table([[jpeg()] * 2, ["a"] * 2, ["b"] * 2], names=["image", "caption", "caption"])
+    pq.write_table(table, tmp_path / "x" / "0.parquet")
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 2 and "0.parquet: two columns have the name caption" in told
+
+
+def test_karpathys_json_is_read_as_it_is(tmp_path, capsys):
+    listed = [
+        {
+            "filename": name,
+            "filepath": "val2014",
+            "split": "train",
+            "sentences": [{"raw": text, "tokens": []} for text in TWO],
+        }
+        for name in NAMES
+    ]
+    write_folder(tmp_path / "x", [f"images/{name}" for name in NAMES], [], "notes.txt")
+    (tmp_path / "x" / "dataset_coco.json").write_text(json.dumps({"images": listed, "dataset": "coco"}))
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "(folder): 6 rows" in told and "0.jpg: " in told and "web 'a dog'; synthetic 'a cat'" in told
+    (tmp_path / "x" / "dataset_coco.json").write_text(json.dumps({"images": [{"filename": "0.jpg"}]}))
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 2 and "dataset_coco.json: images[0] lacks 'sentences'; each needs" in told

@@ -1,0 +1,42 @@
+"""Karpathy's JSON (dataset_coco.json, dataset_flickr8k.json, dataset_flickr30k.json) as a table of captions.
+
+All of its splits are read. An image is named by its file name alone, because its folder differs from copy to copy.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+
+from tips_ray.data.sources.tables import Line, Table
+
+COLUMNS = ["image", "caption"]
+_NAME = re.compile(r"dataset[^/]*\.json", re.IGNORECASE)
+
+
+def is_karpathy(uri: str) -> bool:
+    """The file has the name of such a JSON."""
+    return _NAME.fullmatch(uri.rpartition("/")[2]) is not None
+
+
+def read_karpathy(text: str, name: str) -> Table:
+    """A row for each sentence of each image; an image without sentences has one without a caption.
+
+    Raises:
+        ValueError: the file is no JSON, or has other fields; it names the first image that does not fit.
+    """
+    try:
+        images = json.loads(text)["images"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(f"{name}: this is no JSON with a list `images` ({reason}); write a CSV instead") from None
+    return Table(COLUMNS, [Line(*row) for row in _rows(images, name)], [])
+
+
+def _rows(images: list, name: str) -> Iterator[tuple[int, list[str]]]:
+    for number, image in enumerate(images):
+        try:
+            file, sentences = str(image["filename"]), [str(sentence["raw"]) for sentence in image["sentences"]]
+        except (KeyError, TypeError) as error:
+            lack = f"images[{number}] lacks {error}"
+            raise ValueError(f"{name}: {lack}; each needs `filename` and `sentences`, and these `raw`") from None
+        yield from ((number, [file, sentence]) for sentence in sentences or [""])

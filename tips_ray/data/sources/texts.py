@@ -1,0 +1,168 @@
+"""The captions in one cell, whatever a data set keeps there: text, bytes, lists, dictionaries, or these as text.
+
+A cell that holds no caption for certain raises `NoCaptionError`; its row is then a bad row, and is counted.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+WEB = ("web_caption", "caption", "captions", "text", "txt", "title", "alt_text", "alt", "org_caption")
+WEB += ("original_caption", "caption_web", "description", "comment", "raw", "sentence", "sentences")
+SYNTHETIC = ("synthetic_caption", "synthetic_captions", "re_caption", "recaption", "vlm_caption", "caption_synthetic")
+SYNTHETIC += ("llm_caption",)
+FIELDS = ("raw", *WEB, *SYNTHETIC)
+"""Fields of a dictionary that hold its caption, likely ones first."""
+MOST_SHOWN = 80
+_STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_STRINGS = re.compile(rf"\[\s*(?:{_STRING})(?:\s*,?\s*(?:{_STRING}))*\s*,?\s*\]", re.DOTALL)
+_OPENING = re.compile(r"""\[\s*['"{\[]|\{\s*['"]""")
+"""How Python and JSON begin a list or a dictionary with something in it."""
+_BYTES = re.compile(rf"b(?:{_STRING})", re.DOTALL)
+
+
+class NoCaptionError(ValueError):
+    """A cell that is no caption; the message says what it is and shows it."""
+
+
+def captions_of(
+    rows: Iterable[Mapping[str, Any]], web: str, synthetic: Sequence[str]
+) -> tuple[tuple[str, list[str]], str]:
+    """Web caption and synthetic captions of one image, and why they cannot be read: empty if they can.
+
+    Args:
+        rows: the image's rows by column; a table may have several for one image.
+        web: column or field of the web caption; empty: there is none. Where an image has several captions there, the
+            first is its web caption, and the others are synthetic ones if `synthetic` is empty.
+        synthetic: columns or fields of the synthetic captions.
+    """
+    rows = list(rows)
+    try:
+        first, *others = texts([cell(row, web) for row in rows] if web else []) or [""]
+        made = texts([cell(row, name) for row in rows for name in synthetic])
+    except NoCaptionError as error:
+        return ("", []), str(error)
+    return (first, made if synthetic else others), ""
+
+
+def texts(value: Any) -> list[str]:
+    """The captions in a cell, stripped, without empty ones; an unpaired surrogate (JSON allows it) becomes U+FFFD.
+
+    Raises:
+        NoCaptionError: the cell holds a number, bytes that are no UTF-8, or a dictionary with no caption for certain.
+    """
+    if value is None or value != value:  # NaN is what pandas writes for an empty cell
+        return []
+    if isinstance(value, bytes):
+        return texts(_decoded(value))
+    if isinstance(value, (list, tuple)):
+        return [text for part in _parts(value) for text in texts(part)]
+    if isinstance(value, dict):
+        return _of_fields(value)
+    if not isinstance(value, str):
+        raise NoCaptionError(f"its caption is no text but {type(value).__name__} {shown(value)}")
+    text = value.encode("utf-8", "surrogatepass").decode("utf-8", "replace").strip()
+    written = _written(text)
+    return _of_written(text, written) if written is not None else [text] if text else []
+
+
+def is_number(text: str) -> bool:
+    """The text is a number, as a program writes it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def cell(row: Mapping[str, Any], name: str) -> Any:
+    """The cell of a column, or of a field inside of its dictionaries: `captions.text`.
+
+    A list of dictionaries gives the list of their fields. None where the row has no such column or field.
+    """
+    column = column_of(name, row)
+    return _inside(row.get(column), name[len(column) + 1 :].split(".")) if column != name else row.get(name)
+
+
+def column_of(name: str, columns: Iterable[str]) -> str:
+    """`captions` for `captions.text`; `name` itself where it is a column or no part of it is one."""
+    there, found = set(columns), name
+    while found not in there and "." in found:
+        found = found.rpartition(".")[0]
+    return found if found in there else name
+
+
+def _inside(value: Any, fields: list[str]) -> Any:
+    if isinstance(value, (bytes, str)):
+        value = _written(_decoded(value) if isinstance(value, bytes) else value.strip())
+    if isinstance(value, (list, tuple)):
+        return [_inside(part, fields) for part in _parts(value)]
+    if not isinstance(value, dict):
+        return None
+    inner = value.get(fields[0])
+    return _inside(inner, fields[1:]) if fields[1:] else inner
+
+
+def _parts(value: list[Any] | tuple[Any, ...]) -> Iterable[Any]:
+    """Entries of a list; pairs are what Arrow makes of a map, and count as a dictionary in a list."""
+    is_map = bool(value) and all(isinstance(part, tuple) and len(part) == 2 for part in value)
+    return [dict(value)] if is_map else value
+
+
+def _of_fields(value: dict[Any, Any]) -> list[str]:
+    names = {str(name).lower(): name for name, inner in reversed(value.items()) if inner is not None}
+    found = next((names[field] for field in FIELDS if field in names), None)
+    holding = [name for name, inner in value.items() if isinstance(inner, str) and inner.strip()]
+    if found is None and len(holding) == 1:
+        found = holding[0]
+    if found is not None:
+        return texts(value[found])
+    if not any(inner is not None and inner != [] for inner in value.values()):
+        return []
+    raise NoCaptionError(f"its caption has several fields, and none is known to be it: {shown(value)}")
+
+
+def _decoded(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise NoCaptionError(f"its caption is bytes, and byte {error.start} is no UTF-8: {shown(value)}") from None
+
+
+def _written(text: str) -> Any:
+    """The list, dictionary or bytes that a text is in JSON or Python; None for any other text."""
+    if text[:1] == "b" and text.isascii() and _BYTES.fullmatch(text):
+        return ast.literal_eval(text)
+    if text[:1] + text[-1:] not in ("[]", "{}"):
+        return None
+    for read in (json.loads, _strings, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return value if isinstance(value, (list, dict)) else None
+    if _OPENING.match(text):
+        raise NoCaptionError(f"its caption looks like a list or dictionary, and cannot be read as one: {shown(text)}")
+    return None
+
+
+def _strings(text: str) -> list[str]:
+    """A list of texts as Python or numpy print it; numpy puts no commas, and Python would join its texts."""
+    if not _STRINGS.fullmatch(text):
+        raise ValueError
+    return [ast.literal_eval(found) for found in re.findall(_STRING, text, re.DOTALL)]
+
+
+def _of_written(text: str, value: Any) -> list[str]:
+    """The captions in a list or dictionary that was written as text; numbers in brackets stay a text."""
+    if isinstance(value, list) and value and all(isinstance(part, (int, float)) for part in value):
+        return [text]
+    return texts(value)
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, for messages."""
+    whole = repr(value)
+    return whole if len(whole) <= MOST_SHOWN else whole[:MOST_SHOWN] + "..."
