@@ -36,6 +36,6 @@ def _shown(found: "Iterable[CheckResult]") -> int:
     """Print the findings; return how many fail."""
     failed = 0
     for check, level, text in found:
-        print(f"{level:4}  {check:13}  {text}", flush=True)
+        print(f"{level:4}  {check:17}  {text}", flush=True)
         failed += level == "fail"
     return failed

@@ -176,3 +176,16 @@ def test_a_mistake_ends_in_one_sentence(words, message, place, capsys):
 @pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_suite_is_valid(path):
     assert load_config(SuiteConfig, path, ()).tasks
+
+
+@pytest.mark.heavy
+def test_masks_of_0_and_255_of_which_255_is_ignored_are_refused(place, capsys):
+    for kind in ("images", "labels"):
+        (place / "masks" / "val" / kind).mkdir(parents=True)
+    (place / "masks" / "val" / "images" / "0.jpg").write_bytes(jpeg())
+    Image.fromarray(np.array([[0, 255] * 4] * 6, np.uint8)).save(place / "masks" / "val" / "labels" / "0.png")
+    masks = f"{{kind: labelled_folder, folder: {place}/masks, class_names: [wall, dog], ignore_index: 255}}"
+    task = "tasks={masks: {kind: zero_shot_segmentation, data: masks}}"
+    assert _evaluate(place, f"data={{masks: {masks}}}", task, output="masks-out") == 2
+    error = capsys.readouterr().err
+    assert f"error: {place}/masks/val/labels: every pixel is 0 or 255, and ignore_index (255) does not count" in error

@@ -164,6 +164,32 @@ def _changed_data(world: World) -> list[str]:
     return ["pretrain", config, index, "--dry-run"]
 
 
+def _other_data_that_are_not_there(world: World) -> list[str]:
+    """A run's name again with a source that is misspelled: the name is not the mistake."""
+    _other_config(world)
+    return ["pretrain", world.config(), "data.sources=[{uri: /none}]", "--dry-run"]
+
+
+def _unwritable_index(world: World) -> list[str]:
+    (world.folder / "file").write_text("")
+    return ["index", world.config(storage=str(world.folder / "file" / "runs"))]
+
+
+def _hiding(name: str) -> Callable[[World], list[str]]:
+    def make(world: World) -> list[str]:
+        (world.folder / name).parent.mkdir(exist_ok=True)
+        (world.folder / name).write_text("")
+        return ["pretrain", world.config(), "--dry-run"]
+
+    return make
+
+
+def _home_that_is_a_file(world: World) -> list[str]:
+    (world.folder / "home").write_text("")
+    world.set(HOME=str(world.folder / "home"), RAY_AUTH_MODE="token")
+    return ["pretrain", world.config(), "--dry-run"]
+
+
 def _text_files(world: World) -> list[str]:
     config = world.config()
     (world.folder / "notes").mkdir()
@@ -189,13 +215,30 @@ _WORKERS = 64 * _CORES
 CATALOGUE = (
     # The command line and the file.
     Mistake("no such command", lambda world: ["pretrian"], ("invalid choice: 'pretrian'",)),
-    Mistake("no config is given", lambda world: ["pretrain"], ("required: RUN.yaml",)),
+    Mistake("no config is given", lambda world: ["pretrain"], ("required: RUN.yaml (see",)),
     Mistake("no such config", lambda world: ["pretrain", "none.yaml"], ("none.yaml: there is no such file",)),
     Mistake("the config is a folder", lambda world: ["pretrain", str(world.folder)], ("Is a directory",)),
     Mistake("the config is a picture", _file(jpeg()), ("run.yaml: cannot be read as text (it is not UTF-8)",)),
     Mistake("the config is no mapping", _file("- a\n- b\n"), ("run.yaml: holds a list, a config is a mapping",)),
     Mistake("the YAML is broken", _file("name: run\ndata: [\n"), ("run.yaml line 3: ",)),
     Mistake("the config of another command", _file("captioner: {}\nprompt: x\n"), ("keys (captioner, prompt)",)),
+    Mistake(
+        "a block is given twice",
+        _file("name: run\nschedule: {total_steps: 10}\n\nschedule:\n  peak_lr: 1e-3\n"),
+        ("run.yaml line 4: the key 'schedule' is given twice (lines 2 and 4), and only the last would count; correct",),
+    ),
+    Mistake(
+        "a key is given twice inside",
+        _file("data:\n  sources:\n    - uri: a\n      uri: b\n"),
+        ("run.yaml line 4: the key 'uri' is given twice (lines 3 and 4)",),
+    ),
+    Mistake(
+        "a key is given twice in an override",
+        _key("data.sources=[{uri: a, uri: b}]"),
+        ("line 1: the key 'uri' is given twice, and only the last would count",),
+    ),
+    Mistake("a date that does not exist", _file("name: 2024-13-45\n"), ("run.yaml: a value in it cannot be read",)),
+    Mistake("YAML nested too deeply", _file("name: " + "[" * 3000), ("run.yaml: it is nested too deeply",)),
     Mistake("override without a value", _key("seed"), ("override 'seed' is not of the form dotted.key=value",)),
     Mistake("override of broken YAML", _key("data=["), ("override 'data=[' line 1: ",)),
     Mistake("override inside a list", _key("data.sources.uri=x"), ("override data.sources.uri: sources is a list",)),
@@ -244,12 +287,45 @@ CATALOGUE = (
         _key("resources.workers=3"),
         ("global_batch_images (4) must be divisible by resources.workers (3)",),
     ),
+    Mistake(
+        "a batch that does not divide between two",
+        _key("global_batch_images=9", "resources.workers=2"),
+        ("global_batch_images (9) must be divisible by resources.workers (2)\n",),
+    ),
+    Mistake(
+        "a key of the sources above them",
+        _key("data.columns.image=jpg"),
+        ("data.columns: Extra inputs are not permitted; did you mean columns in an item of data.sources?",),
+    ),
+    Mistake("more mistakes than one reads", _key(*(f"k{n}=1" for n in range(100))), (*[": "] * 20, "80 more mistakes")),
     Mistake("a name with a slash", _key("name=a/b"), ("name: String should match pattern",)),
     Mistake("a teacher that is not there", _key("objective.teacher=frozen"), ("objective.teacher (frozen)",)),
     Mistake("two typos", _key("sed=1", "views.flop=1"), ("did you mean views.flip?", "did you mean seed?")),
     # Data.
     Mistake("no such folder", _key("data.sources=[{uri: /none/at/all}]"), ("/none/at/all: no file is there",)),
     Mistake("a folder of something else", _text_files, ("there is none of the format 'auto'",)),
+    Mistake(
+        "a range that runs backwards",
+        _key("data.sources=[{uri: 'a/{00002..00000}.tar'}]"),
+        ("a/{00002..00000}.tar: the range {00002..00000} runs backwards; write {00000..00002}",),
+    ),
+    Mistake(
+        "a range of letters", _key("data.sources=[{uri: 'a/{a..c}.tar'}]"), ("{a..c} is no range; write two numbers",)
+    ),
+    Mistake(
+        "a range without end",
+        _key("data.sources=[{uri: 'a/{0..99999999999}{0..9}.tar'}]"),
+        ("the braces stand for more than 1,000,000 names",),
+    ),
+    Mistake(
+        "thousands of columns",
+        _columns(
+            "data.sources=[{{uri: {path}, columns: {{web_caption: legend}}}}]",
+            **{f"column_{number:04d}": [0] * ROWS for number in range(3000)},
+        ),
+        ("there are caption, column_0000, column_0001, column_0002,",),
+    ),
+    Mistake("other data that are not there", _other_data_that_are_not_there, ("/none: no file is there",)),
     Mistake("a scheme we lack", _key("data.sources=[{uri: 'gs://b/x'}]"), ("gs://b/x: gs:// is not supported",)),
     Mistake(
         "no caption column",
@@ -344,7 +420,24 @@ CATALOGUE = (
         _key(f"tracking.mlflow_uri=http://{NOBODY}", "captions.tokenizer=none.json", "data.sources=[{uri: /none}]"),
         ("/none: no file is there", "captions.tokenizer: ", "tracking.mlflow_uri"),
     ),
+    # What surrounds the process.
+    Mistake("a file hides torch", _hiding("torch.py"), ("error: torch.py in the working directory (",)),
+    Mistake("a folder hides yaml", _hiding("yaml/__init__.py"), ("yaml/__init__.py in the working directory (",)),
+    Mistake("a folder for Ray's sockets that is long", _environment(TMPDIR="/tmp/" + "x" * 90), ("TMPDIR (/tmp/xxx",)),
+    Mistake("a home that cannot be written", _home_that_is_a_file, ("home) cannot be written (",)),
+    Mistake("ranks that are no number", _environment(WORLD_SIZE="two"), ("WORLD_SIZE (two) must be a number: unset",)),
+    Mistake(
+        "ranks without a place to meet",
+        _environment(WORLD_SIZE="4"),
+        ("WORLD_SIZE (4) is set and RANK, MASTER_ADDR, MASTER_PORT not: unset WORLD_SIZE",),
+    ),
+    Mistake(
+        "a proxy before the store of one's own network",
+        _environment(AWS_ENDPOINT_URL="http://10.0.0.7:9000", http_proxy="http://me:word@proxy.example:3128"),
+        ("would be asked through the proxy http://proxy.example:3128, which is for addresses outside: add 10.0.0.7",),
+    ),
     # Other commands.
+    Mistake("an index that cannot be written", _unwritable_index, ("/file/runs) cannot be written: ",)),
     Mistake("report of no run", lambda world: ["report", str(world.folder)], ("config.yaml: there is no such file",)),
     Mistake(
         "index of no data",

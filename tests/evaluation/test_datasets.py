@@ -1,6 +1,8 @@
 """Data sets from folders of real files and from rendered scenes."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -77,6 +79,29 @@ def test_a_wrong_label_map_is_named(content, message, tmp_path):
     config = _write_labelled(tmp_path, np.zeros((6, 8), np.uint8))
     (tmp_path / "val" / "labels" / "0.png").write_bytes(content)
     with pytest.raises(ValueError, match=message):
+        load_dataset(config, 4)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_label_map_of_few_bits_has_its_classes(bits, tmp_path):
+    """Written by hand, because Pillow writes gray of 2 and 4 bits as 8."""
+    classes = np.array([[0, 1, 1, 0, 1, 0, 0, 1]] * 6, np.uint8)
+    config = _write_labelled(tmp_path, classes)
+    rows = np.packbits(np.unpackbits(classes[:, :, None], axis=2)[:, :, 8 - bits :].reshape(6, -1), axis=1)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    head = struct.pack(">IIBBBBB", 8, 6, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
+    content = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    (tmp_path / "val" / "labels" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    (found, _) = load_dataset(config, 4).test.labels
+    assert torch.equal(found, torch.from_numpy(classes))
+
+
+def test_masks_whose_foreground_would_be_ignored_are_refused(tmp_path):
+    config = _write_labelled(tmp_path, np.array([[0, 9, 9, 0, 9, 0, 0, 9]] * 6, np.uint8))
+    with pytest.raises(ValueError, match=r"train/labels: every pixel is 0 or 9, and ignore_index \(9\) does not count"):
         load_dataset(config, 4)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -41,20 +41,38 @@ def _sentence(schema: type[BaseModel], place: tuple[int | str, ...], fault: Any)
 def _meant(schema: type[BaseModel], place: tuple[int | str, ...]) -> str:
     """The nearest key at the same level, else a key of the same name elsewhere, else all keys at the level."""
     *above, name = map(str, place)
-    names = [part for part in above if not part.isdigit()]  # a schema's keys have no positions in lists
-    keys = [key.split(".") for key in _keys(schema)]
-    beside = [key[-1] for key in keys if key[:-1] == names]
+    beside = _keys_at(schema, above)
     near = [".".join([*above, found]) for found in get_close_matches(name, beside, n=1)]
-    near += [".".join(key) for key in keys if key[-1] == name]
+    near += [words for key, words in _places(schema) if key == name]
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(beside)}"
 
 
-def _keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key, outer ones first."""
-    yield from (prefix + name for name in schema.model_fields)
+def _keys_at(schema: type[BaseModel], above: list[str]) -> list[str]:
+    """Keys at a place; it may lead through positions in lists, names in dictionaries and kinds of an item."""
+    found = [schema]
+    for part in above:
+        inside = [one.model_fields[part].annotation for one in found if part in one.model_fields]
+        of_kind = [one for one in found if "kind" in one.model_fields and one.model_fields["kind"].default == part]
+        found = [inner for annotation in inside for inner in _schemas(annotation)] or of_kind or found
+    return list(dict.fromkeys(name for one in found for name in one.model_fields))
+
+
+def _places(schema: type[BaseModel], prefix: str = "", item_of: str = "") -> Iterator[tuple[str, str]]:
+    """Every key and the words for its place, outer keys first; a key below a list has no dotted name."""
+    for name in schema.model_fields:
+        yield name, f"{prefix}{name} in an item of {item_of}" if item_of else f"{prefix}{name}"
     for name, field in schema.model_fields.items():
         for inner in _schemas(field.annotation):
-            yield from _keys(inner, f"{prefix}{name}.")
+            if item_of or not _is_collection(field.annotation):
+                yield from _places(inner, f"{prefix}{name}.", item_of)
+            else:
+                yield from _places(inner, "", f"{prefix}{name}")
+
+
+def _is_collection(annotation: Any) -> bool:
+    """Whether the models in an annotation are items of a list or of a dictionary, also of one that may be None."""
+    parts = get_args(annotation)
+    return get_origin(annotation) in (tuple, list, dict) or any(map(_is_collection, parts))
 
 
 def _schemas(annotation: Any) -> list[type[BaseModel]]:

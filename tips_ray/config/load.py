@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tips_ray.config.faults import config_faults
+from tips_ray.errors import listed
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
@@ -22,7 +23,7 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
     tree = _read(path)
     if tree and not tree.keys() & schema.model_fields.keys():
         raise ValueError(
-            f"{path}: none of its keys ({', '.join(map(str, tree))}) belongs to a {schema.__name__}; is it the config "
+            f"{path}: none of its keys ({listed(map(str, tree))}) belongs to a {schema.__name__}; is it the config "
             f"of another command? A {schema.__name__} has {', '.join(schema.model_fields)}"
         )
     return override(schema, tree, override_values(overrides))
@@ -47,9 +48,32 @@ def override(schema: type[ConfigT], tree: Mapping[str, Any], values: Mapping[str
         raise config_faults(schema, error) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which by itself lets the last of two equal keys win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """The mapping of a node.
+
+        Raises:
+            YAMLError: a key is given twice.
+        """
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:  # keys of `<<` are not among them yet: those may be replaced
+            if isinstance(key, yaml.ScalarNode) and first.setdefault((key.tag, key.value), key) is not key:
+                raise _given_twice(first[key.tag, key.value], key)
+        return super().construct_mapping(node, deep)
+
+
+def _given_twice(first: yaml.Node, second: yaml.ScalarNode) -> yaml.MarkedYAMLError:
+    lines = first.start_mark.line + 1, second.start_mark.line + 1
+    where = "" if lines[0] == lines[1] else f" (lines {lines[0]} and {lines[1]})"
+    problem = f"the key {second.value!r} is given twice{where}, and only the last would count"
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=second.start_mark)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _loaded(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file; give the YAML file of the config") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -60,6 +84,20 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict | None):
         raise ValueError(f"{path}: holds a {type(tree).__name__}, a config is a mapping of `key: value` lines")
     return tree or {}
+
+
+def _loaded(text: str) -> Any:
+    """The value that a YAML text stands for.
+
+    Raises:
+        YAMLError: the text is no YAML, a key is given twice, or a value such as a date does not exist.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # of a date, of a number of thousands of digits
+        raise yaml.YAMLError(f"a value in it cannot be read ({error})") from None
 
 
 def _with_value(tree: Mapping[str, Any], keys: list[str], value: Any, dotted_key: str) -> dict[str, Any]:
@@ -76,7 +114,7 @@ def _parse(text: str) -> tuple[str, Any]:
     if not separator:
         raise ValueError(f"override {text!r} is not of the form dotted.key=value")
     try:
-        return dotted_key, yaml.safe_load(value)
+        return dotted_key, _loaded(value)
     except yaml.YAMLError as error:
         raise ValueError(f"override {text!r}{_yaml_fault(error)}; quote the whole of it for the shell") from None
 

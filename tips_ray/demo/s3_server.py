@@ -92,9 +92,11 @@ class LocalS3:
     def client(self) -> Any:
         """A boto3 client of this server, independent of the environment."""
         import boto3
+        from botocore.config import Config
 
         keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": self.secret}
-        return boto3.client("s3", endpoint_url=self.endpoint_url, region_name=REGION, **keys)
+        no_proxies = Config(proxies={})
+        return boto3.client("s3", endpoint_url=self.endpoint_url, region_name=REGION, config=no_proxies, **keys)
 
     def make_bucket(self, name: str) -> str:
         """Create the bucket if it does not exist; return its `s3://` URI."""

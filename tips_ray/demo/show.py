@@ -15,6 +15,7 @@ import yaml
 from tips_ray.config import RunConfig, load_config
 from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.demo.s3_server import LocalS3, local_s3
+from tips_ray.launch.surroundings import spare_loopback
 from tips_ray.report import write_report
 from tips_ray.report.of_folder import report_of
 from tips_ray.scenes.shards import stored_scenes
@@ -57,6 +58,7 @@ def run_demo(show: Show, out: Path, overrides: Sequence[str], tell: Tell) -> Sho
     Raises:
         ValueError: a key is wrong, or `out` holds the demo with another config.
     """
+    spare_loopback()
     with local_s3(out / "s3") as server:
         os.environ.update(server.environment)
         tell(_stage("S3 server", f"OpenStack Swift at {server.endpoint_url}"))

@@ -14,9 +14,10 @@ from tips_ray.data.index import Index, build_index, index_of, unread_bytes
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
+from tips_ray.launch.surroundings import surroundings
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
 from tips_ray.runs.folder import RunFolder
-from tips_ray.runs.tracking import require_answer, tracking_uri, without_credentials
+from tips_ray.runs.tracking import KEY, require_answer, stored_run_id, tracking_uri, without_credentials
 from tips_ray.tokenizer import Tokenizer, tokenizer_at
 from tips_ray.weights import require_its_vocabulary, start_source, teacher_sizes, teacher_source
 
@@ -59,15 +60,18 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         return _described(result.index)
 
     checks: dict[str, Callable[[], str]] = {
+        **surroundings(),
         "data": data,
         "shards": lambda: shards_are_whole(result.index, config.data.max_bad_fraction) if result.index else "unknown",
-        "run": lambda: run_is_new_or_the_same(config) if is_writable else "unknown",
+        "run": lambda: run_is_new_or_the_same(config, result.index is not None) if is_writable else "unknown",
         "start": lambda: weights_fit(config) if is_writable else "unknown",
         "tokenizer": lambda: tokenizer_fits(config),
         "captions": lambda: captions_come(config),
         "resources": lambda: cluster.resources_suffice(config),
         "compile": lambda: can_compile(config),
-        "tracking": lambda: tracking_answers(config) if is_writable or config.tracking.mlflow_uri else "unknown",
+        "tracking": lambda: (
+            tracking_answers(config, is_writable) if is_writable or config.tracking.mlflow_uri else "unknown"
+        ),
         "model": lambda: sizes.model_sizes(config),
         "stream": lambda: sizes.stream_sizes(config),
     }
@@ -82,17 +86,29 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
 
 def storage_is_writable(config: RunConfig) -> str:
     """Create and delete a small object."""
-    uri = storage.join(config.storage, f".check-{uuid.uuid4().hex}")
+    require_writable("storage", config.storage)
+    return f"{storage.resolved(config.storage)} can be written"
+
+
+def require_writable(key: str, place: str) -> None:
+    """Create and delete a small object in a place that a key of the config names.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    uri = storage.join(place, f".check-{uuid.uuid4().hex}")
     try:
         storage.write_bytes(uri, b"tips_ray")
         storage.delete(uri)
     except ValueError as error:
-        raise ValueError(f"storage ({config.storage}) cannot be written: {error}") from None
-    return f"{storage.resolved(config.storage)} can be written"
+        raise ValueError(f"{key} ({place}) cannot be written: {error}") from None
 
 
-def run_is_new_or_the_same(config: RunConfig) -> str:
-    """Whether the name is free, or the step of the run that has it."""
+def run_is_new_or_the_same(config: RunConfig, has_data: bool = True) -> str:
+    """Whether the name is free, or the step of the run that has it.
+
+    Without data, a source that differs from the run's is the mistake that another check has told.
+    """
     folder = storage.join(config.storage, config.name)
     given = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     found = list_checkpoints(checkpoints_of(folder))
@@ -103,6 +119,9 @@ def run_is_new_or_the_same(config: RunConfig) -> str:
     except storage.StorageError:
         raise
     except ValueError as error:
+        changes = str(error).splitlines()[1:]
+        if not has_data and all(change.strip().startswith("data.sources.") for change in changes):
+            return "unknown"
         raise ValueError(f"{error}; give the run another name, or these keys their old values") from None
     if found and found[-1].step >= config.schedule.total_steps:
         return f"{config.name} is complete at step {found[-1].step}: {storage.resolved(folder)}"
@@ -175,14 +194,20 @@ def can_compile(config: RunConfig) -> str:
     )
 
 
-def tracking_answers(config: RunConfig) -> str:
-    """A server is asked once; a database file only needs its folder."""
+def tracking_answers(config: RunConfig, is_readable: bool = True) -> str:
+    """A server or a database could take the run now. `is_readable`: the run folder, which names its MLflow run, is."""
     uri = tracking_uri(config)
     if uri is None:
         raise CheckWarning(
             "no MLflow: storage is s3:// and tracking.mlflow_uri is not set; set it to see curves while it runs"
         )
-    require_answer(uri)
+    require_answer(uri, KEY, config.tracking.experiment)
+    folder = storage.resolved(storage.join(config.storage, config.name))
+    if is_readable and stored_run_id(folder) == "":
+        raise CheckWarning(
+            f"{folder}/mlflow.json is damaged: the MLflow run whose tag run_folder is this folder goes on, or a new "
+            'one starts; write {"run_id": "..."} into the file to name another'
+        )
     return f"MLflow at {without_credentials(uri)}"
 
 
@@ -193,9 +218,9 @@ def shards_are_whole(index: Index, most: float) -> str:
         return "all are read to their end"
     lost, total = sum(unread.values()), int(index.shards["bytes"].to_numpy().sum())
     text = (
-        f"data.sources: {len(unread)} of {index.shards.num_rows} shards have a damaged tar header, {lost / total:.1%} "
-        f"of all bytes lie behind one and are not used, e.g. in {next(iter(unread))}; write these shards again "
-        "(tips-ray index lists them)"
+        f"data.sources: {len(unread)} of {index.shards.num_rows} shards have a damaged tar header or are cut, "
+        f"{lost / total:.1%} of all bytes lie behind one and are not used, e.g. in {next(iter(unread))}; write these "
+        "shards again (tips-ray index lists them)"
     )
     if lost > most * total:
         raise ValueError(f"{text}, or raise data.max_bad_fraction ({most:g}) to go on without")

@@ -4,6 +4,7 @@ Ray is imported only where it is needed: an index is usually built without it.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from tips_ray import storage
@@ -14,6 +15,7 @@ from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunFailedError
 from tips_ray.launch import cluster
 from tips_ray.launch.captions import caption_store
+from tips_ray.launch.checks import require_writable
 from tips_ray.launch.progress import tenths
 
 if TYPE_CHECKING:
@@ -35,12 +37,25 @@ def index_data(config: RunConfig, decode: bool, tell: Tell) -> Index:
         ValueError: the data are wrong, or there is no cluster at RAY_ADDRESS.
     """
     folder = _index_folder(config)
-    index = index_of(config.data, folder, _scan_on_cluster if cluster.address() else None)
+    with _unwritable_place_named(config):
+        index = index_of(config.data, folder, _scan_on_cluster if cluster.address() else None)
     return _decoded(index, index_uri(config.data, index, folder), config, tell) if decode else index
 
 
 def _index_folder(config: RunConfig) -> str:
     return storage.join(config.storage, "index")
+
+
+@contextmanager
+def _unwritable_place_named(config: RunConfig) -> Iterator[None]:
+    """Say that the place of the index cannot be written, where that is why the block fails."""
+    key, place = ("data.index", config.data.index) if config.data.index else ("storage", config.storage)
+    try:
+        yield
+    except storage.StorageError as error:
+        if storage.resolved(place) in str(error):
+            require_writable(key, place)
+        raise
 
 
 def _scan_on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> Iterator[Scan]:

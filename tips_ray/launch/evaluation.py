@@ -39,7 +39,7 @@ def evaluate_model(
     """
     encoder = load_encoder(model, suite.image_size_px)
     if suite.mlflow_uri:
-        require_answer(suite.mlflow_uri, "mlflow_uri")
+        require_answer(suite.mlflow_uri, "mlflow_uri", suite.experiment)
     found = run_suite(encoder, model, suite, folder, tell, _task_runner(encoder, model, suite))
     if suite.mlflow_uri:
         scores = {f"{name}/{key}": value for name in found for key, value in found[name].get("scores", {}).items()}

@@ -21,6 +21,7 @@ from typing import Any
 
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster
+from tips_ray.launch.surroundings import surroundings
 
 PACKAGE = "tips-ray"
 FEW_BYTES_OF_DISK, FEW_BYTES_OF_MEMORY, FEW_FILES = 10 * 10**9, 4 * 2**30, 8192
@@ -34,6 +35,7 @@ def machine_checks() -> dict[str, Callable[[], str]]:
     return {
         "python": python_fits,
         "packages": packages_fit,
+        **surroundings(),
         "torchvision": torchvision_fits,
         "accelerator": accelerator_answers,
         "machine": machine_is_large_enough,

@@ -11,10 +11,13 @@ from torch import Tensor
 from tips_ray import storage
 from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig
 from tips_ray.data.sources.folder import table_header, table_lines
+from tips_ray.errors import listed
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
 from tips_ray.evaluation.datasets.images import by_stem, read_image, read_parts, stacked
 
 TABLE = "captions.csv"
+PNG = b"\x89PNG\r\n\x1a\n"
+"""First bytes of a PNG; bits per sample and kind of color stand in bytes 24 and 25."""
 
 
 def labelled_folder(config: LabelledFolderConfig, size_px: int, with_train: bool) -> Dataset:
@@ -69,14 +72,32 @@ def _labelled(folder: str, config: LabelledFolderConfig, size_px: int, left_out:
             continue
         images.append(image.pixels_SS3)
         labels.append(labels_HW)
+    _require_foreground(folder, labels, config)
     return Examples(stacked(images, folder, left_out), labels)
+
+
+def _require_foreground(folder: str, labels: list[Tensor], config: LabelledFolderConfig) -> None:
+    """Require that the ignored label is not all that there is beside one class, as in masks of 0 and 255.
+
+    Raises:
+        ValueError: it is, and several classes have names.
+    """
+    found = {label for labels_HW in labels for label in labels_HW.unique().tolist()}
+    if config.ignore_index in found and len(found) == 2 and len(config.class_names) > 1:
+        (counted,) = found - {config.ignore_index}
+        raise ValueError(
+            f"{folder}/labels: every pixel is {counted} or {config.ignore_index}, and ignore_index "
+            f"({config.ignore_index}) does not count, so that one class alone would be left; write masks with the "
+            "number of a class instead of it, or leave ignore_index out and give each label a name"
+        )
 
 
 def _label_map(uri: str, config: LabelledFolderConfig) -> Tensor:
     """Read a label map. A wrong one raises and is not left out: scores on fewer images would not be comparable."""
+    content = storage.read_bytes(uri)
     try:
-        with Image.open(io.BytesIO(storage.read_bytes(uri))) as file:
-            classes = np.array(file)
+        with Image.open(io.BytesIO(content)) as file:
+            classes = np.array(file) // _gray_step(content)
     except OSError as error:
         raise ValueError(f"{uri} is no label map: {error}") from error
     if classes.ndim != 2 or classes.dtype.kind not in "ui":
@@ -85,16 +106,26 @@ def _label_map(uri: str, config: LabelledFolderConfig) -> Tensor:
     if wrong.size:
         raise ValueError(
             f"{uri} has class {wrong[0]}, and there are {len(config.class_names)} class_names: name it, or say which "
-            f"label does not count (ignore_index is {config.ignore_index})"
+            f"label does not count (ignore_index is {config.ignore_index}); a mask of 0 and 255 must be written as 0 "
+            "and 1"
         )
     return torch.from_numpy(classes if classes.dtype == np.uint8 else classes.astype(np.int32))
+
+
+def _gray_step(content: bytes) -> np.uint8:
+    """Distance of two neighbouring classes as Pillow reads them: it spreads gray of 2 or 4 bits in a PNG over 0..255.
+
+    Dividing by it also makes 0 and 1 of the truth values as which Pillow reads one bit.
+    """
+    bits, color = (content[24], content[25]) if content[:8] == PNG else (8, 0)
+    return np.uint8({2: 85, 4: 17}.get(bits, 1) if color == 0 else 1)
 
 
 def _captions(uri: str) -> dict[str, list[str]]:
     """Captions by image, in the order of the table; empty ones are ignored."""
     columns = table_header(uri)
     if not {"image", "caption"} <= set(columns):
-        raise ValueError(f"{uri} has the columns {', '.join(columns)}; it needs image and caption")
+        raise ValueError(f"{uri} has the columns {listed(columns)}; it needs image and caption")
     captions: dict[str, list[str]] = {}
     for line in table_lines(uri):
         name, text = ((line[column] or "").strip() for column in ("image", "caption"))
