@@ -204,7 +204,8 @@ def test_doctor_says_it_too(world, capsys, monkeypatch):
     with _answering(world, 403) as overrides:
         assert main(["doctor", world.config(), *overrides]) == 1
     (failed,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
-    assert failed.startswith(f"fail  tracking       {URI} (http://127.0.0.1:") and "refuses access (403)" in failed
+    told = " ".join(failed.split())
+    assert told.startswith(f"fail tracking {URI} (http://127.0.0.1:") and "refuses access (403)" in told
 
 
 def test_a_dry_run_leaves_a_database_as_it_was_and_makes_none(world):

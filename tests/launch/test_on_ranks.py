@@ -183,7 +183,8 @@ def test_live_captions_are_refused_without_ray(data, tmp_path, capsys):
 def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, capsys, monkeypatch):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(noted_run(tmp_path, data).model_dump(mode="json")))
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    for name, value in {"WORLD_SIZE": "3", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert main(["pretrain", str(path), "--without-ray"]) == 2
     assert "global_batch_images (8) must be divisible by resources.workers (3)" in capsys.readouterr().err
     assert main(["pretrain", str(path)]) == 2

@@ -168,7 +168,8 @@ def test_a_server_that_goes_away_costs_a_warning_and_keeps_the_metrics(folder, m
 def test_metrics_wait_for_a_database_that_is_away_with_one_warning(runs, folder, monkeypatch, caplog):
     config = _config(runs)
     handle = start_tracking(config, folder).handle()
-    with monkeypatch.context() as away, caplog.at_level(logging.WARNING):
+    caplog.set_level(logging.WARNING, "tips_ray")
+    with monkeypatch.context() as away:
         away.setattr("tips_ray.runs.tracking.mlflow_client", _fail)
         for step in (1, 2, 3):
             handle.log(step, {"loss/total": 1.0 / step})

@@ -34,8 +34,8 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     """
     metadata = _metadata(shard)
     schema = metadata.schema.to_arrow_schema()
-    _check_rows(shard, metadata.num_rows, schema, wanted)
     _check_names(schema, shard)
+    _check_rows(shard, metadata.num_rows, schema, wanted)
     _warn_of_large_groups(shard, metadata)
     wanted = wanted.model_copy(update={"image": wanted.image or _image_column(schema, shard)})
     numbers = [field.name for field in schema if _holds_numbers(field.type)]
