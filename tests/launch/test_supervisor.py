@@ -65,6 +65,22 @@ def test_sigterm_ends_driver_and_supervisor(folder, tmp_path):
     assert supervise(driver, folder, _no_wait) == RunStopped.exit_code
 
 
+def test_a_signal_that_is_ignored_as_below_nohup_ends_nothing(folder, tmp_path):
+    before, ready = signal.signal(signal.SIGHUP, signal.SIG_IGN), tmp_path / "ready"
+    driver = [sys.executable, "-c", f"import pathlib, sys, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(1)"]
+
+    def hang_up() -> None:
+        while not ready.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    threading.Thread(target=hang_up).start()
+    try:
+        assert supervise([*driver[:-1], f"{driver[-1]}; sys.exit(2)"], folder, _no_wait) == 2
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_run_that_gets_farther_each_time_is_not_given_up_before_its_first_checkpoint(folder, tmp_path):
     log = f"from tips_ray.runs.folder import RunFolder; folder = RunFolder({folder.uri!r}); folder.drop_after(0); "
     log += "folder.log_metrics(n + 1, {'loss/total': 1.0}); folder.flush(); os._exit(9)"

@@ -92,7 +92,8 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
 
 
 def _train(trainer: Trainer, config: RunConfig, folder: RunFolder, index: Index, generation: int) -> None:
-    step, uri = _done_step(folder), index_uri(config.data, index, storage.join(config.storage, "index"))
+    step = _done_step(folder)  # again: the start that was waited for may have saved
+    uri = index_uri(config.data, index, storage.join(config.storage, "index"))
     with captions_of(config, index, uri) as captions:
         tokenizer = claim(config, index, folder, captions, max(step, 0))
         captioner = captions.store.fingerprint if captions else ""

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from tips_ray import storage
 from tips_ray.errors import RunInterrupted, RunStopped
@@ -24,18 +25,25 @@ PATIENCE_SECONDS = 60.0
 
 @contextmanager
 def signals_stop(act: Callable[[str], object]) -> Iterator[None]:
-    """During the block a signal of a scheduler calls `act` with who asks, in a thread; ignored signals stay ignored."""
+    """During the block a signal of a scheduler calls `act` with who asks, in a thread: see `signals_handled`."""
 
     def heard(number: int, frame: object) -> None:
         by = f"{signal.Signals(number).name} to process {os.getpid()} on {socket.gethostname()}"
         sys.stderr.write(f"{by}: the run saves and leaves\n")
         threading.Thread(target=act, args=(by,), daemon=True).start()
 
+    with signals_handled(heard):
+        yield
+
+
+@contextmanager
+def signals_handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let `handler` have the signals of a scheduler during the block; ignored signals (nohup) stay ignored."""
     is_main = threading.current_thread() is threading.main_thread()
     kept = {number: signal.getsignal(number) for number in SIGNALS if is_main}
-    heeded = [number for number, handler in kept.items() if handler is not signal.SIG_IGN]
+    heeded = [number for number, before in kept.items() if before is not signal.SIG_IGN]
     for number in heeded:
-        signal.signal(number, heard)
+        signal.signal(number, handler)
     try:
         yield
     finally:

@@ -1,6 +1,5 @@
 """Restart a run whose driver was killed or whose cluster head was lost; Ray recovers from neither."""
 
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +7,7 @@ from datetime import UTC, datetime
 
 from tips_ray import storage
 from tips_ray.errors import RunFailedError, RunStopped
-from tips_ray.launch.stops import SIGNALS
+from tips_ray.launch.stops import signals_handled
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import newest
 from tips_ray.runs.restart import last_step
@@ -64,14 +63,9 @@ def _ended(command: Sequence[str]) -> int:
         passed = True
         driver.send_signal(number)
 
-    with subprocess.Popen(command) as driver:
-        before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-        try:
-            code = _waited(driver)
-            return RunStopped.exit_code if passed and code else code
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    with subprocess.Popen(command) as driver, signals_handled(pass_on):
+        code = _waited(driver)
+        return RunStopped.exit_code if passed and code else code
 
 
 def _waited(driver: subprocess.Popen) -> int:

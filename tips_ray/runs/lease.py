@@ -62,6 +62,11 @@ class Holder:
         """Its process exists; ask only where it `is_here`."""
         return _process_start(self.process) == self.process_start
 
+    @property
+    def is_gone(self) -> bool:
+        """It has released the lease, or its process has ended on this machine; of other machines nothing is known."""
+        return self.is_released or (self.is_here and not self.is_alive)
+
 
 @contextmanager
 def leased(run_uri: str) -> Iterator[int]:
@@ -140,10 +145,8 @@ def unlock(run_uri: str) -> str:
 
 
 def _is_free(run_uri: str, generation: int, holder: Holder | None) -> bool:
-    if holder and holder.is_released:
-        return True
-    if holder and holder.is_here:
-        return not holder.is_alive
+    if holder and (holder.is_released or holder.is_here):
+        return holder.is_gone
     print(f"{'lease':10} {holder or 'another start'} trained this run last: waiting up to a minute for a sign of it")
     before, deadline = _content(run_uri, generation), time.monotonic() + STILL_SECONDS
     while time.monotonic() < deadline:

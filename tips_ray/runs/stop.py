@@ -39,7 +39,7 @@ def ask_to_stop(run_uri: str, by: str, kind: Kind = "stop") -> StopRequest:
         ValueError: nothing trains the run.
     """
     generation, holder = newest(run_uri)
-    if not generation or (holder and (holder.is_released or (holder.is_here and not holder.is_alive))):
+    if not generation or (holder and holder.is_gone):
         raise ValueError(f"{run_uri}: nothing trains it now, so there is nothing to stop")
     asked = StopRequest(generation, kind, by, datetime.now(UTC).isoformat(timespec="seconds"))
     storage.write_text(_uri(run_uri), json.dumps(asdict(asked)))
