@@ -133,9 +133,9 @@ def test_sigterm_saves_and_ends_a_run_with_75(data, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
     told = errors.splitlines()
-    assert "SIGTERM to process" in told[0] and "the run saves and leaves" in told[0]
+    assert "SIGTERM to process" in told[0] and "the run saves and leaves" in told[0], errors
     step = folder.read_metrics()[-1]["step"]
-    assert f"at step {step}, which is saved; the same command resumes from step {step}" in told[-1]
+    assert f"at step {step}, which is saved; the same command resumes from step {step}" in told[-1], errors
     assert folder.read_events()[-1]["status"] == "KILLED" and "SIGTERM" in folder.read_events()[-1]["cause"]
 
 

@@ -27,10 +27,13 @@ PATIENCE_SECONDS = 60.0
 def signals_stop(act: Callable[[str], object]) -> Iterator[None]:
     """During the block a signal of a scheduler calls `act` with who asks, in a thread: see `signals_handled`."""
 
-    def heard(number: int, frame: object) -> None:
+    def told(number: int) -> None:
         by = f"{signal.Signals(number).name} to process {os.getpid()} on {socket.gethostname()}"
         sys.stderr.write(f"{by}: the run saves and leaves\n")
-        threading.Thread(target=act, args=(by,), daemon=True).start()
+        act(by)
+
+    def heard(number: int, frame: object) -> None:
+        threading.Thread(target=told, args=(number,), daemon=True).start()  # the main thread may be writing to stderr
 
     with signals_handled(heard):
         yield
