@@ -4,12 +4,16 @@ The request names the generation of the lease that it ends, so that a later star
 """
 
 import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
 from tips_ray import storage
 from tips_ray.runs.lease import newest
+from tips_ray.runs.run import Run
 
 Kind = Literal["stop", "pause"]
 
@@ -53,6 +57,27 @@ def stop_asked(run_uri: str, generation: int) -> StopRequest | None:
     except (ValueError, TypeError):  # not there, the storage does not answer, or it is no request: look again later
         return None
     return found if found.generation == generation else None
+
+
+@contextmanager
+def stop_watched(run: Run, watches: bool) -> Iterator[Callable[[], str]]:
+    """Yields a function: why the run should stop, as its folder says; a rank that does not watch knows of nothing."""
+    found: list[str] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not (request := stop_asked(run.uri, run.generation)):
+            if is_over.wait(run.config.resources.poll_seconds):
+                return
+        found.append(str(request))
+
+    watch = threading.Thread(target=look, name="stop", daemon=True)
+    if run.generation and watches:
+        watch.start()
+    try:
+        yield lambda: found[0] if found else ""
+    finally:
+        is_over.set()
 
 
 def _uri(run_uri: str) -> str:

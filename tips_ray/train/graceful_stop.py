@@ -4,15 +4,9 @@ No step is then computed twice. `adapter` asks one process or all of them when t
 in the run folder (`runs.stop`) asks rank 0.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
-
-from tips_ray.distributed import rank
-from tips_ray.runs.run import Run
-from tips_ray.runs.stop import stop_asked
 
 _reason = ""
 
@@ -34,27 +28,6 @@ def ask(reason: str) -> None:
 def asked() -> str:
     """Why this process should leave; empty if it should not."""
     return _reason
-
-
-@contextmanager
-def stop_watched(run: Run) -> Iterator[Callable[[], str]]:
-    """Yields a function: why the run should stop, as its folder says. Rank 0 looks; other ranks know of nothing."""
-    found: list[str] = []
-    is_over = threading.Event()
-
-    def look() -> None:
-        while not (request := stop_asked(run.uri, run.generation)):
-            if is_over.wait(run.config.resources.poll_seconds):
-                return
-        found.append(str(request))
-
-    watch = threading.Thread(target=look, name="stop", daemon=True)
-    if run.generation and rank() == 0:
-        watch.start()
-    try:
-        yield lambda: found[0] if found else ""
-    finally:
-        is_over.set()
 
 
 class Agreement:

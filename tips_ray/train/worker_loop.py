@@ -22,8 +22,9 @@ from tips_ray.runs.checkpoint import (
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
+from tips_ray.runs.stop import stop_watched
 from tips_ray.train.checkpointing import load_checkpoint
-from tips_ray.train.graceful_stop import GracefulStop, stop_watched
+from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
@@ -68,7 +69,7 @@ def train_worker(
     with restart.part("load"):
         weights_from = _filled(state, run, first_step)
         recorder = RunRecorder(run, state.step, device, report, weights_from, restart)
-    with stop_watched(run) as asked_in_folder:
+    with stop_watched(run, watches=rank() == 0) as asked_in_folder:
         why = partial(_first, asked, asked_in_folder)
         try:
             train(state, _steps(state, config, device, stream, recorder), config, recorder, why)
