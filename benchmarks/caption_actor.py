@@ -26,7 +26,8 @@ from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 from tests.toy_run import scene_row, tiny_run
 from tips_ray.captioning.stream import CHUNKS_PER_TASK, CaptionInputs, due_chunks
 from tips_ray.config import RunConfig
-from tips_ray.data.index import Index, index_of, index_uri
+from tips_ray.data.index import Index
+from tips_ray.data.index_folder import index_of
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.launch.captions import caption_store
 from tips_ray.launch.live_captions import caption_all
@@ -46,8 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), options)
         index = index_of(config.data, f"{folder}/index")
-        uri = index_uri(config.data, index, f"{folder}/index")
-        found = [(_loop(index, options), _stream(config, index, uri, number)) for number in range(options.rounds)]
+        found = [(_loop(index, options), _stream(config, index, number)) for number in range(options.rounds)]
     bare, stream = map(median, zip(*found, strict=True))
     print(f"generate loop {bare:7.1f} captions/s\nRay           {stream:7.1f} captions/s, one actor")
     print(f"ratio         {stream / bare:7.2f}")
@@ -62,11 +62,11 @@ def _config(root: Path, options: argparse.Namespace) -> RunConfig:
     return tiny_run(root, str(root / "scenes"), **keys)
 
 
-def _stream(config: RunConfig, index: Index, uri: str, number: int) -> float:
+def _stream(config: RunConfig, index: Index, number: int) -> float:
     """Images per second through Ray; each round has a new store."""
     config = config.model_copy(update={"storage": f"{config.storage}/{number}"})
     store, captioner = caption_store(config)
-    caption_all(CaptionInputs(config, captioner, uri, CaptionAccess(store)), due_chunks(index, config, store))
+    caption_all(CaptionInputs(config, captioner, index.uri, CaptionAccess(store)), due_chunks(index, config, store))
     written = sorted(path.stat().st_mtime for path in Path(store.folder).rglob("*.parquet"))
     assert len(written) == len(index.chunks.rows)
     first = CHUNKS_PER_TASK  # the first call writes these together, at its end

@@ -23,7 +23,8 @@ from benchmarks.processes import CpuMeter, resident_bytes
 from tests.toy_run import ToyStream, tiny_run, write_scenes
 from tips_ray import storage
 from tips_ray.data import pipeline
-from tips_ray.data.index import ChunkTable, Index, build_index, index_of, opened_index, run_order, write_index
+from tips_ray.data.index import ChunkTable, Index, build_index, run_order
+from tips_ray.data.index_folder import index_of, opened_index, write_index
 from tips_ray.data.pipeline import training_stream
 from tips_ray.ray_data_adapter import InOrder
 from tips_ray.tokenizer import train_tokenizer

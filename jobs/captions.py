@@ -119,7 +119,7 @@ def _import(arguments: argparse.Namespace) -> None:
 def _index(run: list[str]) -> "Index":
     from tips_ray import storage
     from tips_ray.config import RunConfig, load_config
-    from tips_ray.data.index import index_of
+    from tips_ray.data.index_folder import index_of
 
     config = load_config(RunConfig, Path(run[0]), run[1:])
     return index_of(config.data, storage.join(config.storage, "index"))

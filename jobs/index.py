@@ -54,8 +54,7 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
     from tips_ray.data.index import unread_bytes
     from tips_ray.data.sources import left_out
 
-    uri = config.data.index or f"{config.storage.rstrip('/')}/index/{index.fingerprint}"
-    lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {uri}"]
+    lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {index.uri}"]
     for number, source in enumerate(index.sources):
         columns = source.columns
         synthetic = ", ".join(columns.synthetic_captions) or "the captions of an image after its first"

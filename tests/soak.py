@@ -27,7 +27,8 @@ from toy_run import metrics_of_run, tiny_run, write_scenes
 from jobs.pretrain import start_command
 from tips_ray import storage
 from tips_ray.config import RunConfig, override
-from tips_ray.data.index import index_of, run_order
+from tips_ray.data.index import run_order
+from tips_ray.data.index_folder import index_of
 from tips_ray.demo.s3_server import LocalS3, local_s3
 from tips_ray.launch import pretrain
 from tips_ray.launch.on_ranks import RankTrainer

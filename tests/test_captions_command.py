@@ -12,7 +12,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig, load_config
 from tips_ray.data.captions.join import place_of
 from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
-from tips_ray.data.index import index_of
+from tips_ray.data.index_folder import index_of
 from tips_ray.launch.captions import store_of
 from tips_ray.launch.checks import captions_come
 

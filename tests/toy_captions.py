@@ -10,7 +10,8 @@ from toy_run import tiny_run, write_scenes
 from tips_ray.captioning.stream import CaptionInputs
 from tips_ray.config import RunConfig
 from tips_ray.data.captions.store import CaptionStore
-from tips_ray.data.index import Index, index_of, index_uri
+from tips_ray.data.index import Index
+from tips_ray.data.index_folder import index_of
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.launch.captions import caption_store
 
@@ -32,7 +33,7 @@ def caption_inputs(config: RunConfig) -> tuple[Index, CaptionInputs]:
     folder = f"{config.storage}/index"
     index = index_of(config.data, folder)
     store, captioner = caption_store(config)
-    return index, CaptionInputs(config, captioner, index_uri(config.data, index, folder), CaptionAccess(store))
+    return index, CaptionInputs(config, captioner, index.uri, CaptionAccess(store))
 
 
 def pids(actor: str) -> set[int]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tips_ray.config import RunConfig, override
-from tips_ray.data.index import index_of
+from tips_ray.data.index_folder import index_of
 from tips_ray.data.local_stream import own_rows
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.runs.checkpoint import newest_checkpoint

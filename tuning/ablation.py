@@ -12,7 +12,7 @@ import yaml
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.config.ablation import AblationConfig
-from tips_ray.data.index import index_of
+from tips_ray.data.index_folder import index_of
 from tips_ray.launch.checks import run_is_new_or_the_same
 from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.run import config_fingerprint

@@ -133,7 +133,7 @@ def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cl
     for path in model.iterdir():
         broken.joinpath(path.name).write_bytes(b"" if path.suffix == ".safetensors" else path.read_bytes())
     config = captioned_run(tmp_path, broken)
-    with captions_of(config, index, inputs.index_uri) as access:
+    with captions_of(config, index) as access:
         assert access is not None and access.coordinator is not None
         deadline = time.monotonic() + 120
         while not (why := News(*ray.get(access.coordinator.news.remote())).failure):
@@ -189,7 +189,7 @@ def test_training_begins_with_the_first_captions_and_captioning_outlives_its_res
 def test_captioning_ends_with_the_run_that_it_was_for(tmp_path, model, cluster):
     config = captioned_run(tmp_path, model, rows=400, captions__lead_windows=30)
     index, inputs = caption_inputs(config)
-    with pytest.raises(KeyboardInterrupt), captions_of(config, index, inputs.index_uri):
+    with pytest.raises(KeyboardInterrupt), captions_of(config, index):
         until(lambda: len(objects(inputs.access.store)) >= 3)
         raise KeyboardInterrupt
     assert "captioning" not in [thread.name for thread in threading.enumerate()]

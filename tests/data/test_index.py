@@ -13,16 +13,8 @@ from writers import pair, write_folder, write_pairs, write_parquet, write_tar
 from jobs import index as job
 from tips_ray import storage
 from tips_ray.config import DataConfig
-from tips_ray.data.index import (
-    Index,
-    build_index,
-    check_unchanged,
-    fingerprint,
-    index_of,
-    read_index,
-    run_order,
-    write_index,
-)
+from tips_ray.data.index import Index, build_index, listing_mark, run_order
+from tips_ray.data.index_folder import check_places, index_of, read_index, write_index
 from tips_ray.storage import NotFoundError
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +85,7 @@ def test_an_index_comes_back_as_it_was_written(data, tmp_path):
     write_index(index, f"{tmp_path}/index")
     assert _same(read_index(f"{tmp_path}/index"), index)
     head = json.loads((tmp_path / "index" / "index.json").read_text())
-    assert (head["version"], head["rows"], head["chunk_rows"]) == (1, 23, 4)
+    assert (head["version"], head["rows"], head["chunk_rows"]) == (2, 23, 4)
     assert head["sources"][0]["columns"]["synthetic_captions"] == ["re_caption"]
 
 
@@ -102,6 +94,7 @@ def test_the_files_of_an_index_have_the_documented_columns(data, tmp_path):
     index = read_index(f"{tmp_path}/index")
     assert index.shards.schema.to_string().split("\n") == [
         "source: int16", "path: string", "rows: int64", "first_sample: int64", "bytes: int64", "etag: string",
+        "name: string", "content: string",
     ]  # fmt: skip
     assert [column.dtype.name for column in index.chunks] == ["int32", "int64", "int32", "int64", "int64", "int64"]
     assert index.rejects.to_pylist() == [
@@ -116,7 +109,7 @@ def test_the_files_of_an_index_have_the_documented_columns(data, tmp_path):
 
 def test_an_index_is_built_once_and_found_again(data, tmp_path):
     index = index_of(data, f"{tmp_path}/indexes")
-    written = tmp_path / "indexes" / fingerprint(data) / "index.json"
+    written = tmp_path / "indexes" / listing_mark(data) / "index.json"
     before = written.stat().st_mtime_ns
     assert _same(index_of(data, f"{tmp_path}/indexes"), index) and written.stat().st_mtime_ns == before
 
@@ -131,45 +124,48 @@ def test_without_its_last_file_there_is_no_index(data, tmp_path):
 def test_an_index_of_another_version_is_refused(data, tmp_path):
     write_index(build_index(data), f"{tmp_path}/index")
     path = tmp_path / "index" / "index.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(ValueError, match="index version 2, this program reads version 1"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(ValueError, match="index version 3, this program reads up to version 2"):
         read_index(f"{tmp_path}/index")
 
 
 @pytest.mark.parametrize("change", ["changed", "vanished", "appeared"])
-def test_data_that_changed_under_an_index_are_refused_by_name(data, tmp_path, change):
-    index = build_index(data)
-    check_unchanged(index, data)
+def test_data_that_changed_under_a_named_index_are_refused_by_name(data, tmp_path, change):
+    data = data.model_copy(update={"index": f"{tmp_path}/index"})
+    index_of(data, f"{tmp_path}/indexes")
     path = tmp_path / "tars" / ("c.tar" if change == "appeared" else "b.tar")
     path.unlink() if change == "vanished" else write_pairs(path, rows=8)
     with pytest.raises(ValueError, match=f"{path} {change} since the data were indexed"):
-        check_unchanged(index, data)
+        index_of(data, f"{tmp_path}/indexes")
 
 
 def test_a_photo_that_changed_is_noticed_too(data, tmp_path):
-    index = build_index(data)
-    (tmp_path / "photos" / "b.jpg").write_bytes(b"other")
+    data = data.model_copy(update={"index": f"{tmp_path}/index"})
+    index_of(data, f"{tmp_path}/indexes")
+    photo = tmp_path / "photos" / "b.jpg"
+    photo.write_bytes(photo.read_bytes()[::-1])
     with pytest.raises(ValueError, match="captions.csv changed"):
-        check_unchanged(index, data)
+        index_of(data, f"{tmp_path}/indexes")
 
 
-def test_an_index_with_other_chunks_or_columns_is_refused(data):
-    index = build_index(data)
+def test_an_index_with_other_chunks_or_columns_is_refused(data, tmp_path):
+    data = data.model_copy(update={"index": f"{tmp_path}/index"})
+    check_places(index_of(data, f"{tmp_path}/indexes"), data)
     with pytest.raises(ValueError, match=r"data.chunk_rows \(5\) must be that of the index \(4\)"):
-        check_unchanged(index, data.model_copy(update={"chunk_rows": 5}))
+        index_of(data.model_copy(update={"chunk_rows": 5}), f"{tmp_path}/indexes")
     other = data.model_dump()
     other["sources"][1]["columns"]["key"] = "caption"
     with pytest.raises(ValueError, match="other formats or columns"):
-        check_unchanged(index, DataConfig.model_validate(other))
+        index_of(DataConfig.model_validate(other), f"{tmp_path}/indexes")
 
 
-def test_the_fingerprint_tells_data_apart_and_nothing_else(data, tmp_path):
-    before = fingerprint(data)
-    assert build_index(data).fingerprint == before == fingerprint(data)
-    assert fingerprint(data.model_copy(update={"window_chunks": 9})) == before
-    assert fingerprint(data.model_copy(update={"chunk_rows": 9})) != before
+def test_the_listing_tells_places_apart_and_nothing_else(data, tmp_path):
+    before = listing_mark(data)
+    assert build_index(data).listing == before == listing_mark(data)
+    assert listing_mark(data.model_copy(update={"window_chunks": 9})) == before
+    assert listing_mark(data.model_copy(update={"chunk_rows": 9})) != before
     write_pairs(tmp_path / "tars" / "b.tar", rows=6)
-    assert fingerprint(data) != before, "written again: the time of change stands for the content"
+    assert listing_mark(data) != before, "written again: the time of change stands for the content"
 
 
 @pytest.mark.parametrize(

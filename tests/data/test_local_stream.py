@@ -12,7 +12,8 @@ from tips_ray.data import pipeline
 from tips_ray.data.captions.join import place_of
 from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.columns import TRAINING_DTYPES
-from tips_ray.data.index import Index, opened_index, run_order
+from tips_ray.data.index import Index, run_order
+from tips_ray.data.index_folder import opened_index
 from tips_ray.data.local_stream import StreamError, local_stream
 from tips_ray.data.stream import CaptionAccess, order_of, views
 

@@ -22,7 +22,8 @@ from toy_run import ToyStream, toy_stream
 from tips_ray import ray_data_adapter
 from tips_ray.config import RunConfig, override
 from tips_ray.data.columns import TRAINING_DTYPES
-from tips_ray.data.index import index_of, run_order
+from tips_ray.data.index import run_order
+from tips_ray.data.index_folder import index_of
 from tips_ray.data.pipeline import training_stream
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.ray_data_adapter import InOrder, handed_out, in_order

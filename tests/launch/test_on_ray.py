@@ -16,7 +16,8 @@ import torch
 from toy_run import NOTED_STEPS, metrics_of_run, noted_run, numbers_of_run, write_scenes
 
 from tips_ray.config import RunConfig
-from tips_ray.data.index import index_of, run_order
+from tips_ray.data.index import run_order
+from tips_ray.data.index_folder import index_of
 from tips_ray.errors import RunFailedError, RunStopped
 from tips_ray.launch import pretrain
 from tips_ray.runs.checkpoint import list_checkpoints

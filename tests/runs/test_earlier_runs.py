@@ -14,7 +14,7 @@ from toy_run import write_scenes
 
 from jobs.cli import main
 from tips_ray.config import RunConfig, override
-from tips_ray.data.index import index_of
+from tips_ray.data.index_folder import index_of
 from tips_ray.runs import RunFolder, list_checkpoints
 
 BEFORE = Path(__file__).parents[1] / "golden" / "run_begun_before.tar.gz"

@@ -26,7 +26,8 @@ from tips_ray.data.captions.coordinator import CaptionCoordinator
 from tips_ray.data.captions.join import missing_chunks, place_of
 from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.decode import BadImage, decode
-from tips_ray.data.index import Index, opened_index, run_order
+from tips_ray.data.index import Index, run_order
+from tips_ray.data.index_folder import opened_index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.ray_data_adapter import handed_out, in_order
 

@@ -3,37 +3,36 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from tips_ray import storage
 from tips_ray.config import DataConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.order import Order
 from tips_ray.data.sources import Chunk, Columns, Scan, Shard
-from tips_ray.storage import StorageError
 
-VERSION = 1
+VERSION = 2
 THREADS = 16
 log = logging.getLogger(__name__)
 
 _SHARDS = pa.schema(
     [("source", pa.int16()), ("path", pa.string()), ("rows", pa.int64()), ("first_sample", pa.int64())]
-    + [("bytes", pa.int64()), ("etag", pa.string())]
+    + [("bytes", pa.int64()), ("etag", pa.string()), ("name", pa.string()), ("content", pa.string())]
 )
 REJECTS = pa.schema([("path", pa.string()), ("row", pa.int64()), ("key", pa.string()), ("reason", pa.string())])
 
-Mapper = Callable[[Callable[[tuple[Shard, Columns]], Scan], list[tuple[Shard, Columns]]], Iterable[Scan]]
+Job = tuple[Shard, Columns]
+Scanned = tuple[Scan, str]
+"""What a scan of a shard found, and the hash of its content."""
+Mapper = Callable[[Callable[[Job], Scanned], list[Job]], Iterable[Scanned]]
 """Applies a function to every shard and gives the results in order: threads here, Ray tasks in a job."""
 
 
@@ -64,11 +63,18 @@ class Index:
     """What a run knows of its data. Bad rows keep their sample id; `rejects` lists those known in advance."""
 
     fingerprint: str
+    """Of what the data are, wherever they lie: names below the sources, sizes, contents, columns and chunks."""
     chunk_rows: int
     sources: tuple[IndexedSource, ...]
     shards: pa.Table
     chunks: ChunkTable
     rejects: pa.Table
+    listing: str = ""
+    """Name of where they lie and when they were changed: see `listing_mark`."""
+    earlier: str = ""
+    """Fingerprint that version 1 gave to these data at this place."""
+    uri: str = ""
+    """Folder of the index; empty for one that is not written."""
 
     @property
     def rows(self) -> int:
@@ -115,42 +121,18 @@ class Index:
         return self.read(int((source_C == source).argmax()))
 
 
-def index_of(data: DataConfig, folder: str, mapper: Mapper | None = None) -> Index:
-    """The index of `data`: read where one is, else built and written.
-
-    Args:
-        data: sources and chunk size.
-        folder: URI below which indexes are kept by fingerprint, unless `data.index` says where.
-        mapper: see `build_index`.
-
-    Raises:
-        ValueError: the data cannot be read, or differ from the index at `data.index`.
-    """
-    uri = data.index or storage.join(folder, fingerprint(data))
-    if not storage.exists(storage.join(uri, "index.json")):
-        write_index(index := build_index(data, mapper), uri)
-        return index
-    index = read_index(uri)
-    check_unchanged(index, data)
-    return index
-
-
-def index_uri(data: DataConfig, index: Index, folder: str) -> str:
-    """Where `index_of` keeps `index`."""
-    return storage.resolved(data.index or storage.join(folder, index.fingerprint))
-
-
 def build_index(data: DataConfig, mapper: Mapper | None = None) -> Index:
     """Scan every shard; a pure function of the data, whatever the mapper.
 
     Raises:
         ValueError: a source has no rows, or a shard lacks a column; StorageError, a ValueError: it cannot be read.
     """
-    listed = _listed(data)
+    listed = listed_shards(data)
     columns = [sources.columns_of(shards, source.columns) for shards, source in zip(listed, data.sources, strict=True)]
     jobs = [(shard, columns[number]) for number, shards in enumerate(listed) for shard in shards]
-    scans = list((mapper or _in_threads)(partial(_scan, data.chunk_rows), jobs))
-    shards = _shard_table(listed, scans)
+    scanned = list((mapper or _in_threads)(partial(_scan, data.chunk_rows), jobs))
+    scans = [scan for scan, _ in scanned]
+    shards = _shard_table(data, listed, scanned)
     rows = np.bincount(shards["source"].to_numpy(), shards["rows"].to_numpy()).astype(int).tolist()
     _check_rows(data, rows)
     described = tuple(
@@ -163,40 +145,24 @@ def build_index(data: DataConfig, mapper: Mapper | None = None) -> Index:
         for reject in found.rejects
     ]
     chunks = _chunk_table(scans, shards["first_sample"].to_numpy())
-    mark = _fingerprint(data, listed)
-    return Index(mark, data.chunk_rows, described, shards, chunks, pa.Table.from_pylist(rejects, REJECTS))
+    listing, earlier = _listing(data, listed, VERSION), _listing(data, listed, 1)
+    table = pa.Table.from_pylist(rejects, REJECTS)
+    mark = _fingerprint(data.chunk_rows, described, shards, chunks)
+    return Index(mark, data.chunk_rows, described, shards, chunks, table, listing, earlier)
 
 
-def fingerprint(data: DataConfig) -> str:
-    """Name of the index of `data`, from listings alone: sha256 in hexadecimal digits.
+def listing_mark(data: DataConfig, version: int = VERSION) -> str:
+    """Name of the folder of an index, from listings alone: sha256 in hexadecimal digits.
 
-    It covers (path, bytes, etag) of every shard, formats, columns and chunk size, and so the rows too. Weights are not
-    in it: they change the order, not the index.
+    It covers (path, bytes, etag) of every shard, formats, the config's columns and chunk size. Data that are copied or
+    touched have another one, and the same `Index.fingerprint`.
     """
-    return _fingerprint(data, _listed(data))
+    return _listing(data, listed_shards(data), version)
 
 
-def check_unchanged(index: Index, data: DataConfig) -> None:
-    """Check that the data are still those of the index.
-
-    Raises:
-        ValueError: a shard changed, vanished or appeared (the first one is named), or chunks would have another size.
-    """
-    if index.chunk_rows != data.chunk_rows:
-        raise ValueError(f"data.chunk_rows ({data.chunk_rows}) must be that of the index ({index.chunk_rows})")
-    listed = _listed(data)
-    now = {(number, shard.path): shard for number, shards in enumerate(listed) for shard in shards}
-    then = {(row["source"], row["path"]): row for row in index.shards.to_pylist()}
-    for place in sorted(now.keys() | then.keys()):
-        old, new = then.get(place), now.get(place)
-        if old is None or new is None or (old["bytes"], old["etag"]) != (new.bytes, new.etag):
-            change = "appeared" if old is None else "vanished" if new is None else "changed"
-            raise ValueError(
-                f"{place[1]} {change} since the data were indexed: a run keeps its data; restore them, or start a run "
-                "of another name with a new index"
-            )
-    if index.fingerprint != _fingerprint(data, listed):
-        raise ValueError("data.sources have other formats or columns than the index; make a new index")
+def listed_shards(data: DataConfig) -> list[list[Shard]]:
+    """The shards of each source, as `sources.shards`."""
+    return [sources.shards(source) for source in data.sources]
 
 
 def run_order(index: Index, data: DataConfig, seed: int, global_batch_images: int) -> Order:
@@ -207,59 +173,7 @@ def run_order(index: Index, data: DataConfig, seed: int, global_batch_images: in
     return Order(chunks.rows, chunks.first_sample, source_C, shares, seed, data.window_chunks, global_batch_images)
 
 
-def write_index(index: Index, uri: str) -> None:
-    """Write the folder; `index.json` is written last, and without it there is no index."""
-    chunks = pa.table(index.chunks._asdict())
-    for name, table in (("shards", index.shards), ("chunks", chunks), ("rejects", index.rejects)):
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
-        storage.write_bytes(storage.join(uri, f"{name}.parquet"), buffer.getvalue().to_pybytes())
-    described = [{**asdict(source), "columns": source.columns._asdict()} for source in index.sources]
-    head = {"version": VERSION, "fingerprint": index.fingerprint, "chunk_rows": index.chunk_rows, "rows": index.rows}
-    head |= {"sources": described, "created": datetime.now(UTC).isoformat(timespec="seconds")}
-    storage.write_text(storage.join(uri, "index.json"), json.dumps(head, indent=1))
-
-
-def read_index(uri: str) -> Index:
-    """The index in a folder.
-
-    Raises:
-        NotFoundError: there is none.
-        ValueError: it is of another version, or damaged.
-    """
-    try:
-        head = json.loads(storage.read_text(storage.join(uri, "index.json")))
-        if head["version"] != VERSION:
-            raise StorageError(f"{uri} has index version {head['version']}, this program reads version {VERSION}")
-        shards, chunks, rejects = (_read_table(uri, name) for name in ("shards", "chunks", "rejects"))
-    except (json.JSONDecodeError, KeyError, TypeError, pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise StorageError(f"{uri} is no whole index ({reason}); delete it, and it is made again") from None
-    described = tuple(_read_source(source) for source in head["sources"])
-    columns = ChunkTable(*(chunks[name].to_numpy() for name in ChunkTable._fields))
-    return Index(head["fingerprint"], head["chunk_rows"], described, shards, columns, rejects)
-
-
-opened_index = lru_cache(maxsize=2)(read_index)
-"""`read_index`, once per process: for tasks that read chunk after chunk."""
-
-
-def _read_table(uri: str, name: str) -> pa.Table:
-    content = storage.read_bytes(storage.join(uri, f"{name}.parquet"))
-    return pq.read_table(pa.BufferReader(content))
-
-
-def _read_source(source: dict[str, Any]) -> IndexedSource:
-    columns = source["columns"]
-    synthetic = tuple(columns["synthetic_captions"])
-    return IndexedSource(**{**source, "columns": Columns(**{**columns, "synthetic_captions": synthetic})})
-
-
-def _listed(data: DataConfig) -> list[list[Shard]]:
-    return [sources.shards(source) for source in data.sources]
-
-
-def _fingerprint(data: DataConfig, listed: list[list[Shard]]) -> str:
+def _listing(data: DataConfig, listed: Sequence[Sequence[Shard]], version: int) -> str:
     parts = [
         {
             "columns": source.columns.model_dump(mode="json"),
@@ -267,15 +181,27 @@ def _fingerprint(data: DataConfig, listed: list[list[Shard]]) -> str:
         }
         for source, shards in zip(data.sources, listed, strict=True)
     ]
-    text = json.dumps({"version": VERSION, "chunk_rows": data.chunk_rows, "sources": parts}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _sha256({"version": version, "chunk_rows": data.chunk_rows, "sources": parts})
 
 
-def _scan(chunk_rows: int, job: tuple[Shard, Columns]) -> Scan:
-    return sources.scan(*job, chunk_rows)
+def _fingerprint(chunk_rows: int, described: Sequence[IndexedSource], shards: pa.Table, chunks: ChunkTable) -> str:
+    """Covers all that decides which row is read for a sample id; not the rejects, which `--decode` adds to."""
+    table = shards.select(["source", "name", "bytes", "content"]).to_pylist()
+    places = hashlib.sha256(np.stack([chunks.shard, chunks.row, chunks.rows]).astype("<i8").tobytes()).hexdigest()
+    parts = [{"format": source.format, "columns": source.columns._asdict()} for source in described]
+    head = {"version": VERSION, "chunk_rows": chunk_rows, "sources": parts}
+    return _sha256({**head, "shards": [list(row.values()) for row in table], "chunks": places})
 
 
-def _in_threads(function: Callable[[tuple[Shard, Columns]], Scan], jobs: list[tuple[Shard, Columns]]) -> Iterable[Scan]:
+def _sha256(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _scan(chunk_rows: int, job: Job) -> Scanned:
+    return sources.scan(*job, chunk_rows), sources.content(job[0])
+
+
+def _in_threads(function: Callable[[Job], Scanned], jobs: list[Job]) -> Iterable[Scanned]:
     pool = ThreadPoolExecutor(THREADS)
     try:
         for number, found in enumerate(pool.map(function, jobs), start=1):
@@ -286,9 +212,10 @@ def _in_threads(function: Callable[[tuple[Shard, Columns]], Scan], jobs: list[tu
         pool.shutdown(cancel_futures=True)
 
 
-def _shard_table(listed: list[list[Shard]], scans: list[Scan]) -> pa.Table:
-    rows = np.array([found.rows for found in scans], np.int64)
+def _shard_table(data: DataConfig, listed: list[list[Shard]], scanned: list[Scanned]) -> pa.Table:
+    rows = np.array([found.rows for found, _ in scanned], np.int64)
     shards = [shard for part in listed for shard in part]
+    uris = [source.uri for source, part in zip(data.sources, listed, strict=True) for _ in part]
     columns = {
         "source": np.repeat(range(len(listed)), [len(part) for part in listed]),
         "path": [shard.path for shard in shards],
@@ -296,6 +223,8 @@ def _shard_table(listed: list[list[Shard]], scans: list[Scan]) -> pa.Table:
         "first_sample": np.cumsum(rows) - rows,
         "bytes": [shard.bytes for shard in shards],
         "etag": [shard.etag for shard in shards],
+        "name": [sources.name_below(uri, shard.path, shard.format) for uri, shard in zip(uris, shards, strict=True)],
+        "content": [content for _, content in scanned],
     }
     return pa.table(columns, schema=_SHARDS)
 

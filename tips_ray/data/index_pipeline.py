@@ -11,36 +11,35 @@ import ray
 
 from tips_ray.config import DataConfig
 from tips_ray.data.decode import BadImage, decode
-from tips_ray.data.index import REJECTS, Index, opened_index
-from tips_ray.data.sources import Columns, Scan, Shard
+from tips_ray.data.index import REJECTS, Index, Job, Scanned
+from tips_ray.data.index_folder import opened_index
 from tips_ray.ray_data_adapter import handed_out, in_order
 
 CHUNKS_PER_TASK = 16
 MOST_BLOCKS = 2000
-Job = tuple[Shard, Columns]
 
 
-def scan_on_ray(function: Callable[[Job], Scan], jobs: list[Job]) -> Iterable[Scan]:
+def scan_on_ray(function: Callable[[Job], Scanned], jobs: list[Job]) -> Iterable[Scanned]:
     """A `Mapper` of `build_index`: a Ray task per shard, results in order."""
     task: Any = ray.remote(_called)
     for waiting in [task.remote(function, job) for job in jobs]:
         yield ray.get(waiting)
 
 
-def _called(function: Callable[[Job], Scan], job: Job) -> Scan:
+def _called(function: Callable[[Job], Scanned], job: Job) -> Scanned:
     return function(job)  # Ray makes no task of a partial function
 
 
-def with_bad_images(index: Index, uri: str, data: DataConfig, tell: Callable[[int], None]) -> Index:
+def with_bad_images(index: Index, data: DataConfig, tell: Callable[[int], None]) -> Index:
     """The index with every row that does not decode among its rejects.
 
     Args:
-        index: the one at `uri`, where tasks read it.
+        index: as it is written, for tasks read it at its `uri`.
         tell: called now and then with the number of rows looked at.
     """
     chunks = len(index.chunks.rows)
     of_task = max(CHUNKS_PER_TASK, -(-chunks // MOST_BLOCKS))
-    look: Any = partial(_look, index_uri=uri, data=data)
+    look: Any = partial(_look, index_uri=index.uri, data=data)
     numbers = handed_out(pa.table({"chunk": np.arange(chunks)}), of_task)
     found = numbers.map_batches(look, batch_size=CHUNKS_PER_TASK)
     rows, rejects = 0, index.rejects.to_pylist()

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tips_ray.config import RunConfig
-from tips_ray.data.index import opened_index
+from tips_ray.data.index_folder import opened_index
 from tips_ray.data.order import OrderedRows
 from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views
 

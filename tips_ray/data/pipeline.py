@@ -20,7 +20,7 @@ from ray.data import Dataset, TaskPoolStrategy
 from tips_ray.config import RunConfig
 from tips_ray.data.captions.coordinator import News
 from tips_ray.data.captions.join import Waiting
-from tips_ray.data.index import opened_index
+from tips_ray.data.index_folder import opened_index
 from tips_ray.data.order import OrderedRows
 from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views
 from tips_ray.ray_data_adapter import handed_out, join_last_stages, leave_half_imported

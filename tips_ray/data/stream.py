@@ -12,7 +12,8 @@ from tips_ray.config import RunConfig
 from tips_ray.data.captions.join import Waiting, captions_folder, read_captions, with_captions
 from tips_ray.data.captions.store import CaptionStore
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.index import Index, opened_index, run_order
+from tips_ray.data.index import Index, run_order
+from tips_ray.data.index_folder import opened_index
 from tips_ray.data.order import Order, OrderedRows
 
 READERS = 16

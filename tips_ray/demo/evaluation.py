@@ -13,7 +13,7 @@ from tips_ray.config import RunConfig
 from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.data.captions.join import captions_folder, read_captions, with_captions
 from tips_ray.data.decode import decode
-from tips_ray.data.index import index_of
+from tips_ray.data.index_folder import index_of
 from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.dense import with_cls
 from tips_ray.evaluation.depth import linear_depth_rmse

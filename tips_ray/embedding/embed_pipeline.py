@@ -14,7 +14,7 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from tips_ray.config.embedding import EmbeddingConfig
-from tips_ray.data.index import opened_index
+from tips_ray.data.index_folder import opened_index
 from tips_ray.embedding.decoded import DecodedChunk, decoded_chunk
 from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout

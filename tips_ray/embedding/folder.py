@@ -51,6 +51,11 @@ class EmbeddingFolder:
                 what = _WORDS.get(name) or f"with {name} {held.get(name)}, not {wanted.get(name)}"
                 raise ValueError(f"{self.uri} holds embeddings {what}; choose another OUT")
 
+    def data_of(self, index: Index) -> str:
+        """Fingerprint of the data of `index`, or what version 1 called them where the folder has them by that."""
+        held = self._read().get("decides", {}).get("data")
+        return index.earlier if held and held == index.earlier else index.fingerprint
+
     def checkpoint_of(self, model: str) -> str:
         """The checkpoint of the run `model` that made this folder's embeddings; empty if the run made none.
 

@@ -10,13 +10,15 @@ import yaml
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.data.index import Index, build_index, index_of, unread_bytes
+from tips_ray.data.index import Index, build_index, unread_bytes
+from tips_ray.data.index_folder import index_of
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.launch.surroundings import surroundings
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.run import require_data
 from tips_ray.runs.tracking import KEY, require_answer, stored_run_id, tracking_uri, without_credentials
 from tips_ray.tokenizer import Tokenizer, tokenizer_at
 from tips_ray.weights import require_its_vocabulary, start_source, teacher_sizes, teacher_source
@@ -63,7 +65,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         **surroundings(),
         "data": data,
         "shards": lambda: shards_are_whole(result.index, config.data.max_bad_fraction) if result.index else "unknown",
-        "run": lambda: run_is_new_or_the_same(config, result.index is not None) if is_writable else "unknown",
+        "run": lambda: run_is_new_or_the_same(config, result.index) if is_writable else "unknown",
         "start": lambda: weights_fit(config) if is_writable else "unknown",
         "tokenizer": lambda: tokenizer_fits(config),
         "captions": lambda: captions_come(config),
@@ -104,7 +106,7 @@ def require_writable(key: str, place: str) -> None:
         raise ValueError(f"{key} ({place}) cannot be written: {error}") from None
 
 
-def run_is_new_or_the_same(config: RunConfig, has_data: bool = True) -> str:
+def run_is_new_or_the_same(config: RunConfig, index: Index | None) -> str:
     """Whether the name is free, or the step of the run that has it.
 
     Without data, a source that differs from the run's is the mistake that another check has told.
@@ -120,9 +122,11 @@ def run_is_new_or_the_same(config: RunConfig, has_data: bool = True) -> str:
         raise
     except ValueError as error:
         changes = str(error).splitlines()[1:]
-        if not has_data and all(change.strip().startswith("data.sources.") for change in changes):
+        if index is None and all(change.strip().startswith("data.sources.") for change in changes):
             return "unknown"
         raise ValueError(f"{error}; give the run another name, or these keys their old values") from None
+    if index is not None:
+        require_data(storage.resolved(folder), index.fingerprint, index.earlier)
     if found and found[-1].step >= config.schedule.total_steps:
         return f"{config.name} is complete at step {found[-1].step}: {storage.resolved(folder)}"
     where = f"resumes from step {found[-1].step}" if found else "starts at step 0, it has no checkpoint yet"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.data.index import Index, index_of, index_uri, write_index
-from tips_ray.data.sources import Scan
+from tips_ray.data.index import Index
+from tips_ray.data.index_folder import index_of, write_index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunFailedError
 from tips_ray.launch import cluster
@@ -19,7 +19,7 @@ from tips_ray.launch.checks import require_writable
 from tips_ray.launch.progress import tenths
 
 if TYPE_CHECKING:
-    from tips_ray.data.index_pipeline import Job
+    from tips_ray.data.index import Job, Scanned
 
 Tell = Callable[[str], None]
 """Shows the user one line."""
@@ -39,7 +39,7 @@ def index_data(config: RunConfig, decode: bool, tell: Tell) -> Index:
     folder = _index_folder(config)
     with _unwritable_place_named(config):
         index = index_of(config.data, folder, _scan_on_cluster if cluster.address() else None)
-    return _decoded(index, index_uri(config.data, index, folder), config, tell) if decode else index
+    return _decoded(index, config, tell) if decode else index
 
 
 def _index_folder(config: RunConfig) -> str:
@@ -58,7 +58,7 @@ def _unwritable_place_named(config: RunConfig) -> Iterator[None]:
         raise
 
 
-def _scan_on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> Iterator[Scan]:
+def _scan_on_cluster(function: "Callable[[Job], Scanned]", shards: "list[Job]") -> "Iterator[Scanned]":
     """A `Mapper` that joins the cluster only when there are shards to scan."""
     from tips_ray.data.index_pipeline import scan_on_ray
     from tips_ray.launch.failure import root_causes_raised
@@ -69,8 +69,8 @@ def _scan_on_cluster(function: "Callable[[Job], Scan]", shards: "list[Job]") -> 
         yield from scan_on_ray(function, shards)
 
 
-def _decoded(index: Index, uri: str, config: RunConfig, tell: Tell) -> Index:
-    """Add the bad images to the index, and overwrite the one at `uri`."""
+def _decoded(index: Index, config: RunConfig, tell: Tell) -> Index:
+    """Add the bad images to the index, and overwrite the one that there is."""
     from tips_ray.data.index_pipeline import with_bad_images
     from tips_ray.launch.failure import root_causes_raised
 
@@ -83,9 +83,8 @@ def _decoded(index: Index, uri: str, config: RunConfig, tell: Tell) -> Index:
     cluster.require_cluster()
     cluster.connect()
     with root_causes_raised():
-        index = with_bad_images(index, uri, config.data, tell_rows)
-    write_index(index, uri)
-    return index
+        index = with_bad_images(index, config.data, tell_rows)
+    return write_index(index, index.uri)
 
 
 def caption_data(config: RunConfig, tell: Tell) -> str:
@@ -116,9 +115,8 @@ def caption_data(config: RunConfig, tell: Tell) -> str:
         return store.folder
     cluster.require_room_for_captioner(config, READ_CPUS)
     cluster.connect(resources.captioners * resources.cpus_per_captioner + resources.data_cpus)
-    uri = index_uri(config.data, index, _index_folder(config))
     try:
-        caption_all(CaptionInputs(config, captioner, uri, CaptionAccess(store)), due)
+        caption_all(CaptionInputs(config, captioner, index.uri, CaptionAccess(store)), due)
     except RayError as error:
         raise RunFailedError(f"{why_stopped(error)}; the same command goes on where it stopped") from None
     return store.folder

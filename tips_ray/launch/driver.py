@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.data.index import Index, index_uri
+from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunStopped
 from tips_ray.launch.captions import store_of
@@ -93,11 +93,11 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
 
 def _train(trainer: Trainer, config: RunConfig, folder: RunFolder, index: Index, generation: int) -> None:
     step = _done_step(folder)  # again: the start that was waited for may have saved
-    uri = index_uri(config.data, index, storage.join(config.storage, "index"))
-    with captions_of(config, index, uri) as captions:
+    with captions_of(config, index) as captions:
         tokenizer = claim(config, index, folder, captions, max(step, 0))
         captioner = captions.store.fingerprint if captions else ""
-        run = Run(config, folder.uri, uri, tokenizer, index.fingerprint, captioner, generation=generation)
+        data = index.uri, tokenizer, index.fingerprint, index.earlier
+        run = Run(config, folder.uri, *data, captioner, generation=generation)
         with _tracked(run, folder, step if step >= 0 else None) as tracked_run:
             trainer.train(tracked_run, captions)
 
@@ -109,7 +109,7 @@ def _done_step(folder: RunFolder) -> int:
 
 
 @contextmanager
-def captions_of(config: RunConfig, index: Index, index_uri: str) -> Iterator[CaptionAccess | None]:
+def captions_of(config: RunConfig, index: Index) -> Iterator[CaptionAccess | None]:
     """Caption access of the training stream, None if the data hold captions; `live` captions run inside the block."""
     if config.captions.source == "column":
         yield None
@@ -118,7 +118,7 @@ def captions_of(config: RunConfig, index: Index, index_uri: str) -> Iterator[Cap
     else:
         from tips_ray.launch.live_captions import captions_beside_training  # imports Ray
 
-        with captions_beside_training(config, index, index_uri) as access:
+        with captions_beside_training(config, index) as access:
             yield access
 
 

@@ -11,8 +11,8 @@ from ray.exceptions import RayError
 
 from tips_ray import storage
 from tips_ray.config.embedding import EmbeddingConfig
-from tips_ray.data.index import Index, index_of, index_uri
-from tips_ray.data.index import fingerprint as data_fingerprint
+from tips_ray.data.index import Index
+from tips_ray.data.index_folder import index_of
 from tips_ray.embedding.embed_pipeline import EmbedInputs, embed_stream
 from tips_ray.embedding.embedder import layout_of
 from tips_ray.embedding.folder import EmbeddingFolder
@@ -61,18 +61,16 @@ def embed_inputs(model: str, config: EmbeddingConfig, out: str) -> tuple[EmbedIn
     """
     data, folder = config.data, EmbeddingFolder(out)
     _require_outside(folder.uri, config.source.uri)
-    mark = data_fingerprint(data)
+    index = index_of(data, storage.join(folder.uri, "index"))
     encoder = load_encoder(folder.checkpoint_of(model) or model, config.image_size_px)
     layout, size_px = layout_of(encoder, config), encoder.image_size_px
     options = config.model_dump(include={"patches", "captions", "dtype", "max_image_bytes", "max_image_pixels"})
-    decides = {"weights": encoder.fingerprint, "data": mark, "image_size_px": size_px, **options}
+    decides = {"weights": encoder.fingerprint, "data": folder.data_of(index), "image_size_px": size_px, **options}
     folder.check(decides)
-    below = storage.join(folder.uri, "index")
-    index = index_of(data, below)
     place = EncoderPlace.of(model, encoder)
     note = {"model": model, "checkpoint": place.model if encoder.checkpoint_uri else None}
     folder.claim(decides, {**note, "source": config.source.uri, "columns": layout.shapes})
-    return EmbedInputs(config, place, layout, index_uri(data, index, below), folder), index
+    return EmbedInputs(config, place, layout, index.uri, folder), index
 
 
 @dataclass

@@ -29,7 +29,7 @@ TOLD_SHARE = 0.1
 
 
 @contextmanager
-def captions_beside_training(config: RunConfig, index: Index, index_uri: str) -> Iterator[CaptionAccess]:
+def captions_beside_training(config: RunConfig, index: Index) -> Iterator[CaptionAccess]:
     """Caption ahead of training, in training order, until the block ends."""
     store, captioner = caption_store(config)
     cluster.connect(cluster.cpus_needed(config))
@@ -38,7 +38,7 @@ def captions_beside_training(config: RunConfig, index: Index, index_uri: str) ->
     due = due_chunks(index, config, store, config.schedule.total_steps * config.global_batch_images)
     if due.num_rows:
         print(f"captions   {due.num_rows:,} chunks to make; training begins with the first of them", flush=True)
-    inputs = CaptionInputs(config, captioner, index_uri, access)
+    inputs = CaptionInputs(config, captioner, index.uri, access)
     thread = threading.Thread(target=_beside, args=(inputs, due), name="captioning", daemon=True)
     thread.start()
     try:

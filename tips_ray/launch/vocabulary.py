@@ -10,6 +10,7 @@ from tips_ray.data.captions.join import Waiting, captions_folder, read_captions,
 from tips_ray.data.index import Index, run_order
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.runs import RunFolder
+from tips_ray.runs.run import claim_data, require_data
 from tips_ray.tokenizer import train_tokenizer
 
 SAMPLE_CHUNKS = 256
@@ -22,13 +23,15 @@ def claim(config: RunConfig, index: Index, folder: RunFolder, captions: CaptionA
     The vocabulary is trained first: if that fails, the run's name stays free.
 
     Raises:
-        ValueError: the folder holds a run with another config, or no vocabulary of this size can be trained.
+        ValueError: the folder holds a run with another config or other data, or no such vocabulary can be trained.
     """
     uri = storage.resolved(config.captions.tokenizer or storage.join(folder.uri, "tokenizer.json"))
     content = None
     if not config.captions.tokenizer and not storage.exists(uri):
         content = trained_vocabulary(config, index, captions)
+    require_data(folder.uri, index.fingerprint, index.earlier)
     folder.claim(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), step)
+    claim_data(folder.uri, index.fingerprint)
     if content:
         storage.write_bytes(uri, content)
     return uri

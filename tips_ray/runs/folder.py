@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from math import isfinite, nan
 from typing import Any, Literal
 
@@ -30,8 +31,15 @@ MAY_DIFFER = {
     "data_prefetch_batches",
     "data.max_bad_fraction",
     "data.log_samples",
+    "storage",
+    "data.sources.*.uri",
+    "data.index",
+    "captions.store",
 }
-"""Keys of the config, with all below them, that change how fast or how visibly a run goes, and not what it computes."""
+"""Keys of the config, with all below them, that change how fast, how visibly or where a run goes, not its numbers.
+
+Wherever the data lie, their fingerprint must be that of the run: see `run.require_data`.
+"""
 DECIDE = {"resources.dtype"}
 """Keys below `MAY_DIFFER` that do change what a run computes."""
 
@@ -175,7 +183,7 @@ def _now() -> str:
 
 
 def _may_differ(key: str) -> bool:
-    return key not in DECIDE and any(f"{key}.".startswith(f"{free}.") for free in MAY_DIFFER)
+    return key not in DECIDE and any(fnmatchcase(f"{key}.", f"{free}.*") for free in MAY_DIFFER)
 
 
 def _used(config: dict[str, Any], step: int) -> dict[str, Any]:

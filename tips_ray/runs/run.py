@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.runs.checkpoint import checkpoints_of, newest_checkpoint
 from tips_ray.runs.folder import deciding
+
+DATA = "data.json"
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Run:
     tokenizer_uri: str
     data_fingerprint: str
     """Fingerprint of the index."""
+    earlier_fingerprint: str = ""
+    """Fingerprint that version 1 of the index gave to the same data; empty where they were read otherwise."""
     captioner_fingerprint: str = ""
     """Fingerprint of captions outside the data; empty: the data hold the captions."""
     tracking_uri: str | None = None
@@ -50,18 +55,57 @@ class Run:
         """The step of the newest checkpoint, 0 where there is none; reads manifests alone.
 
         Raises:
-            ValueError: the data are not those that it was trained on.
+            ValueError: the data or their captioner are not those that it was trained on.
         """
         found = newest_checkpoint(self.checkpoints_uri)
         if found is None:
             return 0
-        trained = found.manifest["data_fingerprint"]
-        if self.data_fingerprint != trained:
+        require_data(self.uri, self.data_fingerprint, self.earlier_fingerprint)
+        captioner = found.manifest.get("captioner_fingerprint")
+        if captioner and self.captioner_fingerprint and captioner != self.captioner_fingerprint:
             raise ValueError(
-                f"the data of {self.uri} have changed since step {found.step} (fingerprint {trained[:12]} -> "
-                f"{self.data_fingerprint[:12]}): restore them, or give the run another name"
+                f"{self.uri} was trained on captions of the captioner {captioner} until step {found.step}, and now "
+                f"there is {self.captioner_fingerprint}: restore the captioner, or give the run another name"
             )
         return found.step
+
+
+def require_data(run_uri: str, fingerprint: str, earlier: str = "") -> None:
+    """Check that data are those that a run began with.
+
+    Args:
+        run_uri: the run folder; a new one has any data.
+        fingerprint: of the data's index.
+        earlier: what version 1 of the index called the same data.
+
+    Raises:
+        ValueError: they are others.
+    """
+    known = _known_data(run_uri)
+    if known and known not in (fingerprint, earlier):
+        raise ValueError(
+            f"the data are not those that {run_uri} began with (fingerprint {known[:12]} -> {fingerprint[:12]}): "
+            "restore them, or give the run another name"
+        )
+
+
+def claim_data(run_uri: str, fingerprint: str) -> None:
+    """Note the data of a run that has no note of them yet; see `require_data`."""
+    storage.create_text(storage.join(run_uri, DATA), json.dumps({"fingerprint": fingerprint}))
+
+
+def _known_data(run_uri: str) -> str:
+    """Fingerprint of a run's data by its note, else by its newest checkpoint; empty where there is neither."""
+    try:
+        return str(json.loads(storage.read_bytes(storage.join(run_uri, DATA)))["fingerprint"])
+    except storage.NotFoundError:
+        pass  # a new run, or one of an earlier version
+    except storage.StorageError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        pass  # damaged
+    found = newest_checkpoint(checkpoints_of(run_uri))
+    return found.manifest["data_fingerprint"] if found else ""
 
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:

@@ -30,10 +30,10 @@ class Waiting:
 def captioned_shard(index: Index, number: int) -> CaptionedShard:
     """A shard of the index as the store knows it."""
     shard, columns = index.shard(number)
+    content = index.shards["content"][number].as_py()
     first, last = np.searchsorted(index.chunks.shard, (number, number + 1))
-    return CaptionedShard(
-        shard.path, shard.bytes, shard.etag, shard.format, columns.image, index.chunk_rows, int(last - first)
-    )
+    identity = shard.path, shard.bytes, shard.etag, shard.format, columns.image, index.chunk_rows
+    return CaptionedShard(*identity, int(last - first), content)
 
 
 def place_of(index: Index, chunk: int) -> tuple[CaptionedShard, int]:
@@ -96,7 +96,7 @@ def with_captions(rows: Sequence[SourceRow], captions: ChunkCaptions, folder: st
 
 def captions_folder(index: Index, chunk: int, store: CaptionStore) -> str:
     """Where the captions of a chunk's shard are."""
-    return storage.join(store.folder, place_of(index, chunk)[0].name)
+    return storage.join(store.folder, store.known(place_of(index, chunk)[0]).name)
 
 
 @dataclass

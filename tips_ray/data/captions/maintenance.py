@@ -93,7 +93,7 @@ def faults(store: CaptionStore, shards: Sequence[tuple[CaptionedShard, list[int]
         shards: those of an index, each with the rows of its chunks: then missing chunks and wrong row counts are
             faults too.
     """
-    expected = {shard.name: (shard, rows) for shard, rows in shards}
+    expected = {store.known(shard).name: (shard, rows) for shard, rows in shards}
     names = sorted({*store.shard_names(), *expected})
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda name: _shard_faults(store, name, *expected.get(name, (None, []))), names)

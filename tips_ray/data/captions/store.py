@@ -9,8 +9,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tips_ray import storage
 from tips_ray.storage import NotFoundError
 
-VERSION = 1
+VERSION = 2
 METADATA = b"tips_ray"
 SCHEMA = pa.schema(
     [("row", pa.int64()), ("sha256", pa.binary(32)), ("captions", pa.list_(pa.string())), ("error", pa.string())]
@@ -37,24 +37,29 @@ class DamagedError(ValueError):
 
 @dataclass(frozen=True)
 class CaptionedShard:
-    """A shard as the store knows it: by its content, not by its place in an index.
+    """A shard as the store knows it: by its content, wherever it lies.
 
-    `name` stays the same when an index gets other shards, sources or weights; it changes with the shard's content.
+    `name` stays the same when a shard is copied, or an index gets other shards, sources or weights.
     """
 
     path: str
+    """Where it was when it was captioned, for messages; not in the name."""
     bytes: int
     etag: str
+    """Not in the name."""
     format: str
     image_column: str
     chunk_rows: int
     chunks: int
     """Number of its chunks; follows from the rest, and is not in the name."""
+    content: str = ""
+    """Hash of its content (`sources.content`); empty in version 1, whose names cover path and etag instead."""
 
     @cached_property
     def name(self) -> str:
         """Its folder: 32 hexadecimal digits."""
-        identity = {key: value for key, value in asdict(self).items() if key != "chunks"}
+        left_out = ("chunks", "path", "etag") if self.content else ("chunks", "content")
+        identity = {key: value for key, value in asdict(self).items() if key not in left_out}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -154,8 +159,15 @@ class CaptionStore:
         except NotFoundError:
             return {}
 
+    def known(self, shard: CaptionedShard) -> CaptionedShard:
+        """The shard under the name of version 1 where its captions are under that alone, else as it is."""
+        before = replace(shard, content="")
+        there = _folders_at_first(self.folder) if before != shard else ()
+        return before if before.name in there and shard.name not in there else shard
+
     def write(self, shard: CaptionedShard, chunk: int, captions: ChunkCaptions) -> bool:
         """Store the captions of a chunk; returns False and changes nothing where they are there already."""
+        shard = self.known(shard)
         place, group = self.uri(shard.name, chunk, chunk + 1), self._group_uri(shard, chunk)
         if storage.exists(group):
             return False
@@ -171,6 +183,7 @@ class CaptionStore:
         Raises:
             DamagedError: the object that holds them is not what it should be.
         """
+        shard = self.known(shard)
         place, group = self.uri(shard.name, chunk, chunk + 1), self._group_uri(shard, chunk)
         for uri in (place,) if group == place else (group, place, group):
             if found := self.open(uri):
@@ -189,8 +202,9 @@ class CaptionStore:
 
         A listing may miss what compaction moves while it runs; what the first one misses, the second finds.
         """
-        found = self._listed(shard.name)
-        return found if len(found) == shard.chunks else found | self._listed(shard.name)
+        name = self.known(shard).name
+        found = self._listed(name)
+        return found if len(found) == shard.chunks else found | self._listed(name)
 
     def missing(self, shards: Sequence[CaptionedShard]) -> Iterator[list[int]]:
         """Chunks without captions, a list per shard in their order; one listing per shard, many at a time."""
@@ -249,6 +263,12 @@ class CaptionStore:
 
     def _group_uri(self, shard: CaptionedShard, chunk: int) -> str:
         return self.uri(shard.name, *group_of(shard, chunk))
+
+
+@lru_cache(maxsize=8)
+def _folders_at_first(uri: str) -> frozenset[str]:
+    """Names of the folders that were there when this process first looked: later ones have names of this version."""
+    return frozenset(folder.rsplit("/", 1)[1] for folder in storage.list_folders(uri))
 
 
 def imported_store(uri: str, name: str) -> CaptionStore:

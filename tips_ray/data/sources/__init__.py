@@ -9,12 +9,14 @@ from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import folder, image_urls, layouts, pairs, parquet, webdataset
 from tips_ray.data.sources.columns import Columns
+from tips_ray.data.sources.content import file_content, files_content, name_below
 from tips_ray.data.sources.image_files import IMAGE_SUFFIXES
 from tips_ray.data.sources.left_out import left_out
 from tips_ray.data.sources.shard import Chunk, NoRowsError, Reject, Scan, Shard
 from tips_ray.storage import StoredFile
 
-__all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "columns_of", "left_out", "read_chunk", "scan", "shards"]
+__all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "columns_of", "content", "left_out"]
+__all__ += ["name_below", "read_chunk", "scan", "shards"]
 
 _FORMATS: dict[str, ModuleType] = {"webdataset": webdataset, "parquet": parquet, "folder": folder, "pairs": pairs}
 """Formats in the order in which `auto` tries them: img2dataset leaves a table of metadata beside each tar."""
@@ -74,6 +76,19 @@ def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
         StorageError: it cannot be read.
     """
     return _FORMATS[shard.format].scan(shard, columns, chunk_rows)
+
+
+def content(shard: Shard) -> str:
+    """Hash of a shard's content, the same wherever it lies; 32 hexadecimal digits.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    if shard.format == "folder":
+        return files_content(folder.files_of(shard))
+    if shard.format == "pairs":
+        return files_content(pairs.files_of(shard))
+    return file_content(StoredFile(shard.path, shard.bytes, shard.etag))
 
 
 def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:

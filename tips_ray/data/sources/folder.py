@@ -45,12 +45,21 @@ class _Entry:
 
 def folder_shard(table: StoredFile) -> Shard:
     """The folder of `table` as one shard; its etag covers the table and every image."""
+    files = _files_of(table)
     root = layouts.image_folder(table.uri)
-    files = [table, *image_files(root)]
     described = repr([(file.uri, file.bytes, file.etag) for file in files])
     described += " without thumbnails" * bool(thumbnails(files[1:], root))
     digest = hashlib.sha256(described.encode()).hexdigest()
     return Shard(table.uri, "folder", sum(file.bytes for file in files), digest[:32])
+
+
+def files_of(shard: Shard) -> list[StoredFile]:
+    """The table and all images of a shard."""
+    return _files_of(storage.stat(shard.path))
+
+
+def _files_of(table: StoredFile) -> list[StoredFile]:
+    return [table, *image_files(layouts.image_folder(table.uri))]
 
 
 def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
