@@ -26,6 +26,7 @@ from tips_ray.runs.mlflow_access import (
 )
 from tips_ray.runs.mlflow_catch_up import MOST_METRICS, catch_up
 from tips_ray.runs.mlflow_checks import require_active, require_answer
+from tips_ray.runs.mlflow_moves import ARTIFACTS, follow_artifacts, is_copy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -184,11 +185,12 @@ def start_tracking(
     require_answer(uri, KEY, config.tracking.experiment)
     with mlflow_failures(uri, KEY):
         client = mlflow_client(uri)
+        follow_artifacts(uri)
         experiment_id = _experiment_id(client, uri, config.tracking.experiment, KEY)
-        run = _known_run(client, folder, experiment_id, "run_folder")
+        run, origin = _own_run(client, folder, experiment_id)
         if run is None:
             parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-            tags = {"run_folder": without_credentials(folder), **parent}
+            tags = {"run_folder": without_credentials(folder), **parent, **origin}
             run = client.create_run(experiment_id, run_name=config.name, tags=tags)
             _log_data(client, run, config, data_fingerprint)
         _keep_run_id(folder, run.info.run_id)
@@ -258,7 +260,7 @@ def _experiment_id(client: "MlflowClient", uri: str, name: str, key: str) -> str
     from mlflow.exceptions import MlflowException
 
     path = database_path(uri)
-    artifacts = (path.parent / "mlartifacts").as_uri() if path else None
+    artifacts = (path.parent / ARTIFACTS).as_uri() if path else None
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
@@ -308,6 +310,19 @@ def _known_run(client: "MlflowClient", folder: str, experiment_id: str, tag: str
             raise
         return None
     return run if run.info.lifecycle_stage == "active" else None
+
+
+def _own_run(client: "MlflowClient", folder: str, experiment_id: str) -> tuple["Run | None", dict[str, str]]:
+    """The run of a run folder, which may have moved; for a copy of a run folder none, and a tag for its new run."""
+    run = _known_run(client, folder, experiment_id, "run_folder")
+    if run is None:
+        return None, {}
+    known = run.data.tags.get("run_folder", "")
+    if is_copy(folder, known, NOTE):
+        logger.warning("%s is a copy of %s: it gets an MLflow run of its own", folder, known)
+        return None, {"copied_from": run.info.run_id}
+    client.set_tag(run.info.run_id, "run_folder", without_credentials(folder))
+    return run, {}
 
 
 def _log_params(client: "MlflowClient", run: "Run", config: RunConfig) -> None:
