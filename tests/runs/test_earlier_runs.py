@@ -22,7 +22,7 @@ BEFORE = Path(__file__).parents[1] / "golden" / "run_begun_before.tar.gz"
 
 @pytest.fixture
 def config(tmp_path) -> RunConfig:
-    """The unpacked run with the places of this test, and the fingerprint of its copy of the data."""
+    """The unpacked run with the places of this test, and the fingerprint that version 1 of the index gives its data."""
     with tarfile.open(BEFORE) as archive:
         archive.extractall(tmp_path, filter="data")
     path, source = tmp_path / "tiny" / "config.yaml", write_scenes(tmp_path / "scenes", 40)
@@ -31,7 +31,7 @@ def config(tmp_path) -> RunConfig:
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     manifest = tmp_path / "tiny" / "checkpoints" / "step-00000004" / "manifest.json"
     index = index_of(config.data, str(tmp_path / "index"))
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "data_fingerprint": index.fingerprint}))
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "data_fingerprint": index.earlier}))
     return config
 
 

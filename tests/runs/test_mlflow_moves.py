@@ -16,7 +16,7 @@ from tips_ray.runs.tracking import start_tracking, tracking_uri
 
 def _config(storage: Path) -> RunConfig:
     tree = {**TOY, "name": "small", "storage": str(storage), "data": {"sources": [{"uri": "photos"}]}}
-    return override(RunConfig, tree, {"global_batch_images": 8})
+    return override(RunConfig, tree, {"global_batch_images": 8, "log_every_steps": 1})
 
 
 @pytest.fixture

@@ -57,23 +57,22 @@ def test_the_first_claim_is_new_and_the_second_resumes(uri):
 
 def test_another_config_is_refused_and_every_differing_key_is_named(uri):
     RunFolder(uri).claim(CONFIG)
-    other = CONFIG.replace("0.001", "0.002").replace("uri: a", "uri: b, weight: 2").replace("workers: 2", "workers: 4")
+    other = CONFIG.replace("0.001", "0.002").replace("uri: a", "uri: a, weight: 2").replace("workers: 2", "workers: 4")
     with pytest.raises(ValueError) as error:
         RunFolder(uri).claim(other)
     assert str(error.value).splitlines()[1:] == [
-        '  data.sources.0.uri: "a" -> "b"',
         "  data.sources.0.weight: absent -> 2",
         "  schedule.peak_lr: 0.001 -> 0.002",
     ]
     assert storage.read_text(f"{uri}/config.yaml") == CONFIG
 
 
-def test_another_number_of_workers_is_allowed_and_noted(uri):
+def test_another_number_of_workers_and_another_place_of_the_data_are_allowed_and_noted(uri):
     RunFolder(uri).claim(CONFIG)
-    other = CONFIG.replace("workers: 2", "workers: 4")
+    other = CONFIG.replace("workers: 2", "workers: 4").replace("uri: a", "uri: b")
     assert RunFolder(uri).claim(other) == "resumed"
     assert [(event["kind"], event["changes"]) for event in RunFolder(uri).read_events()] == [
-        ("config", {"resources.workers": "2 -> 4"})
+        ("config", {"data.sources.0.uri": '"a" -> "b"', "resources.workers": "2 -> 4"})
     ]
     assert storage.read_text(f"{uri}/config.yaml") == other
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.runs.checkpoint import checkpoints_of, newest_checkpoint
+from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints, newest_checkpoint
 from tips_ray.runs.folder import deciding
 
 DATA = "data.json"
@@ -104,8 +104,8 @@ def _known_data(run_uri: str) -> str:
         raise
     except (ValueError, KeyError, TypeError):
         pass  # damaged
-    found = newest_checkpoint(checkpoints_of(run_uri))
-    return found.manifest["data_fingerprint"] if found else ""
+    found = list_checkpoints(checkpoints_of(run_uri))
+    return found[-1].manifest.get("data_fingerprint", "") if found else ""
 
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:
