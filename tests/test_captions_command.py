@@ -127,7 +127,7 @@ def test_verify_finds_a_chunk_that_a_killed_compaction_left_twice(store, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["captions.parquet", "captions.jsonl"])
-def test_import_gives_shards_that_were_written_again_the_captions_that_were_exported(run, store, tmp_path, capsys, name):
+def test_import_gives_rewritten_shards_the_captions_that_were_exported(run, store, tmp_path, capsys, name):
     before = _texts(run, store)
     assert _captions("export", tmp_path / "captions", tmp_path / name) == 0
     assert "19 rows; 1 rows have no captions and are left out" in capsys.readouterr().out
