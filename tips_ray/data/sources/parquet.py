@@ -84,6 +84,17 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     return source_rows(chunk, [_content(row, place, columns, image) for row, place, image in parts])
 
 
+def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """Rows of a chunk without their images, whose column is not read; none where the row group is damaged."""
+    try:
+        rows = _read_rows(shard, chunk, columns._replace(image=""))
+    except _DamagedError:
+        return []
+    places = [f"{shard.path}#{chunk.row + number}" for number in range(len(rows))]
+    contents = [_content(row, place, columns, Fetched(b"not read")) for row, place in zip(rows, places, strict=True)]
+    return source_rows(chunk, [content._replace(image=b"") for content in contents])
+
+
 class _DamagedError(ValueError):
     """The bytes that arrived are no Parquet."""
 

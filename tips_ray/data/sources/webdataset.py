@@ -87,6 +87,18 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     return source_rows(chunk, [_content(sample, content, columns) for sample in samples])
 
 
+def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """Rows of a chunk without their images, whose payloads are passed over on a disk."""
+    read, images = _block_reader(shard), alternatives(columns.image)
+    samples = islice(_samples(read, chunk.start, chunk.stop), chunk.rows)
+    wanted = columns._replace(image="")
+    contents = [
+        row_content(sample.key, _readers(sample, read), wanted, _fault(sample, images, shard.bytes))
+        for sample in samples
+    ]
+    return source_rows(chunk, contents)
+
+
 def _readable(read: ReadRange, shard: Shard, limit: int | None = None) -> tuple[list[_Sample], str]:
     """Samples from the start of a shard, and the error that ends them early; empty if there is none."""
     samples: list[_Sample] = []
