@@ -27,6 +27,7 @@ MISSING = {
     "empty": "an empty text stands for it (captions.missing)",
     "other": "the other caption stands for it (captions.missing)",
 }
+BARE = "they are bad rows; give them some, or move images that are not meant (masks) out of the source"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,8 +81,11 @@ def _first_lines(rows: "list[SourceRow]", missing: str) -> list[str]:
     """Lines about the first rows, whose images were read: whether all are bad, and how many have no caption."""
     good = [row for row in rows if not row["error"]]
     lines = [] if good else [f"    all of the first {len(rows)} rows are bad: {rows[0]['error']}"]
+    is_bare = [missing == "other" and not row["web_caption"] and not row["synthetic_captions"] for row in good]
+    if any(is_bare):
+        lines.append(f"    {sum(is_bare)} of the first {len(good)} rows have no captions at all: {BARE}")
     for kind, field in (("web", "web_caption"), ("synthetic", "synthetic_captions")):
-        count = sum(not row[field] for row in good)
+        count = sum(not row[field] for row in good) - sum(is_bare)
         if count:
             lines.append(f"    {count} of the first {len(good)} rows have no {kind} caption: {MISSING[missing]}")
     return lines

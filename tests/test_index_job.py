@@ -35,6 +35,14 @@ def test_the_index_counts_rows_that_are_bad_already(tmp_path, capsys):
     assert "2 of 3 rows are bad; a run stops above data.max_bad_fraction (0.01)" in told
 
 
+def test_images_without_any_caption_are_told_as_bad_rows(tmp_path, capsys):
+    write_folder(tmp_path / "photos", ["images/a.jpg", "masks/a.png"], ["image,caption", "a.jpg,one"])
+    told = _told(tmp_path, capsys, "captions.missing=other")
+    assert "1 of the first 2 rows have no captions at all: they are bad rows; give them some, or move" in told
+    assert "no web caption" not in told and "1 of the first 2 rows have no synthetic caption: the other" in told
+    assert "no captions at all" not in _told(tmp_path, capsys, "captions.missing=empty")
+
+
 def test_three_examples_are_shown_of_the_beginning_the_middle_and_the_end(tmp_path, capsys):
     for shard in range(3):
         rows = (
