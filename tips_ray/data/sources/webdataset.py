@@ -147,6 +147,8 @@ def _fault(sample: _Sample, images: list[str], stop: int) -> str:
     image = _image(sample, images)
     if image is None:
         return f"no image: none of {', '.join(images)} is among the members {listed(sample.members)}"
+    if image.absent:
+        return f"the image is {image.absent}"
     return sample.fault or ("" if image.size else "the image has no bytes")
 
 
@@ -174,8 +176,15 @@ def _content(sample: _Sample, content: bytes, columns: Columns) -> Content:
 
 def _readers(sample: _Sample, read: ReadRange) -> dict[str, Reader]:
     return {
-        name: partial(read, member.payload, member.payload + member.size) for name, member in sample.members.items()
+        name: partial(_absent, name, member.absent)
+        if member.absent
+        else partial(read, member.payload, member.payload + member.size)
+        for name, member in sample.members.items()
     }
+
+
+def _absent(name: str, why: str) -> bytes:
+    raise ValueError(f"the member {name} is {why}")
 
 
 def _names(samples: list[_Sample], cells: list[dict[str, Any]]) -> set[str]:
