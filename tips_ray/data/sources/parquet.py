@@ -134,7 +134,7 @@ def _read_rows(shard: Shard, chunk: Chunk, columns: Columns) -> list[dict[str, A
             return []
         filesystem, path = storage.filesystem(shard.path)
         with filesystem.open_input_file(path) as source:
-            file = pq.ParquetFile(source, metadata=metadata)
+            file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
             batches = file.iter_batches(batch_size=chunk.rows, row_groups=[chunk.start], columns=wanted)
             return list(islice(_rows(batches, chunk.stop), chunk.rows))
 
@@ -184,8 +184,10 @@ def _warn_of_large_groups(shard: Shard, metadata: pq.FileMetaData) -> None:
 def _metadata(shard: Shard) -> pq.FileMetaData:
     try:
         return _cached_metadata(shard)
-    except _DamagedError:
-        raise StorageError(f"{shard.path}: this is no Parquet file, or it is cut; leave it out") from None
+    except _DamagedError as error:
+        raise StorageError(
+            f"{shard.path}: this is no Parquet file, or it is cut or damaged ({error}); leave it out"
+        ) from None
 
 
 @lru_cache(maxsize=256)
@@ -193,9 +195,17 @@ def _cached_metadata(shard: Shard) -> pq.FileMetaData:
     def read() -> pq.FileMetaData:
         filesystem, path = storage.filesystem(shard.path)
         with filesystem.open_input_file(path) as source:
-            return pq.ParquetFile(source).metadata
+            return _checked_counts(pq.ParquetFile(source).metadata)
 
     return storage.attempt(shard.path, lambda: _telling_damage(read))
+
+
+def _checked_counts(metadata: pq.FileMetaData) -> pq.FileMetaData:
+    """The metadata, if the counts of rows in them agree; they have no checksum, and Arrow believes each."""
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if sum(groups) != metadata.num_rows or min(groups, default=0) < 0:
+        raise _DamagedError(f"its row groups have {sum(groups):,} rows, and the file has {metadata.num_rows:,}")
+    return metadata
 
 
 def _telling_damage(read):
