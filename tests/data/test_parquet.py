@@ -248,6 +248,14 @@ def test_a_file_whose_counts_of_rows_disagree_is_refused(tmp_path):
         read_all(tmp_path)
 
 
+def test_a_file_with_a_column_whose_name_is_no_text_is_refused_by_name(tmp_path):
+    write_parquet(tmp_path / "x.parquet", {"image": [b"x"], "caption": ["y"], "marker": [7]})
+    content = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(content.replace(b"marker", b"m\xe7rker"))
+    with pytest.raises(StorageError, match=r"x.parquet: .*the name of a column is no text"):
+        read_all(tmp_path)
+
+
 def test_large_row_groups_are_warned_of_once(tmp_path, monkeypatch, caplog):
     write_parquet(tmp_path / "x.parquet", {"image": [bytes(900)] * 9, "caption": ["x"] * 9}, row_group_size=9)
     read_all(tmp_path)

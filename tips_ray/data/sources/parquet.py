@@ -195,13 +195,13 @@ def _cached_metadata(shard: Shard) -> pq.FileMetaData:
     def read() -> pq.FileMetaData:
         filesystem, path = storage.filesystem(shard.path)
         with filesystem.open_input_file(path) as source:
-            return _checked_counts(pq.ParquetFile(source).metadata)
+            return _checked_metadata(pq.ParquetFile(source).metadata)
 
     return storage.attempt(shard.path, lambda: _telling_damage(read))
 
 
-def _checked_counts(metadata: pq.FileMetaData) -> pq.FileMetaData:
-    """The metadata, if the counts of rows in them agree; they have no checksum, and Arrow believes each."""
+def _checked_metadata(metadata: pq.FileMetaData) -> pq.FileMetaData:
+    """The metadata, if its counts of rows agree; they have no checksum, and Arrow believes each."""
     groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     if sum(groups) != metadata.num_rows or min(groups, default=0) < 0:
         raise _DamagedError(f"its row groups have {sum(groups):,} rows, and the file has {metadata.num_rows:,}")
@@ -214,6 +214,8 @@ def _telling_damage(read):
         return read()
     except pa.ArrowException as error:
         raise _DamagedError(_one_line(error)) from None
+    except UnicodeDecodeError as error:
+        raise _DamagedError(f"the name of a column is no text: {error}") from None
     except OSError as error:
         if error.errno is not None or "AWS Error" in str(error):
             raise
