@@ -25,16 +25,20 @@ fuzz = settings(
 
 
 class Damage(NamedTuple):
-    """Bytes [start, stop) of a file that are not as they were written; behind `moved` all lie elsewhere."""
+    """Bytes [start, stop) of the written file are not there any more; those from `moved` on lie elsewhere."""
 
     kind: str
     start: int = NO_DAMAGE
     stop: int = NO_DAMAGE
     moved: int = NO_DAMAGE
 
+    def changes(self, start: int, stop: int) -> bool:
+        """Whether any of the bytes [start, stop) is another, or there is one between them."""
+        return self.start < stop and start < self.stop
+
     def touches(self, start: int, stop: int) -> bool:
         """Whether any of the bytes [start, stop) is another or elsewhere."""
-        return self.start < stop and start < self.stop or self.moved < stop
+        return self.changes(start, stop) or self.moved < stop
 
 
 def _flipped(content: bytearray, at: int, size: int) -> Damage:
@@ -55,18 +59,19 @@ def _noise(content: bytearray, at: int, size: int) -> Damage:
 
 
 def _cut(content: bytearray, at: int, size: int) -> Damage:
+    stop = len(content)
     del content[at:]
-    return Damage("cut", moved=at)
+    return Damage("cut", at, stop, moved=at)
 
 
 def _left_out(content: bytearray, at: int, size: int) -> Damage:
     del content[at : at + 1 + 97 * size]
-    return Damage("left out", moved=at)
+    return Damage("left out", at, at + 1 + 97 * size, moved=at)
 
 
 def _put_in(content: bytearray, at: int, size: int) -> Damage:
     content[at:at] = b"x" * (1 + 97 * size)
-    return Damage("put in", moved=at)
+    return Damage("put in", at, at + 1, moved=at)
 
 
 def _none(content: bytearray, at: int, size: int) -> Damage:
