@@ -6,6 +6,7 @@
 import io
 import shutil
 import tarfile
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,6 +111,64 @@ def test_each_row_of_a_damaged_tar_is_read_or_counted_or_its_loss_is_named(tmp_p
     else:
         event("named" if rejects else "read")
         _check(written, damage, rows, rejects)
+
+
+@st.composite
+def odd_members(draw) -> list[tuple[str, bytes, bytes]]:
+    """Members as strange writers pack them: name, kind, bytes. Keys may come twice, apart or in pieces."""
+    keys = draw(st.lists(st.sampled_from(["a", "b", "c", "d/a", "d/b", "e.f", "größe"]), min_size=1, max_size=8))
+    kinds = st.sampled_from(
+        [tarfile.REGTYPE] * 5 + [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CONTTYPE, tarfile.AREGTYPE]
+    )
+    members = []
+    for number, key in enumerate(keys):
+        suffixes = draw(
+            st.sampled_from([["jpg", "txt"], ["txt", "jpg"], ["JPG"], ["png", "txt", "json"], ["txt"], ["jpg", "jpg"]])
+        )
+        for suffix in suffixes:
+            content = b'{"width": 8}' if suffix == "json" else f"{suffix} {number}".encode() * draw(st.integers(0, 60))
+            members.append((f"{key}.{suffix}", draw(kinds), content))
+    return members
+
+
+@fuzz
+@given(odd_members(), st.sampled_from(FORMATS), st.lists(st.integers(0, 24), max_size=2))
+def test_each_member_of_an_odd_tar_belongs_to_a_row_or_the_tar_is_refused(tmp_path, members, format, cuts):
+    parts = [members[start:stop] for start, stop in pairwise([0, *sorted(cuts), len(members)])]
+    path = _fresh(tmp_path) / "x.tar"
+    path.write_bytes(b"".join(_packed(part, format) for part in parts if part))
+    try:
+        rows, rejects, _ = read_all(path, chunk_rows=3)
+    except ValueError as error:
+        assert str(path) in str(error) and len(str(error)) < 600 + len(str(path)), error
+        event("refused")
+        return
+    keys = [key for key, _ in groupby(_key(name) for name, _, _ in members)]
+    event("bad rows" if rejects else "read")
+    assert [row["key"] for row in rows] == keys and not any(reject.row >= len(rows) for reject in rejects)
+    for row in rows:
+        held = [content for name, kind, content in members if _key(name) == row["key"] and kind not in LINKS]
+        assert row["error"] or row["image"] in held
+
+
+LINKS = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+
+
+def _key(name: str) -> str:
+    """The path up to the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
+
+
+def _packed(members: list[tuple[str, bytes, bytes]], format: int) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+        for name, kind, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "a.jpg" if kind in LINKS else ""
+            info.size = 0 if kind in LINKS else len(content)
+            tar.addfile(info, None if kind in LINKS else io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def _fresh(folder: Path) -> Path:
