@@ -1,6 +1,6 @@
 """Damaged and odd Parquet files: as many rows are read or bad as were written, or the file is refused by name.
 
-`TIPS_RAY_FUZZ=1000` tries a thousand; the suite tries forty.
+`make fuzz` (TIPS_RAY_FUZZ=1000) tries a thousand of each; the suite tries forty, always the same.
 """
 
 import shutil
@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from fuzz import damaged, damages, fuzz
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from source_reader import read_all
 
 from tips_ray.data.columns import SourceRow
 
+pytestmark = pytest.mark.heavy
 Texts = list[str | None]
 
 

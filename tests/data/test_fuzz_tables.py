@@ -1,6 +1,6 @@
 """Damaged and odd tables: each caption in a line that is whole is read, its line is a bad row, or the table is refused.
 
-`TIPS_RAY_FUZZ=1000` tries a thousand; the suite tries forty.
+`make fuzz` (TIPS_RAY_FUZZ=1000) tries a thousand of each; the suite tries forty, always the same.
 """
 
 import csv
@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from fuzz import Damage, damaged, damages, fuzz
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from source_reader import read_all
 
 from tips_ray.data.columns import SourceRow
 
+pytestmark = pytest.mark.heavy
 IMAGES = 12
 WRITERS: dict[str, dict[str, Any]] = {
     "standard": {"lineterminator": "\n"},

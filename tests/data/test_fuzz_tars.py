@@ -1,6 +1,6 @@
 """Damaged and odd tars: each row that was written is read, is a bad row, or lies behind a place that is named.
 
-`TIPS_RAY_FUZZ=1000` tries a thousand; the suite tries forty.
+`make fuzz` (TIPS_RAY_FUZZ=1000) tries a thousand of each; the suite tries forty, always the same.
 """
 
 import io
@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from fuzz import Damage, damaged, damages, fuzz
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from source_reader import read_all
 
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import Reject
+
+pytestmark = pytest.mark.heavy
 
 
 class Written(NamedTuple):
