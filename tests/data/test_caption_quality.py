@@ -67,10 +67,16 @@ def test_one_odd_caption_among_many_is_no_doubt_and_one_alone_is():
 def test_one_text_repeated_is_told_with_its_share():
     (told,) = _told([*SENTENCES, *["a photo"] * 5])
     assert told == (
-        "5 of 25 sampled web captions are one text (20%), e.g. 'a photo' of x; check that each image has a caption of "
-        "its own"
+        "5 of 25 sampled web captions are one text (20%), and 21 texts are different, e.g. 'a photo' of x; check that "
+        "each image has a caption of its own"
     )
     assert _told([*SENTENCES, *["a photo"] * 2]) == []
+
+
+def test_few_different_texts_are_told_though_none_is_frequent():
+    (told,) = _told([f"a photo of class {number % 40}" for number in range(130)])
+    assert told.startswith("4 of 130 sampled web captions are one text (3%), and 40 texts are different, e.g. ")
+    assert _told([f"a photo of class {number % 40}" for number in range(75)]) == []
 
 
 OTHERS = {

@@ -108,10 +108,10 @@ def _has_no_word(caption: str) -> bool:
     return is_number(text) or bool(text) and not any(letter.isalpha() for letter in text)
 
 
-_NAME_ANOTHER = "if a column of sentences is there, name it (columns.web_caption, columns.synthetic_captions)"
+_NAME_ANOTHER = "if another column holds sentences, name it in `columns` of this source"
 _KINDS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "markup": (_MARKUP.search, "hold markup such as HTML", "take it out, because the model would learn it as words"),
-    "code": (_CODE.search, "look like code or JSON", f"of JSON name a field (COLUMN.FIELD); {_NAME_ANOTHER}"),
+    "code": (_CODE.search, "look like code or JSON", f"a field of JSON is COLUMN.FIELD; {_NAME_ANOTHER}"),
     "numbers": (_has_no_word, "are numbers or signs without a word", _NAME_ANOTHER),
     "files": (lambda caption: _FILE.fullmatch(caption.strip()), "look like file names or addresses", _NAME_ANOTHER),
     "broken": (_BROKEN.search, "hold letters that were broken by a wrong encoding", "write the texts again as UTF-8"),
@@ -120,11 +120,14 @@ _KINDS: dict[str, tuple[Callable[[str], object], str, str]] = {
 
 
 def _repeated(captions: Sequence[str]) -> list[Doubt]:
-    text, count = Counter(caption for caption in captions if caption).most_common(1)[0] if any(captions) else ("", 0)
-    if count < max(REPEATED_COUNT, REPEATED_SHARE * len(captions)):
+    """The commonest text, where its share is large or fewer than half of the captions are different."""
+    counts = Counter(captions)
+    text, count = counts.most_common(1)[0] if captions else ("", 0)
+    is_common = count >= REPEATED_SHARE * len(captions) or 2 * len(counts) < len(captions)
+    if count < REPEATED_COUNT or not is_common:
         return []
     which = [at for at, caption in enumerate(captions) if caption == text]
-    what = f"are one text ({count / len(captions):.0%})"
+    what = f"are one text ({count / len(captions):.0%}), and {len(counts)} texts are different"
     return [Doubt(which, what, "check that each image has a caption of its own")]
 
 
