@@ -5,7 +5,7 @@ EVENTS ?= 40
 PYTEST := $(BIN)/python tests/cpu_seconds.py $(BIN)/pytest --durations=15 --durations-min=5
 LEFT_OUT := not slow and not variant and not gpu
 
-.PHONY: install demo check test test-fast test-ray test-all soak lose-head
+.PHONY: install demo check test test-fast test-ray test-all fuzz soak lose-head
 
 install: .venv/.installed
 
@@ -35,7 +35,11 @@ test-ray: install
 
 test-all: test test-ray
 	$(PYTEST) -m "variant and not gpu"
-	$(MAKE) soak lose-head
+	$(MAKE) fuzz soak lose-head
+
+fuzz: install
+	TIPS_RAY_FUZZ=1000 OMP_NUM_THREADS=1 $(PYTEST) tests/data/test_fuzz_tars.py tests/data/test_fuzz_parquet.py \
+		tests/data/test_fuzz_tables.py tests/data/test_tables.py
 
 soak: install
 	$(BIN)/python tests/soak.py $(EVENTS)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.columns import SourceRow
     from tips_ray.data.index import Index
+    from tips_ray.data.sources import Shard
 
 SHOWN_REJECTS = 5
 MISSING = {
@@ -26,6 +27,7 @@ MISSING = {
     "empty": "an empty text stands for it (captions.missing)",
     "other": "the other caption stands for it (captions.missing)",
 }
+BARE = "they are bad rows; give them some, or move images that are not meant (masks) out of the source"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +54,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _lines(index: "Index", config: "RunConfig") -> list[str]:
     from tips_ray.data.index import unread_bytes
-    from tips_ray.data.sources import left_out
 
     lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {index.uri}"]
     for number, source in enumerate(index.sources):
@@ -61,8 +62,9 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
         lines += [
             f"  {source.uri} ({source.format}): {source.rows} rows",
             f"    image: {columns.image}; web_caption: {columns.web_caption}; synthetic_captions: {synthetic}",
-            *_sample_lines(index.first_rows(number), config.captions.missing),
-            *(f"    {text}" for text in left_out(config.data.sources[number].uri, index.shards_of(number))),
+            *_sample_lines(index, number, first := index.first_rows(number)),
+            *_first_lines(first, config.captions.missing),
+            *_file_lines(config.data.sources[number].uri, index.shards_of(number)),
         ]
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
@@ -74,15 +76,34 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
     return lines
 
 
-def _sample_lines(rows: "list[SourceRow]", missing: str) -> list[str]:
-    """Lines about the first good row, and the number of sampled rows without captions."""
+def _first_lines(rows: "list[SourceRow]", missing: str) -> list[str]:
+    """Lines about the first rows, whose images were read: whether all are bad, and how many have no caption."""
     good = [row for row in rows if not row["error"]]
     lines = [] if good else [f"    all of the first {len(rows)} rows are bad: {rows[0]['error']}"]
-    for row in good[:1]:
-        made = f"{row['synthetic_captions'][0]!r}" if row["synthetic_captions"] else "none"
-        lines.append(f"    {row['key']}: {len(row['image'])} bytes; web {row['web_caption']!r}; synthetic {made}")
+    is_bare = [missing == "other" and not row["web_caption"] and not row["synthetic_captions"] for row in good]
+    if any(is_bare):
+        lines.append(f"    {sum(is_bare)} of the first {len(good)} rows have no captions at all: {BARE}")
     for kind, field in (("web", "web_caption"), ("synthetic", "synthetic_captions")):
-        count = sum(not row[field] for row in good)
+        count = sum(not row[field] for row in good) - sum(is_bare)
         if count:
             lines.append(f"    {count} of the first {len(good)} rows have no {kind} caption: {MISSING[missing]}")
     return lines
+
+
+def _sample_lines(index: "Index", source: int, first: "list[SourceRow]") -> list[str]:
+    """Three examples, and warnings about captions that look like something else."""
+    from tips_ray.data.caption_sample import described_row, examples, sampled_rows, warnings
+
+    rows = sampled_rows(index, source)
+    shown = examples(rows, next((row for row in first if not row["error"]), None))
+    lines = [f"    {described_row(index, row)}" for row in shown]
+    return lines + [f"    warning: {text}" for text in warnings(index, rows)]
+
+
+def _file_lines(uri: str, shards: "list[Shard]") -> list[str]:
+    """What files are left out, and which splits are read."""
+    from tips_ray.data.sources import left_out
+    from tips_ray.data.sources.layouts import splits_of
+
+    splits = [splits_of(shard.path) for shard in shards if shard.format == "folder"]
+    return [f"    {text}" for text in [*left_out(uri, shards), *splits] if text]

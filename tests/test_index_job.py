@@ -1,10 +1,11 @@
 """What `tips-ray index` reports about a folder of images."""
 
+import json
 from pathlib import Path
 
 import pytest
 import ray
-from writers import write_folder
+from writers import jpeg, pair, write_folder, write_tar
 
 from jobs.cli import main
 from tips_ray.launch.failure import root_causes_raised
@@ -32,6 +33,84 @@ def test_the_index_counts_rows_that_are_bad_already(tmp_path, capsys):
     told = _told(tmp_path, capsys)
     assert "2 bad rows: there is no such image file" in told and "row 0 x.jpg" in told
     assert "2 of 3 rows are bad; a run stops above data.max_bad_fraction (0.01)" in told
+
+
+def test_images_without_any_caption_are_told_as_bad_rows(tmp_path, capsys):
+    write_folder(tmp_path / "photos", ["images/a.jpg", "masks/a.png"], ["image,caption", "a.jpg,one"])
+    told = _told(tmp_path, capsys, "captions.missing=other")
+    assert "1 of the first 2 rows have no captions at all: they are bad rows; give them some, or move" in told
+    assert "no web caption" not in told and "1 of the first 2 rows have no synthetic caption: the other" in told
+    assert "no captions at all" not in _told(tmp_path, capsys, "captions.missing=empty")
+
+
+def test_three_examples_are_shown_of_the_beginning_the_middle_and_the_end(tmp_path, capsys):
+    for shard in range(3):
+        rows = (
+            pair(f"{n:03d}", n, f"dog {shard} {n}", re_caption=[f"made {shard} {n}", f"{shard}{n}x"]) for n in range(5)
+        )
+        write_tar(tmp_path / "photos" / f"{shard}.tar", [member for row in rows for member in row])
+    told = _told(tmp_path, capsys)
+    assert f"    0.tar/000: {len(jpeg(0))} bytes; web 'dog 0 0'; synthetic 'made 0 0' and 1 more\n" in told
+    assert "    1.tar/002: web 'dog 1 2'; synthetic 'made 1 2' and 1 more\n" in told
+    assert "    2.tar/004: web 'dog 2 4'; " in told and told.count("web 'dog") == 3 and "warning" not in told
+
+
+def test_an_example_is_a_row_with_a_caption_and_a_long_one_is_shortened(tmp_path, capsys):
+    lines = ["image,caption", "a.jpg,one", "b.jpg," + "dog " * 100, "c.jpg,"]
+    write_folder(tmp_path / "photos", ["a.jpg", "b.jpg", "c.jpg"], lines)
+    told = _told(tmp_path, capsys)
+    assert "    a.jpg: " in told and "    b.jpg: web 'dog dog" in told and "dog...; synthetic none" in told
+    assert "    c.jpg" not in told
+
+
+ODD = {
+    "<p>a <b>dog</b></p>": "hold markup such as HTML",
+    "def draw(dog): return dog": "look like code or JSON",
+    "17": "are numbers or signs without a word",
+    "IMG_1234.jpg": "look like file names or addresses",
+    "собака бежит по траве": "are of another script than most (4 Cyrillic; most are Latin)",
+}
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_captions_that_look_like_something_else_are_a_warning_and_no_refusal(tmp_path, capsys, text):
+    names = [f"{n:02d}.jpg" for n in range(20)]
+    texts = [text if n >= 16 else f"a dog of the {n}. house" for n in range(20)]
+    texts[17:] = (
+        [f"{text}{n}" if text == "17" else f"{n} {text}" for n in range(3)] if text[:3] != "IMG" else [text] * 3
+    )
+    lines = (f"{name}\t{text}" for name, text in zip(names, texts, strict=True))
+    write_folder(tmp_path / "photos", names, ["image\tcaption", *lines], "x.tsv")
+    told = _told(tmp_path, capsys)
+    assert f"    warning: 4 of 20 sampled web captions {ODD[text]}, e.g. {text!r} of 16.jpg; " in told
+
+
+def test_the_splits_of_karpathys_json_are_told(tmp_path, capsys):
+    splits = ["train", "train", "restval", "test"]
+    images = [
+        {"filename": f"{n}.jpg", "split": split, "sentences": [{"raw": "a dog"}]} for n, split in enumerate(splits)
+    ]
+    write_folder(
+        tmp_path / "photos", [f"{n}.jpg" for n in range(4)], [json.dumps({"images": images})], "dataset_coco.json"
+    )
+    assert (
+        "    images of all splits are read: train 2, restval 1, test 1; take the images of test out of the JSON if "
+        "scores are measured on them\n" in _told(tmp_path, capsys)
+    )
+
+
+def test_lines_of_a_metadata_jsonl_without_a_file_name_are_counted_with_their_lines(tmp_path, capsys):
+    lines = [
+        '{"file_name": "a.jpg", "text": "a dog"}',
+        '{"text": "lost"}',
+        "",
+        '{"file_name": null, "text": "x"}',
+        "{}",
+    ]
+    write_folder(tmp_path / "photos", ["a.jpg"], lines, "metadata.jsonl")
+    told = _told(tmp_path, capsys)
+    assert "4 rows in 1 shards" in told and "3 bad rows: the line names no image" in told
+    assert "row 1 line 2\n" in told and "row 2 line 4\n" in told and "row 3 line 5\n" in told
 
 
 @pytest.mark.ray

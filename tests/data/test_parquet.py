@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from source_reader import captions_in, read_all
 from writers import jpeg, write_folder, write_parquet
@@ -224,6 +225,35 @@ def test_a_damaged_row_group_is_bad_rows(tmp_path):
     rows, _, _ = read_all(tmp_path)
     assert ["damaged" in row["error"] for row in rows] == [True, True, False, False]
     assert rows[3]["image"] == table["image"][3]
+
+
+def test_pages_with_checksums_are_bad_rows_where_a_bit_is_another(tmp_path):
+    table = pa.table({"image": [f"image {number} ".encode() * 40 for number in range(4)], "caption": ["x"] * 4})
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=2, **options)
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    content[content.index(b"image 1 ") + 100] ^= 1
+    (tmp_path / "x.parquet").write_bytes(content)
+    rows, _, _ = read_all(tmp_path)
+    assert ["damaged" in row["error"] for row in rows] == [True, True, False, False]
+
+
+def test_a_file_whose_counts_of_rows_disagree_is_refused(tmp_path):
+    write_parquet(tmp_path / "x.parquet", {"image": [b"x"] * 300, "caption": ["y"] * 300}, row_group_size=200)
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    place = content.rindex(b"\x16\xc8\x01")  # 100 rows of the last group, as Thrift's compact protocol has them
+    content[place + 1 : place + 3] = b"\xc6\x01"
+    (tmp_path / "x.parquet").write_bytes(content)
+    with pytest.raises(StorageError, match=r"x.parquet: .*its row groups have 299 rows, and the file has 300\)"):
+        read_all(tmp_path)
+
+
+def test_a_file_with_a_column_whose_name_is_no_text_is_refused_by_name(tmp_path):
+    write_parquet(tmp_path / "x.parquet", {"image": [b"x"], "caption": ["y"], "marker": [7]})
+    content = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(content.replace(b"marker", b"m\xe7rker"))
+    with pytest.raises(StorageError, match=r"x.parquet: .*the name of a column is no text"):
+        read_all(tmp_path)
 
 
 def test_large_row_groups_are_warned_of_once(tmp_path, monkeypatch, caplog):

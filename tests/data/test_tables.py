@@ -4,7 +4,8 @@ import csv
 import io
 
 import pytest
-from hypothesis import given, settings
+from fuzz import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tips_ray.data.sources.tables import header, read_table
@@ -140,7 +141,7 @@ ODD = [
 texts = st.sampled_from(["a dog runs", "a cat", *ODD]) | st.text(st.sampled_from('ab 9"",;\t|\\\'\n[{é'), max_size=12)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@fuzz
 @given(
     st.lists(texts, min_size=1, max_size=12),
     st.sampled_from(",\t;|"),

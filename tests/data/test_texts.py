@@ -35,7 +35,10 @@ def test_one_caption_is_found_however_it_is_kept(value):
     assert texts(value) == ["größe"]
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), "", " ", b"", [], [None], "[]", "{}", {"text": None}, {}])
+EMPTY = [None, float("nan"), "", " ", b"", [], [None], "[]", "{}", {"text": None}, {}, {"id": 7, "text": None}]
+
+
+@pytest.mark.parametrize("value", EMPTY)
 def test_an_empty_cell_has_no_caption(value):
     assert texts(value) == []
 

@@ -1,5 +1,6 @@
 """Tars that cannot be read to their end, and tars without rows, beside whole ones."""
 
+import io
 import tarfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from writers import write_pairs, write_tar
 
 from tips_ray.config import DataConfig
 from tips_ray.data.index import Index, build_index, unread_bytes
+from tips_ray.data.sources import tar
 
 
 def _index(folder: Path) -> Index:
@@ -86,3 +88,43 @@ def test_a_tar_that_is_cut_in_what_is_no_row_says_so(tmp_path, stop, lost):
     reasons = _cut(tmp_path, stop, [*ROWS, ("README", bytes(900)), ("n" * 150 + ".jpg", b"c")])
     assert len(reasons) == 1 and reasons[0].endswith("; the rest of the shard is not used")
     assert unread_bytes(_index(tmp_path)) == {str(tmp_path / "a.tar"): lost}
+
+
+@pytest.mark.parametrize(("kind", "word"), [(tarfile.LNKTYPE, "hard link"), (tarfile.SYMTYPE, "symbolic link")])
+def test_images_and_captions_that_are_links_are_bad_rows_and_none_is_lost(tmp_path, kind, word):
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name in ("a.jpg", "a.txt", "b.jpg", "b.txt", "c.jpg", "d.jpg", "d.txt", "e.json"):
+            member = tarfile.TarInfo(name)
+            is_link = name in ("b.jpg", "c.jpg", "d.txt", "e.json")
+            member.type, member.linkname = (kind, "a.jpg") if is_link else (tarfile.REGTYPE, "")
+            member.size = 0 if is_link else 1
+            file.addfile(member, None if is_link else io.BytesIO(b"x"))
+    index = _index(tmp_path)
+    rows = [row for number in range(len(index.chunks.rows)) for row in index.read(number)]
+    assert [(row["key"], bool(row["error"])) for row in rows] == [
+        ("a", False), ("b", True), ("c", True), ("d", True), ("e", True),
+    ]  # fmt: skip
+    assert f"the image is a {word}" in rows[1]["error"] and f"the member txt is a {word}" in rows[3]["error"]
+    assert [row["key"] for row in index.rejects.to_pylist()] == ["b", "c", "e"]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 6])
+def test_a_hole_of_zeros_between_rows_is_named_with_the_bytes_behind_it(tmp_path, blocks):
+    write_pairs(tmp_path / "a.tar", rows=3)
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    place = content.index(b"00001.txt")
+    content[place : place + 512 * blocks] = bytes(512 * blocks)
+    (tmp_path / "a.tar").write_bytes(content)
+    index = _index(tmp_path)
+    (reject,) = index.rejects.to_pylist()
+    assert reject["reason"].startswith(f"bytes {place} to {place + 512 * blocks} are zeros where rows should be")
+    assert unread_bytes(index) == {str(tmp_path / "a.tar"): len(content) - place}
+
+
+def test_a_large_hole_at_the_end_is_named_because_a_file_may_not_be_written_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "MOST_ZEROS", 20480)
+    write_pairs(tmp_path / "a.tar", rows=3)
+    content = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(content + bytes(20480))
+    (reject,) = _index(tmp_path).rejects.to_pylist()
+    assert "there are zeros from byte" in reject["reason"] and _index(tmp_path).rows == 3

@@ -16,7 +16,7 @@ from tips_ray.data.sources.shard import Chunk, NoRowsError, Reject, Scan, Shard
 from tips_ray.storage import StoredFile
 
 __all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "columns_of", "content", "left_out"]
-__all__ += ["name_below", "read_chunk", "scan", "shards"]
+__all__ += ["name_below", "read_captions", "read_chunk", "scan", "shards"]
 
 _FORMATS: dict[str, ModuleType] = {"webdataset": webdataset, "parquet": parquet, "folder": folder, "pairs": pairs}
 """Formats in the order in which `auto` tries them: img2dataset leaves a table of metadata beside each tar."""
@@ -98,6 +98,17 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
         StorageError: the storage fails after three tries, or the shard changed since it was indexed.
     """
     return _FORMATS[shard.format].read_chunk(shard, chunk, columns)
+
+
+def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """The rows of a chunk without their images, which are read only where the place of the captions is unknown.
+
+    `error` says what is known without the image. A damaged row group of Parquet has no rows here.
+
+    Raises:
+        StorageError: as `read_chunk`.
+    """
+    return _FORMATS[shard.format].read_captions(shard, chunk, columns)
 
 
 def _downloaded(source: SourceConfig, files: list[StoredFile], tables: list[Shard]) -> list[Shard]:

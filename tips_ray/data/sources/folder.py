@@ -96,15 +96,27 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     return source_rows(chunk, contents)
 
 
-def _content(entry: _Entry, columns: Columns) -> Content:
+def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """Rows of a chunk without their images, which are not read."""
+    entries = _entries(shard, columns)[chunk.start : chunk.stop]
+    return source_rows(chunk, [_captions(entry, columns) for entry in entries])
+
+
+def _captions(entry: _Entry, columns: Columns) -> Content:
+    """A row without its image."""
     texts, unread = captions_of(entry.lines, columns.web_caption, columns.synthetic_captions)
-    if entry.fault or unread:
-        return Content(entry.key, b"", texts, entry.fault or unread)
+    return Content(entry.key, b"", texts, entry.fault or unread)
+
+
+def _content(entry: _Entry, columns: Columns) -> Content:
+    found = _captions(entry, columns)
+    if found.error:
+        return found
     try:
         image = storage.read_bytes(entry.file)
     except NotFoundError:
-        return Content(entry.key, b"", texts, "the file is gone")
-    return Content(entry.key, image, texts, "" if image else "the image has no bytes")
+        return found._replace(error="the file is gone")
+    return found._replace(image=image, error="" if image else "the image has no bytes")
 
 
 @lru_cache(maxsize=4)
@@ -123,7 +135,7 @@ def _entries(shard: Shard, columns: Columns) -> list[_Entry]:
         if name and (len(line.cells) == 1 or column_of(columns.web_caption, cells) in {"", *cells}):
             entry = entries.setdefault(name, _Entry(name, _text(cells.get(columns.key)) or name))
             entry.lines.append({column: cells[column] for column in names & cells.keys()})
-        elif any(map(_text, line.cells)):
+        elif any(cell is None or _text(cell) for cell in line.cells):  # None: a line of JSON, which may be {}
             odd.append(_odd(line, "the line ends before its caption" if name else "the line names no image"))
     return [*_with_files(entries, shard), *odd]
 

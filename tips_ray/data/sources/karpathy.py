@@ -1,10 +1,12 @@
 """Karpathy's JSON (dataset_coco.json, dataset_flickr8k.json, dataset_flickr30k.json) as a table of captions.
 
-All of its splits are read. An image is named by its file name alone, because its folder differs from copy to copy.
+All of its splits are read; `splits_read` counts them. An image is named by its file name alone, because its folder
+differs from copy to copy.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from tips_ray.data.sources.tables import Line, Table
@@ -30,6 +32,15 @@ def read_karpathy(text: str, name: str) -> Table:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise ValueError(f"{name}: this is no JSON with a list `images` ({reason}); write a CSV instead") from None
     return Table(COLUMNS, [Line(*row) for row in _rows(images, name)], [])
+
+
+def splits_read(text: str) -> str:
+    """A sentence about the splits of such a JSON that was read, e.g. that a test split is among the rows."""
+    counts = Counter(str(image.get("split", "none")) for image in json.loads(text)["images"])
+    counted = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
+    held_out = [name for name in counts if name not in ("train", "restval", "none")]
+    cure = f"; take the images of {' and '.join(held_out)} out of the JSON if scores are measured on them"
+    return f"images of all splits are read: {counted}{cure * bool(held_out)}"
 
 
 def _rows(images: list, name: str) -> Iterator[tuple[int, list[str]]]:

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tips_ray import storage
-from tips_ray.data.sources.karpathy import is_karpathy, read_karpathy
+from tips_ray.data.sources.karpathy import is_karpathy, read_karpathy, splits_read
 from tips_ray.data.sources.tables import Line, Table
 from tips_ray.storage import StorageError, StoredFile
 
 COCO = re.compile(r"captions_(\w+)\.json", re.IGNORECASE)
 TOKENS = re.compile(r".*\.token(\.txt)?", re.IGNORECASE)
 NAMES = "metadata.jsonl, captions.txt, *.token.txt, COCO's annotations/captions_*.json"
-Cells = dict[str, Any]
-"""A row by column, whole cells as they are."""
+Row = tuple[int, dict[str, Any]]
+"""The line of a row (in COCO's JSON its number), and its cells by column, as they are."""
 
 
 def tables_right_in(files: Iterable[StoredFile], root: str) -> list[StoredFile]:
@@ -68,12 +68,17 @@ def table_of(table: str) -> Table | None:
     if read is None:
         return None
     rows = list(read(table))
-    columns = list({column: None for cells in rows for column in cells})
-    lines = [Line(number, [cells.get(column) for column in columns]) for number, cells in enumerate(rows, start=1)]
+    columns = list({column: None for _, cells in rows for column in cells})
+    lines = [Line(number, [cells.get(column) for column in columns]) for number, cells in rows]
     return Table(columns, lines, [])
 
 
-def _of_json_lines(table: str) -> Iterator[Cells]:
+def splits_of(table: str) -> str:
+    """A sentence about the splits that a table holds together; empty where its layout knows none."""
+    return splits_read(storage.read_text(table)) if is_karpathy(table) else ""
+
+
+def _of_json_lines(table: str) -> Iterator[Row]:
     for number, text in enumerate(storage.read_text(table).removeprefix("\ufeff").split("\n"), start=1):
         if not text.strip():
             continue
@@ -83,12 +88,15 @@ def _of_json_lines(table: str) -> Iterator[Cells]:
             raise StorageError(f"{table}: line {number} is no JSON ({error}); correct it") from None
         if not isinstance(line, dict):
             raise StorageError(f"{table}: line {number} must be a JSON object such as {{file_name, text}}; correct it")
-        yield {
-            name: cell if cell is None or isinstance(cell, (list, dict)) else str(cell) for name, cell in line.items()
-        }
+        cells = {name: cell if isinstance(cell, (list, dict)) else _text(cell) for name, cell in line.items()}
+        yield number, cells
 
 
-def _of_coco(table: str) -> Iterator[Cells]:
+def _text(cell: Any) -> str | None:
+    return None if cell is None else str(cell)
+
+
+def _of_coco(table: str) -> Iterator[Row]:
     """A line per caption, in the order of the images; an image without any has one empty line."""
     try:
         listed = json.loads(storage.read_text(table))
@@ -107,15 +115,15 @@ def _of_coco(table: str) -> Iterator[Cells]:
         raise StorageError(
             f"{table}: {len(lost)} image ids have captions and no entry in images, e.g. {lost[0]}; add it"
         )
-    for number, name in names.items():
-        yield from ({"file_name": name, "caption": text} for text in captions.get(number, [""]))
+    lines = ((name, text) for number, name in names.items() for text in captions.get(number, [""]))
+    yield from ((row, {"file_name": name, "caption": text}) for row, (name, text) in enumerate(lines, start=1))
 
 
-def _of_tokens(table: str) -> Iterator[Cells]:
+def _of_tokens(table: str) -> Iterator[Row]:
     """Lines `NAME.jpg#0<tab>caption`, as Flickr8k.token.txt has them."""
     for number, text in enumerate(storage.read_text(table).removeprefix("\ufeff").split("\n"), start=1):
         name, tab, caption = text.strip("\r").partition("\t")
         if tab:
-            yield {"image": name.partition("#")[0], "caption": caption}
+            yield number, {"image": name.partition("#")[0], "caption": caption}
         elif text.strip():
             raise StorageError(f"{table}: line {number} must be a file name, `#`, a number, a tab and a caption")

@@ -81,9 +81,19 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
         return source_rows(chunk, list(pool.map(partial(_content, columns=columns), rows)))
 
 
-def _content(row: _Row, columns: Columns) -> Content:
+def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """Rows of a chunk without their images, which are not read."""
+    rows = _rows_of(shard)[chunk.start : chunk.stop]
+    with ThreadPoolExecutor(READERS) as pool:
+        contents = pool.map(partial(_content, columns=columns, image=""), rows)
+        return source_rows(chunk, list(contents))
+
+
+def _content(row: _Row, columns: Columns, image: str | None = None) -> Content:
+    """A row; `image` replaces the column of the image: empty where it is not read."""
+    wanted = columns if image is None else columns._replace(image=image)
     try:
-        return row_content(row.key, _readers(row), columns, _fault(row, columns))
+        return row_content(row.key, _readers(row), wanted, _fault(row, columns))
     except NotFoundError as error:
         return Content(row.key, b"", ("", []), f"a file is gone: {error}")
 

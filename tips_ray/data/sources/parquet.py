@@ -84,6 +84,17 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     return source_rows(chunk, [_content(row, place, columns, image) for row, place, image in parts])
 
 
+def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """Rows of a chunk without their images, whose column is not read; none where the row group is damaged."""
+    try:
+        rows = _read_rows(shard, chunk, columns._replace(image=""))
+    except _DamagedError:
+        return []
+    places = [f"{shard.path}#{chunk.row + number}" for number in range(len(rows))]
+    contents = [_content(row, place, columns, Fetched(b"not read")) for row, place in zip(rows, places, strict=True)]
+    return source_rows(chunk, [content._replace(image=b"") for content in contents])
+
+
 class _DamagedError(ValueError):
     """The bytes that arrived are no Parquet."""
 
@@ -123,7 +134,7 @@ def _read_rows(shard: Shard, chunk: Chunk, columns: Columns) -> list[dict[str, A
             return []
         filesystem, path = storage.filesystem(shard.path)
         with filesystem.open_input_file(path) as source:
-            file = pq.ParquetFile(source, metadata=metadata)
+            file = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True)
             batches = file.iter_batches(batch_size=chunk.rows, row_groups=[chunk.start], columns=wanted)
             return list(islice(_rows(batches, chunk.stop), chunk.rows))
 
@@ -173,8 +184,10 @@ def _warn_of_large_groups(shard: Shard, metadata: pq.FileMetaData) -> None:
 def _metadata(shard: Shard) -> pq.FileMetaData:
     try:
         return _cached_metadata(shard)
-    except _DamagedError:
-        raise StorageError(f"{shard.path}: this is no Parquet file, or it is cut; leave it out") from None
+    except _DamagedError as error:
+        raise StorageError(
+            f"{shard.path}: this is no Parquet file, or it is cut or damaged ({error}); leave it out"
+        ) from None
 
 
 @lru_cache(maxsize=256)
@@ -182,9 +195,17 @@ def _cached_metadata(shard: Shard) -> pq.FileMetaData:
     def read() -> pq.FileMetaData:
         filesystem, path = storage.filesystem(shard.path)
         with filesystem.open_input_file(path) as source:
-            return pq.ParquetFile(source).metadata
+            return _checked_metadata(pq.ParquetFile(source).metadata)
 
     return storage.attempt(shard.path, lambda: _telling_damage(read))
+
+
+def _checked_metadata(metadata: pq.FileMetaData) -> pq.FileMetaData:
+    """The metadata, if its counts of rows agree; they have no checksum, and Arrow believes each."""
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if sum(groups) != metadata.num_rows or min(groups, default=0) < 0:
+        raise _DamagedError(f"its row groups have {sum(groups):,} rows, and the file has {metadata.num_rows:,}")
+    return metadata
 
 
 def _telling_damage(read):
@@ -193,6 +214,8 @@ def _telling_damage(read):
         return read()
     except pa.ArrowException as error:
         raise _DamagedError(_one_line(error)) from None
+    except UnicodeDecodeError as error:
+        raise _DamagedError(f"the name of a column is no text: {error}") from None
     except OSError as error:
         if error.errno is not None or "AWS Error" in str(error):
             raise

@@ -4,20 +4,31 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 BLOCK = 512
+RECORD = 20 * BLOCK
+"""Writers fill the end of a tar with zeros up to a multiple of it."""
+MOST_ZEROS = 2 * 2**20
+"""Zeros that a writer may leave at the end of a tar; more are a hole, as in a file that was not written whole."""
 _REGULAR = (b"0", b"\0", b"7")
+_LINKS = {
+    b"1": "a hard link to another member; pack the tar again with --hard-dereference",
+    b"2": "a symbolic link; pack the tar again with --dereference",
+    b"S": "a sparse file; pack the tar again without --sparse",
+}
 
 ReadRange = Callable[[int, int], bytes]
 """Bytes [start, stop) of the tar; fewer where it ends before."""
 
 
 class Member(NamedTuple):
-    """A regular file in a tar. `start`..`stop` is all that belongs to it, padding and extended headers included."""
+    """A file in a tar. `start`..`stop` is all that belongs to it, padding and extended headers included."""
 
     name: str
     start: int
     payload: int
     size: int
     stop: int
+    absent: str = ""
+    """Why its bytes are not there: it is a link. Empty for a regular file."""
 
 
 class BrokenTarError(ValueError):
@@ -25,9 +36,9 @@ class BrokenTarError(ValueError):
 
 
 def members(read: ReadRange, start: int, stop: int, is_whole: bool = False) -> Iterator[Member]:
-    """Regular files whose headers lie in [start, stop), in order; a payload may reach beyond `stop` where it is cut.
+    """Files and links whose headers lie in [start, stop), in order; a payload may reach beyond `stop` where it is cut.
 
-    Zero blocks are skipped, so tars written one after the other are read as one.
+    Tars written one after the other are read as one: between them lie two blocks of zeros, filled up to a record.
 
     Args:
         read: gives parts of the tar.
@@ -36,13 +47,16 @@ def members(read: ReadRange, start: int, stop: int, is_whole: bool = False) -> I
 
     Raises:
         BrokenTarError: a header is damaged or cut, or a whole tar has no mark at its end, because it was cut or its
-            writer was; a payload that is cut is left to the caller.
+            writer was, or zeros that are no such mark; a payload that is cut is left to the caller.
     """
     position, first, extended = start, None, {}
     payload_stop, is_marked = start, True
+    zeros = _Zeros(start)
     while position < stop:
         header = read(position, min(position + BLOCK, stop))
         is_marked = not any(header)
+        if is_whole:
+            zeros.pass_block(position, is_marked)
         if is_marked:
             position += BLOCK
             continue
@@ -61,11 +75,33 @@ def members(read: ReadRange, start: int, stop: int, is_whole: bool = False) -> I
             continue
         payload_stop = payload + size
         name = extended.get("path") or _name(header)
-        if kind in _REGULAR and not name.endswith("/"):
-            yield Member(name, first, payload, size, position)
+        if kind in _REGULAR and not name.endswith("/") or kind in _LINKS:
+            yield Member(name, first, payload, size, position, _LINKS.get(kind, ""))
         first, extended = None, {}
     if is_whole and not is_marked and payload_stop <= stop:
         raise BrokenTarError(f"the tar ends at byte {stop} without the mark of its end, so it is probably cut")
+
+
+class _Zeros:
+    """The zeros between headers: rows lie in a hole, and none between two tars of one file."""
+
+    def __init__(self, start: int) -> None:
+        self.tar, self.first = start, None
+
+    def pass_block(self, position: int, is_zero: bool) -> None:
+        """
+        Raises:
+            BrokenTarError: zeros were no end of a tar.
+        """
+        if is_zero:
+            self.first = position if self.first is None else self.first
+            if position - self.first >= MOST_ZEROS:
+                raise BrokenTarError(f"there are zeros from byte {self.first} on where rows should be")
+        elif self.first is not None:
+            end = self.tar - (self.tar - self.first - 2 * BLOCK) // RECORD * RECORD
+            if position != end:
+                raise BrokenTarError(f"bytes {self.first} to {position} are zeros where rows should be")
+            self.tar, self.first = position, None
 
 
 def _checked(header: bytes, position: int) -> tuple[bytes, int]:

@@ -119,7 +119,8 @@ def _of_fields(value: dict[Any, Any]) -> list[str]:
         found = holding[0]
     if found is not None:
         return texts(value[found])
-    if not any(inner is not None and inner != [] for inner in value.values()):
+    is_null = not holding and any(str(name).lower() in FIELDS for name in value)  # {id, text} without a text
+    if is_null or not any(inner is not None and inner != [] for inner in value.values()):
         return []
     raise NoCaptionError(f"its caption has several fields, and none is known to be it: {shown(value)}")
 

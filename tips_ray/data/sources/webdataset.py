@@ -87,6 +87,18 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     return source_rows(chunk, [_content(sample, content, columns) for sample in samples])
 
 
+def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
+    """Rows of a chunk without their images, whose payloads are passed over on a disk."""
+    read, images = _block_reader(shard), alternatives(columns.image)
+    samples = islice(_samples(read, chunk.start, chunk.stop), chunk.rows)
+    wanted = columns._replace(image="")
+    contents = [
+        row_content(sample.key, _readers(sample, read), wanted, _fault(sample, images, shard.bytes))
+        for sample in samples
+    ]
+    return source_rows(chunk, contents)
+
+
 def _readable(read: ReadRange, shard: Shard, limit: int | None = None) -> tuple[list[_Sample], str]:
     """Samples from the start of a shard, and the error that ends them early; empty if there is none."""
     samples: list[_Sample] = []
@@ -135,6 +147,8 @@ def _fault(sample: _Sample, images: list[str], stop: int) -> str:
     image = _image(sample, images)
     if image is None:
         return f"no image: none of {', '.join(images)} is among the members {listed(sample.members)}"
+    if image.absent:
+        return f"the image is {image.absent}"
     return sample.fault or ("" if image.size else "the image has no bytes")
 
 
@@ -162,8 +176,15 @@ def _content(sample: _Sample, content: bytes, columns: Columns) -> Content:
 
 def _readers(sample: _Sample, read: ReadRange) -> dict[str, Reader]:
     return {
-        name: partial(read, member.payload, member.payload + member.size) for name, member in sample.members.items()
+        name: partial(_absent, name, member.absent)
+        if member.absent
+        else partial(read, member.payload, member.payload + member.size)
+        for name, member in sample.members.items()
     }
+
+
+def _absent(name: str, why: str) -> bytes:
+    raise ValueError(f"the member {name} is {why}")
 
 
 def _names(samples: list[_Sample], cells: list[dict[str, Any]]) -> set[str]:
