@@ -95,7 +95,8 @@ def test_a_run_that_is_asked_to_stop_while_its_driver_is_lost_is_not_started_aga
 
 def test_a_run_without_progress_is_given_up(folder, tmp_path):
     with pytest.raises(
-        RunFailedError, match="failed 5 times without getting farther than step 0, the last time with code -9"
+        RunFailedError,
+        match="failed 5 times without getting farther than step 0; the last time the driver was killed by SIGKILL",
     ):
         supervise(_driver(tmp_path, *[KILLED] * TRIES), folder, lambda seconds: None)
     assert _starts(tmp_path) == TRIES

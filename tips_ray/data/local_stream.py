@@ -23,6 +23,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.index import opened_index
 from tips_ray.data.order import OrderedRows
 from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views
+from tips_ray.memory_kills import memory_kills, memory_kills_since
 
 LEAVE_SECONDS = 120
 """How long a data process outlives a signal of a scheduler; it ends with its rank at once."""
@@ -72,11 +73,12 @@ def local_stream(
         multiprocessing_context=context,
         worker_init_fn=_end_with_rank,
     )
+    kills = memory_kills()
     try:
         for columns in loader:
             yield {name: _array(column) for name, column in columns.items()}
     except Exception as error:
-        raise StreamError(_sentence(error)) from error
+        raise StreamError(_sentence(error, kills)) from error
 
 
 def own_rows(
@@ -149,11 +151,11 @@ def _array(column: Any) -> np.ndarray:
     return column.numpy() if isinstance(column, torch.Tensor) else column
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, kills: int) -> str:
+    """`kills`: what `memory_kills` was before."""
     text = str(error).strip().splitlines()[-1:] or [type(error).__name__]
     if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
-        return (
-            f"a data process was killed, probably out of memory ({text[0]}): use fewer resources.data_cpus; if it "
-            "printed an error, that is the cause"
-        )
+        blamed = memory_kills_since(kills)
+        cure = "use fewer resources.data_cpus" if blamed else "if it printed an error, that is the cause"
+        return f"a data process was killed or crashed ({text[0]}){blamed}; {cure}"
     return text[0]
