@@ -5,6 +5,7 @@ m rows of a micro-batch, W ranks. Micro-batch k from the start of the stream bel
 the views, so that a chunk is read once per rank and window, whatever their number.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -73,9 +74,11 @@ def local_stream(
         multiprocessing_context=context,
         worker_init_fn=_end_with_rank,
     )
-    kills = memory_kills()
+    kills, others = memory_kills(), set(multiprocessing.active_children())
     try:
-        for columns in loader:
+        batches = iter(loader)
+        atexit.register(_kill, set(multiprocessing.active_children()) - others)
+        for columns in batches:
             yield {name: _array(column) for name, column in columns.items()}
     except Exception as error:
         raise StreamError(_sentence(error, kills)) from error
@@ -119,8 +122,20 @@ class _Views(Dataset):
     def __init__(self, config: RunConfig, tokenizer_uri: str) -> None:
         self.config, self.tokenizer_uri = config, tokenizer_uri
 
-    def __getitem__(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        return views(rows, self.config, self.tokenizer_uri)
+    def __getitem__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {name: _shared(column) for name, column in views(rows, self.config, self.tokenizer_uri).items()}
+
+
+def _shared(column: np.ndarray) -> Any:
+    """Numbers as a tensor in shared memory; texts stay as they are.
+
+    The loader would do the same in a thread of the data process. Where the memory is full, that thread drops the batch,
+    and the rank waits for it for ever; here the error reaches the rank.
+    """
+    if column.dtype.kind in "SUO":
+        return column
+    tensor = torch.from_numpy(column)
+    return tensor.share_memory_() if tensor.numel() else tensor
 
 
 def _end_with_rank(process: int) -> None:
@@ -140,6 +155,12 @@ def _end_with_rank(process: int) -> None:
     threading.Thread(target=watch, name="rank", daemon=True).start()
 
 
+def _kill(processes: set[Any]) -> None:
+    """End data processes as their rank exits: multiprocessing sends SIGTERM, which they heed late, and waits."""
+    for process in processes:
+        process.kill()
+
+
 def _end_later(code: int) -> None:
     timer = threading.Timer(LEAVE_SECONDS, os._exit, [code])
     timer.daemon = True
@@ -147,13 +168,17 @@ def _end_later(code: int) -> None:
 
 
 def _array(column: Any) -> np.ndarray:
-    """The loader makes tensors of numbers, which travel in shared memory, and leaves texts as they are."""
     return column.numpy() if isinstance(column, torch.Tensor) else column
 
 
 def _sentence(error: Exception, kills: int) -> str:
     """`kills`: what `memory_kills` was before."""
     text = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    if "shared memory" in text[0] and "No space left" in text[0]:
+        return (
+            "shared memory (/dev/shm), in which data processes pass batches, is full: give the container more (docker "
+            "run --shm-size=2g), end other programs that fill it, or lower data_prefetch_batches or micro_batch_images"
+        )
     if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
         blamed = memory_kills_since(kills)
         cure = "use fewer resources.data_cpus" if blamed else "if it printed an error, that is the cause"
