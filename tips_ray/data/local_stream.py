@@ -13,6 +13,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -28,6 +29,8 @@ from tips_ray.memory_kills import memory_kills, memory_kills_since
 
 LEAVE_SECONDS = 120
 """How long a data process outlives a signal of a scheduler; it ends with its rank at once."""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""A scheduler sends them to all processes of a job."""
 
 
 class StreamError(RuntimeError):
@@ -64,6 +67,7 @@ def local_stream(
     ready = -(-config.data_prefetch_batches // processes)
     context = multiprocessing.get_context("forkserver")  # a plain fork would copy locks that the rank's threads hold
     context.set_forkserver_preload([__name__])
+    _start_fork_server()
     loader = DataLoader(
         _Views(config, tokenizer_uri),
         batch_size=None,
@@ -138,13 +142,27 @@ def _shared(column: np.ndarray) -> Any:
     return tensor.share_memory_() if tensor.numel() else tensor
 
 
+def _start_fork_server() -> None:
+    """Start the process that forks data processes, with a scheduler's signals blocked.
+
+    A signal would end it, and its children with their own answers to signals would count as dead.
+    """
+    resource_tracker.ensure_running()  # it unblocks signals, so it comes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with_rank(process: int) -> None:
     """End a data process when its rank has ended in any way; the loader's own watch only sees the fork server.
 
     A scheduler signals all processes of a job: this one goes on for as long as its rank may take to save and leave.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, lambda number, frame: _end_later(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     rank = multiprocessing.parent_process()
     assert rank is not None
 
