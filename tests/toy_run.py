@@ -24,7 +24,7 @@ from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.state import new_state
 
 SCENE_PX = 48
-NOTED_STEPS = 16
+NOTED_STEPS = 24
 SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
 TINY = {
     "name": "tiny",
