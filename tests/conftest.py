@@ -1,9 +1,11 @@
 """Servers and clusters that tests share, the order in which tests run, and what they cost."""
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import costs
@@ -11,6 +13,7 @@ import pytest
 from faulty_door import FaultyDoor, faulty_door
 
 from tips_ray.demo.s3_server import LocalS3, local_s3
+from tips_ray.runs.mlflow_access import mlflow_client
 from tips_ray.storage import errors
 
 LAYERS = ("heavy", "ray", "slow", "variant")
@@ -21,6 +24,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Restore Ctrl-C, which a shell's background job ignores, as would the commands that tests start and interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     costs.count_commands()
+    gc.disable()  # until all tests are imported: looking for garbage among modules takes a quarter of that time
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports made to no later search for garbage."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -31,9 +45,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever takes the S3 server is heavy; cheap tests come first."""
+    """Whatever takes the S3 server or a database of MLflow is heavy; cheap tests come first."""
     for item in items:
-        if "s3_server" in getattr(item, "fixturenames", ()):
+        if {"s3_server", "mlflow_database"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("heavy")
     items.sort(key=_layer)
 
@@ -81,6 +95,22 @@ def door(s3, monkeypatch) -> Iterator[FaultyDoor]:
         monkeypatch.setenv("AWS_ENDPOINT_URL", door.endpoint_url)
         monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.05))
         yield door
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory) -> Path:
+    """A database with MLflow's tables, which take seconds to make: tests use copies."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow_client(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _runs_of_tests_share_a_database(tmp_path_factory) -> Iterator[None]:
+    """A database of its own, made anew, would cost each run seconds; see `toy_run.tiny_run`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIPS_RAY_TESTS_MLFLOW", str(tmp_path_factory.mktemp("mlflow_of_runs") / "mlflow.db"))
+        yield
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.heavy)])

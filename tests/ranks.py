@@ -59,7 +59,7 @@ def run_on_ranks(
         RuntimeError: a rank failed or did not finish; the message holds its error.
     """
     if not fresh:
-        _kept.extend(_started(world_size - len(_kept)))
+        _kept.extend(_started(max(world_size - len(_kept), 0)))
     ranks = _started(world_size, stay=False) if fresh else _kept[:world_size]
     with waiting("ranks"), tempfile.TemporaryDirectory() as folder:
         for place, rank in enumerate(ranks):
@@ -75,7 +75,7 @@ def run_on_ranks(
 
 def _started(count: int, stay: bool = True) -> list[_Rank]:
     ranks = []
-    with waiting("ranks", max(count, 0)):
+    with waiting("ranks", count):
         for _ in range(count):
             ours, its = _CONTEXT.Pipe()
             process = _CONTEXT.Process(target=_serve, args=(its, stay), daemon=True)

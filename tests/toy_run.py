@@ -1,6 +1,7 @@
 """A small run on rendered scenes for tests with Ray: Parquet shards and the config that reads them."""
 
 import io
+import os
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.state import new_state
 
 SCENE_PX = 48
-NOTED_STEPS = 16
+NOTED_STEPS = 24
 SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
 TINY = {
     "name": "tiny",
@@ -61,10 +62,15 @@ def write_scenes(folder: Path, rows: int, bad: Mapping[int, Mapping[str, Any]] =
 
 
 def tiny_run(storage: Path, *sources: str | dict[str, Any], **values: Any) -> RunConfig:
-    """The tiny run on `sources` with dotted keys replaced; `__` stands for the dot."""
+    """The tiny run on `sources` with dotted keys replaced; `__` stands for the dot.
+
+    Below pytest all runs on local storage share a database of MLflow, see `conftest.py`.
+    """
     keys = {key.replace("__", "."): value for key, value in values.items()}
     listed = [source if isinstance(source, dict) else {"uri": source} for source in sources]
-    return override(RunConfig, TINY, {"storage": str(storage), "data.sources": listed, **keys})
+    database = None if "://" in str(storage) else os.environ.get("TIPS_RAY_TESTS_MLFLOW")
+    tracked = {"tracking.mlflow_uri": f"sqlite:///{database}"} if database else {}
+    return override(RunConfig, TINY, {"storage": str(storage), "data.sources": listed, **tracked, **keys})
 
 
 def noted_run(storage: Path, data: str, **values: Any) -> RunConfig:

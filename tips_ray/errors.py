@@ -9,6 +9,10 @@ from typing import Any, Literal, NamedTuple
 ECHOES = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL", "ProcessGroup", "Broken pipe")
 STARTS = "error raised in its creation task"
 """Ray's words for an actor whose start failed with an error, such as an import; its last line is that error."""
+OF_MEMORY = ("running low on memory", "NODE_OUT_OF_MEMORY")
+"""Ray's words for a process that its memory monitor has ended."""
+GUESSES = "There are some potential root causes"
+"""Ray's words before its guesses why a process is gone: it names memory first, whatever happened."""
 MOST_CHARACTERS = 600
 """Longest sentence that is shown, and longest text of a cause."""
 LAST_CHARACTERS = 160
@@ -122,9 +126,10 @@ def described(error: BaseException) -> str:
     kind, text = type(cause).__name__, " ".join(str(cause).split())[:MOST_CHARACTERS].rstrip(".")
     if STARTS in str(cause):
         return f"a process of the run could not start: {last_line(cause)}"
-    if "ActorDied" in kind or "WorkerCrashed" in kind or "NodeDied" in kind:
-        lost = "the run's controller" if "TrainController" in text else "a worker process"
-        return f"{lost} was killed, probably out of memory ({text})"
+    if "ActorDied" in kind or "WorkerCrashed" in kind:
+        return _told_loss(str(cause))
+    if "NodeDied" in kind:
+        return f"a node of the cluster was lost ({text})"
     if "ActorUnavailable" in kind:
         return f"a process of the cluster does not answer any more ({text})"
     if kind == "WorkerGroupStartupFailedError":
@@ -135,3 +140,12 @@ def described(error: BaseException) -> str:
         return f"memory ran out ({text}); use a smaller micro_batch_images or more workers"
     is_sentence = isinstance(cause, (ValueError, FloatingPointError)) or kind == "StreamError"
     return text if is_sentence and text else f"{kind}: {text}"
+
+
+def _told_loss(text: str) -> str:
+    """The sentence about a process that is gone; memory is blamed only where Ray's memory monitor ended the process."""
+    lost = "the run's controller" if "TrainController" in text else "a worker process"
+    told = " ".join(text.partition(GUESSES)[0].split())[:MOST_CHARACTERS].rstrip(".")
+    if any(words in text for words in OF_MEMORY):
+        return f"memory ran out on a node, and Ray ended {lost} ({told}); give the node more memory or fewer processes"
+    return f"{lost} was killed or crashed ({told})"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bad_input.mistakes import CATALOGUE, NOBODY, Mistake, World
+from bad_input.mistakes import CATALOGUE, Mistake
+from bad_input.world import NOBODY, World
 
 from jobs.cli import main
 from tips_ray.storage import errors

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import pytest
-from bad_input.mistakes import NOBODY, World
+from bad_input.world import NOBODY, World
 
 from jobs.cli import main
 from tips_ray.demo.s3_server import LocalS3

@@ -1,6 +1,11 @@
 """The stream of a rank without Ray: on any number of ranks the micro-batches that Ray Data deals, in its order."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +19,7 @@ from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha2
 from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import Index, run_order
 from tips_ray.data.index_folder import opened_index
-from tips_ray.data.local_stream import StreamError, local_stream
+from tips_ray.data.local_stream import StreamError, _sentence, _Views, local_stream
 from tips_ray.data.stream import CaptionAccess, order_of, views
 
 STEPS, BATCH = 13, 8
@@ -128,5 +133,65 @@ def test_a_data_process_that_dies_ends_the_stream_with_a_sentence(inputs):
     next(stream)
     (process,) = set(multiprocessing.active_children()) - before
     process.kill()
-    with pytest.raises(StreamError, match=r"^a data process was killed, probably out of memory"):
+    with pytest.raises(StreamError, match=r"^a data process was killed or crashed \(.*\); if it printed"):
         list(stream)
+
+
+def test_numbers_are_in_shared_memory_before_the_loader_passes_them(inputs):
+    columns = _Views(inputs.config, inputs.tokenizer_uri)[next(inputs.own_rows(0, 0, 1))]
+    for name, dtype in TRAINING_DTYPES.items():
+        assert isinstance(columns[name], np.ndarray) if dtype is np.str_ else columns[name].is_shared()
+
+
+def test_shared_memory_that_is_full_is_named():
+    in_process = "Traceback ...\nRuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_0>: "
+    told = _sentence(RuntimeError(f"{in_process}No space left on device (28)"), 0)
+    assert told.startswith(
+        "shared memory (/dev/shm), in which data processes pass batches, is full: give the container"
+    )
+
+
+FULL = """
+import shutil, sys
+from pathlib import Path
+from toy_run import toy_stream
+from tips_ray.data.local_stream import StreamError, local_stream
+def main():
+    stream = local_stream(*toy_stream(Path(sys.argv[1]), 10_000), start_step=0, rank=0, ranks=1, processes=1)
+    next(stream)
+    if len(sys.argv) == 2:
+        return stream
+    assert shutil.disk_usage("/dev/shm").total == 4 << 20, "this is not the mount of the test"
+    try:
+        Path("/dev/shm/other").write_bytes(bytes(4 << 20))
+    except OSError:
+        pass
+    try:
+        list(stream)
+    except StreamError as error:
+        print(error, flush=True)
+        return error
+if __name__ == "__main__":
+    kept = main()
+    print("leaves", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_rank_exits_at_once_also_after_shared_memory_was_full(tmp_path, is_full):
+    (tmp_path / "full.py").write_text(FULL)
+    command = [sys.executable, str(tmp_path / "full.py"), str(tmp_path / "data"), *["full"] * is_full]
+    private = "mount --make-rprivate / && mount -t tmpfs -o size=4m tmpfs /dev/shm"
+    if is_full:
+        if subprocess.run(["unshare", "-m", "sh", "-c", private], capture_output=True).returncode:
+            pytest.skip("a private /dev/shm cannot be mounted here")
+        command = ["unshare", "-m", "sh", "-c", f'{private} && exec "$@"', "sh", *command]
+    tests = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(tests.parent), str(tests)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        told = list(takewhile(lambda line: line != "leaves\n", process.stdout))
+        assert process.wait(timeout=60) == 0
+    assert "".join(told).startswith("shared memory (/dev/shm), in" if is_full else "")

@@ -8,8 +8,9 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, Wo
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs import cli
-from tips_ray import storage
+from tips_ray import memory_kills, storage
 from tips_ray.errors import MOST_CHARACTERS, RunFailedError, RunInterrupted, described, root_cause
+from tips_ray.launch import failure
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.on_ray import FAILURES
 from tips_ray.runs.folder import RunFolder
@@ -54,15 +55,36 @@ def test_a_worker_that_died_is_called_so(folder):
     from ray.exceptions import ActorDiedError
 
     lost = WorkerHealthCheckFailedError("health", failure=ActorDiedError())
-    assert "a worker process was killed, probably out of memory" in _failed(folder, WorkerGroupError("", {0: lost}))
+    assert "a worker process was killed or crashed (" in _failed(folder, WorkerGroupError("", {0: lost}))
 
 
-def test_a_controller_that_died_is_told_from_a_worker(folder):
+def _dead_controller(words: str) -> Exception:
     from ray.core.generated.common_pb2 import ActorDiedErrorContext  # pyright: ignore[reportAttributeAccessIssue]
     from ray.exceptions import ActorDiedError
 
-    died = ActorDiedError(ActorDiedErrorContext(class_name="TrainController", actor_id=bytes(16)))
-    assert "step 7: the run's controller was killed" in _failed(folder, died)
+    return ActorDiedError(ActorDiedErrorContext(class_name="TrainController", actor_id=bytes(16), error_message=words))
+
+
+def test_a_controller_that_died_is_told_from_a_worker_and_rays_guesses_are_left_out(folder):
+    words = (
+        "Worker exit type: SYSTEM_ERROR. There are some potential root causes. (1) The process is killed by OOM killer"
+    )
+    text = _failed(folder, _dead_controller(words))
+    assert "step 7: the run's controller was killed or crashed (" in text and "SYSTEM_ERROR)" in text
+    assert "OOM" not in text and "memory" not in text
+
+
+def test_memory_is_blamed_where_rays_monitor_ended_a_process(folder):
+    text = _failed(folder, _dead_controller("1 worker(s) were killed due to the node running low on memory."))
+    assert "step 7: memory ran out on a node, and Ray ended the run's controller (" in text
+
+
+def test_memory_is_blamed_where_the_kernel_ended_a_process_meanwhile(folder, monkeypatch):
+    counts = iter([3, 5])
+    monkeypatch.setattr(memory_kills, "memory_kills", lambda: next(counts))
+    monkeypatch.setattr(failure, "memory_kills", memory_kills.memory_kills)
+    told = "this machine ran out of memory meanwhile, and its kernel ended 2 processes; once that is mended"
+    assert told in _failed(folder, _dead_controller("SYSTEM_ERROR"))
 
 
 def test_a_cluster_that_is_gone_is_told_from_a_process_that_died(folder):

@@ -1,13 +1,15 @@
 """Real pretraining runs on Ray Train: lost workers, lost drivers, other numbers of workers, bad rows."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 import ray
@@ -68,21 +70,21 @@ def _assert_every_step_held_its_batch(folder: RunFolder, config: RunConfig, work
     assert {line["rank"] for line in lines} == workers
 
 
-def _when(folder: RunFolder, step: int, action: Any) -> threading.Thread:
-    """Call `action` as soon as a step of a run has been logged and a checkpoint is there."""
-
-    def wait() -> None:
-        while not any(line["step"] >= step for line in folder.read_metrics()) or not _is_saved(folder):
-            time.sleep(0.02)
-        action()
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
 
 
-def _is_saved(folder: RunFolder) -> bool:
-    return bool(list_checkpoints(f"{folder.uri}/checkpoints"))
+def _reaches(folder: RunFolder, step: int, saved: int, resumes: int = 0) -> Callable[[], bool]:
+    """Whether a step has been logged, one of at least `saved` has been saved, and so many resumes are over."""
+    checkpoints = f"{folder.uri}/checkpoints"
+    return lambda: (
+        sum(kind == "resume" for kind, _ in _kinds(folder)) >= resumes
+        and any(line["step"] >= step for line in folder.read_metrics())
+        and any(found.step >= saved for found in list_checkpoints(checkpoints))
+    )
 
 
 def _kill_a_worker() -> None:
@@ -96,7 +98,11 @@ def test_an_undisturbed_run_says_what_it_did(undisturbed):
     assert start["kind"] == "start" and start["workers"] == 2
     assert start["machine"]["hosts"] == 1 and start["machine"]["accelerators"] == "none"
     assert set(start["versions"]) == {"python", "torch", "ray", "tips_ray"}
-    assert _kinds(undisturbed) == [("start", 0), *(("checkpoint", step) for step in (4, 8, 12, 16)), ("end", None)]
+    assert _kinds(undisturbed) == [
+        ("start", 0),
+        *(("checkpoint", step) for step in range(4, NOTED_STEPS + 1, 4)),
+        ("end", None),
+    ]
 
 
 def test_a_run_notes_what_its_steps_held_and_its_bad_row(undisturbed, on_ray):
@@ -108,46 +114,80 @@ def test_a_run_notes_what_its_steps_held_and_its_bad_row(undisturbed, on_ray):
     assert undisturbed.read_metrics()[-1]["data/bad_fraction"] == seen.count(7) / (8 * NOTED_STEPS)
 
 
-@pytest.mark.slow
-def test_a_run_that_loses_a_worker_ends_with_the_same_numbers(undisturbed, data, tmp_path):
-    config = noted_run(tmp_path, data)
-    folder = RunFolder(f"{tmp_path}/tiny")
-    killer = _when(folder, 6, _kill_a_worker)
-    pretrain(config)
-    killer.join()
-    _assert_same(folder, undisturbed, tolerance=0)
-    _assert_every_step_held_its_batch(folder, config, workers={0, 1})
-    resumed = [step for kind, step in _kinds(folder) if kind == "resume"]
-    assert len(resumed) == 1 and resumed[0] in (4, 8)
-    assert folder.read_rejects() == undisturbed.read_rejects()
+class Eventful(NamedTuple):
+    """A run that was disturbed and has ended, and what the driver that was told to stop left."""
+
+    config: RunConfig
+    folder: RunFolder
+    told: str
+    kinds: list[tuple[str, int | None]]
+    last_step: int
 
 
-@pytest.mark.slow
-def test_a_run_that_is_told_to_stop_saves_and_goes_on_with_the_same_numbers(undisturbed, data, tmp_path):
-    config, folder = noted_run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
-    scheduler = _when(folder, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(
-        RunStopped, match=r"^stopped by SIGTERM to process .*, which is saved; the same command resumes"
-    ):
+@pytest.fixture(scope="module")
+def eventful(cluster, data, tmp_path_factory) -> Eventful:
+    """A run whose driver is killed, whose next driver loses a worker and is told to stop, and whose third ends it."""
+    config = noted_run(tmp_path_factory.mktemp("eventful"), data)
+    folder = RunFolder(f"{config.storage}/{config.name}")
+    driver = _driver_of_its_own(config, {"RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+    _until(_reaches(folder, 5, saved=4))
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+
+    def disturb() -> None:
+        _until(_reaches(folder, 9, saved=8, resumes=1))
+        _kill_a_worker()
+        _until(_reaches(folder, 13, saved=8, resumes=2))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    disturber = threading.Thread(target=disturb, daemon=True)
+    disturber.start()
+    with pytest.raises(RunStopped) as stopped:
         pretrain(config)
-    scheduler.join()
-    assert _kinds(folder)[-1][0] == "end" and "failure" not in dict(_kinds(folder))
-    assert 5 <= folder.read_metrics()[-1]["step"] < NOTED_STEPS
+    disturber.join()
+    left = Eventful(config, folder, str(stopped.value), _kinds(folder), folder.read_metrics()[-1]["step"])
     pretrain(config)
-    _assert_same(folder, undisturbed, tolerance=0)
-    _assert_every_step_held_its_batch(folder, config, workers={0, 1})
+    return left
 
 
-@pytest.mark.slow
-def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undisturbed, data, tmp_path):
-    config, folder = noted_run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+def _driver_of_its_own(config: RunConfig, variables: dict[str, str]) -> subprocess.Popen:
     code = (
         "import sys; from tips_ray.config import RunConfig; from tips_ray.launch import pretrain; "
         "pretrain(RunConfig.model_validate_json(sys.argv[1]))"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    driver = subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], env=environment)
-    _when(folder, 5, driver.kill).join()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
+    return subprocess.Popen([sys.executable, "-c", code, config.model_dump_json()], env=environment)
+
+
+@pytest.mark.slow
+def test_a_run_that_loses_its_driver_and_a_worker_and_is_stopped_has_the_same_numbers(eventful, undisturbed):
+    _assert_same(eventful.folder, undisturbed, tolerance=0)
+    _assert_every_step_held_its_batch(eventful.folder, eventful.config, workers={0, 1})
+    assert eventful.folder.read_rejects() == undisturbed.read_rejects()
+
+
+@pytest.mark.slow
+def test_a_run_resumes_once_for_each_loss_and_each_start_from_what_was_saved_before(eventful):
+    resumes = [event for event in eventful.folder.read_events() if event["kind"] == "resume"]
+    after_the_driver, after_the_worker, after_the_stop = [event["step"] for event in resumes]
+    assert after_the_driver in (4, 8) and after_the_worker in (8, 12) and after_the_stop == eventful.last_step
+    assert [event["workers"] for event in resumes] == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_told_to_stop_saves_and_leaves(eventful):
+    assert re.match(r"stopped by SIGTERM to process .*, which is saved; the same command resumes", eventful.told)
+    assert 13 <= eventful.last_step < NOTED_STEPS and eventful.kinds[-1][0] == "end"
+    last_resume = max(place for place, (kind, _) in enumerate(eventful.kinds) if kind == "resume")
+    assert "failure" not in dict(eventful.kinds[last_resume:])
+
+
+@pytest.mark.variant
+def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undisturbed, data, tmp_path):
+    config, folder = noted_run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+    driver = _driver_of_its_own(config, {})
+    _until(_reaches(folder, 5, saved=4))
+    driver.kill()
     assert driver.wait() == -signal.SIGKILL
     alone = noted_run(tmp_path, data, resources__workers=1)
     pretrain(alone)
@@ -156,7 +196,7 @@ def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undi
     assert [event["workers"] for event in folder.read_events() if event["kind"] == "resume"] == [1]
 
 
-@pytest.mark.slow
+@pytest.mark.variant
 def test_too_many_bad_rows_stop_a_run_at_once_with_a_sentence(cluster, tmp_path):
     bad = {number: {"image": b""} for number in range(0, 40, 4)} | {
         number: {"caption": ""} for number in range(1, 40, 8)

@@ -1,6 +1,7 @@
 """A driver that ends is started again while that may help."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -82,9 +83,16 @@ def test_a_signal_that_is_ignored_as_below_nohup_ends_nothing(folder, tmp_path):
 
 
 def test_a_run_that_gets_farther_each_time_is_not_given_up_before_its_first_checkpoint(folder, tmp_path):
-    log = f"from tips_ray.runs.folder import RunFolder; folder = RunFolder({folder.uri!r}); folder.drop_after(0); "
-    log += "folder.log_metrics(n + 1, {'loss/total': 1.0}); folder.flush(); os._exit(9)"
+    made = RunFolder(f"{tmp_path}/made")
+    for attempt in range(TRIES):  # written here: a driver that imports the library takes a second
+        made.drop_after(0)
+        made.log_metrics(attempt + 1, {"loss/total": 1.0})
+        made.flush()
+        shutil.copytree(made.uri, tmp_path / "attempts" / str(attempt))
+    copied = f"shutil.copytree(f'{tmp_path}/attempts/{{n}}', {folder.uri!r}, dirs_exist_ok=True)"
+    log = f"import shutil; {copied}; os._exit(9)"
     assert supervise(_driver(tmp_path, *[log] * TRIES, "pass"), folder, lambda seconds: None) == 0
+    assert _starts(tmp_path) == TRIES + 1 and folder.read_metrics()[-1]["step"] == TRIES
 
 
 def test_a_run_that_is_asked_to_stop_while_its_driver_is_lost_is_not_started_again(folder, tmp_path):
@@ -95,7 +103,8 @@ def test_a_run_that_is_asked_to_stop_while_its_driver_is_lost_is_not_started_aga
 
 def test_a_run_without_progress_is_given_up(folder, tmp_path):
     with pytest.raises(
-        RunFailedError, match="failed 5 times without getting farther than step 0, the last time with code -9"
+        RunFailedError,
+        match="failed 5 times without getting farther than step 0; the last time the driver was killed by SIGKILL",
     ):
         supervise(_driver(tmp_path, *[KILLED] * TRIES), folder, lambda seconds: None)
     assert _starts(tmp_path) == TRIES

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sqlite3
@@ -36,9 +37,11 @@ def _config(storage: Path | str, **values) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The storage of all runs here: they share a database, which takes seconds to make."""
-    return tmp_path_factory.mktemp("runs")
+def runs(tmp_path_factory, mlflow_database):
+    """The storage of all runs here, which share a database."""
+    path = tmp_path_factory.mktemp("runs")
+    shutil.copy(mlflow_database, path / "mlflow.db")
+    return path
 
 
 @pytest.fixture

@@ -3,7 +3,10 @@
 import json
 import logging
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +38,32 @@ ADAFACTOR = {"optimizer__name": "adafactor"}
 FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: until then no optimizer state of the prototypes
 
 
+@pytest.fixture(scope="module")
+def _states_saved(tmp_path_factory) -> Callable[[int], Path]:
+    """Saves an untrained state that claims to be at a step, when it is first asked for that step."""
+    folder, state = tmp_path_factory.mktemp("saved"), toy_state()
+
+    def saved(step: int) -> Path:
+        state.step = step
+        return Path(save_checkpoint(state, str(folder), {"data_fingerprint": "abc"}).uri)
+
+    return cache(saved)
+
+
+@pytest.fixture
+def saved(_states_saved) -> Callable[..., list[CheckpointInfo]]:
+    """Puts copies of checkpoints of these steps into a folder."""
+
+    def put(folder: Path, *steps: int) -> list[CheckpointInfo]:
+        for made in map(_states_saved, steps):
+            shutil.copytree(made, folder / made.name)
+        return [checkpoint_at(str(folder), step) for step in steps]
+
+    return put
+
+
 def _saved(folder: str | Path, *steps: int) -> list[CheckpointInfo]:
-    """Checkpoints of an untrained state that claims to be at these steps."""
+    """Checkpoints that are really saved there."""
     state, found = toy_state(), []
     for state.step in steps:
         found.append(save_checkpoint(state, str(folder), {"data_fingerprint": "abc"}))
@@ -98,8 +125,8 @@ def test_an_empty_folder_has_no_checkpoint(tmp_path):
 
 
 @pytest.mark.heavy
-def test_the_newest_of_several_is_found_with_its_manifest(tmp_path):
-    _saved(tmp_path, 1, 2)
+def test_the_newest_of_several_is_found_with_its_manifest(tmp_path, saved):
+    saved(tmp_path, 1, 2)
     found = newest_checkpoint(str(tmp_path))
     assert found and found.step == 2 and found.manifest["data_fingerprint"] == "abc"
     assert found == checkpoint_at(str(tmp_path), 2)
@@ -138,8 +165,8 @@ def _flipped_byte(folder: Path) -> None:
         (_flipped_byte, "sha256 of __0_0.distcp"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before(tmp_path, caplog, damage, words):
-    _, last = _saved(tmp_path, 1, 2)
+def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before(tmp_path, caplog, damage, words, saved):
+    _, last = saved(tmp_path, 1, 2)
     damage(Path(last.uri))
     with caplog.at_level(logging.WARNING):
         found = from_newest(str(tmp_path), _loaded_here)
@@ -150,16 +177,16 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_one_before(tmp_pa
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("damage", [_missing_file, _cut_file, _flipped_byte])
-def test_a_checkpoint_damaged_after_it_was_found_is_not_loaded(tmp_path, damage):
-    (found,) = _saved(tmp_path, 1)
+def test_a_checkpoint_damaged_after_it_was_found_is_not_loaded(tmp_path, damage, saved):
+    (found,) = saved(tmp_path, 1)
     damage(Path(found.uri))
     with pytest.raises(ValueError, match=r"step-00000001 cannot be loaded: .*__0_0\.distcp"):
         load_checkpoint(toy_state(), found)
 
 
 @pytest.mark.heavy
-def test_another_version_of_the_format_is_refused_and_nothing_older_taken_in_its_place(tmp_path):
-    _, last = _saved(tmp_path, 1, 2)
+def test_another_version_of_the_format_is_refused_and_nothing_older_taken_in_its_place(tmp_path, saved):
+    _, last = saved(tmp_path, 1, 2)
     path = Path(last.uri, "manifest.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "version": 3}))
     with pytest.raises(ValueError, match="step-00000002 has format version 3, this program reads version 2"):
@@ -167,15 +194,15 @@ def test_another_version_of_the_format_is_refused_and_nothing_older_taken_in_its
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "3"])
-def test_what_is_no_manifest_makes_no_checkpoint(tmp_path, content):
-    first, last = _saved(tmp_path, 1, 2)
+def test_what_is_no_manifest_makes_no_checkpoint(tmp_path, content, saved):
+    first, last = saved(tmp_path, 1, 2)
     Path(last.uri, "manifest.json").write_text(content)
     assert [found.step for found in list_checkpoints(str(tmp_path))] == [first.step]
 
 
 @pytest.mark.heavy
-def test_checkpoints_of_a_store_that_is_busy_are_neither_passed_over_nor_deleted(tmp_path, monkeypatch):
-    _saved(tmp_path, 1, 2, 3)
+def test_checkpoints_of_a_store_that_is_busy_are_neither_passed_over_nor_deleted(tmp_path, monkeypatch, saved):
+    saved(tmp_path, 1, 2, 3)
 
     def busy(uri: str, *arguments: int) -> bytes:
         raise StorageError(f"{uri}: the store is busy", may_pass=True)
@@ -207,8 +234,8 @@ def _loaded_here(checkpoint: CheckpointInfo) -> TrainState:
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("damage", [_missing_file, _cut_file])
-def test_a_checkpoint_without_all_of_its_bytes_is_passed_over_before_any_is_read(tmp_path, damage, monkeypatch):
-    _, last = _saved(tmp_path, 1, 2)
+def test_a_checkpoint_without_all_of_its_bytes_is_passed_over_before_any_is_read(tmp_path, damage, monkeypatch, saved):
+    _, last = saved(tmp_path, 1, 2)
     damage(Path(last.uri))
     monkeypatch.setattr(storage, "download", None)
     found = newest_checkpoint(str(tmp_path))
@@ -235,8 +262,8 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
 
 
 @pytest.mark.heavy
-def test_the_newest_stay_and_what_broken_saves_left_goes(tmp_path):
-    infos = _saved(tmp_path, 1, 2, 3, 4)
+def test_the_newest_stay_and_what_broken_saves_left_goes(tmp_path, saved):
+    infos = saved(tmp_path, 1, 2, 3, 4)
     _no_manifest(Path(infos[2].uri))
     drop_old_checkpoints(str(tmp_path), 4, keep_last=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-00000002", "step-00000004"]
@@ -254,8 +281,8 @@ def test_checkpoints_of_every_so_many_steps_stay_for_ever_beside_the_newest(fold
 
 
 @pytest.mark.heavy
-def test_a_damaged_checkpoint_ahead_does_not_push_out_the_good_one(tmp_path):
-    *_, ahead = _saved(tmp_path, 1, 2, 4)
+def test_a_damaged_checkpoint_ahead_does_not_push_out_the_good_one(tmp_path, saved):
+    *_, ahead = saved(tmp_path, 1, 2, 4)
     _flipped_byte(Path(ahead.uri))
     drop_old_checkpoints(str(tmp_path), 2, keep_last=1)
     found = from_newest(str(tmp_path), _loaded_here)

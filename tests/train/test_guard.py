@@ -33,7 +33,7 @@ from tips_ray.train.run_recorder import RunRecorder
 from tips_ray.train.state import TrainState, new_state
 
 pytestmark = pytest.mark.heavy
-IMAGES, BAD_STEP = 4, 3
+IMAGES, BAD_STEP, STEPS = 4, 2, 4
 CPU = torch.device("cpu")
 
 
@@ -41,7 +41,7 @@ def _config(workers: int, **values: Any) -> RunConfig:
     run = {"name": "toy", "data": {"sources": [{"uri": "x"}]}, "resources": {"workers": workers}}
     sizes = {"global_batch_images": IMAGES * workers, "log_every_steps": 1, "micro_batch_images": 2}
     keys = {key.replace("__", "."): value for key, value in values.items()}
-    return override(RunConfig, {**TOY, **run, **sizes}, {"schedule.total_steps": 6, **keys})
+    return override(RunConfig, {**TOY, **run, **sizes}, {"schedule.total_steps": STEPS, **keys})
 
 
 def _prepared(config: RunConfig, student, teacher) -> None:
@@ -155,6 +155,11 @@ def _stopped(folder: Path, plant: str, **values: Any) -> tuple[BadStep, Replay]:
     for found in run_on_ranks(2, _outcome, str(folder), plant, values):
         assert found["words"].startswith(f"step {BAD_STEP} is bad, ") and "`tips-ray replay`" in found["words"]
         assert found["is_unchanged"] and found["numbers"] > 100 and found["step"] == BAD_STEP - 1
+    return _replayed(folder)
+
+
+def _replayed(folder: Path) -> tuple[BadStep, Replay]:
+    """The one bad step of two ranks, and its replay here."""
     (bad_step,) = list_bad_steps(str(folder))
     replayed = replay(bad_step, str(folder), CPU)
     assert replayed.is_reproduced(bad_step) and (bad_step.step, bad_step.workers) == (BAD_STEP, 2)
@@ -176,24 +181,31 @@ def test_a_weight_that_is_not_a_number_is_found_in_its_layer(tmp_path, dtype):
     assert (event["uri"], event["policy"]) == (bad_step.uri, "stop")
 
 
-def test_one_infinite_pixel_is_found_in_its_image(tmp_path, capsys):
-    _, replayed = _stopped(tmp_path, "image")
+@pytest.fixture(scope="module")
+def skipped(tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of a run on two ranks that skipped a step with an infinite pixel, and what each rank found."""
+    folder = tmp_path_factory.mktemp("skipped")
+    return folder, run_on_ranks(2, _skipping, str(folder), {"guard__policy": "skip", "guard__max_skipped": 1})
+
+
+def test_one_infinite_pixel_is_found_in_its_image(skipped, capsys):
+    _, replayed = _replayed(folder := skipped[0])
     first = replayed.first
     assert first and (first.kind, first.name, first.tensor.not_finite) == ("input", "global_crops_BCHW", 1)
     assert (replayed.rank, replayed.micro_batch, first.images) == (1, 1, (1,))
-    assert replayed.rows == {"sample_id": [27], "key": ["27"]}
-    assert main(["replay", str(tmp_path)]) == 0
+    assert replayed.rows == {"sample_id": [17], "key": ["17"]}
+    assert main(["replay", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "reproduced: the loss is not finite" in shown
     assert "first bad tensor: input global_crops_BCHW, as the data brought it\n" in shown
-    assert "in micro-batch 1 of rank 1, images 1 (sample 27, 27)\n" in shown
+    assert "in micro-batch 1 of rank 1, images 1 (sample 17, 17)\n" in shown
     assert "global_crops_BCHW [2, 3, 56, 56] torch.float32: 1 not finite, finite values from " in shown
 
 
 def test_a_gradient_that_is_not_a_number_is_told_from_its_finite_loss(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(PrototypeHead, "forward", PrototypeHead.forward)  # put back at the end
     for found in run_on_ranks(2, _outcome, str(tmp_path), "root", {}):
-        assert found["words"].startswith("step 3 is bad, grad_norm not finite, and nothing was updated; ")
+        assert found["words"].startswith("step 2 is bad, grad_norm not finite, and nothing was updated; ")
         assert found["is_unchanged"]
     (bad_step,) = list_bad_steps(str(tmp_path))
     assert not replay(bad_step, str(tmp_path), CPU).is_reproduced(bad_step)  # this process takes no root yet
@@ -215,25 +227,26 @@ def test_what_is_finite_in_a_bad_step_is_replayed_to_the_last_digits(tmp_path):
 
 def test_a_step_saved_by_one_process_is_replayed_from_any_storage(folder, capsys):
     words = _outcome(folder, "image", {})["words"]
-    assert words.startswith("step 3 is bad, ") and f" {folder}/bad_steps/step-00000003: " in words
-    assert main(["replay", folder, "--step", "3"]) == 0
-    assert "in micro-batch 1 of rank 0, images 1 (sample 23, 23)\n" in capsys.readouterr().out
+    assert words.startswith("step 2 is bad, ") and f" {folder}/bad_steps/step-00000002: " in words
+    assert main(["replay", folder, "--step", "2"]) == 0
+    assert "in micro-batch 1 of rank 0, images 1 (sample 13, 13)\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("max_skipped", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_skipped_step_moves_nothing_but_the_step_and_is_counted(tmp_path, max_skipped):
-    values = {"guard__policy": "skip", "guard__max_skipped": max_skipped}
+def test_a_skipped_step_moves_nothing_but_the_step_and_is_counted(skipped):
+    folder, found = skipped
+    assert found == 2 * [{"words": "", "step": STEPS, "is_unchanged": True}]
+    lines = RunFolder(str(folder)).read_metrics()
+    assert [line["guard/skipped"] for line in lines] == [0, 1, 1, 1]
+    assert [isfinite(line["loss/total"]) for line in lines] == [True, False, True, True]
+    assert ["health/temperature" in line for line in lines] == [True, False, True, True]
+    assert newest_checkpoint(str(folder / "checkpoints")).manifest["skipped_steps"] == 1  # pyright: ignore
+
+
+@pytest.mark.slow
+def test_a_bad_step_after_as_many_as_may_be_skipped_stops_the_run(tmp_path):
+    values = {"guard__policy": "skip", "guard__max_skipped": 0}
     for found in run_on_ranks(2, _skipping, str(tmp_path), values):
-        if not max_skipped:
-            assert "guard.max_skipped (0) steps are skipped already" in found["words"]
-            continue
-        assert found == {"words": "", "step": 6, "is_unchanged": True}
-    if max_skipped:
-        lines = RunFolder(str(tmp_path)).read_metrics()
-        assert [line["guard/skipped"] for line in lines] == [0, 0, 1, 1, 1, 1]
-        assert [isfinite(line["loss/total"]) for line in lines] == [True, True, False, True, True, True]
-        assert ["health/temperature" in line for line in lines] == [True, True, False, True, True, True]
-        assert newest_checkpoint(str(tmp_path / "checkpoints")).manifest["skipped_steps"] == 1  # pyright: ignore
+        assert "guard.max_skipped (0) steps are skipped already" in found["words"]
 
 
 def _skipping(uri: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ m rows of a micro-batch, W ranks. Micro-batch k from the start of the stream bel
 the views, so that a chunk is read once per rank and window, whatever their number.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -23,9 +25,12 @@ from tips_ray.config import RunConfig
 from tips_ray.data.index_folder import opened_index
 from tips_ray.data.order import OrderedRows
 from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views
+from tips_ray.memory_kills import memory_kills, memory_kills_since
 
 LEAVE_SECONDS = 120
 """How long a data process outlives a signal of a scheduler; it ends with its rank at once."""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""A scheduler sends them to all processes of a job."""
 
 
 class StreamError(RuntimeError):
@@ -62,6 +67,7 @@ def local_stream(
     ready = -(-config.data_prefetch_batches // processes)
     context = multiprocessing.get_context("forkserver")  # a plain fork would copy locks that the rank's threads hold
     context.set_forkserver_preload([__name__])
+    _start_fork_server()
     loader = DataLoader(
         _Views(config, tokenizer_uri),
         batch_size=None,
@@ -72,11 +78,14 @@ def local_stream(
         multiprocessing_context=context,
         worker_init_fn=_end_with_rank,
     )
+    kills, others = memory_kills(), set(multiprocessing.active_children())
     try:
-        for columns in loader:
+        batches = iter(loader)
+        atexit.register(_kill, set(multiprocessing.active_children()) - others)
+        for columns in batches:
             yield {name: _array(column) for name, column in columns.items()}
     except Exception as error:
-        raise StreamError(_sentence(error)) from error
+        raise StreamError(_sentence(error, kills)) from error
 
 
 def own_rows(
@@ -117,8 +126,33 @@ class _Views(Dataset):
     def __init__(self, config: RunConfig, tokenizer_uri: str) -> None:
         self.config, self.tokenizer_uri = config, tokenizer_uri
 
-    def __getitem__(self, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-        return views(rows, self.config, self.tokenizer_uri)
+    def __getitem__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {name: _shared(column) for name, column in views(rows, self.config, self.tokenizer_uri).items()}
+
+
+def _shared(column: np.ndarray) -> Any:
+    """Numbers as a tensor in shared memory; texts stay as they are.
+
+    The loader would do the same in a thread of the data process. Where the memory is full, that thread drops the batch,
+    and the rank waits for it for ever; here the error reaches the rank.
+    """
+    if column.dtype.kind in "SUO":
+        return column
+    tensor = torch.from_numpy(column)
+    return tensor.share_memory_() if tensor.numel() else tensor
+
+
+def _start_fork_server() -> None:
+    """Start the process that forks data processes, with a scheduler's signals blocked.
+
+    A signal would end it, and its children with their own answers to signals would count as dead.
+    """
+    resource_tracker.ensure_running()  # it unblocks signals, so it comes first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_rank(process: int) -> None:
@@ -126,8 +160,9 @@ def _end_with_rank(process: int) -> None:
 
     A scheduler signals all processes of a job: this one goes on for as long as its rank may take to save and leave.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, lambda number, frame: _end_later(128 + number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     rank = multiprocessing.parent_process()
     assert rank is not None
 
@@ -138,6 +173,12 @@ def _end_with_rank(process: int) -> None:
     threading.Thread(target=watch, name="rank", daemon=True).start()
 
 
+def _kill(processes: set[Any]) -> None:
+    """End data processes as their rank exits: multiprocessing sends SIGTERM, which they heed late, and waits."""
+    for process in processes:
+        process.kill()
+
+
 def _end_later(code: int) -> None:
     timer = threading.Timer(LEAVE_SECONDS, os._exit, [code])
     timer.daemon = True
@@ -145,15 +186,19 @@ def _end_later(code: int) -> None:
 
 
 def _array(column: Any) -> np.ndarray:
-    """The loader makes tensors of numbers, which travel in shared memory, and leaves texts as they are."""
     return column.numpy() if isinstance(column, torch.Tensor) else column
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, kills: int) -> str:
+    """`kills`: what `memory_kills` was before."""
     text = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-    if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
+    if "shared memory" in text[0] and "No space left" in text[0]:
         return (
-            f"a data process was killed, probably out of memory ({text[0]}): use fewer resources.data_cpus; if it "
-            "printed an error, that is the cause"
+            "shared memory (/dev/shm), in which data processes pass batches, is full: give the container more (docker "
+            "run --shm-size=2g), end other programs that fill it, or lower data_prefetch_batches or micro_batch_images"
         )
+    if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
+        blamed = memory_kills_since(kills)
+        cure = "use fewer resources.data_cpus" if blamed else "if it printed an error, that is the cause"
+        return f"a data process was killed or crashed ({text[0]}){blamed}; {cure}"
     return text[0]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from tips_ray import storage
 from tips_ray.errors import RunFailedError, RunInterrupted, RunStopped, described, root_cause
+from tips_ray.memory_kills import memory_kills, memory_kills_since
 from tips_ray.runs import RunFolder, checkpoints_of, list_checkpoints
 from tips_ray.train.graceful_stop import GracefulStop
 
@@ -22,6 +23,7 @@ def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...])
         folder: of the run.
         kinds: errors that the trainer raises.
     """
+    before = memory_kills()
     try:
         with _own_interrupts():
             yield
@@ -32,7 +34,8 @@ def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...])
             raise RunStopped(f"{cause}{_reached(folder)}, which is saved; {_resumes(folder)}") from None
         kept = _write_traceback(folder)
         raise RunFailedError(
-            f"training stopped{_reached(folder)}: {described(error)}; once that is mended, {_resumes(folder)}; {kept}"
+            f"training stopped{_reached(folder)}: {described(error)}{memory_kills_since(before)}; once that is mended, "
+            f"{_resumes(folder)}; {kept}"
         ) from None
 
 

@@ -1,5 +1,6 @@
 """Restart a run whose driver was killed or whose cluster head was lost; Ray recovers from neither."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 from tips_ray import storage
 from tips_ray.errors import RunFailedError, RunStopped
 from tips_ray.launch.stops import signals_handled
+from tips_ray.memory_kills import memory_kills, memory_kills_since
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import newest
 from tips_ray.runs.restart import last_step
@@ -32,7 +34,7 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
     """
     failed, farthest, has_run = 0, last_step(folder.uri), False
     while True:
-        begun = datetime.now(UTC).isoformat()
+        begun, kills = datetime.now(UTC).isoformat(), memory_kills()
         code = _ended(command)
         has_run = has_run or code != MISTAKE  # later this code means that the cluster is away
         if code in (0, INTERRUPTED, RunStopped.exit_code) or not has_run or _would_come_again(folder, begun):
@@ -41,13 +43,14 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
             return RunStopped.exit_code
         reached = last_step(folder.uri)
         failed, farthest = (1, reached) if reached > farthest else (failed + 1, farthest)
+        ending = f"{_in_words(code)}{memory_kills_since(kills)}"
         if failed == TRIES:
             raise RunFailedError(
-                f"the run has failed {TRIES} times without getting farther than step {max(farthest, 0)}, the last time "
-                f"with code {code}: mend what its last lines say, then the same command goes on"
+                f"the run has failed {TRIES} times without getting farther than step {max(farthest, 0)}; the last time "
+                f"the driver {ending}: mend what its last lines say, then the same command goes on"
             )
         seconds = min(FIRST_WAIT_SECONDS * 2 ** (failed - 1), LONGEST_WAIT_SECONDS)
-        print(f"the driver ended with code {code}; it starts again in {seconds:.0f} s", flush=True)
+        print(f"the driver {ending}; it starts again in {seconds:.0f} s", flush=True)
         sleep(seconds)
 
 
@@ -66,6 +69,13 @@ def _ended(command: Sequence[str]) -> int:
     with subprocess.Popen(command) as driver, signals_handled(pass_on):
         code = _waited(driver)
         return RunStopped.exit_code if passed and code else code
+
+
+def _in_words(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    known = -code in {number.value for number in signal.Signals}
+    return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
 
 def _waited(driver: subprocess.Popen) -> int:
