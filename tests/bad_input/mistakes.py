@@ -422,6 +422,7 @@ CATALOGUE = (
     ),
     # What surrounds the process.
     Mistake("a file hides torch", _hiding("torch.py"), ("error: torch.py in the working directory (",)),
+    Mistake("a file hides statistics", _hiding("statistics.py"), ("statistics.py in the working directory (",)),
     Mistake("a folder hides yaml", _hiding("yaml/__init__.py"), ("yaml/__init__.py in the working directory (",)),
     Mistake("a folder for Ray's sockets that is long", _environment(TMPDIR="/tmp/" + "x" * 90), ("TMPDIR (/tmp/xxx",)),
     Mistake("a home that cannot be written", _home_that_is_a_file, ("home) cannot be written (",)),

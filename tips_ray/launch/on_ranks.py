@@ -71,6 +71,7 @@ class RankTrainer:
             "captions": lambda: captions_are_there(config),
             "resources": lambda: resources_suffice(config),
             "stream": lambda: batches_fit_shared_memory(config),
+            **dict.fromkeys(("shared memory", "ray sockets", "home"), lambda: "no Ray here"),
         }
 
     def follow(self, config: RunConfig) -> bool:
