@@ -1,6 +1,7 @@
 """Sizes and checks of a run before it starts."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -16,7 +17,8 @@ from tips_ray.data.views import row_settings, training_rows
 from tips_ray.errors import CheckWarning, Faults, check_results
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch.checks import preflight
-from tips_ray.launch.on_ranks import shared_batches
+from tips_ray.launch.driver import pretrain
+from tips_ray.launch.on_ranks import RankTrainer, shared_batches
 from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes, shared_bytes
 from tips_ray.models import train_tokenizer
 from tips_ray.runs.checkpoint import VERSION
@@ -267,3 +269,11 @@ def test_nodes_that_are_only_together_large_enough_are_refused(tmp_path, monkeyp
     with pytest.raises(ValueError, match="a worker needs 5 CPUs on one node, and the cluster .* has no such node"):
         ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=5))
     assert "has them" in ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))
+
+
+def test_a_library_call_asks_no_proxy_for_loopback_and_drops_empty_variables_of_torchrun(tmp_path, monkeypatch):
+    for name, value in {"http_proxy": "http://proxy:1", "no_proxy": "", "NO_PROXY": "", "WORLD_SIZE": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(RankTrainer, "follow", lambda self, config: True)
+    pretrain(tiny_run(tmp_path, "a", resources__workers=1), RankTrainer())
+    assert "127.0.0.1" in os.environ["no_proxy"].split(",") and "WORLD_SIZE" not in os.environ
