@@ -49,13 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     job.add_arguments(parser)
     arguments = parser.parse_intermixed_args(argv[1:])
-    from tips_ray.launch.surroundings import drop_empty_ranks, nothing_hides_a_package, spare_loopback
-
     try:
-        if command != "doctor":  # it tells this beside its other findings
-            nothing_hides_a_package()
-        spare_loopback()
-        drop_empty_ranks()
+        _fit_surroundings(command)
         return job.run(arguments) or 0
     except (ValueError, OSError) as error:
         return _print_error(error, 2)
@@ -67,6 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 130
+
+
+def _fit_surroundings(command: str) -> None:
+    """
+    Raises:
+        ValueError: a file of the working directory hides a module, or variables of torchrun are half set.
+    """
+    from tips_ray.launch.hiding import leave_out_working_directory, nothing_hides_a_package
+
+    if command != "doctor":  # it tells this beside its other findings
+        nothing_hides_a_package()
+    leave_out_working_directory()
+    from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback  # imports what a file might hide
+
+    spare_loopback()
+    drop_empty_ranks()
 
 
 def _print_error(error: Exception, code: int) -> int:

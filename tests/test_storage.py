@@ -339,6 +339,39 @@ def test_arrow_says_the_same_of_a_busy_store(answers):
     assert len(answers) == 1
 
 
+class _Refusing(BaseHTTPRequestHandler):
+    """A company's proxy: a page of its own for every request."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_CONNECT = do_GET
+
+    def log_message(self, format, *args) -> None:
+        pass
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_refuses_is_named_and_not_the_rights_on_the_bucket(monkeypatch, scheme):
+    monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.01))
+    _point_at(monkeypatch, f"{scheme}://store.example.com")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv(f"{scheme}_proxy", f"http://user:not-to-be-shown@127.0.0.1:{server.server_port}")
+        told = f"^s3://bucket/x: the proxy 127.0.0.1:{server.server_port} refuses the request or does not answer; let"
+        with pytest.raises(StorageError, match=told):
+            storage.read_bytes("s3://bucket/x")
+        with pytest.raises(StorageError, match=told):
+            filesystem, path = storage.filesystem("s3://bucket/x")
+            storage.attempt("s3://bucket/x", lambda: filesystem.open_input_file(path))
+        server.shutdown()
+
+
 def test_a_store_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(errors, "BACKOFF_SECONDS", (0.01, 0.01))
     _point_at(monkeypatch, "http://127.0.0.1:9")

@@ -253,6 +253,7 @@ CATALOGUE = (
     ),
     # What surrounds the process.
     Mistake("a file hides torch", hiding("torch.py"), ("error: torch.py in the working directory (",)),
+    Mistake("a file hides statistics", hiding("statistics.py"), ("statistics.py in the working directory (",)),
     Mistake("a folder hides yaml", hiding("yaml/__init__.py"), ("yaml/__init__.py in the working directory (",)),
     Mistake("a folder for Ray's sockets that is long", environment(TMPDIR="/tmp/" + "x" * 90), ("TMPDIR (/tmp/xxx",)),
     Mistake("a home that cannot be written", home_that_is_a_file, ("home) cannot be written (",)),

@@ -1,6 +1,7 @@
 """Sizes and checks of a run before it starts."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -16,7 +17,9 @@ from tips_ray.data.views import row_settings, training_rows
 from tips_ray.errors import CheckWarning, Faults, check_results
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch.checks import preflight
-from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes
+from tips_ray.launch.driver import pretrain
+from tips_ray.launch.on_ranks import RankTrainer, shared_batches
+from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes, shared_bytes
 from tips_ray.models import train_tokenizer
 from tips_ray.runs.checkpoint import VERSION
 from tips_ray.runs.folder import RunFolder
@@ -77,6 +80,22 @@ def test_a_row_takes_the_bytes_of_its_columns(config):
     columns = training_rows([row], row_settings(config, 1), lambda texts, tokens: torch.zeros(len(texts), tokens))
     stored = sum(column.nbytes for name, column in columns.items() if name not in ("key", "reject"))
     assert row_bytes(config) == stored
+
+
+def test_a_micro_batch_takes_whole_pages_of_shared_memory_for_each_column(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 4096)
+    config = tiny_run(tmp_path, "a", micro_batch_images=2)
+    # two rows: global crops 2 x 2,352 bytes take 2 pages; nine other columns, none above 4,096 bytes, one each
+    assert shared_bytes(config) == 11 * 4096
+
+
+def test_batches_in_shared_memory_are_those_ready_the_one_read_and_on_cpus_those_of_the_step(tmp_path):
+    def count(**values) -> int:
+        return shared_batches(tiny_run(tmp_path, "a", resources__workers=1, micro_batch_images=2, **values))
+
+    assert count(data_prefetch_batches=3) == 3 + 1 + 4  # four passes of two images make a batch of eight
+    assert count(data_prefetch_batches=3, resources__gpus_per_worker=1) == 3 + 1
+    assert count(data_prefetch_batches=3, resources__data_cpus=2) == 4 + 1 + 4  # two for each data process
 
 
 def test_epochs_are_steps_times_batch_over_rows(config):
@@ -250,3 +269,11 @@ def test_nodes_that_are_only_together_large_enough_are_refused(tmp_path, monkeyp
     with pytest.raises(ValueError, match="a worker needs 5 CPUs on one node, and the cluster .* has no such node"):
         ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=5))
     assert "has them" in ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))
+
+
+def test_a_library_call_asks_no_proxy_for_loopback_and_drops_empty_variables_of_torchrun(tmp_path, monkeypatch):
+    for name, value in {"http_proxy": "http://proxy:1", "no_proxy": "", "NO_PROXY": "", "WORLD_SIZE": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(RankTrainer, "follow", lambda self, config: True)
+    pretrain(tiny_run(tmp_path, "a", resources__workers=1), RankTrainer())
+    assert "127.0.0.1" in os.environ["no_proxy"].split(",") and "WORLD_SIZE" not in os.environ

@@ -15,7 +15,7 @@ from jobs.cli import main
 from tips_ray.errors import CheckWarning
 from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch import machine_checks
-from tips_ray.launch.surroundings import surroundings
+from tips_ray.launch.surroundings import shared_memory_suffices, surroundings
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_a_package_out_of_its_range_is_named_with_the_command(line, words):
 def test_a_small_shared_memory_is_a_doubt(monkeypatch):
     monkeypatch.setattr(ray_cluster, "OBJECT_STORE_BYTES", 1 << 60)
     with pytest.raises(CheckWarning, match="--shm-size"):
-        machine_checks.shared_memory_suffices("/")
+        shared_memory_suffices("/")
 
 
 def test_a_store_that_refuses_answers(monkeypatch):

@@ -12,6 +12,7 @@ from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunStopped
 from tips_ray.launch.captions import store_of
 from tips_ray.launch.checks import preflight
+from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback
 from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
 
@@ -70,6 +71,8 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
         RunFailedError: training stopped.
         RunStopped: it was asked to save and leave, and has.
     """
+    spare_loopback()
+    drop_empty_ranks()
     if trainer is None:
         from tips_ray.launch.on_ray import RayTrainer  # imports Ray, which other trainers do not need
 

@@ -39,7 +39,6 @@ def machine_checks() -> dict[str, Callable[[], str]]:
         "torchvision": torchvision_fits,
         "accelerator": accelerator_answers,
         "machine": machine_is_large_enough,
-        "shared memory": shared_memory_suffices,
         "disk": disk_has_room,
         "open files": files_may_be_opened,
         "demo": demo_server_can_run,
@@ -142,19 +141,6 @@ def machine_is_large_enough() -> str:
     if size < FEW_BYTES_OF_MEMORY:
         raise CheckWarning(
             f"{text}; Ray with two workers takes {FEW_BYTES_OF_MEMORY / 2**30:.0f}: set resources.workers=1"
-        )
-    return text
-
-
-def shared_memory_suffices(path: str = "/dev/shm") -> str:
-    """Ray's object store fits into `path`; otherwise Ray falls back to a slow file."""
-    if not os.path.isdir(path):
-        return f"no {path} here; Ray uses files"
-    free, needed = shutil.disk_usage(path).free, cluster.OBJECT_STORE_BYTES
-    text = f"{path} has {free / 2**30:.1f} GiB free, the object store of a run here takes {needed / 2**30:.1f}"
-    if free < needed:
-        raise CheckWarning(
-            f"{text}: Ray will use slow files; give the container more, such as docker run --shm-size=2g"
         )
     return text
 

@@ -28,7 +28,7 @@ from tips_ray.launch.checks import captions_come
 from tips_ray.launch.cluster import gpus_here
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.progress import shown_progress
-from tips_ray.launch.sizes import bytes_text, row_bytes
+from tips_ray.launch.sizes import bytes_text, row_bytes, shared_bytes
 from tips_ray.launch.stops import signals_stop
 from tips_ray.runs import Run, RunFolder
 from tips_ray.runs.checkpoint import DamagedCheckpointError
@@ -71,6 +71,7 @@ class RankTrainer:
             "captions": lambda: captions_are_there(config),
             "resources": lambda: resources_suffice(config),
             "stream": lambda: batches_fit_shared_memory(config),
+            **dict.fromkeys(("shared memory", "ray sockets", "home"), lambda: "no Ray here"),
         }
 
     def follow(self, config: RunConfig) -> bool:
@@ -146,8 +147,7 @@ def batches_fit_shared_memory(config: RunConfig) -> str:
     """Batches that are ready or in use for the ranks of this machine fit into shared memory."""
     if config.micro_batch_images == "auto":
         return f"{bytes_text(row_bytes(config))} a row; micro_batch_images (auto) is found before the first step"
-    rows = config.images_per_pass * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    ready = (1 + max(config.data_prefetch_batches, data_processes(config))) * rows * row_bytes(config)
+    ready = shared_batches(config) * shared_bytes(config) * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     have = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else None
     if have is not None and ready > have:
         raise ValueError(
@@ -156,6 +156,17 @@ def batches_fit_shared_memory(config: RunConfig) -> str:
             "container more (docker run --shm-size)"
         )
     return f"{bytes_text(row_bytes(config))} a row, {bytes_text(ready)} ready in shared memory"
+
+
+def shared_batches(config: RunConfig) -> int:
+    """Most micro-batches of one rank in shared memory: those ready, the one just read, and on CPUs those of the step.
+
+    An accelerator has copies of those of the step.
+    """
+    processes = data_processes(config)
+    ready = processes * max(-(-config.data_prefetch_batches // processes), 1)
+    passes = config.global_batch_images // config.resources.workers // config.images_per_pass
+    return ready + 1 + (0 if config.resources.gpus_per_worker else passes)
 
 
 def data_processes(config: RunConfig) -> int:

@@ -3,6 +3,8 @@
 G global batch, W workers, A synthetic captions per image.
 """
 
+import os
+
 from tips_ray.config import RunConfig
 from tips_ray.launch import cluster
 from tips_ray.train.initial_weights import unloaded_teacher
@@ -38,12 +40,29 @@ def model_sizes(config: RunConfig) -> str:
     )
 
 
+def column_bytes(config: RunConfig) -> dict[str, int]:
+    """Bytes of one training row in each column of numbers."""
+    views, tokens = config.views, config.text.max_tokens
+    return {
+        **dict.fromkeys(("position", "step", "sample_id", "sample_key"), 8),
+        "valid": 1,
+        "global_crops": 3 * views.global_px**2,
+        "local_crops": 3 * views.local_crops * views.local_px**2,
+        "patch_mask": (views.global_px // config.image.patch_size_px) ** 2,
+        "web_ids": 4 * tokens,
+        "synthetic_ids": 4 * tokens * config.captions.per_image,
+    }
+
+
 def row_bytes(config: RunConfig) -> int:
     """Bytes of one training row: crops, mask, token ids, numbers."""
-    views, tokens = config.views, config.text.max_tokens
-    pixels = 3 * (views.global_px**2 + views.local_crops * views.local_px**2)
-    patches = (views.global_px // config.image.patch_size_px) ** 2
-    return pixels + patches + 4 * tokens * (1 + config.captions.per_image) + 4 * 8 + 1
+    return sum(column_bytes(config).values())
+
+
+def shared_bytes(config: RunConfig) -> int:
+    """Bytes of one micro-batch in shared memory, where each column has whole pages of its own."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    return sum(-(-config.images_per_pass * size // page) * page for size in column_bytes(config).values())
 
 
 def stream_sizes(config: RunConfig) -> str:

@@ -1,26 +1,24 @@
 """Checks of what surrounds a process on its machine: loopback, proxies, home, temporary and working directory, ranks.
 
-`tips-ray doctor` and every start make them. Each fault is a sentence with its cause and its cure. The command imports
-this before all else that a file of the working directory may hide.
+`tips-ray doctor` and every start make them. Each fault is a sentence with its cause and its cure.
 """
 
 import ipaddress
 import os
+import shutil
 import socket
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tips_ray.errors import listed
+from tips_ray.errors import CheckWarning
+from tips_ray.launch.hiding import nothing_hides_a_package
 
 ANSWER_SECONDS = 4
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-PACKAGES = ("boto3", "botocore", "mlflow", "numpy", "PIL", "pyarrow", "pydantic", "ray", "timm", "tokenizers", "torch")
-PACKAGES += ("torchvision", "transformers", "yaml", "pandas", "scipy", "simplejpeg", "sentencepiece", "safetensors")
 MOST_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 RANK_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -31,6 +29,7 @@ def surroundings() -> dict[str, Callable[[], str]]:
         "loopback": loopback_is_up,
         "proxies": proxies_spare_the_store,
         "working directory": nothing_hides_a_package,
+        "shared memory": shared_memory_suffices,
         "ray sockets": sockets_have_short_names,
         "home": home_takes_rays_token,
         "ranks": ranks_are_whole,
@@ -85,26 +84,27 @@ def spare_loopback() -> None:
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*filter(None, [given]), *missing])
 
 
-def nothing_hides_a_package() -> str:
-    """No file of the working directory has a package's name: processes of Ray look for modules there first."""
-    own = find_spec("tips_ray")
-    root = Path(next(iter(own.submodule_search_locations or ()), "")).parent if own else None
-    here = Path.cwd()
-    names = {*PACKAGES, *sys.stdlib_module_names} - {"test", "this", "antigravity"}
-    found = sorted(path.name for path in here.glob("*.py") if path.stem in names)
-    found += sorted(f"{name}/__init__.py" for name in names if here.joinpath(name, "__init__.py").is_file())
-    if found and here != root:
-        raise ValueError(
-            f"{listed(found)} in the working directory ({here}) hides the module of this name from the processes of a "
-            "run: rename it, or start from another folder"
-        )
-    return f"{here} hides no package"
-
-
 def _has_cluster() -> bool:
     from tips_ray.launch import cluster  # imports pydantic, which a file may hide
 
     return cluster.address() is not None
+
+
+def shared_memory_suffices(path: str = "/dev/shm") -> str:
+    """The object store of a Ray that starts here fits into `path`; otherwise Ray keeps it in a file of /tmp."""
+    if _has_cluster():
+        return "Ray runs elsewhere (RAY_ADDRESS)"
+    if not os.path.isdir(path):
+        return f"no {path} here; Ray uses files"
+    from tips_ray.launch.cluster import OBJECT_STORE_BYTES
+
+    free, needed = shutil.disk_usage(path).free, OBJECT_STORE_BYTES
+    text = f"{path} has {free / 2**30:.1f} GiB free, the object store of a run here takes {needed / 2**30:.1f}"
+    if free < needed:
+        raise CheckWarning(
+            f"{text}: Ray will use slow files; give the container more, such as docker run --shm-size=2g"
+        )
+    return text
 
 
 def sockets_have_short_names() -> str:

@@ -4,10 +4,12 @@ import errno
 import os
 import random
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import TypeVar
+from urllib.parse import urlsplit
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ProxyConnectionError
 
 Result = TypeVar("Result")
 BACKOFF_SECONDS = (0.5, 2.0)
@@ -93,6 +95,12 @@ _PASSING = {errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, err
 
 def failure(uri: str, error: BaseException) -> StorageError:
     """What went wrong, as a sentence with its cure."""
+    if (proxy := proxy_of_store()) and _is_of_proxy(error):
+        return StorageError(
+            f"{uri}: the proxy {proxy.rpartition('@')[2]} refuses the request or does not answer; let it pass the "
+            "store, or add the store's host to no_proxy",
+            may_pass=isinstance(error, ProxyConnectionError),
+        )
     if isinstance(error, ClientError):
         details = error.response.get("Error", {})
         return _of_code(uri, str(details.get("Code", "")), str(details.get("Message", "")))
@@ -101,6 +109,31 @@ def failure(uri: str, error: BaseException) -> StorageError:
     if "AWS Error " in str(error):
         return _of_code(uri, _arrow_code(str(error)), "")
     return _of_system(uri, error)
+
+
+def proxy_of_store() -> str:
+    """The proxy of the environment by which the store is asked; empty if there is none."""
+    store = urlsplit(_given_endpoint() or "https://s3.amazonaws.com")
+    proxy = urllib.request.getproxies_environment().get(store.scheme, "")
+    is_spared = urllib.request.proxy_bypass(store.hostname or "")
+    return "" if is_spared else proxy
+
+
+def _is_of_proxy(error: BaseException) -> bool:
+    """A store numbers its answers; a proxy that answers in its place does not."""
+    if isinstance(error, ClientError):
+        details = error.response.get("ResponseMetadata", {})
+        headers = details.get("HTTPHeaders", {})
+        return bool(headers) and not details.get("RequestId") and "x-amz-request-id" not in headers
+    if isinstance(error, ProxyConnectionError):
+        return True
+    return "CONNECT tunnel failed" in str(error) or (
+        "AWS Error ACCESS_DENIED" in str(error) and "No response body" in str(error)
+    )
+
+
+def _given_endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def _of_code(uri: str, code: str, message: str) -> StorageError:
@@ -155,5 +188,5 @@ def _of_system(uri: str, error: BaseException) -> StorageError:
 
 
 def _unreachable(uri: str) -> StorageError:
-    store = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    store = _given_endpoint() or "AWS"
     return StorageError(f"{uri}: the store ({store}) cannot be reached; check AWS_ENDPOINT_URL and the network", True)

@@ -20,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-from tips_ray.storage.errors import StorageError, attempt
+from tips_ray.storage.errors import StorageError, attempt, proxy_of_store
 from tips_ray.storage.files import StoredFile, as_regex, is_hidden
 
 CONNECT_SECONDS, READ_SECONDS = 4, 60
@@ -248,6 +248,8 @@ def _arrow(environment: tuple[tuple[str, str], ...]) -> S3FileSystem:
     options: dict[str, Any] = {} if region in (None, "aws-global") else {"region": region}
     if endpoint:
         options |= {"endpoint_override": urlsplit(endpoint).netloc, "scheme": urlsplit(endpoint).scheme}
+    if proxy := proxy_of_store():
+        options["proxy_options"] = proxy if "://" in proxy else f"http://{proxy}"
     return S3FileSystem(
         connect_timeout=CONNECT_SECONDS,
         request_timeout=READ_SECONDS,
