@@ -110,6 +110,8 @@ def test_each_line_of_a_damaged_table_is_read_or_counted_or_the_table_is_refused
     try:
         rows, _, _ = read_all(path.parent, chunk_rows=5)
     except ValueError as error:
+        is_plain = content.isascii() and b"\\" not in content and all(line.caption for line in lines)
+        assert not (is_plain and damage.kind == "none"), error
         assert str(path) in str(error) and len(str(error)) < 600 + len(str(path)), error
         event("refused")
     else:

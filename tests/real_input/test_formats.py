@@ -8,6 +8,7 @@ from photos import photos, upload_layouts, write_layouts
 
 from tips_ray.config import DataConfig
 from tips_ray.data.index import build_index, run_order
+from tips_ray.data.sources.caption_quality import doubts
 
 LAYOUTS = ("folder", "tars", "parquet", "hugging_face")
 PHOTOS, ROWS = 120, 180
@@ -72,3 +73,8 @@ def test_two_sources_of_other_formats_and_places_share_an_epoch_by_their_weights
     samples = order.rows(0, ROWS).sample_id_N.tolist()
     assert order.epoch_start(1) == ROWS
     assert sum(sample < PHOTOS for sample in samples) == PHOTOS and len(set(samples)) == ROWS
+
+
+def test_captions_of_real_photos_give_no_warning():
+    captions = [text for photo in photos() for text in photo.captions]
+    assert len(captions) == 2000 and doubts(captions) == [] and doubts(captions[::5]) == []
