@@ -54,7 +54,9 @@ def test_a_moved_storage_keeps_its_mlflow_run_and_finds_its_files(storage, tmp_p
     storage.rename(moved)
     assert _started(moved, 1) == before
     run = _client(moved).get_run(before)
-    assert run.data.tags["run_folder"] == f"{moved}/small" and run.info.artifact_uri.startswith(f"file://{moved}/mla")
+    assert run.data.tags["run_folder"] == f"{moved}/small" and (run.info.artifact_uri or "").startswith(
+        f"file://{moved}/mla"
+    )
     experiment = _client(moved).get_experiment(run.info.experiment_id)
     assert experiment.artifact_location == f"file://{moved}/mlartifacts"
 
@@ -69,7 +71,7 @@ def test_a_copied_run_folder_gets_an_mlflow_run_of_its_own_with_the_whole_curve(
     run = _client(copy).get_run(own)
     assert run.data.tags["copied_from"] == before and run.data.metrics["loss/total"] == 2.0
     assert (_started(copy, 1), _started(storage, 1)) == (own, before), "each goes on with its own"
-    assert _client(storage).get_run(before).info.artifact_uri.startswith(f"file://{storage}/")
+    assert f"file://{storage}/" in str(_client(storage).get_run(before).info.artifact_uri)
 
 
 @pytest.mark.heavy

@@ -149,8 +149,9 @@ def _written(data: DataConfig, folder: str, uri: str, mapper: Mapper | None) -> 
 
 def _same_rows(before: Index, index: Index) -> bool:
     """Whether an index of version 1 is of these data, and numbers the same rows."""
-    places = zip(tuple(before.chunks)[:4], tuple(index.chunks)[:4], strict=True)
-    return before.fingerprint == index.earlier and all(np.array_equal(one, other) for one, other in places)
+    names = ChunkTable._fields[:4]
+    is_same = all(np.array_equal(getattr(before.chunks, name), getattr(index.chunks, name)) for name in names)
+    return is_same and before.fingerprint == index.earlier
 
 
 def _read_if_there(uri: str) -> Index | None:
