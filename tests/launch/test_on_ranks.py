@@ -147,7 +147,9 @@ def test_sigterm_saves_and_ends_a_run_with_75(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_loses_a_rank_and_is_stopped_goes_on_with_the_same_numbers(undisturbed, data, tmp_path, capsys):
+def test_a_run_that_loses_a_rank_is_stopped_and_moves_goes_on_with_the_same_numbers(
+    undisturbed, data, tmp_path, capsys
+):
     config, folder = noted_run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
     process = _started(config, 2)
     _wait_for_step(config, 6)
@@ -161,9 +163,15 @@ def test_a_run_that_loses_a_rank_and_is_stopped_goes_on_with_the_same_numbers(un
     assert main(["runs", "stop", folder.uri]) == 0
     process.communicate(timeout=120)
     assert process.returncode != 0 and folder.read_metrics()[-1]["step"] < NOTED_STEPS
-    _assert_same(_finished(config, 2), undisturbed(2))
+    shutil.copytree(data, moved_data := str(tmp_path / "data"), copy_function=shutil.copy)
+    (moved := tmp_path / "moved").mkdir()
+    shutil.move(folder.uri, moved)
+    folder = _finished(noted_run(moved, moved_data), 2)
+    _assert_same(folder, undisturbed(2))
     events = folder.read_events()
     assert [event["workers"] for event in events if event["kind"] == "resume"] == [2, 2]
+    (changes,) = [event["changes"] for event in events if event["kind"] == "config"]
+    assert changes.keys() == {"storage", "data.sources.0.uri"}
     resumed = next(place for place, event in enumerate(events) if event["kind"] == "resume")
     assert not [event for event in events[resumed:] if event["kind"] == "failure"]
 
