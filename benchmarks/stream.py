@@ -62,7 +62,7 @@ def _inputs(root: Path, source: str, steps: int) -> ToyStream:
     keys = {key.replace(".", "__"): value for key, value in KEYS.items()}
     config = tiny_run(root, source, schedule__total_steps=steps, **keys)
     index = index_of(config.data, str(root / "index"))
-    return ToyStream(config, str(root / "index" / index.fingerprint), _tokenizer(root))
+    return ToyStream(config, index.uri, _tokenizer(root))
 
 
 def _tokenizer(root: Path) -> str:

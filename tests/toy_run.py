@@ -105,7 +105,7 @@ def toy_stream(root: Path, steps: int) -> ToyStream:
     index = index_of(config.data, str(root / "index"))
     path = root / "tokenizer.json"
     path.write_bytes(train_tokenizer(["a red sphere on the grey ground"], 60).source)
-    return ToyStream(config, str(root / "index" / index.fingerprint), str(path))
+    return ToyStream(config, index.uri, str(path))
 
 
 def numbers_of_run(folder: RunFolder, config: RunConfig) -> dict[str, torch.Tensor]:

@@ -33,6 +33,7 @@ def test_a_module_that_hides_none_is_not(tmp_path, monkeypatch, name):
 def _python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     """`python -c`, which looks for modules in the working directory first, as `python -m` does."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONSAFEPATH", None)  # which commands set for their children
     return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
 
 

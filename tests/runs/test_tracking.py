@@ -21,11 +21,16 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 from toy import TOY
+from toy_run import toy_job
 
 from tips_ray.config import override
 from tips_ray.config.run import RunConfig
+from tips_ray.errors import CheckWarning
+from tips_ray.launch import driver
+from tips_ray.launch.checks import tracking_answers
 from tips_ray.runs import RunFolder
 from tips_ray.runs.mlflow_access import TrackingError, database_path, mlflow_client
+from tips_ray.runs.mlflow_catch_up import complete
 from tips_ray.runs.mlflow_checks import _revisions
 from tips_ray.runs.tracking import Tracking, TrackingHandle, start_tracking, tracking_uri
 
@@ -328,3 +333,42 @@ def _wait_until_healthy(address: str) -> None:
         except OSError:
             assert time.monotonic() < deadline, f"{address} does not answer"
             time.sleep(0.2)
+
+
+def _log_three_steps(folder: str) -> None:
+    logged = RunFolder(folder)
+    for step in (1, 2, 3):
+        logged.log_metrics(step, {"loss/total": 1.0 / step})
+
+
+def test_a_complete_run_whose_end_mlflow_did_not_take_is_sent_and_finished(folder, runs):
+    config = _config(runs, log_every_steps=1)
+    tracking = start_tracking(config, folder)
+    assert tracking.uri
+    _log_three_steps(folder)
+    complete(tracking.uri, tracking.run_id, folder, 3, 1)
+    assert _run(config, folder).info.status == "FINISHED"
+    assert [step for step, _ in _history(config, folder, "loss/total")] == [1, 2, 3]
+    before = _run(config, folder).info.end_time
+    complete(tracking.uri, tracking.run_id, folder, 3, 1)
+    assert _run(config, folder).info.end_time == before, "a run that is finished is left as it is"
+
+
+def test_a_run_that_mlflow_knows_is_resumed_while_mlflow_is_away_and_sent_at_its_end(folder, runs):
+    config = _config(runs, log_every_steps=1, schedule__total_steps=3)
+    known, database = start_tracking(config, folder).run_id, database_path(tracking_uri(config))
+    assert database
+    database.rename(away := database.with_suffix(".away"))
+    database.write_text("no database")
+    try:
+        with pytest.raises(CheckWarning, match="sqlite.*; this run goes on without, and is sent to MLflow once that"):
+            tracking_answers(override(RunConfig, config.model_dump(), {"name": Path(folder).name}))
+        tracking = driver._tracking(toy_job(config, folder), 0)
+        with pytest.raises(TrackingError):
+            driver._tracking(toy_job(config, f"{folder}-new"), None)
+    finally:
+        away.rename(database)
+    _log_three_steps(folder)
+    tracking.finish("FINISHED")
+    assert (tracking.run_id, _run(config, folder).info.status) == (known, "FINISHED")
+    assert [step for step, _ in _history(config, folder, "loss/total")] == [1, 2, 3]

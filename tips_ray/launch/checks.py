@@ -18,6 +18,7 @@ from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.launch.surroundings import surroundings
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.mlflow_access import TrackingError
 from tips_ray.runs.run import require_data
 from tips_ray.runs.tracking import KEY, require_answer, stored_run_id, tracking_uri, without_credentials
 from tips_ray.tokenizer import Tokenizer, tokenizer_at
@@ -205,9 +206,15 @@ def tracking_answers(config: RunConfig, is_readable: bool = True) -> str:
         raise CheckWarning(
             "no MLflow: storage is s3:// and tracking.mlflow_uri is not set; set it to see curves while it runs"
         )
-    require_answer(uri, KEY, config.tracking.experiment)
     folder = storage.resolved(storage.join(config.storage, config.name))
-    if is_readable and stored_run_id(folder) == "":
+    run_id = stored_run_id(folder) if is_readable else None
+    try:
+        require_answer(uri, KEY, config.tracking.experiment)
+    except TrackingError as error:
+        if run_id:
+            raise CheckWarning(f"{error}; this run goes on without, and is sent to MLflow once that answers") from None
+        raise
+    if run_id == "":
         raise CheckWarning(
             f"{folder}/mlflow.json is damaged: the MLflow run whose tag run_folder is this folder goes on, or a new "
             'one starts; write {"run_id": "..."} into the file to name another'

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from tips_ray import storage
@@ -15,6 +16,9 @@ from tips_ray.launch.checks import preflight
 from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback
 from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
+from tips_ray.runs.mlflow_access import TrackingError
+from tips_ray.runs.mlflow_catch_up import catch_up_later, complete
+from tips_ray.runs.tracking import Tracking, stored_run_id, tracking_uri
 
 SHOWN = ("data", "run", "resources")
 """Checks whose results every start shows; a dry run shows all."""
@@ -87,6 +91,7 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
         if check in SHOWN or level == "warn":
             print(f"{check:10} {text}", flush=True)
     if _done_step(folder) >= config.schedule.total_steps:
+        _complete_tracking(config, folder)
         trainer.skip(config)
         return folder.uri
     with leased(folder.uri) as generation:
@@ -128,7 +133,7 @@ def captions_of(config: RunConfig, index: Index) -> Iterator[CaptionAccess | Non
 @contextmanager
 def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None) -> Iterator[Run]:
     """The run with its MLflow run; how the block ended is written to MLflow and to the run folder."""
-    tracking = start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint)
+    tracking = _tracking(run, resumed_from_step)
     status, asked = "FAILED", {}
     try:
         yield replace(run, tracking_uri=tracking.uri, mlflow_run_id=tracking.run_id)
@@ -139,3 +144,29 @@ def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None) -> Iter
     finally:
         folder.try_event("end", None, status=status, **asked)
         tracking.finish(status)
+
+
+def _tracking(run: Run, resumed_from_step: int | None) -> Tracking:
+    """Tracking of the run; a run that MLflow knows goes on while MLflow is away, and catches up at its end.
+
+    Raises:
+        TrackingError: MLflow cannot take a new run.
+    """
+    try:
+        return start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint)
+    except TrackingError:
+        uri, run_id = tracking_uri(run.config), stored_run_id(run.uri)
+        if not uri or not run_id:
+            raise
+    steps = run.config.schedule.total_steps, run.config.log_every_steps
+    return Tracking(uri, run_id, send_missing=partial(catch_up_later, uri, run_id, run.uri, *steps))
+
+
+def _complete_tracking(config: RunConfig, folder: RunFolder) -> None:
+    """Best effort: a run whose end MLflow did not take is sent to it; a failure is only told."""
+    uri, run_id = tracking_uri(config), stored_run_id(folder.uri)
+    if uri and run_id:
+        try:
+            complete(uri, run_id, folder.uri, config.schedule.total_steps, config.log_every_steps)
+        except TrackingError as error:
+            print(f"tracking   MLflow may lack the end of this run: {error}", flush=True)

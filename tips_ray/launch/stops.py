@@ -14,7 +14,7 @@ from typing import Any
 
 from tips_ray import storage
 from tips_ray.errors import RunInterrupted, RunStopped
-from tips_ray.runs import Run
+from tips_ray.runs import Run, RunFolder
 from tips_ray.runs.stop import ask_to_stop, stop_asked
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -66,6 +66,8 @@ def ask_patiently(run: Run, by: str) -> None:
 def stuck_ones_aborted(run: Run) -> Iterator[None]:
     """Interrupt the block, as Ctrl-C does, when the run was asked to stop and goes on for `resources.leave_seconds`.
 
+    A run that waits for nodes has no worker that could leave, and is interrupted at once.
+
     Raises:
         RunStopped: the run was asked to stop and was interrupted.
     """
@@ -88,5 +90,16 @@ def _interrupt_if_stuck(run: Run, is_over: threading.Event) -> None:
     while stop_asked(run.uri, run.generation) is None:
         if is_over.wait(LOOK_SECONDS):
             return
-    if not is_over.wait(run.config.resources.leave_seconds):
+    if not is_over.wait(0 if _waits_for_nodes(run.uri) else run.config.resources.leave_seconds):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def _waits_for_nodes(run_uri: str) -> bool:
+    """The last that the run folder tells is that there is no room for the fewest workers."""
+    folder = RunFolder(run_uri)
+    try:
+        events, metrics = folder.read_events()[-1:], folder.read_metrics()[-1:]
+    except storage.StorageError:
+        return False
+    is_waiting = bool(events) and events[0]["kind"] == "waiting"
+    return is_waiting and all(line["time"] < events[0]["time"] for line in metrics)

@@ -140,8 +140,8 @@ class Tracking:
                 self._send_missing()
         except Exception as error:  # as in a handle: it must not hide how training ended
             logger.warning(
-                "MLflow did not take the end (%s) or all metrics of this run, which the run folder has: %s; to end its "
-                "page, call mlflow.MlflowClient(%r).set_terminated(%r, %r)",
+                "MLflow did not take the end (%s) or all metrics of this run, which the run folder has: %s; the same "
+                "command sends them later, or end its page by mlflow.MlflowClient(%r).set_terminated(%r, %r)",
                 status,
                 one_line(error),
                 without_credentials(self.uri),

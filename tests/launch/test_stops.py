@@ -1,0 +1,28 @@
+"""When the driver interrupts a run that was asked to leave."""
+
+from types import SimpleNamespace
+
+import pytest
+from toy_run import tiny_run, toy_job
+
+from tips_ray.launch import stops
+from tips_ray.runs import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("logged", "seconds"),
+    [(["waiting"], 0), (["resume"], 120), ([], 120), (["waiting", "step"], 120), (["step", "waiting"], 0)],
+)
+def test_a_run_that_waits_for_nodes_is_interrupted_at_once_and_others_have_time(tmp_path, monkeypatch, logged, seconds):
+    run, waited = toy_job(tiny_run(tmp_path, "a"), str(tmp_path / "run")), []
+    folder = RunFolder(run.uri)
+    for what in logged:
+        if what == "step":
+            folder.log_metrics(1, {"loss/total": 1.0})
+            folder.flush()
+        else:
+            folder.try_event(what, None)
+    monkeypatch.setattr(stops, "stop_asked", lambda uri, generation: "stopped by SIGTERM")
+    is_over = SimpleNamespace(wait=lambda seconds: waited.append(seconds) or True)
+    stops._interrupt_if_stuck(run, is_over)  # pyright: ignore[reportArgumentType]
+    assert waited == [seconds]
