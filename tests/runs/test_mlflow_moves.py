@@ -62,12 +62,12 @@ def test_a_moved_storage_keeps_its_mlflow_run_and_finds_its_files(storage, tmp_p
 
 
 @pytest.mark.heavy
-def test_a_copied_run_folder_gets_an_mlflow_run_of_its_own_with_the_whole_curve(storage, tmp_path, caplog):
+def test_a_copied_run_folder_gets_an_mlflow_run_of_its_own_with_the_whole_curve(storage, tmp_path):
     before = _started(storage)
     copy = tmp_path / "copy"
     shutil.copytree(storage, copy)
     own = _started(copy, 1)
-    assert own != before and "is a copy of" in caplog.text
+    assert own != before
     run = _client(copy).get_run(own)
     assert run.data.tags["copied_from"] == before and run.data.metrics["loss/total"] == 2.0
     assert (_started(copy, 1), _started(storage, 1)) == (own, before), "each goes on with its own"
