@@ -66,7 +66,7 @@ def local_stream(
     """
     ready = -(-config.data_prefetch_batches // processes)
     context = multiprocessing.get_context("forkserver")  # a plain fork would copy locks that the rank's threads hold
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "tips_ray.data.fork_server"])
     _start_fork_server()
     loader = DataLoader(
         _Views(config, tokenizer_uri),
@@ -145,7 +145,8 @@ def _shared(column: np.ndarray) -> Any:
 def _start_fork_server() -> None:
     """Start the process that forks data processes, with a scheduler's signals blocked.
 
-    A signal would end it, and its children with their own answers to signals would count as dead.
+    A signal would end it, and its children with their own answers to signals would count as dead. `fork_server`
+    unblocks them in its children.
     """
     resource_tracker.ensure_running()  # it unblocks signals, so it comes first
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -162,7 +163,6 @@ def _end_with_rank(process: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, lambda number, frame: _end_later(128 + number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     rank = multiprocessing.parent_process()
     assert rank is not None
 
