@@ -75,7 +75,13 @@ data/collate.py captions-cut-at-a-multiple
 data/local_stream.py rows-of-rank-0-for-all
     // config.images_per_pass % ranks == rank ==> // config.images_per_pass % ranks == 0
 data/index.py shard-of-equal-size-is-unchanged
-    (old["bytes"], old["etag"]) != (new.bytes, new.etag) ==> old["bytes"] != new.bytes
+    [shard.path, shard.format, shard.bytes, shard.etag] ==> [shard.path, shard.format, shard.bytes, ""]
+data/sources/content.py end-of-a-shard-is-not-looked-at
+    file.bytes - BLOCK_BYTES, file.bytes ==> 0, BLOCK_BYTES
+data/index_folder.py moved-data-are-not-compared
+    if found.fingerprint != named.fingerprint: ==> if False:
+runs/run.py other-data-are-taken
+    known and known not in (fingerprint, earlier) ==> False
 data/captions/store.py captions-overwritten
     created = storage.create_bytes(place, ==> created = True; storage.write_bytes(place,
 data/captions/store.py reader-overtaken-by-compaction

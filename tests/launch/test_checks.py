@@ -23,7 +23,7 @@ from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_s
 from tips_ray.models import train_tokenizer
 from tips_ray.runs.checkpoint import VERSION
 from tips_ray.runs.folder import RunFolder
-from tips_ray.runs.run import config_fingerprint
+from tips_ray.runs.run import claim_data, config_fingerprint
 from tips_ray.train.state import new_state
 
 
@@ -123,6 +123,16 @@ def test_a_known_name_resumes_and_other_workers_are_no_other_run(config, tmp_pat
     texts = {finding.check: finding.text for finding in preflight(again).results}
     assert "tiny has the same config and starts at step 0" in texts["run"]
     assert _levels(tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), seed=1))["run"] == "fail"
+
+
+def test_a_run_goes_on_with_its_data_at_another_place_and_with_no_others(config, tmp_path):
+    RunFolder(f"{config.storage}/tiny").claim(yaml.safe_dump(config.model_dump(mode="json")))
+    claim_data(f"{config.storage}/tiny", preflight(config).require().fingerprint)
+    shutil.copytree(tmp_path / "scenes", tmp_path / "copy", copy_function=shutil.copy)
+    moved = tiny_run(tmp_path / "runs", str(tmp_path / "copy"))
+    assert _levels(moved)["run"] == "ok"
+    others = tiny_run(tmp_path / "runs", write_scenes(tmp_path / "others", 9))
+    assert _levels(others)["run"] == "fail" and "the data are not those that" in _text_of(others, "run")
 
 
 def test_looking_at_a_run_writes_nothing_and_its_past_stays(config, tmp_path):

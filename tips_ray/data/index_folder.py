@@ -121,7 +121,8 @@ def check_places(index: Index, data: DataConfig) -> None:
         old, new = then.get(place), now.get(place)
         if old is None or new is None or old["bytes"] != new.bytes:
             change = "appeared" if old is None else "vanished" if new is None else "changed"
-            raise ValueError(f"{new.path if new else old['path']} {change} since the data were indexed: {CURE}")
+            path = new.path if new else then[place]["path"]
+            raise ValueError(f"{path} {change} since the data were indexed: {CURE}")
 
 
 def _changed(old: Index, new: Index) -> ValueError:
