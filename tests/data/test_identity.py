@@ -48,8 +48,9 @@ def _moved(root: Path, place: Path) -> Path:
 
 
 def _touch(root: Path) -> None:
+    later = time.time() + 9
     for path in root.rglob("*"):
-        os.utime(path, (time.time() + 9,) * 2)
+        os.utime(path, (later, later))
 
 
 @pytest.mark.parametrize("how", ["moved", "touched", "linked"])

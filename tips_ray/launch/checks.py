@@ -66,7 +66,9 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         **surroundings(),
         "data": data,
         "shards": lambda: shards_are_whole(result.index, config.data.max_bad_fraction) if result.index else "unknown",
-        "run": lambda: run_is_new_or_the_same(config, result.index) if is_writable else "unknown",
+        "run": lambda: (
+            run_is_new_or_the_same(config, result.index, result.index is not None) if is_writable else "unknown"
+        ),
         "start": lambda: weights_fit(config) if is_writable else "unknown",
         "tokenizer": lambda: tokenizer_fits(config),
         "captions": lambda: captions_come(config),
@@ -107,10 +109,13 @@ def require_writable(key: str, place: str) -> None:
         raise ValueError(f"{key} ({place}) cannot be written: {error}") from None
 
 
-def run_is_new_or_the_same(config: RunConfig, index: Index | None) -> str:
+def run_is_new_or_the_same(config: RunConfig, index: Index | None = None, has_data: bool = True) -> str:
     """Whether the name is free, or the step of the run that has it.
 
-    Without data, a source that differs from the run's is the mistake that another check has told.
+    Args:
+        config: of the run.
+        index: of its data, which are compared with the run's; None: they are compared when the run starts.
+        has_data: False: a source that differs from the run's is the mistake that another check has told.
     """
     folder = storage.join(config.storage, config.name)
     given = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -123,7 +128,7 @@ def run_is_new_or_the_same(config: RunConfig, index: Index | None) -> str:
         raise
     except ValueError as error:
         changes = str(error).splitlines()[1:]
-        if index is None and all(change.strip().startswith("data.sources.") for change in changes):
+        if not has_data and all(change.strip().startswith("data.sources.") for change in changes):
             return "unknown"
         raise ValueError(f"{error}; give the run another name, or these keys their old values") from None
     if index is not None:
