@@ -85,7 +85,12 @@ def _assert_same(folder: RunFolder, other: RunFolder) -> None:
     torch.testing.assert_close(_numbers(folder), _numbers(other), rtol=0, atol=0)
     metrics = [metrics_of_run(one) for one in (folder, other)]
     assert metrics[0] == metrics[1] and [line["step"] for line in metrics[0]] == list(range(1, NOTED_STEPS + 1))
-    assert folder.read_samples() == other.read_samples() and folder.read_rejects() == other.read_rejects()
+    assert folder.read_samples() == other.read_samples() and _rejects(folder) == _rejects(other)
+
+
+def _rejects(folder: RunFolder) -> list[dict]:
+    """Bad rows; a key made of a place is cut to its last part, for a run may have moved."""
+    return [{**row, "key": Path(row["key"]).name} for row in folder.read_rejects()]
 
 
 @pytest.mark.variant
