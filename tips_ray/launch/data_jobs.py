@@ -5,11 +5,10 @@ Ray is imported only where it is needed: an index is usually built without it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.data.index import Index
+from tips_ray.data.index import Index, Job, Scanned
 from tips_ray.data.index_folder import index_of, write_index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunFailedError
@@ -17,9 +16,6 @@ from tips_ray.launch import cluster
 from tips_ray.launch.captions import caption_store
 from tips_ray.launch.checks import require_writable
 from tips_ray.launch.progress import tenths
-
-if TYPE_CHECKING:
-    from tips_ray.data.index import Job, Scanned
 
 Tell = Callable[[str], None]
 """Shows the user one line."""
@@ -58,7 +54,7 @@ def _unwritable_place_named(config: RunConfig) -> Iterator[None]:
         raise
 
 
-def _scan_on_cluster(function: "Callable[[Job], Scanned]", shards: "list[Job]") -> "Iterator[Scanned]":
+def _scan_on_cluster(function: Callable[[Job], Scanned], shards: list[Job]) -> Iterator[Scanned]:
     """A `Mapper` that joins the cluster only when there are shards to scan."""
     from tips_ray.data.index_pipeline import scan_on_ray
     from tips_ray.launch.failure import root_causes_raised

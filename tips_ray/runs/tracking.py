@@ -317,11 +317,12 @@ def _own_run(client: "MlflowClient", folder: str, experiment_id: str) -> tuple["
     run = _known_run(client, folder, experiment_id, "run_folder")
     if run is None:
         return None, {}
-    known = run.data.tags.get("run_folder", "")
+    known, place = run.data.tags.get("run_folder", ""), without_credentials(folder)
     if is_copy(folder, known, NOTE):
         logger.warning("%s is a copy of %s: it gets an MLflow run of its own", folder, known)
         return None, {"copied_from": run.info.run_id}
-    client.set_tag(run.info.run_id, "run_folder", without_credentials(folder))
+    if known != place:
+        client.set_tag(run.info.run_id, "run_folder", place)
     return run, {}
 
 
