@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -31,20 +32,19 @@ def undisturbed(data, tmp_path_factory) -> Callable[[int], RunFolder]:
     return cache(lambda ranks: _finished(noted_run(tmp_path_factory.mktemp("undisturbed"), data), ranks))
 
 
-def _started(config: RunConfig, ranks: int, *first_on_path: Path) -> subprocess.Popen:
-    """`tips-ray pretrain --without-ray`, below torchrun for several ranks; modules of `first_on_path` come first."""
+def _started(config: RunConfig, ranks: int) -> subprocess.Popen:
+    """`tips-ray pretrain --without-ray`, below torchrun for several ranks."""
     path = Path(config.storage) / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     command = [sys.executable, "-m", *(torchrun if ranks > 1 else []), "jobs.cli", "pretrain", str(path)]
-    python_path = ":".join(map(str, [*first_on_path, ROOT]))
-    environment = {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen([*command, "--without-ray"], env=environment, **streams)
 
 
-def _finished(config: RunConfig, ranks: int, *first_on_path: Path) -> RunFolder:
-    process = _started(config, ranks, *first_on_path)
+def _finished(config: RunConfig, ranks: int) -> RunFolder:
+    process = _started(config, ranks)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return RunFolder(f"{config.storage}/{config.name}")
@@ -220,8 +220,9 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(data, tmp_path, capsys, 
 
 
 AS_A_LIBRARY = """
-import importlib, pkgutil, sys
+import importlib, pkgutil, shutil, sys
 from pathlib import Path
+from jobs.cli import main
 from tips_ray.config import RunConfig, load_config
 from tips_ray.launch import pretrain
 from tips_ray.launch.on_ranks import RankTrainer
@@ -229,73 +230,74 @@ from tips_ray.launch.on_ranks import RankTrainer
 if __name__ == "__main__":
     path, no_ray = sys.argv[1:]
     config = load_config(RunConfig, Path(path))
-    assert pretrain(config, RankTrainer()) == str(Path(path).parent / "tiny")
+    run = pretrain(config, RankTrainer())
+    assert run == str(Path(path).parent / "tiny")
+
+    shutil.copytree(run, Path(path).parent / "undamaged")
+    shutil.rmtree(f"{run}/checkpoints/step-00000008")
+    damaged = Path(f"{run}/checkpoints/step-00000006/__0_0.distcp")
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert main(["pretrain", path, "--without-ray"]) == 0
+    assert not Path(no_ray, "imported").exists()
+
     sys.path.remove(no_ray)
     import tips_ray.launch
-
     names = [found.name for found in pkgutil.iter_modules(tips_ray.launch.__path__)]
     for name in names:
         importlib.import_module(f"tips_ray.launch.{name}")
     from tips_ray.launch import pretrain
-
     assert pretrain(config, RankTrainer()) and len(names) > 10 and not set(names) & set(tips_ray.launch.__all__)
 """
-"""Trains by a call of the library, first without Ray; then all modules of `launch` are loaded, and the run is whole."""
+"""Trains by a call of the library; damages the run and goes on by the command, both without Ray; then all modules of
+`launch` are loaded, and the run is whole."""
+
+
+class Short(NamedTuple):
+    """A run of 8 steps that `AS_A_LIBRARY` began, damaged and ended, with Ray out of reach, and its log."""
+
+    config: RunConfig
+    log: str
+
+    def folder(self, name: str) -> RunFolder:
+        return RunFolder(f"{self.config.storage}/{name}")
 
 
 @pytest.fixture(scope="module")
-def short(data, tmp_path_factory) -> RunConfig:
-    """A run of 8 steps that has ended, begun by `AS_A_LIBRARY`; `_no_ray` was first on the path."""
-    config = noted_run(
-        tmp_path_factory.mktemp("short"), data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4
-    )
-    storage, no_ray = Path(config.storage), _no_ray(Path(config.storage))
-    (storage / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    (storage / "library.py").write_text(AS_A_LIBRARY)
-    environment = {**os.environ, "PYTHONPATH": f"{no_ray}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(storage / "library.py"), str(storage / "run.yaml"), str(no_ray)]
-    subprocess.run(command, env=environment, check=True, timeout=300)
-    return config
-
-
-def _no_ray(storage: Path) -> Path:
-    """A folder with a module `ray` that refuses to be imported and leaves a file `imported` beside itself."""
-    folder = storage / "no_ray"
-    folder.mkdir(exist_ok=True)
-    (folder / "ray.py").write_text(f"open({str(folder / 'imported')!r}, 'w'); raise ImportError('no Ray')")
-    return folder
+def short(data, tmp_path_factory) -> Short:
+    place = tmp_path_factory.mktemp("short")
+    config = noted_run(place, data, schedule__total_steps=8, checkpoint_every_steps=2, keep_last=4)
+    (no_ray := place / "no_ray").mkdir()
+    (no_ray / "ray.py").write_text(f"open({str(no_ray / 'imported')!r}, 'w'); raise ImportError('no Ray')")
+    (place / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    (place / "library.py").write_text(AS_A_LIBRARY)
+    variables = {"PYTHONPATH": f"{no_ray}:{ROOT}", "OMP_NUM_THREADS": "1", "TIPS_RAY_LOG_LEVEL": "info"}
+    command = [sys.executable, str(place / "library.py"), str(place / "run.yaml"), str(no_ray)]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return Short(config, done.stderr)
 
 
 @pytest.mark.heavy
-def test_pretrain_is_a_call_of_the_library_also_when_all_its_modules_are_loaded(short):
-    assert [line["step"] for line in RunFolder(f"{short.storage}/tiny").read_metrics()] == list(range(1, 9))
+def test_pretrain_is_a_call_of_the_library_that_needs_no_ray(short):
+    assert [line["step"] for line in short.folder("undamaged").read_metrics()] == list(range(1, 9))
 
 
 @pytest.mark.heavy
-def test_a_run_without_ray_imports_none_of_it(short):
-    folder = _no_ray(Path(short.storage))
-    assert (folder / "ray.py").exists() and not (folder / "imported").exists()
-
-
-@pytest.mark.heavy
-def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(short, monkeypatch):
-    monkeypatch.setenv("TIPS_RAY_LOG_LEVEL", "info")
-    config, folder = short, RunFolder(f"{short.storage}/tiny")
-    before = numbers_of_run(folder, config)
-    shutil.rmtree(f"{folder.uri}/checkpoints/step-00000008")
-    damaged = Path(f"{folder.uri}/checkpoints/step-00000006/__0_0.distcp")
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    process = _started(config, 1, no_ray := _no_ray(Path(config.storage)))
-    _, log = process.communicate(timeout=300)
-    assert process.returncode == 0 and not (no_ray / "imported").exists(), log
+def test_a_run_goes_on_from_the_checkpoint_before_one_whose_bytes_differ(short):
+    folder, before = short.folder("tiny"), short.folder("undamaged")
     events = [event for event in folder.read_events() if event["kind"] in ("damaged", "resume")]
     assert [(event["kind"], event["step"], event.get("next")) for event in events] == [
         ("damaged", 6, 4),
         ("resume", 4, None),
     ]
     assert [line["step"] for line in folder.read_metrics()] == list(range(1, 9))
-    torch.testing.assert_close(numbers_of_run(folder, config), before, rtol=0, atol=0)
-    for line in (
+    found, expected = (numbers_of_run(one, short.config) for one in (folder, before))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.heavy
+def test_the_log_tells_what_a_rank_does(short):
+    in_order = (
         r"INFO rank 0 step 0 .* starts as one of 1 ranks on cpu; .*'torch': '\d",
         r"INFO rank 0 step 0 .* data begin at step 6, sample 48",
         r"WARNING rank 0 step 0 .* checkpoint .*step-00000006 cannot be loaded: the sha256 of __0_0.distcp differs",
@@ -303,8 +305,12 @@ def test_the_same_command_takes_the_checkpoint_before_one_whose_bytes_differ(sho
         r"INFO rank 0 step 6 .* checkpoint of step 6 begins",
         r"INFO rank 0 step 8 .* checkpoint saved: .*step-00000008, [\d.]+ s in the background, \d+ ms in training",
         r"INFO rank 0 step 8 .* all 8 steps are done",
-    ):
-        assert re.search(line, log), (line, log)
+    )
+    rest = short.log
+    for line in in_order:
+        found = re.search(line, rest)
+        assert found, (line, rest)
+        rest = rest[found.end() :]
 
 
 @pytest.mark.slow

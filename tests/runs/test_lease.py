@@ -41,8 +41,10 @@ def test_a_second_start_is_refused_and_told_who_trains(folder):
     assert take(folder)[0] == 2
 
 
-def test_of_starts_at_one_moment_one_trains(folder):
+@pytest.mark.parametrize("apart", [0, 0.03])
+def test_of_starts_at_one_moment_or_close_together_one_trains(folder, apart):
     def start(number: int) -> bool:
+        time.sleep(apart * number)
         try:
             return bool(take(folder))
         except RunIsTrainedError:
