@@ -281,10 +281,21 @@ def test_cocos_captions_belong_to_the_images_of_their_split(tmp_path, told):
     assert "1 image ids have captions and no entry in images, e.g. 7" in lost
 
 
+@pytest.mark.parametrize("other", ["c.jpg", "a.jpg"])
+def test_coco_images_with_one_id_are_refused_unless_they_are_one(tmp_path, told, other):
+    write_folder(tmp_path / "data", ["a.jpg", "b.jpg", "c.jpg"], [""], "notes.txt")
+    images = [{"id": number, "file_name": name} for number, name in ((0, "a.jpg"), (1, "b.jpg"), (0, other))]
+    annotations = [{"image_id": number, "caption": "x"} for number in (0, 1)]
+    (tmp_path / "data" / "captions_train.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    said = told(tmp_path / "data")
+    assert ("the images a.jpg and c.jpg both have the id 0" in said) == (other == "c.jpg")
+
+
 def test_the_tables_of_flickr8k_are_read(tmp_path, told):
     write_folder(tmp_path / "kaggle", ["Images/a.jpg"], ["image,caption", "a.jpg,x", "a.jpg,y"], "captions.txt")
     write_folder(tmp_path / "old", ["a.jpg"], ["a.jpg#0\tx", "a.jpg#1\ty"], "Flickr8k.token.txt")
-    for place in ("kaggle", "old"):
+    write_folder(tmp_path / "hash", ["a#1.jpg"], ["a#1.jpg#0\tx", "a#1.jpg#1\ty"], "Flickr8k.token.txt")
+    for place in ("kaggle", "old", "hash"):
         out = told(tmp_path / place)
         assert "1 rows in 1 shards" in out and "web 'x'; synthetic 'y'" in out
 

@@ -179,3 +179,46 @@ def test_karpathys_json_is_read_as_it_is(tmp_path, capsys):
     (tmp_path / "x" / "dataset_coco.json").write_text(json.dumps({"images": [{"filename": "0.jpg"}]}))
     code, told = _index(tmp_path / "x", capsys)
     assert code == 2 and "dataset_coco.json: images[0] lacks 'sentences'; each needs" in told
+
+
+ODD_CELLS = ["NaN", "null", "5", "true", '["a dog", null]', '"a cat"']
+"""Captions in JSON; the third and the fourth are none."""
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "dataset_flickr8k.json"])
+def test_numbers_are_no_captions_and_gaps_are_gaps_in_json(tmp_path, name):
+    if name == "metadata.jsonl":
+        lines = [f'{{"file_name": "{number}.jpg", "text": {cell}}}' for number, cell in enumerate(ODD_CELLS)]
+    else:
+        sentences = (f'"sentences": [{{"raw": {cell}}}]' for cell in ODD_CELLS)
+        listed = (f'{{"filename": "{number}.jpg", {sentence}}}' for number, sentence in enumerate(sentences))
+        lines = [f'{{"images": [{", ".join(listed)}]}}']
+    write_folder(tmp_path, NAMES, lines, name)
+    rows = read_all(tmp_path)[0]
+    assert captions_in(rows) == [("", []), ("", []), ("", []), ("", []), ("a dog", []), ("a cat", [])]
+    faults = ["its caption is no text but int 5", "its caption is no text but bool True"]
+    assert [row["error"] for row in rows] == ["", "", *faults, "", ""]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"images": null}', "no JSON with a list `images` (TypeError: `images` is NoneType)"),
+        ('{"images": 5}', "no JSON with a list `images` (TypeError: `images` is int)"),
+        ('{"images": [{"filename": "0.jpg", "sentences": ["a dog"]}]}', "images[0] has another form; each needs"),
+        ('{"images": [{"filename": "0.jpg", "sentences": null}]}', "images[0] has another form; each needs"),
+        ('{"images": ["0.jpg"]}', "images[0] has another form; each needs"),
+    ],
+)
+def test_what_is_not_karpathys_json_is_refused(tmp_path, capsys, content, told):
+    write_folder(tmp_path / "x", NAMES, [content], "dataset_coco.json")
+    code, said = _index(tmp_path / "x", capsys)
+    assert code == 2 and f"dataset_coco.json: {told}" in said.replace("this is ", "")
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "dataset.json"])
+def test_what_other_programs_say_about_a_data_set_is_no_table(tmp_path, capsys, name):
+    write_folder(tmp_path / "x", NAMES, ["image,caption", *(f"{name},a dog" for name in NAMES)])
+    (tmp_path / "x" / name).write_text("{}")
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "6 rows" in told

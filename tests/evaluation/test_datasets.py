@@ -204,8 +204,8 @@ def test_captions_of_an_image_stay_together_in_the_order_of_the_table(tmp_path):
     (tmp_path / "images" / "a.jpg").write_bytes(jpeg(0))
     (tmp_path / "images" / "b.jpg").write_bytes(jpeg(200))
     (tmp_path / "images" / "none.jpg").write_bytes(jpeg(7))
-    lines = ["image,caption", "b.jpg,first", "a.jpg,second", "b.jpg, third ", "a.jpg,", "gone.jpg,fourth", ",fifth"]
-    lines.append("none.jpg,")
+    lines = ["image,caption", "b.jpg,first", "a.jpg,['second']", "b.jpg, third ", "a.jpg,", "gone.jpg,fourth"]
+    lines += [",fifth", "none.jpg,"]
     (tmp_path / "captions.csv").write_text("\ufeff" + "\n".join(lines))
     dataset = load_dataset(CaptionedFolderConfig(folder=str(tmp_path)), 4)
     assert dataset.test.captions == {"caption": [["first", "third"], ["second"]]} and dataset.train is None

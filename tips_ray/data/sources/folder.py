@@ -135,13 +135,13 @@ def _entries(shard: Shard, columns: Columns) -> list[_Entry]:
         if name and (len(line.cells) == 1 or column_of(columns.web_caption, cells) in {"", *cells}):
             entry = entries.setdefault(name, _Entry(name, _text(cells.get(columns.key)) or name))
             entry.lines.append({column: cells[column] for column in names & cells.keys()})
-        elif any(cell is None or _text(cell) for cell in line.cells):  # None: a line of JSON, which may be {}
+        elif any(not isinstance(cell, str) or cell.strip() for cell in line.cells):  # no text: a line of JSON, also {}
             odd.append(_odd(line, "the line ends before its caption" if name else "the line names no image"))
     return [*_with_files(entries, shard), *odd]
 
 
 def _text(cell: Any) -> str:
-    return "" if cell is None else str(cell).strip()
+    return "" if cell is None or cell != cell else str(cell).strip()  # NaN is what pandas writes for an empty cell
 
 
 def _odd(line: Line, fault: str) -> _Entry:
@@ -168,7 +168,7 @@ def table_header(table: str) -> list[str]:
 
 
 def table_lines(table: str) -> Iterator[dict[str, Any]]:
-    """Its lines, by column; a cell that is missing at the end of a line is empty.
+    """Its lines, by column, with cells as they are; a cell that is missing at the end of a line is empty.
 
     Raises:
         ValueError: the table, or a line of it, cannot be read for certain.

@@ -8,11 +8,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from tips_ray.data.sources.tables import Line, Table
 
 COLUMNS = ["image", "caption"]
-_NAME = re.compile(r"dataset[^/]*\.json", re.IGNORECASE)
+_NAME = re.compile(r"dataset_(coco|flickr8k|flickr30k)[^/]*\.json", re.IGNORECASE)
+"""Other data sets have a dataset_info.json or a dataset.json, which hold no captions."""
 
 
 def is_karpathy(uri: str) -> bool:
@@ -28,6 +30,8 @@ def read_karpathy(text: str, name: str) -> Table:
     """
     try:
         images = json.loads(text)["images"]
+        if not isinstance(images, list):
+            raise TypeError(f"`images` is {type(images).__name__}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
         raise ValueError(f"{name}: this is no JSON with a list `images` ({reason}); write a CSV instead") from None
@@ -43,11 +47,14 @@ def splits_read(text: str) -> str:
     return f"images of all splits are read: {counted}{cure * bool(held_out)}"
 
 
-def _rows(images: list, name: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(images: list[Any], name: str) -> Iterator[tuple[int, list[Any]]]:
     for number, image in enumerate(images):
         try:
-            file, sentences = str(image["filename"]), [str(sentence["raw"]) for sentence in image["sentences"]]
+            file, sentences = str(image["filename"]), [sentence["raw"] for sentence in image["sentences"]]
         except (KeyError, TypeError) as error:
-            lack = f"images[{number}] lacks {error}"
-            raise ValueError(f"{name}: {lack}; each needs `filename` and `sentences`, and these `raw`") from None
+            fault = f"lacks {error}" if isinstance(error, KeyError) else "has another form"
+            raise ValueError(
+                f"{name}: images[{number}] {fault}; each needs `filename` and a list `sentences` of dictionaries with "
+                "`raw`"
+            ) from None
         yield from ((number, [file, sentence]) for sentence in sentences or [""])

@@ -88,20 +88,17 @@ def _of_json_lines(table: str) -> Iterator[Row]:
             raise StorageError(f"{table}: line {number} is no JSON ({error}); correct it") from None
         if not isinstance(line, dict):
             raise StorageError(f"{table}: line {number} must be a JSON object such as {{file_name, text}}; correct it")
-        cells = {name: cell if isinstance(cell, (list, dict)) else _text(cell) for name, cell in line.items()}
-        yield number, cells
-
-
-def _text(cell: Any) -> str | None:
-    return None if cell is None else str(cell)
+        yield number, line
 
 
 def _of_coco(table: str) -> Iterator[Row]:
     """A line per caption, in the order of the images; an image without any has one empty line."""
+    names, captions = {}, defaultdict(list)
     try:
         listed = json.loads(storage.read_text(table))
-        names = {image["id"]: image["file_name"] for image in listed["images"]}
-        captions = defaultdict(list)
+        for image in listed["images"]:
+            if names.setdefault(image["id"], image["file_name"]) != image["file_name"]:
+                _refuse_shared_id(table, image["id"], names[image["id"]], image["file_name"])
         for annotation in listed["annotations"]:
             captions[annotation["image_id"]].append(annotation["caption"])
     except (json.JSONDecodeError, RecursionError, KeyError, TypeError) as error:
@@ -119,11 +116,18 @@ def _of_coco(table: str) -> Iterator[Row]:
     yield from ((row, {"file_name": name, "caption": text}) for row, (name, text) in enumerate(lines, start=1))
 
 
+def _refuse_shared_id(table: str, number: Any, *names: str) -> None:
+    raise StorageError(
+        f"{table}: the images {' and '.join(names)} both have the id {number}, so it is not known whose captions are "
+        "whose; number the images and annotations of merged files anew"
+    )
+
+
 def _of_tokens(table: str) -> Iterator[Row]:
     """Lines `NAME.jpg#0<tab>caption`, as Flickr8k.token.txt has them."""
     for number, text in enumerate(storage.read_text(table).removeprefix("\ufeff").split("\n"), start=1):
         name, tab, caption = text.strip("\r").partition("\t")
         if tab:
-            yield number, {"image": name.partition("#")[0], "caption": caption}
+            yield number, {"image": re.sub(r"#\d*$", "", name), "caption": caption}
         elif text.strip():
             raise StorageError(f"{table}: line {number} must be a file name, `#`, a number, a tab and a caption")

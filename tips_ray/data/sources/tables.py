@@ -32,7 +32,7 @@ class Line(NamedTuple):
     number: int
     """Line of the text on which it begins; 1 is the header's."""
     cells: list[Any]
-    """Texts; in JSON also lists and dictionaries, and None for a column that the line lacks."""
+    """Texts; in JSON whatever it holds, and None for a column that the line lacks."""
 
 
 class Table(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 from tips_ray import storage
 from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig
 from tips_ray.data.sources.folder import table_header, table_lines
+from tips_ray.data.sources.texts import NoCaptionError, texts
 from tips_ray.errors import listed
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
 from tips_ray.evaluation.datasets.images import by_stem, read_image, read_parts, stacked
@@ -46,11 +47,11 @@ def captioned_folder(config: CaptionedFolderConfig, size_px: int) -> Dataset:
     uncaptioned = set(storage.list_names(storage.join(config.folder, "images"))) - named.keys()
     left_out = +Counter({"no caption": len(uncaptioned)})
     images, captions = [], []
-    for name, texts in named.items():
+    for name, its_captions in named.items():
         image = read_image(storage.join(config.folder, "images", name), size_px, left_out)
         if image is not None:
             images.append(image.pixels_SS3)
-            captions.append(texts)
+            captions.append(its_captions)
     images_NSS3 = stacked(images, config.folder, left_out)
     return Dataset(Examples(images_NSS3, captions={"caption": captions}), left_out=left_out)
 
@@ -128,7 +129,11 @@ def _captions(uri: str) -> dict[str, list[str]]:
         raise ValueError(f"{uri} has the columns {listed(columns)}; it needs image and caption")
     captions: dict[str, list[str]] = {}
     for line in table_lines(uri):
-        name, text = ((line[column] or "").strip() for column in ("image", "caption"))
-        if name and text:
-            captions.setdefault(name, []).append(text)
+        name = str(line["image"] or "").strip()
+        try:
+            found = texts(line["caption"])
+        except NoCaptionError as error:
+            raise ValueError(f"{uri}: {name}: {error}; correct it") from None
+        if name and found:
+            captions.setdefault(name, []).extend(found)
     return captions
