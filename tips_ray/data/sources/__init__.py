@@ -140,6 +140,12 @@ def _nothing_found(source: SourceConfig, files: list[StoredFile]) -> ValueError:
     if packed:
         return ValueError(f"{packed}: compressed files cannot be read in parts; decompress them")
     images = sum(name.endswith(IMAGE_SUFFIXES) for name in names)
+    others = sorted({shard.format for shard in _otherwise(source)})
+    if others:
+        return ValueError(
+            f"{source.uri}: none of the {len(files)} files is of the format {source.format}; without `format`, data of "
+            f"the format {' and '.join(others)} are found there"
+        )
     if images:
         return ValueError(
             f"{source.uri}: there are {images} images and no table of their captions; put a CSV beside them, or above "
@@ -151,6 +157,16 @@ def _nothing_found(source: SourceConfig, files: list[StoredFile]) -> ValueError:
         f"{source.format!r}: *.tar, *.parquet, or images with their captions in a *.csv, *.tsv, {layouts.NAMES} or "
         "KEY.txt"
     )
+
+
+def _otherwise(source: SourceConfig) -> list[Shard]:
+    """What would be found without the source's `format`."""
+    if source.format == "auto":
+        return []
+    try:
+        return shards(source.model_copy(update={"format": "auto"}))
+    except ValueError:
+        return []
 
 
 def _check_links(files: list[StoredFile]) -> None:
