@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
-import yaml
 
 from tips_ray import storage
 from tips_ray.checkpoint_io import fill_tree
@@ -23,6 +22,7 @@ from tips_ray.runs.checkpoint import (
     first_undamaged,
     list_checkpoints,
 )
+from tips_ray.runs.folder import read_run_config
 from tips_ray.tokenizer import tokenizer_at
 
 _COMPARED = {
@@ -218,7 +218,7 @@ def _of_run(
 
 def _run_config(key: str, uri: str, run_uri: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The config of a run, and what sizes it gives."""
-    config = yaml.safe_load(storage.read_text(storage.join(run_uri, "config.yaml")))
+    config = read_run_config(run_uri)
     try:
         return config, {section: config[section] for section in _COMPARED}
     except (KeyError, TypeError):

@@ -125,6 +125,14 @@ def test_a_known_name_resumes_and_other_workers_are_no_other_run(config, tmp_pat
     assert _levels(tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), seed=1))["run"] == "fail"
 
 
+def test_a_checkpoint_that_was_cut_off_is_not_where_a_run_would_resume(config, tmp_path):
+    trained_run(folder := f"{config.storage}/tiny", 1)
+    storage.write_text(f"{folder}/config.yaml", yaml.safe_dump(config.model_dump(mode="json")))
+    assert "resumes from step 1" in _text_of(config, "run")
+    storage.write_bytes(f"{folder}/checkpoints/step-00000001/__0_0.distcp", b"")
+    assert "starts at step 0" in _text_of(config, "run")
+
+
 def test_a_run_goes_on_with_its_data_at_another_place_and_with_no_others(config, tmp_path):
     RunFolder(f"{config.storage}/tiny").claim(yaml.safe_dump(config.model_dump(mode="json")))
     claim_data(f"{config.storage}/tiny", preflight(config).require().fingerprint)
@@ -142,7 +150,8 @@ def test_looking_at_a_run_writes_nothing_and_its_past_stays(config, tmp_path):
 
     folder = f"{config.storage}/tiny"
     RunFolder(folder).claim(yaml.safe_dump(config.model_dump(mode="json")))
-    storage.write_text(f"{folder}/checkpoints/step-00000006/manifest.json", json.dumps({"version": VERSION, "step": 6}))
+    manifest = json.dumps({"version": VERSION, "step": 6, "files": {}})
+    storage.write_text(f"{folder}/checkpoints/step-00000006/manifest.json", manifest)
     before = storage.read_text(f"{folder}/config.yaml")
     assert _levels(changed(9, data__log_samples=True, keep_last=7))["run"] == "ok"
     fault = next(finding for finding in preflight(changed(3)).results if finding.check == "run")

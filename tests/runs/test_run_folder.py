@@ -55,6 +55,20 @@ def test_the_first_claim_is_new_and_the_second_resumes(uri):
     assert storage.read_text(f"{uri}/config.yaml") == CONFIG
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "it is empty"),
+        ("name: small\nschedule: {peak_lr", "it is no YAML: while"),
+        ("[]", "it holds no keys"),
+    ],
+)
+def test_a_config_that_a_crash_cut_off_is_named(tmp_path, text, told):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(StorageError, match=f"{tmp_path}/config.yaml is not the config of a run .{told}"):
+        RunFolder(str(tmp_path)).claim(CONFIG)
+
+
 def test_another_config_is_refused_and_every_differing_key_is_named(uri):
     RunFolder(uri).claim(CONFIG)
     other = CONFIG.replace("0.001", "0.002").replace("uri: a", "uri: a, weight: 2").replace("workers: 2", "workers: 4")

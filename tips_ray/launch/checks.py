@@ -16,7 +16,7 @@ from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.launch.surroundings import surroundings
-from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints
+from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints, newest_checkpoint
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.mlflow_access import TrackingError
 from tips_ray.runs.run import require_data
@@ -119,9 +119,9 @@ def run_is_new_or_the_same(config: RunConfig, index: Index | None = None, has_da
     """
     folder = storage.join(config.storage, config.name)
     given = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    found = list_checkpoints(checkpoints_of(folder))
+    newest = newest_checkpoint(checkpoints_of(folder))
     try:
-        RunFolder(storage.resolved(folder)).config_changes(given, found[-1].step if found else 0)
+        RunFolder(storage.resolved(folder)).config_changes(given, newest.step if newest else 0)
     except storage.NotFoundError:
         return f"{config.name} is new: {storage.resolved(folder)}"
     except storage.StorageError:
@@ -133,9 +133,9 @@ def run_is_new_or_the_same(config: RunConfig, index: Index | None = None, has_da
         raise ValueError(f"{error}; give the run another name, or these keys their old values") from None
     if index is not None:
         require_data(storage.resolved(folder), index.fingerprint, index.earlier)
-    if found and found[-1].step >= config.schedule.total_steps:
-        return f"{config.name} is complete at step {found[-1].step}: {storage.resolved(folder)}"
-    where = f"resumes from step {found[-1].step}" if found else "starts at step 0, it has no checkpoint yet"
+    if newest and newest.step >= config.schedule.total_steps:
+        return f"{config.name} is complete at step {newest.step}: {storage.resolved(folder)}"
+    where = f"resumes from step {newest.step}" if newest else "starts at step 0, it has no checkpoint yet"
     return f"{config.name} has the same config and {where}: {storage.resolved(folder)}"
 
 

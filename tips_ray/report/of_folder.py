@@ -6,12 +6,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tips_ray import storage
 from tips_ray.report.content import Report
 from tips_ray.report.html import number
-from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.folder import CONFIG, RunFolder, read_run_config
 
 Line = Mapping[str, Any]
 
@@ -20,11 +18,11 @@ def report_of(folder: str) -> Report:
     """The report that `tips-ray report` writes; a job with more information replaces fields of it.
 
     Raises:
-        StorageError: `folder` holds no `config.yaml`.
+        StorageError: `folder` holds no config of a run.
     """
     run = RunFolder(storage.resolved(folder))
-    text = storage.read_text(storage.join(run.uri, "config.yaml"))
-    config, metrics, events = yaml.safe_load(text), run.read_metrics(), run.read_events()
+    config, text = read_run_config(run.uri), storage.read_text(storage.join(run.uri, CONFIG))
+    metrics, events = run.read_metrics(), run.read_events()
     times = sorted(line["time"] for line in (*metrics, *events))
     total_steps = _value(config, "schedule", "total_steps")
     started = _last_of(events, "start")

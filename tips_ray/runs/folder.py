@@ -40,8 +40,30 @@ MAY_DIFFER = {
 
 Wherever the data lie, their fingerprint must be that of the run: see `run.require_data`.
 """
+CONFIG = "config.yaml"
 DECIDE = {"resources.dtype"}
 """Keys below `MAY_DIFFER` that do change what a run computes."""
+
+
+def read_run_config(run_uri: str) -> dict[str, Any]:
+    """The config of a run, as its folder holds it: keys and values in nested dictionaries.
+
+    Raises:
+        NotFoundError: there is no run.
+        StorageError: the file is empty, cut off or something else.
+    """
+    uri = storage.join(run_uri, CONFIG)
+    try:
+        config = yaml.safe_load(storage.read_text(uri))
+        reason = "it is empty" if config is None else "it holds no keys"
+    except yaml.YAMLError as error:
+        config, reason = None, f"it is no YAML: {' '.join(str(error).split())[:200]}"
+    if not isinstance(config, dict):
+        raise storage.StorageError(
+            f"{uri} is not the config of a run ({reason}); restore it from a copy; --dry-run with another "
+            "name= prints such a config"
+        )
+    return config
 
 
 class RunFolder:
@@ -78,7 +100,7 @@ class RunFolder:
             NotFoundError: there is no run.
             ValueError: the run has another config in a key that is not in `MAY_DIFFER`; all of them are listed.
         """
-        there, given = yaml.safe_load(storage.read_text(self._config_uri)), yaml.safe_load(config_text)
+        there, given = read_run_config(self.uri), yaml.safe_load(config_text)
         changes = _changes(_flat(there), _flat(given))
         decided = _changes(deciding(_used(there, step)), deciding(_used(given, step)))
         refused = [f"  {key}: {change}" for key, change in decided.items()]
@@ -88,7 +110,7 @@ class RunFolder:
 
     @property
     def _config_uri(self) -> str:
-        return storage.join(self.uri, "config.yaml")
+        return storage.join(self.uri, CONFIG)
 
     def drop_after(self, step: int) -> None:
         """Call it after restoring `step`: what earlier attempts logged of later steps no longer counts.

@@ -7,11 +7,10 @@ from math import isfinite
 
 import torch
 import torch.distributed as dist
-import yaml
 from torch._C._distributed_c10d import HashStore
 
-from tips_ray import storage
 from tips_ray.config import RunConfig, TrainConfig, override
+from tips_ray.runs.folder import read_run_config
 from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.first_bad import FirstBad, Watch
 from tips_ray.train.guard import BadStep, Rows
@@ -54,8 +53,9 @@ def replay(bad_step: BadStep, run_uri: str, device: torch.device) -> Replay:
         run_uri: run folder, which holds the config.
         device: its memory holds all networks and the global batch.
     """
-    tree = yaml.safe_load(storage.read_text(storage.join(run_uri, "config.yaml")))
-    config = override(RunConfig, tree, {f"resources.{key}": value for key, value in _LEFT_OUT.items()})
+    config = override(
+        RunConfig, read_run_config(run_uri), {f"resources.{key}": value for key, value in _LEFT_OUT.items()}
+    )
     read = [bad_step.read_batches(rank) for rank in range(bad_step.workers)]
     batches = [batch.to(device, batch.global_crops_BCHW.dtype) for of_rank, _ in read for batch in of_rank]
     rows = [part for _, of_rank in read for part in of_rank]
