@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.columns import SourceRow
     from tips_ray.data.index import Index
-    from tips_ray.data.sources import Shard
 
 SHOWN_REJECTS = 5
 MISSING = {
@@ -64,7 +63,7 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
             f"    image: {columns.image}; web_caption: {columns.web_caption}; synthetic_captions: {synthetic}",
             *_sample_lines(index, number, first := index.first_rows(number)),
             *_first_lines(first, config.captions.missing),
-            *_file_lines(config.data.sources[number].uri, index.shards_of(number)),
+            *_file_lines(config.data.sources[number].uri, index, number),
         ]
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
@@ -100,10 +99,12 @@ def _sample_lines(index: "Index", source: int, first: "list[SourceRow]") -> list
     return lines + [f"    warning: {text}" for text in warnings(index, rows)]
 
 
-def _file_lines(uri: str, shards: "list[Shard]") -> list[str]:
-    """What files are left out, and which splits are read."""
+def _file_lines(uri: str, index: "Index", source: int) -> list[str]:
+    """What files and images are left out, and which splits are read."""
+    from tips_ray.data.index import unused_images
     from tips_ray.data.sources import left_out
     from tips_ray.data.sources.layouts import splits_of
 
+    shards = index.shards_of(source)
     splits = [splits_of(shard.path) for shard in shards if shard.format == "folder"]
-    return [f"    {text}" for text in [*left_out(uri, shards), *splits] if text]
+    return [f"    {text}" for text in [*left_out(uri, shards), unused_images(index, source), *splits] if text]
