@@ -318,3 +318,11 @@ def test_images_in_a_tar_that_are_in_no_row_are_counted_and_no_row_changes(tmp_p
 def test_a_tar_whose_images_are_all_in_rows_has_none_left_out(tmp_path, told):
     write_tar(tmp_path / "data" / "0.tar", [*pair("a", 0, "dog 0"), ("a.cls", b"1"), *pair("b", 1, "dog 1")])
     assert "left out" not in told(tmp_path / "data")
+
+
+def test_bad_rows_of_a_later_file_are_told_with_a_reason(tmp_path, told):
+    write_parquet(tmp_path / "data" / "0.parquet", _images(3))
+    write_parquet(tmp_path / "data" / "1.parquet", {**_images(3), "caption": [0, 1, 2]})
+    out = told(tmp_path / "data")
+    assert "    3 of 6 rows that were looked at are bad: its caption is no text but int: 0 (1.parquet#0)\n" in out
+    assert "3 of the first 3 rows have no synthetic caption" in out

@@ -62,7 +62,7 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, dict):
         return _of_fields(value)
     if not isinstance(value, str):
-        raise NoCaptionError(f"its caption is no text but {type(value).__name__} {shown(value)}")
+        raise NoCaptionError(f"its caption is no text but {type(value).__name__}: {shown(value)}")
     text = value.encode("utf-8", "surrogatepass").decode("utf-8", "replace").strip()
     written = _written(text)
     return _of_written(text, written) if written is not None else [text] if text else []
