@@ -82,6 +82,18 @@ def test_bad_members_are_rows_with_a_reason(tmp_path):
     assert [(reject.row, reject.key) for reject in rejects] == [(0, "a"), (1, "b"), (3, "d")]
 
 
+def test_an_image_with_several_names_in_a_table_is_one_row_with_the_captions_of_all_lines(tmp_path):
+    lines = ["image,caption", "a.jpg,one", "b.jpg,two", "./a.jpg,three", "a,four", "x.jpg,five", "x.jpg,six"]
+    write_folder(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], [*lines, f"{tmp_path}/a.jpg,seven", "a.jpg,eight"])
+    rows, rejects, _ = read_all(tmp_path)
+    assert [row["key"] for row in rows] == ["a.jpg", "b.jpg", "x.jpg", "c.jpg"]
+    assert captions_in(rows)[:2] == [("one", ["three", "four", "seven", "eight"]), ("two", [])]
+    assert [reject.key for reject in rejects] == ["x.jpg"]
+    (shard,) = sources.shards(SourceConfig(uri=str(tmp_path)))
+    with pytest.raises(StorageError, match="its index has more rows than are read; delete the index"):
+        sources.read_chunk(shard, sources.Chunk(0, 9, 0, 9), sources.columns_of([shard], ColumnsConfig()))
+
+
 @pytest.mark.parametrize("kind", ["tar", "files"])
 def test_text_files_of_windows_have_no_mark_in_their_caption_and_utf16_is_a_bad_row(tmp_path, kind):
     texts = ["größe".encode("utf-8-sig"), "a dog".encode("utf-16"), "a dog".encode("utf-16-le"), b"\0a\0 \0d", b"\xe9"]
