@@ -5,7 +5,8 @@
 
 Every job does this if it finds no index; this command does it before, on the cluster of RAY_ADDRESS if that is set. It
 reads only headers of local tars. On an object store it also reads payloads below 8 MiB, so it takes as long as reading
-the tars once. It shows three rows of each source, and warns where up to 512 sampled captions look like something else.
+the tars once. It shows three rows of each source, counts bad ones among up to 512 sampled rows, and warns where their
+captions look like something else.
 """
 
 import argparse
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.data.columns import SourceRow
     from tips_ray.data.index import Index
-    from tips_ray.data.sources import Shard
 
 SHOWN_REJECTS = 5
 MISSING = {
@@ -64,7 +64,7 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
             f"    image: {columns.image}; web_caption: {columns.web_caption}; synthetic_captions: {synthetic}",
             *_sample_lines(index, number, first := index.first_rows(number)),
             *_first_lines(first, config.captions.missing),
-            *_file_lines(config.data.sources[number].uri, index.shards_of(number)),
+            *_file_lines(config.data.sources[number].uri, index, number),
         ]
     rejects = index.rejects.to_pylist()
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
@@ -82,28 +82,33 @@ def _first_lines(rows: "list[SourceRow]", missing: str) -> list[str]:
     lines = [] if good else [f"    all of the first {len(rows)} rows are bad: {rows[0]['error']}"]
     is_bare = [missing == "other" and not row["web_caption"] and not row["synthetic_captions"] for row in good]
     if any(is_bare):
-        lines.append(f"    {sum(is_bare)} of the first {len(good)} rows have no captions at all: {BARE}")
+        lines.append(f"    {sum(is_bare)} of the first {len(rows)} rows have no captions at all: {BARE}")
     for kind, field in (("web", "web_caption"), ("synthetic", "synthetic_captions")):
         count = sum(not row[field] for row in good) - sum(is_bare)
         if count:
-            lines.append(f"    {count} of the first {len(good)} rows have no {kind} caption: {MISSING[missing]}")
+            lines.append(f"    {count} of the first {len(rows)} rows have no {kind} caption: {MISSING[missing]}")
     return lines
 
 
 def _sample_lines(index: "Index", source: int, first: "list[SourceRow]") -> list[str]:
-    """Three examples, and warnings about captions that look like something else."""
-    from tips_ray.data.caption_sample import described_row, examples, sampled_rows, warnings
+    """Three examples, bad rows, and warnings about captions that look like something else."""
+    from tips_ray.data.caption_sample import bad_rows, described_row, examples, sampled_rows, warnings
 
     rows = sampled_rows(index, source)
     shown = examples(rows, next((row for row in first if not row["error"]), None))
     lines = [f"    {described_row(index, row)}" for row in shown]
+    read = {row["sample_id"]: row for row in (*rows, *first)}
+    if bad := bad_rows(index, list(read.values())):
+        lines.append(f"    {bad}")
     return lines + [f"    warning: {text}" for text in warnings(index, rows)]
 
 
-def _file_lines(uri: str, shards: "list[Shard]") -> list[str]:
-    """What files are left out, and which splits are read."""
+def _file_lines(uri: str, index: "Index", source: int) -> list[str]:
+    """What files and images are left out, and which splits are read."""
+    from tips_ray.data.index import unused_images
     from tips_ray.data.sources import left_out
     from tips_ray.data.sources.layouts import splits_of
 
+    shards = index.shards_of(source)
     splits = [splits_of(shard.path) for shard in shards if shard.format == "folder"]
-    return [f"    {text}" for text in [*left_out(uri, shards), *splits] if text]
+    return [f"    {text}" for text in [*left_out(uri, shards), unused_images(index, source), *splits] if text]

@@ -313,3 +313,27 @@ def test_layouts_are_the_same_on_an_object_store(tmp_path, told, s3):
         here, there = (read_all(f"{root}/{name}", chunk_rows=2)[0] for root in (tmp_path, bucket))
         assert here == there and here
         assert f"{len(here)} rows in 1 shards" in told(f"{bucket}/{name}")
+
+
+def test_images_in_a_tar_that_are_in_no_row_are_counted_and_no_row_changes(tmp_path, told):
+    second = [("a.2.jpg", jpeg(1)), ("a.2.txt", b"dog 1")]
+    write_tar(
+        tmp_path / "data" / "0.tar", [*pair("a", 0, "dog 0"), *second, ("b.png", jpeg(2)), *pair("b", 3, "dog 3")]
+    )
+    write_tar(tmp_path / "data" / "1.tar", [*pair("a", 0, "dog 0"), ("c.0.jpg", jpeg(4)), ("c.1.JPG", jpeg(5))])
+    out = told(tmp_path / "data", "data.max_bad_fraction=0.5")
+    assert "    4 images in tars are left out, e.g. a.2.jpg of 0.tar: a key ends at its first dot" in out
+    assert [row["image"] for row in read_all(tmp_path / "data")[0]] == [jpeg(0), jpeg(3), jpeg(0), b""]
+
+
+def test_a_tar_whose_images_are_all_in_rows_has_none_left_out(tmp_path, told):
+    write_tar(tmp_path / "data" / "0.tar", [*pair("a", 0, "dog 0"), ("a.cls", b"1"), *pair("b", 1, "dog 1")])
+    assert "left out" not in told(tmp_path / "data")
+
+
+def test_bad_rows_of_a_later_file_are_told_with_a_reason(tmp_path, told):
+    write_parquet(tmp_path / "data" / "0.parquet", _images(3))
+    write_parquet(tmp_path / "data" / "1.parquet", {**_images(3), "caption": [0, 1, 2]})
+    out = told(tmp_path / "data")
+    assert "    3 of 6 rows that were looked at are bad: its caption is no text but int: 0 (1.parquet#0)\n" in out
+    assert "3 of the first 3 rows have no synthetic caption" in out

@@ -141,7 +141,7 @@ def test_one_caption_that_is_none_is_a_bad_row(tmp_path):
     _tar(tmp_path / "x", {"caption": ["a dog", 7, *TWO, *TWO]})
     rows = read_all(tmp_path / "x")[0]
     assert [bool(row["error"]) for row in rows] == [False, True, False, False, False, False]
-    assert rows[1]["error"] == "its caption is no text but int 7"
+    assert rows[1]["error"] == "its caption is no text but int: 7"
 
 
 def test_a_column_of_bytes_for_captions_is_not_the_image(tmp_path, capsys):

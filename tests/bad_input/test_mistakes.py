@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bad_input.mistakes import CATALOGUE, Mistake
-from bad_input.world import NOBODY, World
+from bad_input.world import NOBODY, ROWS, World
 
 from jobs.cli import main
 from tips_ray.storage import errors
@@ -48,6 +48,13 @@ def test_without_a_mistake_a_dry_run_prints_a_config_and_facts(world, capsys):
     shown = capsys.readouterr()
     assert yaml.safe_load(shown.out)["name"] == "run" and not shown.err
     assert "# run        run is new" in shown.out and "# data       8 rows in 1 shards" in shown.out
+
+
+def test_a_dry_run_counts_the_bad_rows_of_the_first_chunk(world, capsys):
+    path = world.config()
+    world.data(caption=[b"\xff", *[b"a dog"] * (ROWS - 1)])
+    assert main(["pretrain", path, "--dry-run"]) == 0
+    assert "; 1 of 5 rows that were looked at are bad: its caption is bytes" in capsys.readouterr().out
 
 
 def test_a_dry_run_leaves_the_name_free(world):

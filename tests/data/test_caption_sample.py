@@ -8,7 +8,7 @@ from writers import jpeg, pair, write_folder, write_pairs, write_parquet, write_
 from tips_ray import storage
 from tips_ray.config import DataConfig
 from tips_ray.data import sources
-from tips_ray.data.caption_sample import ROWS_OF_CHUNK, SAMPLED_CHUNKS, sampled_rows, warnings
+from tips_ray.data.caption_sample import ROWS_OF_CHUNK, SAMPLED_CHUNKS, bad_rows, sampled_rows, warnings
 from tips_ray.data.index import Index, build_index
 
 ROWS = 5
@@ -58,6 +58,15 @@ def test_a_row_whose_captions_cannot_be_read_has_its_error_without_the_image(tmp
     write_tar(tmp_path / "0.tar", [*pair("a", 0, "dog"), ("b.jpg", jpeg(1)), ("b.txt", b"\xff"), ("c.txt", b"dog")])
     rows = sampled_rows(_index(tmp_path), 0)
     assert [row["error"][:20] for row in rows] == ["", "its text cannot be r", "no image: none of jp"]
+
+
+def test_bad_rows_among_those_that_were_read_are_counted_with_the_commonest_reason_and_a_row(tmp_path):
+    members = [("b.jpg", jpeg(1)), ("b.txt", b"\xff"), ("c.txt", b"dog"), ("d.jpg", jpeg(3)), ("d.txt", b"dog \xfe")]
+    write_tar(tmp_path / "0.tar", [*pair("a", 0, "dog"), *members])
+    index = _index(tmp_path)
+    found = bad_rows(index, sampled_rows(index, 0))
+    assert found.startswith("3 of 4 rows that were looked at are bad: its text cannot be read: ")
+    assert found.endswith(" (b); 1 for other reasons") and bad_rows(index, index.first_rows(0)[:1]) == ""
 
 
 def test_a_damaged_row_group_is_passed_over(tmp_path):

@@ -94,7 +94,7 @@ def test_the_files_of_an_index_have_the_documented_columns(data, tmp_path):
     index = read_index(f"{tmp_path}/index")
     assert index.shards.schema.to_string().split("\n") == [
         "source: int16", "path: string", "rows: int64", "first_sample: int64", "bytes: int64", "etag: string",
-        "name: string", "content: string",
+        "name: string", "content: string", "unused_images: int64", "unused_image: string",
     ]  # fmt: skip
     assert [column.dtype.name for column in index.chunks] == ["int32", "int64", "int32", "int64", "int64", "int64"]
     assert index.rejects.to_pylist() == [

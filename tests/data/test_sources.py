@@ -76,10 +76,36 @@ def test_bad_members_are_rows_with_a_reason(tmp_path):
     write_tar(tmp_path / "x.tar", members)
     rows, rejects, _ = read_all(tmp_path)
     assert [row["key"] for row in rows] == ["a", "b", "c", "d", "e"]
-    words = ["no image", "no bytes", "cannot be read: 'utf-8'", "jpg is there twice", ""]
+    words = ["no image", "no bytes", "cannot be read: it seems to be UTF-16", "jpg is there twice", ""]
     assert all(word in row["error"] for word, row in zip(words, rows, strict=True)) and rows[4]["error"] == ""
     assert [row["image"] for row in rows[:4]] == [b""] * 4 and rows[4]["image"] == jpeg(1)
     assert [(reject.row, reject.key) for reject in rejects] == [(0, "a"), (1, "b"), (3, "d")]
+
+
+def test_an_image_with_several_names_in_a_table_is_one_row_with_the_captions_of_all_lines(tmp_path):
+    lines = ["image,caption", "a.jpg,one", "b.jpg,two", "./a.jpg,three", "a,four", "x.jpg,five", "x.jpg,six"]
+    write_folder(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], [*lines, f"{tmp_path}/a.jpg,seven", "a.jpg,eight"])
+    rows, rejects, _ = read_all(tmp_path)
+    assert [row["key"] for row in rows] == ["a.jpg", "b.jpg", "x.jpg", "c.jpg"]
+    assert captions_in(rows)[:2] == [("one", ["three", "four", "seven", "eight"]), ("two", [])]
+    assert [reject.key for reject in rejects] == ["x.jpg"]
+    (shard,) = sources.shards(SourceConfig(uri=str(tmp_path)))
+    with pytest.raises(StorageError, match="its index has more rows than are read; delete the index"):
+        sources.read_chunk(shard, sources.Chunk(0, 9, 0, 9), sources.columns_of([shard], ColumnsConfig()))
+
+
+@pytest.mark.parametrize("kind", ["tar", "files"])
+def test_text_files_of_windows_have_no_mark_in_their_caption_and_utf16_is_a_bad_row(tmp_path, kind):
+    texts = ["größe".encode("utf-8-sig"), "a dog".encode("utf-16"), "a dog".encode("utf-16-le"), b"\0a\0 \0d", b"\xe9"]
+    members = [pair for n, text in enumerate(texts) for pair in ((f"{n}.jpg", jpeg(n)), (f"{n}.txt", text))]
+    if kind == "tar":
+        write_tar(tmp_path / "x.tar", members)
+    for name, content in members if kind == "files" else ():
+        (tmp_path / name).write_bytes(content)
+    rows = read_all(tmp_path)[0]
+    assert rows[0]["web_caption"] == "größe" and not rows[0]["error"]
+    cure = "its text cannot be read: it seems to be UTF-16; write it again as UTF-8"
+    assert [row["error"] for row in rows[1:4]] == [cure] * 3 and "'utf-8'" in rows[4]["error"]
 
 
 def test_a_broken_json_is_a_bad_row_only_where_it_is_needed(tmp_path):

@@ -53,12 +53,12 @@ def test_a_text_with_brackets_and_digits_is_a_text(text):
 @pytest.mark.parametrize(
     "value, words",
     [
-        (7, "no text but int 7"),
-        (True, "no text but bool True"),
+        (7, "no text but int: 7"),
+        (True, "no text but bool: True"),
         (b"gr\xf6\xdfe", "byte 2 is no UTF-8"),
         ({"en": "a dog", "de": "ein Hund"}, "several fields, and none is known to be it: {'en': 'a dog'"),
         ('{"en": "a dog", "de": "ein Hund"}', "several fields"),
-        (["a dog", 3], "no text but int 3"),
+        (["a dog", 3], "no text but int: 3"),
         ("['a dog', array(['a cat'])]", "looks like a list or dictionary, and cannot be read"),
         ([{"from": "human", "value": "Describe"}], "several fields"),
     ],

@@ -1,6 +1,7 @@
 """A few hundred rows of a source without their images, spread over its shards: examples, and what looks odd in them."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -52,6 +53,21 @@ def warnings(index: Index, rows: Sequence[SourceRow]) -> list[str]:
             text, row = captions[doubt.which[0]]
             found.append(described(doubt, len(captions), column, text, place(index, row)))
     return found
+
+
+def bad_rows(index: Index, rows: Sequence[SourceRow]) -> str:
+    """A sentence that counts the bad rows among those that were read, with the commonest reason and a row of it.
+
+    Empty where none is bad. Text after a colon in a reason is about its row alone.
+    """
+    bad = [row for row in rows if row["error"]]
+    if not bad:
+        return ""
+    kinds = Counter(row["error"].partition(":")[0] for row in bad)
+    kind, count = kinds.most_common(1)[0]
+    row = next(row for row in bad if row["error"].partition(":")[0] == kind)
+    others = f"; {len(bad) - count} for other reasons" * (count < len(bad))
+    return f"{len(bad)} of {len(rows)} rows that were looked at are bad: {row['error']} ({place(index, row)}){others}"
 
 
 def place(index: Index, row: SourceRow) -> str:

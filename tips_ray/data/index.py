@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _SHARDS = pa.schema(
     [("source", pa.int16()), ("path", pa.string()), ("rows", pa.int64()), ("first_sample", pa.int64())]
     + [("bytes", pa.int64()), ("etag", pa.string()), ("name", pa.string()), ("content", pa.string())]
+    + [("unused_images", pa.int64()), ("unused_image", pa.string())]
 )
 REJECTS = pa.schema([("path", pa.string()), ("row", pa.int64()), ("key", pa.string()), ("reason", pa.string())])
 
@@ -225,6 +226,8 @@ def _shard_table(data: DataConfig, listed: list[list[Shard]], scanned: list[Scan
         "etag": [shard.etag for shard in shards],
         "name": [sources.name_below(uri, shard.path, shard.format) for uri, shard in zip(uris, shards, strict=True)],
         "content": [content for _, content in scanned],
+        "unused_images": [found.unused_images for found, _ in scanned],
+        "unused_image": [found.unused_image for found, _ in scanned],
     }
     return pa.table(columns, schema=_SHARDS)
 
@@ -239,6 +242,21 @@ def _check_rows(data: DataConfig, rows: list[int]) -> None:
     for source, count in zip(data.sources, rows, strict=True):
         if count == 0:
             raise ValueError(f"{source.uri}: there are no rows in it; check the files")
+
+
+def unused_images(index: Index, source: int) -> str:
+    """A sentence about images in the tars of a source that are in no row; empty where there are none.
+
+    It is also empty for an index that was written before they were counted.
+    """
+    rows = [row for row in index.shards.to_pylist() if row["source"] == source and row.get("unused_images")]
+    if not rows:
+        return ""
+    name, tar = rows[0]["unused_image"], rows[0]["path"].rpartition("/")[2]
+    return (
+        f"{sum(row['unused_images'] for row in rows):,} images in tars are left out, e.g. {name} of {tar}: a key ends "
+        "at its first dot, and its row has one image; if they are no masks, give each of them a key of its own"
+    )
 
 
 def unread_bytes(index: Index) -> dict[str, int]:

@@ -10,6 +10,7 @@ import yaml
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.data.caption_sample import bad_rows
 from tips_ray.data.index import Index, build_index, unread_bytes
 from tips_ray.data.index_folder import index_of
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
@@ -248,6 +249,7 @@ def _index(config: RunConfig) -> Index:
 
 
 def _described(index: Index) -> str:
+    found = []
     for number, source in enumerate(index.sources):
         rows = index.first_rows(number)
         if all(row["error"] for row in rows):
@@ -255,4 +257,6 @@ def _described(index: Index) -> str:
                 f"data.sources ({source.uri}): all {len(rows)} rows of the first chunk are bad, the first since "
                 f"{rows[0]['error']}; tips-ray index shows what was found"
             )
-    return f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"
+        found.append(bad_rows(index, rows))
+    known = f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"
+    return "; ".join([known, *filter(None, found)])

@@ -34,13 +34,36 @@ READERS = 8
 
 @dataclass
 class _Entry:
-    name: str
     key: str
     file: str = ""
     """URI of the image; empty where there is no such file."""
     fault: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
     """The columns of captions in each line about the image."""
+
+
+class _Images:
+    """The rows of a folder: one for each image, whatever names the lines of the table give it."""
+
+    def __init__(self, folder: str) -> None:
+        self.finder = ImageFinder(folder)
+        self.by_name: dict[str, _Entry] = {}
+        self.by_path: dict[str, _Entry] = {}
+        """By the path below the folder, or by the name where there is no such image."""
+
+    def entry(self, name: str, key: str) -> _Entry:
+        """The row of an image that the table names; `key` is the row's if it is new."""
+        if name not in self.by_name:
+            path, fault = self.finder.find(name)
+            file = self.finder.files[path].uri if path else ""
+            self.by_name[name] = self.by_path.setdefault(path or name, _Entry(key or name, file, fault))
+        return self.by_name[name]
+
+    def entries(self) -> list[_Entry]:
+        """Those that were asked for, and the images that no line names."""
+        finder, unnamed = self.finder, sorted(self.finder.counted - self.by_path.keys())
+        others = [_Entry(path, finder.files[path].uri, finder.fault(path)) for path in unnamed]
+        return [*self.by_path.values(), *others]
 
 
 def folder_shard(table: StoredFile) -> Shard:
@@ -90,7 +113,7 @@ def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
 
 def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     """Rows of a chunk: its images, several at a time. Table and listing are read once per process."""
-    entries = _entries(shard, columns)[chunk.start : chunk.stop]
+    entries = _entries_of(shard, chunk, columns)
     with ThreadPoolExecutor(READERS) as pool:
         contents = list(pool.map(partial(_content, columns=columns), entries))
     return source_rows(chunk, contents)
@@ -98,7 +121,7 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
 
 def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     """Rows of a chunk without their images, which are not read."""
-    entries = _entries(shard, columns)[chunk.start : chunk.stop]
+    entries = _entries_of(shard, chunk, columns)
     return source_rows(chunk, [_captions(entry, columns) for entry in entries])
 
 
@@ -119,13 +142,24 @@ def _content(entry: _Entry, columns: Columns) -> Content:
     return found._replace(image=image, error="" if image else "the image has no bytes")
 
 
+def _entries_of(shard: Shard, chunk: Chunk, columns: Columns) -> list[_Entry]:
+    """
+    Raises:
+        StorageError: there are fewer rows than the index says; earlier versions made two of an image with two names.
+    """
+    entries = _entries(shard, columns)[chunk.start : chunk.stop]
+    if len(entries) != chunk.rows:
+        raise StorageError(f"{shard.path}: its index has more rows than are read; delete the index to make it again")
+    return entries
+
+
 @lru_cache(maxsize=4)
 def _entries(shard: Shard, columns: Columns) -> list[_Entry]:
     if folder_shard(storage.stat(shard.path)) != shard:
         raise StorageError(f"{shard.path}: the folder is not as it was indexed; run tips-ray index again")
     table, held = _table(shard.path), columns.of_captions
     names = {column_of(name, table.columns) for name in held}
-    entries: dict[str, _Entry] = {}
+    images = _Images(layouts.image_folder(shard.path))
     odd = [
         _odd(line, f"the line has not as many cells as there are columns: {len(line.cells)}") for line in table.misfits
     ]
@@ -133,11 +167,11 @@ def _entries(shard: Shard, columns: Columns) -> list[_Entry]:
         cells = dict(zip(table.columns, line.cells, strict=False))
         name = _text(cells.get(columns.image))
         if name and (len(line.cells) == 1 or column_of(columns.web_caption, cells) in {"", *cells}):
-            entry = entries.setdefault(name, _Entry(name, _text(cells.get(columns.key)) or name))
+            entry = images.entry(name, _text(cells.get(columns.key)))
             entry.lines.append({column: cells[column] for column in names & cells.keys()})
         elif any(not isinstance(cell, str) or cell.strip() for cell in line.cells):  # no text: a line of JSON, also {}
             odd.append(_odd(line, "the line ends before its caption" if name else "the line names no image"))
-    return [*_with_files(entries, shard), *odd]
+    return [*images.entries(), *odd]
 
 
 def _text(cell: Any) -> str:
@@ -146,19 +180,7 @@ def _text(cell: Any) -> str:
 
 def _odd(line: Line, fault: str) -> _Entry:
     """A line that belongs to no image: a row of its own at the end, so that it is counted."""
-    return _Entry(f"line {line.number}", f"line {line.number}", fault=fault)
-
-
-def _with_files(entries: dict[str, _Entry], shard: Shard) -> list[_Entry]:
-    """Find the image of each entry, and add entries for those that none names."""
-    finder, named = ImageFinder(layouts.image_folder(shard.path)), set()
-    for name, entry in entries.items():
-        path, entry.fault = finder.find(name)
-        if path:
-            entry.file = finder.files[path].uri
-            named.add(path)
-    unnamed = sorted(finder.counted - named)
-    return [*entries.values(), *(_Entry(path, path, finder.files[path].uri, finder.fault(path)) for path in unnamed)]
+    return _Entry(f"line {line.number}", fault=fault)
 
 
 def table_header(table: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.sources.columns import Columns, alternatives, check_cells, resolve
 from tips_ray.data.sources.shard import Content
-from tips_ray.data.sources.texts import NoCaptionError, captions_of, cell, column_of, texts
+from tips_ray.data.sources.texts import NoCaptionError, captions_of, cell, column_of, decoded, texts
 from tips_ray.storage import StorageError
 
 TEXT_MEMBER = "txt"
@@ -63,10 +63,10 @@ def _fields(members: Mapping[str, Reader], columns: Columns) -> tuple[dict[str, 
     wanted = {web, columns.key, *columns.synthetic_captions} - {"__key__", ""}
     held = {column_of(name, members) for name in wanted} & members.keys()
     fields = json_fields(members) if len(held) < len(wanted) else {}
-    fields |= {name: members[name]().decode() for name in held}
+    fields |= {name: decoded(members[name]()) for name in held}
     other = next((name for name in others if name in members), "")
     if other and not _has_text(cell(fields, web)):  # a member beside it is read, and may be a fault, only if needed
-        return fields | {other: members[other]().decode()}, other
+        return fields | {other: decoded(members[other]())}, other
     return fields, web
 
 

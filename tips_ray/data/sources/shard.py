@@ -1,6 +1,6 @@
 """Types that the formats have in common: shards, chunks, and what a scan of a shard finds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -52,11 +52,16 @@ class Scan:
     chunk_C4: NDArray[np.int64]
     """row, rows, start, stop of each chunk: an array, because a large data set has millions."""
     rejects: list[Reject]
+    unused_images: int = 0
+    """Members of a tar that are named as images and are the image of no row."""
+    unused_image: str = ""
+    """Name of the first one."""
 
     @classmethod
-    def of(cls, chunks: list[Chunk], rejects: Iterable[Reject] = ()) -> Self:
-        """From chunks whose sample ids are not known yet."""
-        return cls(np.array([chunk[:4] for chunk in chunks], np.int64).reshape(-1, 4), list(rejects))
+    def of(cls, chunks: list[Chunk], rejects: Iterable[Reject] = (), unused: Sequence[str] = ()) -> Self:
+        """From chunks whose sample ids are not known yet; `unused` names members that look like images of no row."""
+        chunk_C4 = np.array([chunk[:4] for chunk in chunks], np.int64).reshape(-1, 4)
+        return cls(chunk_C4, list(rejects), len(unused), next(iter(unused), ""))
 
     @property
     def chunks(self) -> list[Chunk]:

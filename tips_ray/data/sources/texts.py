@@ -4,6 +4,7 @@ A cell that holds no caption for certain raises `NoCaptionError`; its row is the
 """
 
 import ast
+import codecs
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ SYNTHETIC += ("llm_caption",)
 FIELDS = ("raw", *WEB, *SYNTHETIC)
 """Fields of a dictionary that hold its caption, likely ones first."""
 MOST_SHOWN = 80
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _STRINGS = re.compile(rf"\[\s*(?:{_STRING})(?:\s*,?\s*(?:{_STRING}))*\s*,?\s*\]", re.DOTALL)
 _OPENING = re.compile(r"""\[\s*['"{\[]|\{\s*['"]""")
@@ -48,7 +50,9 @@ def captions_of(
 
 
 def texts(value: Any) -> list[str]:
-    """The captions in a cell, stripped, without empty ones; an unpaired surrogate (JSON allows it) becomes U+FFFD.
+    """The captions in a cell, stripped, without empty ones and byte order marks.
+
+    An unpaired surrogate (JSON allows it) becomes U+FFFD.
 
     Raises:
         NoCaptionError: the cell holds a number, bytes that are no UTF-8, or a dictionary with no caption for certain.
@@ -62,8 +66,8 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, dict):
         return _of_fields(value)
     if not isinstance(value, str):
-        raise NoCaptionError(f"its caption is no text but {type(value).__name__} {shown(value)}")
-    text = value.encode("utf-8", "surrogatepass").decode("utf-8", "replace").strip()
+        raise NoCaptionError(f"its caption is no text but {type(value).__name__}: {shown(value)}")
+    text = value.encode("utf-8", "surrogatepass").decode("utf-8", "replace").removeprefix("\ufeff").strip()
     written = _written(text)
     return _of_written(text, written) if written is not None else [text] if text else []
 
@@ -125,11 +129,25 @@ def _of_fields(value: dict[Any, Any]) -> list[str]:
     raise NoCaptionError(f"its caption has several fields, and none is known to be it: {shown(value)}")
 
 
+def decoded(content: bytes) -> str:
+    """UTF-8 text without a byte order mark at its beginning and zeros at its end.
+
+    Raises:
+        ValueError: it is no UTF-8, or there are zeros in it, as in UTF-16.
+    """
+    text = "" if content.startswith(_UTF16_MARKS) else content.decode("utf-8-sig").rstrip("\0")
+    if "\0" in text or content.startswith(_UTF16_MARKS):
+        raise ValueError("it seems to be UTF-16; write it again as UTF-8")
+    return text
+
+
 def _decoded(value: bytes) -> str:
     try:
-        return value.decode()
+        return decoded(value)
     except UnicodeDecodeError as error:
         raise NoCaptionError(f"its caption is bytes, and byte {error.start} is no UTF-8: {shown(value)}") from None
+    except ValueError as error:
+        raise NoCaptionError(f"its caption is bytes, and {error}: {shown(value)}") from None
 
 
 def _written(text: str) -> Any:

@@ -10,7 +10,7 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources.columns import Columns, alternatives, check
-from tips_ray.data.sources.image_files import composed_form
+from tips_ray.data.sources.image_files import IMAGE_SUFFIXES, composed_form
 from tips_ray.data.sources.members import JSON_SAMPLES, Reader, json_cells, member_columns, row_content
 from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Reject, Scan, Shard, source_rows
 from tips_ray.data.sources.tar import BrokenTarError, Member, ReadRange, members
@@ -19,6 +19,7 @@ from tips_ray.storage import StorageError
 
 SUFFIXES = (".tar",)
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "image", "img")
+_IMAGE_NAMES = (*IMAGE_SUFFIXES, ".image", ".img")
 LOCAL_BLOCK, REMOTE_BLOCK = 16 * 2**10, 8 * 2**20
 """Bytes read at once for headers; a payload that ends inside is read too, because a request costs more."""
 
@@ -68,7 +69,7 @@ def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
         rejects.append(Reject(len(samples), "", fault + rest))
     parts = [(row, samples[row : row + chunk_rows]) for row in range(0, len(samples), chunk_rows)]
     chunks = [Chunk(row, len(part), part[0].start, min(part[-1].stop, shard.bytes)) for row, part in parts]
-    return Scan.of(chunks, rejects)
+    return Scan.of(chunks, rejects, [name for sample in samples for name in _unused_images(sample, images)])
 
 
 def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
@@ -154,6 +155,16 @@ def _fault(sample: _Sample, images: list[str], stop: int) -> str:
 
 def _image(sample: _Sample, images: list[str]) -> Member | None:
     return next((sample.members[name] for name in images if name in sample.members), None)
+
+
+def _unused_images(sample: _Sample, images: list[str]) -> list[str]:
+    """Names of members that end like images and are not the row's: a key ends at its first dot and has one image."""
+    used = _image(sample, images)
+    return [
+        member.name
+        for member in sample.members.values()
+        if member is not used and member.name.lower().endswith(_IMAGE_NAMES)
+    ]
 
 
 def _check_order(samples: Iterable[_Sample], images: list[str], shard: Shard) -> None:
