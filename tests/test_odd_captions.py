@@ -210,7 +210,7 @@ def test_numbers_are_no_captions_and_gaps_are_gaps_in_json(tmp_path, name):
     write_folder(tmp_path, NAMES, lines, name)
     rows = read_all(tmp_path)[0]
     assert captions_in(rows) == [("", []), ("", []), ("", []), ("", []), ("a dog", []), ("a cat", [])]
-    faults = ["its caption is no text but int 5", "its caption is no text but bool True"]
+    faults = ["its caption is no text but int: 5", "its caption is no text but bool: True"]
     assert [row["error"] for row in rows] == ["", "", *faults, "", ""]
 
 
