@@ -24,7 +24,7 @@ def left_out(uri: str, shards: Sequence[Shard]) -> list[str]:
     counted = [
         (len(others), "files of other kinds are left out", _kinds(others)),
         (len(small), "thumbnails are left out", _folders(small, uri)),
-        (len(hidden), "files are left out as hidden or kept by a system", _folders(hidden, uri)),
+        (len(hidden), "files are left out as hidden, kept by a system or written by tips_ray", _folders(hidden, uri)),
     ]
     return [f"{count:,} {words}: {which}" for count, words, which in counted if count]
 
