@@ -154,6 +154,17 @@ def test_a_link_to_nothing_is_found_and_says_so(tmp_path):
         storage.read_bytes(str(tmp_path / "a.tar"))
 
 
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    storage.write_text(str(tmp_path / "a.jpg"), "")
+    for pattern in (str(tmp_path), f"{tmp_path}/*.jpg", f"{tmp_path}/**"):
+        assert _names(storage.list_files(pattern)) == ["a.jpg"]
+    with pytest.raises(NotFoundError, match="pipe.jpg: there is a pipe, socket or device and no file"):
+        storage.read_bytes(str(tmp_path / "pipe.jpg"))
+    with pytest.raises(NotFoundError, match="pipe.jpg: no file is there"):
+        storage.list_files(str(tmp_path / "pipe.jpg"))
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "open" / "shut").mkdir(parents=True)
     scandir = os.scandir

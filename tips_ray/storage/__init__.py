@@ -57,7 +57,8 @@ def list_files(pattern: str, hidden: bool = False) -> list[StoredFile]:
 
     Hidden files and folders (`.name`) and those that a system keeps (`@eaDir`, `__MACOSX`, `lost+found`) count only
     where the pattern names them, or with `hidden`; so do folders that `mark_output` has marked. Links to folders are
-    followed. A link to a file that is not there counts as a file: see `StoredFile.is_broken_link`.
+    followed. A link to a file that is not there counts as a file: see `StoredFile.is_broken_link`. A pipe, socket or
+    device counts only with `hidden`: see `StoredFile.is_no_file`.
 
     Raises:
         NotFoundError: nothing matches, or one of the names in braces is missing.

@@ -16,6 +16,7 @@ _KEPT_BY_SYSTEMS = r"@eaDir|#recycle|@Recycle|__MACOSX|lost\+found|\$RECYCLE\.BI
 _HIDDEN = re.compile(rf"(?:^|/)(?:\.|(?:{_KEPT_BY_SYSTEMS}|_temporary|_delta_log)/)", re.IGNORECASE)
 """A name with a dot, or a folder that a NAS, an archiver, a file system, Spark or Delta keeps for itself."""
 BROKEN_LINK = "broken link"
+NO_FILE = "pipe, socket or device"
 OUTPUT = ".tips_ray"
 """Mark in a folder that tips_ray writes: the folder is left out where files are searched above it."""
 MOST_NAMES = 1_000_000
@@ -36,6 +37,11 @@ class StoredFile:
     def is_broken_link(self) -> bool:
         """Whether this is a symbolic link to a file that is not there."""
         return self.etag == BROKEN_LINK
+
+    @property
+    def is_no_file(self) -> bool:
+        """Whether this is a pipe, a socket or a device, which has the name of a file and no content."""
+        return self.etag == NO_FILE
 
 
 def resolved(uri: str) -> str:

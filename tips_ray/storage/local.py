@@ -10,10 +10,19 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 
-from tips_ray.storage.errors import attempt
-from tips_ray.storage.files import BROKEN_LINK, OUTPUT, StoredFile, as_regex, fixed_folder, is_hidden, is_output
+from tips_ray.storage.errors import NotFoundError, attempt
+from tips_ray.storage.files import (
+    BROKEN_LINK,
+    NO_FILE,
+    OUTPUT,
+    StoredFile,
+    as_regex,
+    fixed_folder,
+    is_hidden,
+    is_output,
+)
 
 PREFIX, HELD = "tips_ray-checkpoint-", ".held"
 """Prefix of temporary folders, and the file that is locked in each for as long as its process lives."""
@@ -22,7 +31,8 @@ _ANY_DEPTH = re.compile(r"(?:^|/)\*\*(?:/|$)")
 
 def matching(names: Iterable[str], hidden: bool) -> dict[str, list[StoredFile]]:
     """The files that each name stands for: a file, all below a folder, or a pattern with `*`."""
-    return {name: [_described(path) for path in _paths(name, hidden)] for name in names}
+    found = {name: [_described(path) for path in _paths(name, hidden)] for name in names}
+    return found if hidden else {name: [one for one in files if not one.is_no_file] for name, files in found.items()}
 
 
 def stat(path: str) -> StoredFile:
@@ -30,11 +40,14 @@ def stat(path: str) -> StoredFile:
     found = os.stat(path)
     if S_ISDIR(found.st_mode):
         raise FileNotFoundError(path)
-    return StoredFile(path, found.st_size, f"{found.st_mtime_ns:x}")
+    return StoredFile(path, found.st_size, f"{found.st_mtime_ns:x}" if S_ISREG(found.st_mode) else NO_FILE)
 
 
 def read(path: str, start: int, stop: int | None) -> bytes:
     """Bytes [start, stop); fewer where the file ends before."""
+    mode = os.stat(path).st_mode
+    if not S_ISREG(mode) and not S_ISDIR(mode):  # to open a pipe would wait for its writer
+        raise NotFoundError(f"{path}: there is a {NO_FILE} and no file; remove it, or write the file there")
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(-1 if stop is None else max(stop - start, 0))
