@@ -1,6 +1,7 @@
 """What `tips-ray index` reports about a folder of images."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,26 @@ def test_the_index_shows_columns_an_example_and_rows_without_a_caption(tmp_path,
     assert "web 'one'; synthetic 'two'" in told
     assert "1 of the first 2 rows have no synthetic caption: they are bad rows" in told
     assert "rows are bad; a run stops" not in told
+
+
+def test_what_tips_ray_writes_below_the_data_is_no_data(tmp_path, capsys):
+    write_folder(photos := tmp_path / "photos", ["a.jpg", "b.jpg"], ["image,text", "a.jpg,one", "b.jpg,three"])
+    for overrides in ((), (f"data.index={photos / 'mine'}",)):
+        for _ in range(2):
+            assert "2 rows in 1 shards" in (told := _told(tmp_path, capsys, f"storage={photos}", *overrides))
+    assert "left out as hidden, kept by a system or written by tips_ray" in told
+    assert main(["index", CONFIG, f"data.sources=[{{uri: {photos}}}]", f"data.index={photos}"]) == 2
+    assert "data.index" in (error := capsys.readouterr().err) and "choose a folder without data" in error
+
+
+def test_pipes_and_sockets_with_names_of_images_are_left_out_and_told(tmp_path, capsys):
+    write_folder(photos := tmp_path / "photos", ["a.jpg", "b.jpg"], ["image,text", "a.jpg,one", "pipe.jpg,two"])
+    os.mkfifo(photos / "pipe.jpg")
+    os.mkfifo(photos / "captions.tsv")
+    (photos / "link.jpg").symlink_to(photos / "pipe.jpg")
+    told = _told(tmp_path, capsys)
+    assert "3 names are left out, as pipes, sockets or devices and no regular files: 1 " in told
+    assert "3 rows in 1 shards" in told and "1 bad rows: there is no such image file" in told
 
 
 def test_the_index_counts_rows_that_are_bad_already(tmp_path, capsys):

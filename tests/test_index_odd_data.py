@@ -159,7 +159,7 @@ def test_what_is_left_out_is_counted_by_kind_and_folder(tmp_path, told):
     out = told(tmp_path / "data")
     assert "1 rows in 1 shards" in out and "7 files of other kinds are left out: 2 .json, 1 " in out
     assert ", 1 .parquet" in out and ", 1 others" in out
-    assert "4 files are left out as hidden or kept by a system: 2 in @eaDir, " in out
+    assert "4 files are left out as hidden, kept by a system or written by tips_ray: 2 in @eaDir, " in out
     assert "1 in deep/.cache" in out and "1 ._a.tar" in out and "thumbnails" not in out
     assert "left out" not in told(tmp_path / "data" / "a.tar") + told(tmp_path / "data" / "*.tar")
 

@@ -118,6 +118,19 @@ def test_what_is_hidden_or_kept_by_a_system_counts_only_where_it_is_named(folder
         assert set(_names(found)) == {"hidden.tar"}, pattern
 
 
+def test_a_marked_folder_counts_only_where_it_or_a_place_in_it_is_named(folder):
+    for name in ("a.tar", "out/x.tar", "out/deep/y.tar", "other/z.tar"):
+        storage.write_text(storage.join(folder, name), name)
+    storage.mark_output(f"{folder}/out")
+    storage.mark_output(f"{folder}/out")
+    assert _names(storage.list_files(folder)) == _names(storage.list_files(f"{folder}/**/*.tar")) == ["a.tar", "z.tar"]
+    assert _names(storage.list_files(f"{folder}/*/*.tar")) == ["z.tar"]
+    assert _names(storage.list_files(f"{folder}/{{out,other}}")) == ["z.tar", "y.tar", "x.tar"]
+    for pattern, names in (("out", ["y.tar", "x.tar"]), ("out/*.tar", ["x.tar"]), ("out/deep", ["y.tar"])):
+        assert _names(storage.list_files(f"{folder}/{pattern}")) == names
+    assert len(storage.list_files(folder, hidden=True)) == 5
+
+
 def test_links_to_folders_are_followed_once_and_never_in_circles(tmp_path):
     for name in ("data/a/1.tar", "elsewhere/2.tar", "elsewhere/deep/3.tar", "above/inside/4.tar"):
         storage.write_text(str(tmp_path / name), name)
@@ -139,6 +152,17 @@ def test_a_link_to_nothing_is_found_and_says_so(tmp_path):
         assert [file.is_broken_link for file in files] == [True, True, True, False], pattern
     with pytest.raises(NotFoundError, match="a.tar: there is no such file"):
         storage.read_bytes(str(tmp_path / "a.tar"))
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    storage.write_text(str(tmp_path / "a.jpg"), "")
+    for pattern in (str(tmp_path), f"{tmp_path}/*.jpg", f"{tmp_path}/**"):
+        assert _names(storage.list_files(pattern)) == ["a.jpg"]
+    with pytest.raises(NotFoundError, match="pipe.jpg: there is a pipe, socket or device and no file"):
+        storage.read_bytes(str(tmp_path / "pipe.jpg"))
+    with pytest.raises(NotFoundError, match="pipe.jpg: no file is there"):
+        storage.list_files(str(tmp_path / "pipe.jpg"))
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -143,6 +143,12 @@ def test_a_run_goes_on_with_its_data_at_another_place_and_with_no_others(config,
     assert _levels(others)["run"] == "fail" and "the data are not those that" in _text_of(others, "run")
 
 
+def test_a_run_folder_that_holds_the_data_is_refused(tmp_path):
+    config = tiny_run(tmp_path / "runs", write_scenes(tmp_path / "runs" / "scenes", 8), name="scenes")
+    (fault,) = preflight(config).faults
+    assert fault.startswith("the run's folder") and "choose a folder without data" in fault
+
+
 def test_looking_at_a_run_writes_nothing_and_its_past_stays(config, tmp_path):
     def changed(from_step: int, **values):
         changes = [{"from_step": from_step, "peak_lr": 1e-4}]

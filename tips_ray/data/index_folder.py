@@ -64,6 +64,7 @@ def index_of(data: DataConfig, folder: str, mapper: Mapper | None = None) -> Ind
 def write_index(index: Index, uri: str) -> Index:
     """Write the folder; `index.json` is written last, and without it there is none. Gives the index its place."""
     chunks = pa.table(index.chunks._asdict())
+    storage.mark_output(uri)
     for name, table in (("shards", index.shards), ("chunks", chunks), ("rejects", index.rejects)):
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
@@ -125,6 +126,24 @@ def check_places(index: Index, data: DataConfig) -> None:
             raise ValueError(f"{path} {change} since the data were indexed: {CURE}")
 
 
+def check_apart(what: str, folder: str, index: Index) -> None:
+    """Check that a folder that is about to be written holds no data of the index.
+
+    Args:
+        what: names the folder in the message.
+
+    Raises:
+        ValueError: files of a source lie in it, and what is written would be read as data.
+    """
+    for row in index.shards.select(["source", "path"]).to_pylist():
+        source = index.sources[row["source"]].uri
+        if storage.mark_hides(folder, source, row["path"]):
+            raise ValueError(
+                f"{what} ({folder}) holds data of {source}, such as {row['path']}, and what is written there would be "
+                "read as data; choose a folder without data, which may lie below that one"
+            )
+
+
 def _changed(old: Index, new: Index) -> ValueError:
     """The sentence about data with the names and sizes of an index, but other contents, formats or columns."""
     for row, other in zip(old.shards.to_pylist(), new.shards.to_pylist(), strict=False):
@@ -136,6 +155,7 @@ def _changed(old: Index, new: Index) -> ValueError:
 def _written(data: DataConfig, folder: str, uri: str, mapper: Mapper | None) -> Index:
     """Build the index and write it at `uri`, where one of version 1 may be, which was below `folder` by fingerprint."""
     index = build_index(data, mapper)
+    check_apart("data.index" if uri == data.index else "the folder of the index", uri, index)
     before = _read_if_there(uri) or _read_if_there(storage.join(folder, index.earlier))
     if before and not before.listing and not _same_rows(before, index):
         log.warning(

@@ -77,6 +77,7 @@ class EmbeddingFolder:
             decides: everything that the embeddings depend on.
             note: further information for readers.
         """
+        storage.mark_output(self.rows_uri)
         content = {"decides": {"version": VERSION, **decides}, **note}
         if not storage.create_text(self._manifest, json.dumps(content, indent=1) + "\n"):
             self.check(decides)

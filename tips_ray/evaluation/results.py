@@ -85,6 +85,8 @@ class _Results:
     def add(self, task: EndedTask, key: Record) -> None:
         if "skipped" in task.record and "scores" in self.tasks.get(task.name, {}):
             return
+        if task.pictures:
+            storage.mark_output(storage.join(self.folder, "pictures"))
         for title, pixels_HWC in task.pictures.items():
             storage.write_bytes(storage.join(self.folder, "pictures", f"{task.name}-{title}.png"), _png(pixels_HWC))
         self.tasks[task.name] = {**task.record, "config": key}

@@ -12,7 +12,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.data.caption_sample import bad_rows
 from tips_ray.data.index import Index, build_index, unread_bytes
-from tips_ray.data.index_folder import index_of
+from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
@@ -124,6 +124,8 @@ def run_is_new_or_the_same(config: RunConfig, index: Index | None = None, has_da
     try:
         RunFolder(storage.resolved(folder)).config_changes(given, newest.step if newest else 0)
     except storage.NotFoundError:
+        if index is not None:
+            check_apart("the run's folder, storage/name", folder, index)
         return f"{config.name} is new: {storage.resolved(folder)}"
     except storage.StorageError:
         raise

@@ -82,6 +82,7 @@ class RunFolder:
 
     def claim(self, config_text: str, step: int = 0) -> Literal["new", "resumed"]:
         """Store `config_text` as the run's config, or compare it with the one that is there: see `config_changes`."""
+        storage.mark_output(self.uri)
         if storage.create_text(self._config_uri, config_text):
             return "new"
         changes = self.config_changes(config_text, step)

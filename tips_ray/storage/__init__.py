@@ -8,7 +8,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 
 from tips_ray.storage import local, s3
 from tips_ray.storage.errors import NotFoundError, StorageError, attempt, failure, keep_trying
-from tips_ray.storage.files import StoredFile, is_local, join, resolved, without_braces
+from tips_ray.storage.files import OUTPUT, StoredFile, fixed_folder, is_local, join, resolved, without_braces
 
 __all__ = [
     "NotFoundError",
@@ -29,6 +29,8 @@ __all__ = [
     "list_files",
     "list_folders",
     "list_names",
+    "mark_hides",
+    "mark_output",
     "read_bytes",
     "read_text",
     "resolved",
@@ -54,8 +56,9 @@ def list_files(pattern: str, hidden: bool = False) -> list[StoredFile]:
     """Files that `pattern` stands for, sorted by URI: a file, all below a folder, `*`, `**`, `{000..099}`, `{a,b}`.
 
     Hidden files and folders (`.name`) and those that a system keeps (`@eaDir`, `__MACOSX`, `lost+found`) count only
-    where the pattern names them, or with `hidden`. Links to folders are followed. A link to a file that is not there
-    counts as a file: see `StoredFile.is_broken_link`.
+    where the pattern names them, or with `hidden`; so do folders that `mark_output` has marked. Links to folders are
+    followed. A link to a file that is not there counts as a file: see `StoredFile.is_broken_link`. A pipe, socket or
+    device counts only with `hidden`: see `StoredFile.is_no_file`.
 
     Raises:
         NotFoundError: nothing matches, or one of the names in braces is missing.
@@ -67,6 +70,18 @@ def list_files(pattern: str, hidden: bool = False) -> list[StoredFile]:
             beside = "" if len(names) == 1 else f" (of {len(names)} names in {pattern})"
             raise NotFoundError(f"{name}{beside}: no file is there; check the name, or write the files first")
     return sorted({file for files in found.values() for file in files})
+
+
+def mark_output(uri: str) -> None:
+    """Mark a folder that tips_ray is about to write, so that `list_files` leaves it out where data lie above it."""
+    create_text(join(uri, OUTPUT), "tips_ray writes this folder: its files are no data of a source above it.\n")
+
+
+def mark_hides(folder: str, pattern: str, uri: str) -> bool:
+    """Whether a mark of `folder` would be among the files that `pattern` stands for, or hide the file `uri` of it."""
+    place, path = f"{resolved(folder)}/", f"{resolved(uri)}/"
+    roots = [f"{fixed_folder(name).rstrip('/')}/" for name in without_braces(resolved(pattern))]
+    return path.startswith(place) and any(place.startswith(root) for root in roots)
 
 
 def list_names(uri: str) -> list[str]:

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +16,9 @@ _KEPT_BY_SYSTEMS = r"@eaDir|#recycle|@Recycle|__MACOSX|lost\+found|\$RECYCLE\.BI
 _HIDDEN = re.compile(rf"(?:^|/)(?:\.|(?:{_KEPT_BY_SYSTEMS}|_temporary|_delta_log)/)", re.IGNORECASE)
 """A name with a dot, or a folder that a NAS, an archiver, a file system, Spark or Delta keeps for itself."""
 BROKEN_LINK = "broken link"
+NO_FILE = "pipe, socket or device"
+OUTPUT = ".tips_ray"
+"""Mark in a folder that tips_ray writes: the folder is left out where files are searched above it."""
 MOST_NAMES = 1_000_000
 """Most names that the braces of one pattern may stand for."""
 
@@ -34,6 +37,11 @@ class StoredFile:
     def is_broken_link(self) -> bool:
         """Whether this is a symbolic link to a file that is not there."""
         return self.etag == BROKEN_LINK
+
+    @property
+    def is_no_file(self) -> bool:
+        """Whether this is a pipe, a socket or a device, which has the name of a file and no content."""
+        return self.etag == NO_FILE
 
 
 def resolved(uri: str) -> str:
@@ -102,6 +110,16 @@ def as_regex(pattern: str) -> re.Pattern[str]:
 def fixed_folder(pattern: str) -> str:
     """The folder above the first part of a pattern that has a `*`; a name without any is returned as it is."""
     return os.path.dirname(pattern.partition("*")[0]) if "*" in pattern else pattern
+
+
+def is_output(path: str, pattern: str, marked: Container[str]) -> bool:
+    """Whether `path` lies in one of the `marked` folders, below the folder that `pattern` names."""
+    root, folder = fixed_folder(pattern).rstrip("/"), os.path.dirname(path)
+    while len(folder) > len(root):
+        if folder in marked:
+            return True
+        folder = os.path.dirname(folder)
+    return False
 
 
 def is_hidden(path: str, pattern: str) -> bool:

@@ -10,10 +10,19 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 
-from tips_ray.storage.errors import attempt
-from tips_ray.storage.files import BROKEN_LINK, StoredFile, as_regex, fixed_folder, is_hidden
+from tips_ray.storage.errors import NotFoundError, attempt
+from tips_ray.storage.files import (
+    BROKEN_LINK,
+    NO_FILE,
+    OUTPUT,
+    StoredFile,
+    as_regex,
+    fixed_folder,
+    is_hidden,
+    is_output,
+)
 
 PREFIX, HELD = "tips_ray-checkpoint-", ".held"
 """Prefix of temporary folders, and the file that is locked in each for as long as its process lives."""
@@ -22,7 +31,8 @@ _ANY_DEPTH = re.compile(r"(?:^|/)\*\*(?:/|$)")
 
 def matching(names: Iterable[str], hidden: bool) -> dict[str, list[StoredFile]]:
     """The files that each name stands for: a file, all below a folder, or a pattern with `*`."""
-    return {name: [_described(path) for path in _paths(name, hidden)] for name in names}
+    found = {name: [_described(path) for path in _paths(name, hidden)] for name in names}
+    return found if hidden else {name: [one for one in files if not one.is_no_file] for name, files in found.items()}
 
 
 def stat(path: str) -> StoredFile:
@@ -30,11 +40,14 @@ def stat(path: str) -> StoredFile:
     found = os.stat(path)
     if S_ISDIR(found.st_mode):
         raise FileNotFoundError(path)
-    return StoredFile(path, found.st_size, f"{found.st_mtime_ns:x}")
+    return StoredFile(path, found.st_size, f"{found.st_mtime_ns:x}" if S_ISREG(found.st_mode) else NO_FILE)
 
 
 def read(path: str, start: int, stop: int | None) -> bytes:
     """Bytes [start, stop); fewer where the file ends before."""
+    mode = os.stat(path).st_mode
+    if not S_ISREG(mode) and not S_ISDIR(mode):  # to open a pipe would wait for its writer
+        raise NotFoundError(f"{path}: there is a {NO_FILE} and no file; remove it, or write the file there")
     with open(path, "rb") as file:
         file.seek(start)
         return file.read(-1 if stop is None else max(stop - start, 0))
@@ -119,6 +132,7 @@ def _paths(name: str, hidden: bool) -> list[str]:
     elif "*" in name:
         parts = re.split(r"(\*+)", name)
         found = glob.glob("".join(part if "*" in part else glob.escape(part) for part in parts))
+        found = found if hidden else [path for path in found if not is_output(path, name, _Marked())]
     elif os.path.isdir(name):
         return _below(name, hidden)
     else:
@@ -148,16 +162,28 @@ def _below(pattern: str, hidden: bool) -> list[str]:
 
 
 def _entries(folder: str, pattern: str | None) -> list[os.DirEntry[str]]:
-    """What lies right in a folder, without what is hidden unless there is no pattern to name it.
+    """What lies right in a folder; with a pattern, without what it does not name: hidden files, folders of output.
 
     Raises:
         StorageError: the folder cannot be read; it names it.
     """
     with attempt(folder, lambda: os.scandir(folder)) as entries:
-        return [entry for entry in entries if pattern is None or not is_hidden(_marked(entry), pattern)]
+        found = list(entries)
+    if pattern is None:
+        return found
+    if folder != fixed_folder(pattern) and any(entry.name == OUTPUT for entry in found):
+        return []
+    return [entry for entry in found if not is_hidden(_slashed(entry), pattern)]
 
 
-def _marked(entry: os.DirEntry[str]) -> str:
+class _Marked:
+    """The folders with the mark of `files.OUTPUT`."""
+
+    def __contains__(self, folder: object) -> bool:
+        return os.path.lexists(f"{folder}/{OUTPUT}")
+
+
+def _slashed(entry: os.DirEntry[str]) -> str:
     """Path of an entry, with a slash at the end of a folder's."""
     return f"{entry.path}/" if not entry.is_file(follow_symlinks=False) and os.path.isdir(entry.path) else entry.path
 

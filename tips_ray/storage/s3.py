@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError
 from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
 from tips_ray.storage.errors import StorageError, attempt, proxy_of_store
-from tips_ray.storage.files import StoredFile, as_regex, is_hidden
+from tips_ray.storage.files import OUTPUT, StoredFile, as_regex, is_hidden, is_output
 
 CONNECT_SECONDS, READ_SECONDS = 4, 60
 TRIES_OF_A_PART = 4
@@ -33,14 +33,21 @@ def matching(names: Iterable[str], hidden: bool) -> dict[str, list[StoredFile]]:
 
     Names in one folder share a listing, so that `{00000..11999}.tar` takes 12 requests and not 12,000.
     """
-    groups, found = defaultdict(list), {}
+    groups, found, marked = defaultdict(list), {}, set()
     for name in names:
         groups[posixpath.dirname(name.partition("*")[0])].append(name)
     for group in groups.values():
-        found |= _single(group[0]) if len(group) == 1 and "*" not in group[0] else _listed(group)
+        is_single = len(group) == 1 and "*" not in group[0]
+        objects = _single(group[0]) if is_single else _in_common(group)
+        found |= {group[0]: objects} if is_single else _assigned(objects, group)
+        marked |= {posixpath.dirname(file.uri) for file in objects if posixpath.basename(file.uri) == OUTPUT}
     if hidden:
         return found
-    return {name: [file for file in files if not is_hidden(file.uri, name)] for name, files in found.items()}
+    return {name: [file for file in files if not _is_passed(file.uri, name, marked)] for name, files in found.items()}
+
+
+def _is_passed(uri: str, name: str, marked: set[str]) -> bool:
+    return is_hidden(uri, name) or is_output(uri, name, marked)
 
 
 def stat(uri: str) -> StoredFile:
@@ -169,20 +176,25 @@ def is_plain(uri: str) -> bool:
     return not {"", ".", ".."}.intersection(_split(uri)[1].split("/"))
 
 
-def _single(uri: str) -> dict[str, list[StoredFile]]:
+def _single(uri: str) -> list[StoredFile]:
+    """The object of this name, or all below it."""
     _, key = _split(uri)
     files = _objects(uri, f"{key}/" if key else "")
     if not files and key:
         files = [file for file in _objects(uri, key) if file.uri == uri]
-    return {uri: files}
+    return files
 
 
-def _listed(names: list[str]) -> dict[str, list[StoredFile]]:
-    """Names of one folder; a plain name stands for an object or for all below it."""
-    prefix = posixpath.commonprefix([_split(name)[1].partition("*")[0] for name in names])
+def _in_common(names: list[str]) -> list[StoredFile]:
+    """All objects that begin as all of the names do."""
+    return _objects(names[0], posixpath.commonprefix([_split(name)[1].partition("*")[0] for name in names]))
+
+
+def _assigned(objects: list[StoredFile], names: list[str]) -> dict[str, list[StoredFile]]:
+    """The objects of each name; a plain name stands for an object or for all below it."""
     found: dict[str, list[StoredFile]] = {name: [] for name in names}
     patterns = {name: as_regex(name) for name in names if "*" in name}
-    for file in _objects(names[0], prefix):
+    for file in objects:
         for name in filter(found.__contains__, _with_parents(file.uri)):
             found[name].append(file)
         for name, pattern in patterns.items():

@@ -150,6 +150,7 @@ class CaptionStore:
 
     def describe(self, description: dict[str, Any]) -> None:
         """Leave a note of what the captioner is, unless there is one; its writers call this first."""
+        storage.mark_output(self.folder)
         storage.create_text(storage.join(self.folder, DESCRIPTION), json.dumps(description, indent=1))
 
     def description(self) -> dict[str, Any]:

@@ -20,11 +20,13 @@ def left_out(uri: str, shards: Sequence[Shard]) -> list[str]:
     small = {place for shard in shards if shard.format == "folder" for place in _thumbnails(shard)}
     small |= thumbnails(_images_of(visible), storage.resolved(uri)) if shards[0].format == "pairs" else set()
     others = [file.uri for file in visible if file.uri not in used | small]
-    hidden = {file.uri for file in everything} - {file.uri for file in visible}
+    odd = {file.uri for file in everything if file.is_no_file}
+    hidden = {file.uri for file in everything} - {file.uri for file in visible} - odd
     counted = [
         (len(others), "files of other kinds are left out", _kinds(others)),
         (len(small), "thumbnails are left out", _folders(small, uri)),
-        (len(hidden), "files are left out as hidden or kept by a system", _folders(hidden, uri)),
+        (len(odd), "names are left out, as pipes, sockets or devices and no regular files", _folders(odd, uri)),
+        (len(hidden), "files are left out as hidden, kept by a system or written by tips_ray", _folders(hidden, uri)),
     ]
     return [f"{count:,} {words}: {which}" for count, words, which in counted if count]
 
