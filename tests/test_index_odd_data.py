@@ -146,7 +146,9 @@ def test_a_tar_that_is_cut_is_told_by_the_command(tmp_path, told):
     write_tar(tmp_path / "data" / "a.tar", [*pair("a", 0, "x"), *pair("b", 1, "y")])
     content = (tmp_path / "data" / "a.tar").read_bytes()
     (tmp_path / "data" / "a.tar").write_bytes(content[: content.index(b"b.jpg") - 1])
-    assert "1 bad rows: the tar ends at byte 2559 without the mark of its end" in told(tmp_path / "data")
+    out = told(tmp_path / "data")
+    assert f"\n{tmp_path}/data/a.tar: the tar ends at byte 2559 without the mark of its end" in out
+    assert "bad rows" not in out and "rows are bad" not in out
 
 
 def test_what_is_left_out_is_counted_by_kind_and_folder(tmp_path, told):
