@@ -112,4 +112,8 @@ def _file_lines(uri: str, index: "Index", source: int) -> list[str]:
 
     shards = index.shards_of(source)
     splits = [splits_of(shard.path) for shard in shards if shard.format == "folder"]
-    return [f"    {text}" for text in [*left_out(uri, shards), unused_images(index, source), *splits] if text]
+    return [
+        f"    {text}"
+        for text in [*left_out(uri, shards, index.sources[source].columns), unused_images(index, source), *splits]
+        if text
+    ]

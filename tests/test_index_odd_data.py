@@ -328,3 +328,12 @@ def test_bad_rows_of_a_later_file_are_told_with_a_reason(tmp_path, told):
     out = told(tmp_path / "data")
     assert "    3 of 6 rows that were looked at are bad: its caption is no text but int: 0 (1.parquet#0)\n" in out
     assert "3 of the first 3 rows have no synthetic caption" in out
+
+
+def test_thumbnails_that_a_table_names_are_not_counted_as_left_out(tmp_path, told):
+    names = ["a.jpg", "thumbs/a.jpg", "thumbs/b.jpg"]
+    write_folder(tmp_path / "data", names, ["image,caption", "a.jpg,big", "thumbs/a.jpg,small"])
+    out = told(tmp_path / "data")
+    assert "2 rows in 1 shards" in out and "    1 thumbnails are left out: 1 in thumbs\n" in out
+    write_folder(tmp_path / "data", names, ["image,caption", *(f"{name},small" for name in names)])
+    assert "left out" not in told(tmp_path / "data")
