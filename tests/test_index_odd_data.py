@@ -337,3 +337,15 @@ def test_thumbnails_that_a_table_names_are_not_counted_as_left_out(tmp_path, tol
     assert "2 rows in 1 shards" in out and "    1 thumbnails are left out: 1 in thumbs\n" in out
     write_folder(tmp_path / "data", names, ["image,caption", *(f"{name},small" for name in names)])
     assert "left out" not in told(tmp_path / "data")
+
+
+@pytest.mark.parametrize("layout", ["table", "files", "parquet"])
+def test_a_format_that_excludes_the_data_is_named_with_the_one_to_write(tmp_path, told, layout):
+    place = tmp_path / "data"
+    if layout == "parquet":
+        write_parquet(place / "0.parquet", _images(1))
+    else:
+        write_folder(place, ["a.jpg"], ["image,caption", "a.jpg,x"], "captions.csv" if layout == "table" else "a.txt")
+    wrong, right = ("folder", "parquet") if layout == "parquet" else ("parquet", "folder")
+    out = told(place, f"data.sources=[{{uri: '{place}', format: {wrong}}}]")
+    assert f"error: {place}: format: {wrong} excludes what is there, which is of the format {right}; write" in out

@@ -139,6 +139,12 @@ def _nothing_found(source: SourceConfig, files: list[StoredFile]) -> ValueError:
     packed = next((file.uri for file in files if file.uri.lower().endswith(_PACKED)), None)
     if packed:
         return ValueError(f"{packed}: compressed files cannot be read in parts; decompress them")
+    other = _format_found(source)
+    if other:
+        return ValueError(
+            f"{source.uri}: format: {source.format} excludes what is there, which is of the format {other}; write "
+            f"format: {other} or auto"
+        )
     images = sum(name.endswith(IMAGE_SUFFIXES) for name in names)
     if images:
         return ValueError(
@@ -151,6 +157,17 @@ def _nothing_found(source: SourceConfig, files: list[StoredFile]) -> ValueError:
         f"{source.format!r}: *.tar, *.parquet, or images with their captions in a *.csv, *.tsv, {layouts.NAMES} or "
         "KEY.txt"
     )
+
+
+def _format_found(source: SourceConfig) -> str:
+    """The format of the data that another format than theirs hides; empty if there are none."""
+    if source.format == "auto":
+        return ""
+    try:
+        found = shards(source.model_copy(update={"format": "auto"}))[0].format
+    except ValueError:
+        return ""
+    return "folder" if found == "pairs" else found
 
 
 def _check_links(files: list[StoredFile]) -> None:
