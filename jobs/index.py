@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _lines(index: "Index", config: "RunConfig") -> list[str]:
-    from tips_ray.data.index import unread_bytes
+    from tips_ray.data.index import bad_rows_and_damages, unread_bytes
 
     lines = [f"{index.rows} rows in {index.shards.num_rows} shards and {len(index.chunks.rows)} chunks: {index.uri}"]
     for number, source in enumerate(index.sources):
@@ -66,9 +66,10 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
             *_first_lines(first, config.captions.missing),
             *_file_lines(config.data.sources[number].uri, index, number),
         ]
-    rejects = index.rejects.to_pylist()
+    rejects, damages = bad_rows_and_damages(index)
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
     lines += [f"  {row['path']} row {row['row']} {row['key']}" for row in rejects[:SHOWN_REJECTS]]
+    lines += [f"{row['path']}: {row['reason']}" for row in damages]
     lines += [f"{path}: {lost:,} bytes at its end are not used" for path, lost in unread_bytes(index).items() if lost]
     if len(rejects) > config.data.max_bad_fraction * index.rows:
         share = config.data.max_bad_fraction
@@ -111,4 +112,8 @@ def _file_lines(uri: str, index: "Index", source: int) -> list[str]:
 
     shards = index.shards_of(source)
     splits = [splits_of(shard.path) for shard in shards if shard.format == "folder"]
-    return [f"    {text}" for text in [*left_out(uri, shards), unused_images(index, source), *splits] if text]
+    return [
+        f"    {text}"
+        for text in [*left_out(uri, shards, index.sources[source].columns), unused_images(index, source), *splits]
+        if text
+    ]

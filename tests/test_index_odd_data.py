@@ -146,7 +146,9 @@ def test_a_tar_that_is_cut_is_told_by_the_command(tmp_path, told):
     write_tar(tmp_path / "data" / "a.tar", [*pair("a", 0, "x"), *pair("b", 1, "y")])
     content = (tmp_path / "data" / "a.tar").read_bytes()
     (tmp_path / "data" / "a.tar").write_bytes(content[: content.index(b"b.jpg") - 1])
-    assert "1 bad rows: the tar ends at byte 2559 without the mark of its end" in told(tmp_path / "data")
+    out = told(tmp_path / "data")
+    assert f"\n{tmp_path}/data/a.tar: the tar ends at byte 2559 without the mark of its end" in out
+    assert "bad rows" not in out and "rows are bad" not in out
 
 
 def test_what_is_left_out_is_counted_by_kind_and_folder(tmp_path, told):
@@ -337,3 +339,24 @@ def test_bad_rows_of_a_later_file_are_told_with_a_reason(tmp_path, told):
     out = told(tmp_path / "data")
     assert "    3 of 6 rows that were looked at are bad: its caption is no text but int: 0 (1.parquet#0)\n" in out
     assert "3 of the first 3 rows have no synthetic caption" in out
+
+
+def test_thumbnails_that_a_table_names_are_not_counted_as_left_out(tmp_path, told):
+    names = ["a.jpg", "thumbs/a.jpg", "thumbs/b.jpg"]
+    write_folder(tmp_path / "data", names, ["image,caption", "a.jpg,big", "thumbs/a.jpg,small"])
+    out = told(tmp_path / "data")
+    assert "2 rows in 1 shards" in out and "    1 thumbnails are left out: 1 in thumbs\n" in out
+    write_folder(tmp_path / "data", names, ["image,caption", *(f"{name},small" for name in names)])
+    assert "left out" not in told(tmp_path / "data")
+
+
+@pytest.mark.parametrize("layout", ["table", "files", "parquet"])
+def test_a_format_that_excludes_the_data_is_named_with_the_one_to_write(tmp_path, told, layout):
+    place = tmp_path / "data"
+    if layout == "parquet":
+        write_parquet(place / "0.parquet", _images(1))
+    else:
+        write_folder(place, ["a.jpg"], ["image,caption", "a.jpg,x"], "captions.csv" if layout == "table" else "a.txt")
+    wrong, right = ("folder", "parquet") if layout == "parquet" else ("parquet", "folder")
+    out = told(place, f"data.sources=[{{uri: '{place}', format: {wrong}}}]")
+    assert f"error: {place}: format: {wrong} excludes what is there, which is of the format {right}; write" in out

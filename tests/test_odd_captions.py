@@ -181,14 +181,6 @@ def test_karpathys_json_is_read_as_it_is(tmp_path, capsys):
     assert code == 2 and "dataset_coco.json: images[0] lacks 'sentences'; each needs" in told
 
 
-def test_a_format_that_leaves_out_the_data_is_named(tmp_path, capsys):
-    write_folder(tmp_path / "x", NAMES, ["image,caption", *(f"{name},a dog" for name in NAMES)])
-    source = json.dumps([{"uri": str(tmp_path / "x"), "format": "parquet"}])
-    assert main(["index", CONFIG, f"storage={tmp_path}/out", f"data.sources={source}"]) == 2
-    told = capsys.readouterr().err
-    assert "none of the 7 files is of the format parquet; without `format`, data of the format folder are found" in told
-
-
 def test_a_long_cell_is_read_whole(tmp_path):
     text = "dog " * 50_000 + "end"
     write_folder(tmp_path, NAMES[:1], ["image,caption", f'{NAMES[0]},"{text}"'])

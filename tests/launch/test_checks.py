@@ -62,6 +62,17 @@ def test_bytes_behind_damaged_tar_headers_are_a_doubt_and_above_the_bad_fraction
     assert fault == f"{text}, or raise data.max_bad_fraction (0.01) to go on without"
 
 
+def test_a_tar_without_the_mark_of_its_end_is_a_doubt_and_no_row_of_it_is_bad(tmp_path):
+    write_pairs(tmp_path / "tars" / "a.tar", rows=5)
+    content = (tmp_path / "tars" / "a.tar").read_bytes().rstrip(b"\0")
+    (tmp_path / "tars" / "a.tar").write_bytes(content + bytes(-len(content) % 512))
+    config = tiny_run(tmp_path / "runs", str(tmp_path / "tars"))
+    assert _levels(config)["shards"] == "warn" and "5 rows in 1 shards, 0 known to be bad" in _text_of(config, "data")
+    assert f"1 of 1 shards end without the mark of a tar's end, e.g. {tmp_path}/tars/a.tar" in _text_of(
+        config, "shards"
+    )
+
+
 def test_parameters_are_those_of_the_networks_that_a_worker_builds(config):
     state = new_state(config)
     built = [sum(weight.numel() for weight in network.parameters()) for network in (state.student, state.teacher)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -259,13 +259,20 @@ def unused_images(index: Index, source: int) -> str:
     )
 
 
+def bad_rows_and_damages(index: Index) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rejects that are rows, and those that tell how a damaged or cut tar ends: of these no row is bad."""
+    rows = dict(zip(index.shards["path"].to_pylist(), index.shards["rows"].to_pylist(), strict=True))
+    rejects = index.rejects.to_pylist()
+    bad = [reject for reject in rejects if reject["row"] < rows[reject["path"]]]
+    return bad, [reject for reject in rejects if reject["row"] >= rows[reject["path"]]]
+
+
 def unread_bytes(index: Index) -> dict[str, int]:
     """Bytes after the last row of each tar that is damaged or cut, by the shard's URI; 0 where the cut is the end."""
-    shards = {row["path"]: (number, row) for number, row in enumerate(index.shards.to_pylist())}
+    shards = {row["path"]: (number, row["bytes"]) for number, row in enumerate(index.shards.to_pylist())}
     found = {}
-    for reject in index.rejects.to_pylist():
-        number, shard = shards[reject["path"]]
-        if reject["row"] >= shard["rows"]:  # not a row, but the damage that ends the shard
-            stops = index.chunks.stop[index.chunks.shard == number]
-            found[shard["path"]] = max(shard["bytes"] - int(stops.max(initial=0)), 0)
+    for reject in bad_rows_and_damages(index)[1]:
+        number, size = shards[reject["path"]]
+        stops = index.chunks.stop[index.chunks.shard == number]
+        found[reject["path"]] = max(size - int(stops.max(initial=0)), 0)
     return found

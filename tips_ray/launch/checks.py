@@ -11,7 +11,7 @@ import yaml
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.data.caption_sample import bad_rows
-from tips_ray.data.index import Index, build_index, unread_bytes
+from tips_ray.data.index import Index, bad_rows_and_damages, build_index, unread_bytes
 from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster, sizes
@@ -235,6 +235,11 @@ def shards_are_whole(index: Index, most: float) -> str:
     unread = unread_bytes(index)
     if not unread:
         return "all are read to their end"
+    if not any(unread.values()):
+        raise CheckWarning(
+            f"data.sources: {len(unread)} of {index.shards.num_rows} shards end without the mark of a tar's end, e.g. "
+            f"{next(iter(unread))}, so they are probably cut; their rows up to there are used"
+        )
     lost, total = sum(unread.values()), int(index.shards["bytes"].to_numpy().sum())
     text = (
         f"data.sources: {len(unread)} of {index.shards.num_rows} shards have a damaged tar header or are cut, "
@@ -260,5 +265,6 @@ def _described(index: Index) -> str:
                 f"{rows[0]['error']}; tips-ray index shows what was found"
             )
         found.append(bad_rows(index, rows))
-    known = f"{index.rows:,} rows in {index.shards.num_rows} shards, {index.rejects.num_rows} known to be bad"
+    bad, _ = bad_rows_and_damages(index)
+    known = f"{index.rows:,} rows in {index.shards.num_rows} shards, {len(bad)} known to be bad"
     return "; ".join([known, *filter(None, found)])

@@ -139,13 +139,13 @@ def _nothing_found(source: SourceConfig, files: list[StoredFile]) -> ValueError:
     packed = next((file.uri for file in files if file.uri.lower().endswith(_PACKED)), None)
     if packed:
         return ValueError(f"{packed}: compressed files cannot be read in parts; decompress them")
-    images = sum(name.endswith(IMAGE_SUFFIXES) for name in names)
-    others = sorted({shard.format for shard in _otherwise(source)})
-    if others:
+    other = _format_found(source)
+    if other:
         return ValueError(
-            f"{source.uri}: none of the {len(files)} files is of the format {source.format}; without `format`, data of "
-            f"the format {' and '.join(others)} are found there"
+            f"{source.uri}: format: {source.format} excludes what is there, which is of the format {other}; write "
+            f"format: {other} or auto"
         )
+    images = sum(name.endswith(IMAGE_SUFFIXES) for name in names)
     if images:
         return ValueError(
             f"{source.uri}: there are {images} images and no table of their captions; put a CSV beside them, or above "
@@ -159,14 +159,15 @@ def _nothing_found(source: SourceConfig, files: list[StoredFile]) -> ValueError:
     )
 
 
-def _otherwise(source: SourceConfig) -> list[Shard]:
-    """What would be found without the source's `format`."""
+def _format_found(source: SourceConfig) -> str:
+    """The format of the data that another format than theirs hides; empty if there are none."""
     if source.format == "auto":
-        return []
+        return ""
     try:
-        return shards(source.model_copy(update={"format": "auto"}))
+        found = shards(source.model_copy(update={"format": "auto"}))[0].format
     except ValueError:
-        return []
+        return ""
+    return "folder" if found == "pairs" else found
 
 
 def _check_links(files: list[StoredFile]) -> None:

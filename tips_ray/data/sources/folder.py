@@ -81,6 +81,11 @@ def files_of(shard: Shard) -> list[StoredFile]:
     return _files_of(storage.stat(shard.path))
 
 
+def images_of(shard: Shard, columns: Columns) -> set[str]:
+    """URIs of the images that are rows."""
+    return {entry.file for entry in _entries(shard, columns)} - {""}
+
+
 def _files_of(table: StoredFile) -> list[StoredFile]:
     return [table, *image_files(layouts.image_folder(table.uri))]
 

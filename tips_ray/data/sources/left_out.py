@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tips_ray import storage
-from tips_ray.data.sources import layouts, pairs
+from tips_ray.data.sources import folder, layouts, pairs
+from tips_ray.data.sources.columns import Columns
 from tips_ray.data.sources.image_files import image_files, thumbnails
 from tips_ray.data.sources.shard import Shard
 from tips_ray.storage import StoredFile
@@ -13,11 +14,17 @@ from tips_ray.storage import StoredFile
 SHOWN_KINDS = 5
 
 
-def left_out(uri: str, shards: Sequence[Shard]) -> list[str]:
-    """Sentences that count the files at `uri` that are no part of its shards; none where all are."""
+def left_out(uri: str, shards: Sequence[Shard], columns: Columns) -> list[str]:
+    """Sentences that count the files at `uri` that are no part of its shards; none where all are.
+
+    Args:
+        uri: of the source.
+        shards: its shards.
+        columns: its columns; a table may name thumbnails, which are then no others.
+    """
     visible, everything = storage.list_files(uri), storage.list_files(uri, hidden=True)
     used = {place for shard in shards for place in _used(shard)}
-    small = {place for shard in shards if shard.format == "folder" for place in _thumbnails(shard)}
+    small = {place for shard in shards if shard.format == "folder" for place in _thumbnails(shard, columns)}
     small |= thumbnails(_images_of(visible), storage.resolved(uri)) if shards[0].format == "pairs" else set()
     others = [file.uri for file in visible if file.uri not in used | small]
     odd = {file.uri for file in everything if file.is_no_file}
@@ -40,9 +47,10 @@ def _used(shard: Shard) -> Iterable[str]:
     return [shard.path]
 
 
-def _thumbnails(shard: Shard) -> set[str]:
+def _thumbnails(shard: Shard, columns: Columns) -> set[str]:
     root = layouts.image_folder(shard.path)
-    return thumbnails(image_files(root), root)
+    small = thumbnails(image_files(root), root)
+    return small - folder.images_of(shard, columns) if small else small
 
 
 def _images_of(files: Iterable[StoredFile]) -> list[StoredFile]:
@@ -61,8 +69,8 @@ def _folders(uris: Iterable[str], uri: str) -> str:
     places: Counter[str] = Counter()
     for place in uris:
         name = os.path.basename(place)
-        folder = os.path.dirname(place).removeprefix(root).strip("/")
-        places[f"in {folder}" if folder and not name.startswith(".") else name] += 1
+        below = os.path.dirname(place).removeprefix(root).strip("/")
+        places[f"in {below}" if below and not name.startswith(".") else name] += 1
     return _most_common(places)
 
 
