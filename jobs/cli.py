@@ -6,6 +6,7 @@ heavy imports inside `run`, so that every --help is instant.
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -41,6 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 failure, 2 user's mistake, 75 stopped and saved, 130 Ctrl-C."""
+    _print_any_name()
     argv = sys.argv[1:] if argv is None else argv
     command = _command(argv[:1])
     job = importlib.import_module(f"jobs.{command}")
@@ -62,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         return 130
+
+
+def _print_any_name() -> None:
+    """Let no print fail because the terminal's encoding lacks a letter, or because a file's name is no UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fit_surroundings(command: str) -> None:

@@ -1,7 +1,9 @@
 """What `tips-ray index` reports about a folder of images."""
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import ray
 from writers import jpeg, pair, write_folder, write_tar
 
 from jobs.cli import main
+from tips_ray import storage
 from tips_ray.launch.failure import root_causes_raised
 
 CONFIG = str(Path(__file__).parents[1] / "jobs" / "configs" / "photos.yaml")
@@ -37,6 +40,23 @@ def test_what_tips_ray_writes_below_the_data_is_no_data(tmp_path, capsys):
     assert "left out as hidden, kept by a system or written by tips_ray" in told
     assert main(["index", CONFIG, f"data.sources=[{{uri: {photos}}}]", f"data.index={photos}"]) == 2
     assert "data.index" in (error := capsys.readouterr().err) and "choose a folder without data" in error
+
+
+def test_names_that_are_no_utf8_are_read_and_printed_where_the_output_is_strict(tmp_path, monkeypatch):
+    write_folder(photos := tmp_path / "photos", ["caf\udce9.jpg", "b.jpg"], ["image,text", "b.jpg,two"])
+    (photos / "broken\udce9.jpg").symlink_to("nothing")
+    out, config = io.TextIOWrapper(io.BytesIO(), "utf-8"), ["index", CONFIG, f"storage={tmp_path / 'out'}"]
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main([*config, f"data.sources=[{{uri: {photos}}}]"]) == 0
+    out.seek(0)
+    told = out.read()
+    assert "3 rows" in told and "captions.csv row 1 broken\\udce9.jpg" in told
+    storage.write_bytes(str(tmp_path / "tars" / "\udce9.tar"), b"")
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main([*config, f"data.sources=[{{uri: {tmp_path / 'tars'}}}]"]) == 2
+    err.seek(0)
+    assert "\\udce9.tar': the name is no UTF-8" in err.read()
 
 
 def test_pipes_and_sockets_with_names_of_images_are_left_out_and_told(tmp_path, capsys):

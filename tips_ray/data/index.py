@@ -162,8 +162,16 @@ def listing_mark(data: DataConfig, version: int = VERSION) -> str:
 
 
 def listed_shards(data: DataConfig) -> list[list[Shard]]:
-    """The shards of each source, as `sources.shards`."""
-    return [sources.shards(source) for source in data.sources]
+    """The shards of each source, as `sources.shards`.
+
+    Raises:
+        ValueError: the name of a shard is no UTF-8, so that no table can hold it.
+    """
+    listed = [sources.shards(source) for source in data.sources]
+    for shard in (shard for shards in listed for shard in shards):
+        if sources.as_utf8(shard.path) != shard.path:
+            raise ValueError(f"{ascii(shard.path)}: the name is no UTF-8, and an index cannot hold it; rename it")
+    return listed
 
 
 def run_order(index: Index, data: DataConfig, seed: int, global_batch_images: int) -> Order:

@@ -12,10 +12,10 @@ from tips_ray.data.sources.columns import Columns
 from tips_ray.data.sources.content import file_content, files_content, name_below
 from tips_ray.data.sources.image_files import IMAGE_SUFFIXES
 from tips_ray.data.sources.left_out import left_out
-from tips_ray.data.sources.shard import Chunk, NoRowsError, Reject, Scan, Shard
+from tips_ray.data.sources.shard import Chunk, NoRowsError, Reject, Scan, Shard, as_utf8
 from tips_ray.storage import StoredFile
 
-__all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "columns_of", "content", "left_out"]
+__all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "as_utf8", "columns_of", "content", "left_out"]
 __all__ += ["name_below", "read_captions", "read_chunk", "scan", "shards"]
 
 _FORMATS: dict[str, ModuleType] = {"webdataset": webdataset, "parquet": parquet, "folder": folder, "pairs": pairs}

@@ -61,7 +61,7 @@ class Scan:
     def of(cls, chunks: list[Chunk], rejects: Iterable[Reject] = (), unused: Sequence[str] = ()) -> Self:
         """From chunks whose sample ids are not known yet; `unused` names members that look like images of no row."""
         chunk_C4 = np.array([chunk[:4] for chunk in chunks], np.int64).reshape(-1, 4)
-        return cls(chunk_C4, list(rejects), len(unused), next(iter(unused), ""))
+        return cls(chunk_C4, list(map(_written, rejects)), len(unused), next(iter(unused), ""))
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -72,6 +72,15 @@ class Scan:
     def rows(self) -> int:
         """Rows of the shard, bad ones included."""
         return int(self.chunk_C4[:, 1].sum())
+
+
+def _written(reject: Reject) -> Reject:
+    return Reject(reject.row, as_utf8(reject.key), as_utf8(reject.reason))
+
+
+def as_utf8(name: str) -> str:
+    """A name that any file can hold: bytes of a file's name that are no UTF-8 are written as `\\udce9`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class Content(NamedTuple):
@@ -89,11 +98,11 @@ def source_rows(chunk: Chunk, contents: list[Content]) -> list[SourceRow]:
     return [
         SourceRow(
             sample_id=chunk.first_sample + number,
-            key=content.key,
+            key=as_utf8(content.key),
             image=b"" if content.error else content.image,
             web_caption=content.captions[0],
             synthetic_captions=content.captions[1],
-            error=content.error,
+            error=as_utf8(content.error),
         )
         for number, content in enumerate(contents)
     ]
