@@ -181,12 +181,6 @@ def test_karpathys_json_is_read_as_it_is(tmp_path, capsys):
     assert code == 2 and "dataset_coco.json: images[0] lacks 'sentences'; each needs" in told
 
 
-def test_a_long_cell_is_read_whole(tmp_path):
-    text = "dog " * 50_000 + "end"
-    write_folder(tmp_path, NAMES[:1], ["image,caption", f'{NAMES[0]},"{text}"'])
-    assert captions_in(read_all(tmp_path)[0]) == [(text, [])]
-
-
 ODD_CELLS = ["NaN", "null", "5", "true", '["a dog", null]', '"a cat"']
 """Captions in JSON; the third and the fourth are none."""
 

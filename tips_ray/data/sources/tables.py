@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 DELIMITERS = ",\t;|"
-csv.field_size_limit(1 << 24)  # the default of 128 KiB refuses long texts and images in base64
 MOST_MISFITS = 0.01
 """Share of lines with another number of cells up to which a table is read without these lines."""
 SHORT_BY_CUSTOM = 0.1
