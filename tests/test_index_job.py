@@ -157,7 +157,7 @@ def test_lines_of_a_metadata_jsonl_without_a_file_name_are_counted_with_their_li
 @pytest.mark.ray
 def test_decoding_every_image_finds_the_bad_ones_ahead_and_keeps_them_in_the_index(tmp_path, capsys, cluster):
     write_folder(
-        tmp_path / "photos", ["a.jpg", "b.jpg", "c.jpg"], ["image,text", "a.jpg,1", "b.jpg,2", "c.jpg,3", "x.jpg,4"]
+        tmp_path / "photos", ["a.jpg", "b.jpg", "c.jpg"], ["image,text", "a.jpg,w", "b.jpg,x", "c.jpg,y", "x.jpg,z"]
     )
     whole = (tmp_path / "photos" / "b.jpg").read_bytes()
     (tmp_path / "photos" / "b.jpg").write_bytes(whole[: len(whole) // 2])

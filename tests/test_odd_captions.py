@@ -98,6 +98,14 @@ def test_a_column_of_numbers_alone_is_refused(tmp_path, capsys):
     assert code == 2 and "the column caption holds numbers and no captions" in told
 
 
+def test_a_csv_whose_captions_are_numbers_is_refused_unless_the_config_names_them(tmp_path, capsys):
+    write_folder(tmp_path / "x", [f"{n}.jpg" for n in range(3)], ["image,caption", "0.jpg,7", "1.jpg,1.5", "2.jpg,3"])
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 2 and "(caption holds numbers, which are no captions)" in told
+    code, told = _index(tmp_path / "x", capsys, web_caption="caption")
+    assert code == 0 and "3 of 3 sampled web captions are numbers" in told
+
+
 TWO = ["a dog", "a cat"]
 KINDS = {
     "bytes": [text.encode() for text in TWO],

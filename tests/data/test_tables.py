@@ -75,6 +75,12 @@ def test_commas_outside_of_quotation_marks_are_refused_with_their_lines():
         _read("image,caption", *lines)
 
 
+@pytest.mark.parametrize("cell", ["word " * 30_000, '"' + "word, " * 30_000 + '"'])
+def test_a_cell_that_is_too_long_is_refused_with_what_to_do(cell):
+    with pytest.raises(ValueError, match=r"line 2 has a cell of more than 131,072 characters.*; shorten its text, or"):
+        read_table(f"image,caption\n0.jpg,{cell}\n1.jpg,dog\n", "x.csv")
+
+
 def test_few_lines_without_their_delimiter_are_set_apart_with_their_numbers():
     lines = [f"{number}.jpg| {number % 5}| a dog" for number in range(300)]
     lines[200] = "200.jpg| 4   A dog runs"

@@ -15,11 +15,11 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import layouts
-from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, common_name, resolve
+from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, resolve
 from tips_ray.data.sources.image_files import IMAGE_SUFFIXES, ImageFinder, image_files, thumbnails
 from tips_ray.data.sources.shard import Chunk, Content, Reject, Scan, Shard, source_rows
 from tips_ray.data.sources.tables import Line, Table, header, read_table
-from tips_ray.data.sources.texts import WEB, captions_of, column_of, is_number
+from tips_ray.data.sources.texts import captions_of, column_of, is_number
 from tips_ray.errors import listed
 from tips_ray.storage import NotFoundError, StorageError, StoredFile
 
@@ -222,11 +222,10 @@ def _table(table: str) -> Table:
 
 
 def _passed_over(rows: list[dict[str, Any]], wanted: ColumnsConfig) -> set[str]:
-    """Columns that hold numbers alone, where a column of texts has a common name too; none that the config names."""
+    """Columns that hold numbers alone, as texts; none that the config names."""
     held = [(name, _text(cell)) for row in rows for name, cell in row.items() if _text(cell)]
     texts = {name for name, text in held if not is_number(text)}
-    others = {name for name, _ in held} - texts - {wanted.web_caption, *(wanted.synthetic_captions or ())}
-    return others if common_name(WEB, sorted(texts)) else set()
+    return {name for name, _ in held} - texts - {wanted.web_caption, *(wanted.synthetic_captions or ())}
 
 
 def _check_once(columns: Columns, names: list[str], table: str) -> None:

@@ -23,6 +23,8 @@ MOST_SAMPLED = 2000
 """Lines whose cells tell what names in a column look like."""
 PLAIN = {"strict": True, "quoting": csv.QUOTE_NONE}
 CURE = "put a text with the delimiter or a quotation mark into quotation marks, and double those inside of it"
+TOO_LONG = f"has a cell of more than {csv.field_size_limit():,} characters"
+CURE_OF_LONG = "shorten its text, or close the quotation mark that opens it"
 _SHORT_SUFFIX = re.compile(r"\.[a-z]\w{1,4}")
 
 
@@ -91,7 +93,8 @@ def read_table(text: str, name: str) -> Table:
         raise ValueError(f"{name}: {_double_meaning(places)}; {CURE}")
     found = (whole or sound or quoted)[0]
     if found.problem or len(found.misfits) > MOST_MISFITS * (len(found.lines) + len(found.misfits)):
-        raise ValueError(f"{name}: {_refusal(found, _read(text, delimiter, PLAIN), delimiter)}; {CURE}")
+        cure = CURE_OF_LONG if found.problem.endswith(TOO_LONG) else CURE
+        raise ValueError(f"{name}: {_refusal(found, _read(text, delimiter, PLAIN), delimiter)}; {cure}")
     return Table(found.header, found.lines, found.misfits)
 
 
@@ -134,7 +137,8 @@ def _read(text: str, delimiter: str, dialect: dict[str, Any]) -> _Reading:
                     reading.spans.append((begins, rows.line_num))
             begins = rows.line_num + 1
     except csv.Error as error:
-        reading.problem = f"line {begins} cannot be read ({error})"
+        is_long = str(error).startswith("field larger than")
+        reading.problem = f"line {begins} {TOO_LONG if is_long else f'cannot be read ({error})'}"
         return reading
     _set_misfits_apart(reading, may_end_early=not is_plain)
     reading.problem = _swallowed(reading, text, delimiter)
