@@ -34,9 +34,11 @@ def test_the_index_shows_columns_an_example_and_rows_without_a_caption(tmp_path,
 
 def test_what_tips_ray_writes_below_the_data_is_no_data(tmp_path, capsys):
     write_folder(photos := tmp_path / "photos", ["a.jpg", "b.jpg"], ["image,text", "a.jpg,one", "b.jpg,three"])
+    told = ""
     for overrides in ((), (f"data.index={photos / 'mine'}",)):
         for _ in range(2):
-            assert "2 rows in 1 shards" in (told := _told(tmp_path, capsys, f"storage={photos}", *overrides))
+            told = _told(tmp_path, capsys, f"storage={photos}", *overrides)
+            assert "2 rows in 1 shards" in told
     assert "left out as hidden, kept by a system or written by tips_ray" in told
     assert main(["index", CONFIG, f"data.sources=[{{uri: {photos}}}]", f"data.index={photos}"]) == 2
     assert "data.index" in (error := capsys.readouterr().err) and "choose a folder without data" in error

@@ -154,6 +154,16 @@ def test_a_link_to_nothing_is_found_and_says_so(tmp_path):
         storage.read_bytes(str(tmp_path / "a.tar"))
 
 
+def test_a_file_where_a_folder_is_meant_and_a_long_name_are_told_as_such(tmp_path):
+    (tmp_path / "run.yaml").write_text("")
+    for uri, text in (
+        ("run.yaml/a", "a folder stands where a file is meant"),
+        ("x" * 300, "too long .* a shorter one"),
+    ):
+        with pytest.raises(StorageError, match=text):
+            storage.write_text(f"{tmp_path}/{uri}", "")
+
+
 def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     storage.write_text(str(tmp_path / "a.jpg"), "")

@@ -1,6 +1,16 @@
+import re
+
 import pytest
 
-from tips_ray.config import ImageEncoderConfig, ObjectiveConfig, ScheduleConfig, TrainConfig, load_config, override
+from tips_ray.config import (
+    ImageEncoderConfig,
+    ObjectiveConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+    load_config,
+    override,
+)
 
 SIZES = {"width": 32, "depth": 2, "num_heads": 2, "ffn_hidden": 64}
 
@@ -36,6 +46,23 @@ def test_an_override_without_equals_sign_is_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match="override 'peak_lr' is not of the form dotted.key=value"):
         load_config(ScheduleConfig, path, ["peak_lr"])
+
+
+@pytest.mark.parametrize(
+    "override, cure",
+    [
+        (
+            "schedule.total_steps.x=3",
+            "schedule.total_steps is a int without keys; give it whole, as schedule.total_steps=",
+        ),
+        ("data.sources.0.uri=x", "give it whole, as data.sources=[...]"),
+        ("data.sources=[{uri: shards/{00..12}.tar}]", "with braces once more: 'data.sources=[{uri: \"shards/"),
+    ],
+)
+def test_the_cure_of_a_wrong_override_can_be_written_as_it_is(override, cure, tmp_path):
+    (tmp_path / "run.yaml").write_text("schedule: {total_steps: 3}\ndata: {sources: [{uri: a}]}\n")
+    with pytest.raises(ValueError, match=re.escape(cure)):
+        load_config(RunConfig, tmp_path / "run.yaml", [override])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tips_ray.config.faults import config_faults
 from tips_ray.errors import listed
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+BRACES = """, and a text with braces once more: 'data.sources=[{uri: "shards/{00000..00012}.tar"}]'"""
 
 
 def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
@@ -104,8 +105,9 @@ def _with_value(tree: Mapping[str, Any], keys: list[str], value: Any, dotted_key
     head, *rest = keys
     below = tree.get(head) or {}
     if rest and not isinstance(below, Mapping):
-        kind = type(below).__name__
-        raise ValueError(f"override {dotted_key}: {head} is a {kind} without keys; give it whole, as {head}=...")
+        place, kind = dotted_key.removesuffix("." + ".".join(rest)), type(below).__name__
+        whole = f"{place}=[...]" if isinstance(below, list) else f"{place}=..."
+        raise ValueError(f"override {dotted_key}: {place} is a {kind} without keys; give it whole, as {whole}")
     return {**tree, head: _with_value(below, rest, value, dotted_key) if rest else value}
 
 
@@ -116,7 +118,8 @@ def _parse(text: str) -> tuple[str, Any]:
     try:
         return dotted_key, _loaded(value)
     except yaml.YAMLError as error:
-        raise ValueError(f"override {text!r}{_yaml_fault(error)}; quote the whole of it for the shell") from None
+        cure = f"quote the whole of it for the shell{BRACES if '..' in value else ''}"
+        raise ValueError(f"override {text!r}{_yaml_fault(error)}; {cure}") from None
 
 
 def _yaml_fault(error: yaml.YAMLError) -> str:

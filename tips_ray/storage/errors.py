@@ -179,10 +179,12 @@ def _of_system(uri: str, error: BaseException) -> StorageError:
         return NotFoundError(f"{uri}: there is no such file or folder; check the path")
     if isinstance(error, PermissionError):
         return StorageError(f"{uri}: permission is denied; check the owner and the mode of the file")
-    if isinstance(error, (IsADirectoryError, NotADirectoryError)):
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, FileExistsError)):
         return StorageError(f"{uri}: a folder stands where a file is meant, or the other way round; check the path")
     if number == errno.ENOSPC:
         return StorageError(f"{uri}: no space is left on the device; free some or write elsewhere")
+    if number == errno.ENAMETOOLONG:
+        return StorageError(f"{uri[:200]}...: a name in it is too long for the file system; choose a shorter one")
     reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
     return StorageError(f"{uri}: reading or writing fails ({reason}); check the device", number in _PASSING)
 
