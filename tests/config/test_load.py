@@ -102,3 +102,35 @@ def test_a_variant_fills_the_sizes_and_single_fields_go_before():
     assert (config.text.ffn_hidden, config.text.vocab_size) == (3072, 500)
     with pytest.raises(ValueError, match="variant"):
         override(TrainConfig, {"variant": "H"}, {})
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"schedule.total_steps": True}, "schedule: total_steps must be a number, not true"),
+        ({"schedule.total_steps": 10**23}, "schedule: total_steps must be at most"),
+        ({"schedule.total_steps": 10**15}, "schedule.total_steps: .* less than or equal to 1000000000000"),
+        ({"optimizer.betas": [True, 0.9]}, "optimizer: betas must be a number, not true"),
+        ({"schedule.peak_lr": float("inf")}, "schedule.peak_lr: .* finite number"),
+        ({"objective.alpha": float("nan")}, "objective.alpha: .* finite number"),
+        ({"text.vocab_size": 3}, "text.vocab_size: .* greater than or equal to 8"),
+        ({"text.max_tokens": 1}, "text.max_tokens: .* greater than or equal to 2"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        override(TrainConfig, {"image": SIZES, "text": SIZES}, values)
+
+
+@pytest.mark.parametrize("name", ["index", "captions"])
+def test_a_run_cannot_have_the_name_of_a_folder_of_the_storage(name):
+    tree = {"image": SIZES, "text": SIZES, "name": name, "global_batch_images": 1, "data": {"sources": [{"uri": "a"}]}}
+    with pytest.raises(ValueError, match="the storage keeps other things there"):
+        override(RunConfig, tree, {})
+
+
+@pytest.mark.parametrize("value", ["010", "1:30", "1:30.5", "-010"])
+def test_numbers_that_yaml_reads_as_others_are_refused_with_their_line(value, tmp_path):
+    (tmp_path / "run.yaml").write_text(f"seed: 1\nschedule: {{total_steps: {value}}}\n")
+    with pytest.raises(ValueError, match=f"run.yaml line 2: {value} would be read as another number"):
+        load_config(TrainConfig, tmp_path / "run.yaml")

@@ -1,5 +1,6 @@
 """YAML file + dotted overrides -> one validated config."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +64,23 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and first.setdefault((key.tag, key.value), key) is not key:
                 raise _given_twice(first[key.tag, key.value], key)
         return super().construct_mapping(node, deep)
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """
+    Raises:
+        YAMLError: YAML 1.1 reads another number than is written: 010 as 8, 1:30 as 90.
+    """
+    if ":" in node.value or re.fullmatch(r"[-+]?0[0-9_]+", node.value):
+        problem = (
+            f"{node.value} would be read as another number; write it without {':' if ':' in node.value else 'the 0'}"
+        )
+        raise yaml.MarkedYAMLError(problem=f"{problem}, or quote it where it is a text", problem_mark=node.start_mark)
+    return getattr(loader, f"construct_yaml_{node.tag.rpartition(':')[2]}")(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 
 
 def _given_twice(first: yaml.Node, second: yaml.ScalarNode) -> yaml.MarkedYAMLError:

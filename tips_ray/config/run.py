@@ -13,6 +13,10 @@ Scale = Annotated[
 ]
 
 
+OTHER_NAMES = ("index", "captions", "mlartifacts", "mlflow.db")
+"""What lies in a storage beside the folders of its runs."""
+
+
 class ColumnsConfig(Schema):
     """Column of each field; None: the first common name that the data have (see `data.sources`)."""
 
@@ -227,6 +231,12 @@ class RunConfig(TrainConfig):
     Training continues meanwhile, until the next checkpoint is due."""
     data_prefetch_batches: NonNegativeInt = 2
     """Micro-batches that are kept ready for each worker."""
+
+    @model_validator(mode="after")
+    def _name_is_free(self) -> Self:
+        if self.name in OTHER_NAMES:
+            raise ValueError(f"name ({self.name}): the storage keeps other things there; give the run another name")
+        return self
 
     @model_validator(mode="after")
     def _crops_fit_patches(self) -> Self:

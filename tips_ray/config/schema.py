@@ -1,23 +1,45 @@
 """Pydantic models of a run. A field marked (D) is not published for TIPS: its value is our decision, not theirs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from pydantic import model_validator as _model_validator
 
 from tips_ray.config.variants import VARIANTS, image_sizes, text_sizes
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+MOST = 2**63 - 1
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Schema(BaseModel):
     """Frozen and closed: an unknown key is an error. A field's docstring is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @_model_validator(mode="before")
+    @classmethod
+    def _numbers_are_meant(cls, tree: Any) -> Any:
+        """Refuse true where a number is meant, which pydantic takes as 1, and whole numbers that no machine counts."""
+        for name, value in tree.items() if isinstance(tree, Mapping) else ():
+            field = cls.model_fields.get(name)
+            for one in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(one, bool) and field and _takes_numbers(field.annotation):
+                    raise ValueError(f"{name} must be a number, not {str(one).lower()}")
+                if isinstance(one, int) and abs(one) > MOST:
+                    raise ValueError(f"{name} must be at most {MOST:,}")
+        return tree
 
 
 class ImageEncoderConfig(Schema):
@@ -58,8 +80,8 @@ class TextEncoderConfig(Schema):
     depth: PositiveInt
     num_heads: PositiveInt
     ffn_hidden: PositiveInt
-    vocab_size: PositiveInt = 32_000
-    max_tokens: PositiveInt = 64
+    vocab_size: Annotated[int, Field(ge=8)] = 32_000
+    max_tokens: Annotated[int, Field(ge=2)] = 64
     """Longest text; positions are fixed sinusoids, so shorter input costs less."""
 
     @_model_validator(mode="after")
@@ -185,7 +207,7 @@ class ScheduleChange(Schema):
 class ScheduleConfig(Schema):
     """Optimizer steps and the learning rate over them."""
 
-    total_steps: PositiveInt = 90_000
+    total_steps: Annotated[int, Field(gt=0, le=10**12)] = 90_000
     """Optimizer steps of the whole run, across restarts."""
     peak_lr: PositiveFloat = 1e-3
     """(D) Learning rate at the end of warm-up."""
@@ -290,6 +312,21 @@ class TrainConfig(Schema):
                 "no head is trained"
             )
         return self
+
+
+def _takes_numbers(annotation: Any) -> bool:
+    """Whether a field takes numbers and no truth values; an annotation may be a union or a tuple."""
+    parts = list(_leaves(annotation))
+    return (int in parts or float in parts) and bool not in parts
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    inside = get_args(annotation)
+    if inside and get_origin(annotation) is not Literal:
+        for part in inside:
+            yield from _leaves(part)
+    else:
+        yield annotation
 
 
 def _require_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
