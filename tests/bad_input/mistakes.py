@@ -74,7 +74,9 @@ CATALOGUE = (
     Mistake("YAML nested too deeply", config_file("name: " + "[" * 3000), ("run.yaml: it is nested too deeply",)),
     Mistake("override without a value", keys("seed"), ("override 'seed' is not of the form dotted.key=value",)),
     Mistake("override of broken YAML", keys("data=["), ("override 'data=[' line 1: ",)),
-    Mistake("override inside a list", keys("data.sources.uri=x"), ("override data.sources.uri: data.sources is a list",)),
+    Mistake(
+        "override inside a list", keys("data.sources.uri=x"), ("override data.sources.uri: data.sources is a list",)
+    ),
     # Keys and values.
     Mistake(
         "a typo",
