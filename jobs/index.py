@@ -66,7 +66,7 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
             *_first_lines(first, config.captions.missing),
             *_file_lines(config.data.sources[number].uri, index, number),
         ]
-    rejects, damages = bad_rows_and_damages(index)
+    rejects, damages = (table.to_pylist() for table in bad_rows_and_damages(index))
     lines += [f"{count} bad rows: {reason}" for reason, count in Counter(row["reason"] for row in rejects).items()]
     lines += [f"  {row['path']} row {row['row']} {row['key']}" for row in rejects[:SHOWN_REJECTS]]
     lines += [f"{row['path']}: {row['reason']}" for row in damages]

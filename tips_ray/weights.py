@@ -221,7 +221,7 @@ def _run_config(key: str, uri: str, run_uri: str) -> tuple[dict[str, Any], dict[
     config = read_run_config(run_uri)
     try:
         return config, {section: config[section] for section in _COMPARED}
-    except (KeyError, TypeError):
+    except KeyError:
         raise ValueError(f"{key} ({uri}): {run_uri}/config.yaml is not the config of a run") from None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -267,19 +267,19 @@ def unused_images(index: Index, source: int) -> str:
     )
 
 
-def bad_rows_and_damages(index: Index) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def bad_rows_and_damages(index: Index) -> tuple[pa.Table, pa.Table]:
     """The rejects that are rows, and those that tell how a damaged or cut tar ends: of these no row is bad."""
     rows = dict(zip(index.shards["path"].to_pylist(), index.shards["rows"].to_pylist(), strict=True))
-    rejects = index.rejects.to_pylist()
-    bad = [reject for reject in rejects if reject["row"] < rows[reject["path"]]]
-    return bad, [reject for reject in rejects if reject["row"] >= rows[reject["path"]]]
+    ends = np.array([rows[path] for path in index.rejects["path"].to_pylist()], np.int64)
+    is_row = index.rejects["row"].to_numpy() < ends
+    return index.rejects.filter(pa.array(is_row)), index.rejects.filter(pa.array(~is_row))
 
 
 def unread_bytes(index: Index) -> dict[str, int]:
     """Bytes after the last row of each tar that is damaged or cut, by the shard's URI; 0 where the cut is the end."""
     shards = {row["path"]: (number, row["bytes"]) for number, row in enumerate(index.shards.to_pylist())}
     found = {}
-    for reject in bad_rows_and_damages(index)[1]:
+    for reject in bad_rows_and_damages(index)[1].to_pylist():
         number, size = shards[reject["path"]]
         stops = index.chunks.stop[index.chunks.shard == number]
         found[reject["path"]] = max(size - int(stops.max(initial=0)), 0)

@@ -135,11 +135,11 @@ def check_apart(what: str, folder: str, index: Index) -> None:
     Raises:
         ValueError: files of a source lie in it, and what is written would be read as data.
     """
-    for row in index.shards.select(["source", "path"]).to_pylist():
-        source = index.sources[row["source"]].uri
-        if storage.mark_hides(folder, source, row["path"]):
+    for number, source in enumerate(index.sources):
+        path = storage.mark_hides(folder, source.uri, (shard.path for shard in index.shards_of(number)))
+        if path:
             raise ValueError(
-                f"{what} ({folder}) holds data of {source}, such as {row['path']}, and what is written there would be "
+                f"{what} ({folder}) holds data of {source.uri}, such as {path}, and what is written there would be "
                 "read as data; choose a folder without data, which may lie below that one"
             )
 

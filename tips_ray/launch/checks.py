@@ -266,5 +266,5 @@ def _described(index: Index) -> str:
             )
         found.append(bad_rows(index, rows))
     bad, _ = bad_rows_and_damages(index)
-    known = f"{index.rows:,} rows in {index.shards.num_rows} shards, {len(bad)} known to be bad"
+    known = f"{index.rows:,} rows in {index.shards.num_rows} shards, {bad.num_rows} known to be bad"
     return "; ".join([known, *filter(None, found)])

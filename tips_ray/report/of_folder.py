@@ -9,7 +9,7 @@ from typing import Any
 from tips_ray import storage
 from tips_ray.report.content import Report
 from tips_ray.report.html import number
-from tips_ray.runs.folder import CONFIG, RunFolder, read_run_config
+from tips_ray.runs.folder import CONFIG, RunFolder, parsed_config
 
 Line = Mapping[str, Any]
 
@@ -21,8 +21,8 @@ def report_of(folder: str) -> Report:
         StorageError: `folder` holds no config of a run.
     """
     run = RunFolder(storage.resolved(folder))
-    config, text = read_run_config(run.uri), storage.read_text(storage.join(run.uri, CONFIG))
-    metrics, events = run.read_metrics(), run.read_events()
+    text = storage.read_text(uri := storage.join(run.uri, CONFIG))
+    config, metrics, events = parsed_config(text, uri), run.read_metrics(), run.read_events()
     times = sorted(line["time"] for line in (*metrics, *events))
     total_steps = _value(config, "schedule", "total_steps")
     started = _last_of(events, "start")

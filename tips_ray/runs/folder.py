@@ -53,8 +53,13 @@ def read_run_config(run_uri: str) -> dict[str, Any]:
         StorageError: the file is empty, cut off or something else.
     """
     uri = storage.join(run_uri, CONFIG)
+    return parsed_config(storage.read_text(uri), uri)
+
+
+def parsed_config(text: str, uri: str) -> dict[str, Any]:
+    """The config in the text of the file `uri`; raises as `read_run_config`."""
     try:
-        config = yaml.safe_load(storage.read_text(uri))
+        config = yaml.safe_load(text)
         reason = "it is empty" if config is None else "it holds no keys"
     except yaml.YAMLError as error:
         config, reason = None, f"it is no YAML: {' '.join(str(error).split())[:200]}"

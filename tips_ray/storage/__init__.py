@@ -1,6 +1,7 @@
 """Local paths, file:// and s3:// in one place. Every failure is a `StorageError`: one sentence with its cure."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -77,11 +78,13 @@ def mark_output(uri: str) -> None:
     create_text(join(uri, OUTPUT), "tips_ray writes this folder: its files are no data of a source above it.\n")
 
 
-def mark_hides(folder: str, pattern: str, uri: str) -> bool:
-    """Whether a mark of `folder` would be among the files that `pattern` stands for, or hide the file `uri` of it."""
-    place, path = f"{resolved(folder)}/", f"{resolved(uri)}/"
-    roots = [f"{fixed_folder(name).rstrip('/')}/" for name in without_braces(resolved(pattern))]
-    return path.startswith(place) and any(place.startswith(root) for root in roots)
+def mark_hides(folder: str, pattern: str, uris: Iterable[str]) -> str:
+    """The first of `uris`, files that `pattern` stands for, that a mark of `folder` would hide; empty if none."""
+    place = f"{resolved(folder)}/"
+    names = without_braces(resolved(pattern))
+    if not any(place.startswith(f"{fixed_folder(name).rstrip('/')}/") for name in names):
+        return ""
+    return next((uri for uri in uris if f"{resolved(uri)}/".startswith(place)), "")
 
 
 def list_names(uri: str) -> list[str]:

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -112,11 +112,11 @@ def fixed_folder(pattern: str) -> str:
     return os.path.dirname(pattern.partition("*")[0]) if "*" in pattern else pattern
 
 
-def is_output(path: str, pattern: str, marked: Container[str]) -> bool:
-    """Whether `path` lies in one of the `marked` folders, below the folder that `pattern` names."""
+def is_output(path: str, pattern: str, is_marked: Callable[[str], bool]) -> bool:
+    """Whether `path` lies in a marked folder, below the folder that `pattern` names."""
     root, folder = fixed_folder(pattern).rstrip("/"), os.path.dirname(path)
     while len(folder) > len(root):
-        if folder in marked:
+        if is_marked(folder):
             return True
         folder = os.path.dirname(folder)
     return False

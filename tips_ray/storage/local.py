@@ -132,7 +132,7 @@ def _paths(name: str, hidden: bool) -> list[str]:
     elif "*" in name:
         parts = re.split(r"(\*+)", name)
         found = glob.glob("".join(part if "*" in part else glob.escape(part) for part in parts))
-        found = found if hidden else [path for path in found if not is_output(path, name, _Marked())]
+        found = found if hidden else [path for path in found if not is_output(path, name, _is_marked)]
     elif os.path.isdir(name):
         return _below(name, hidden)
     else:
@@ -176,11 +176,8 @@ def _entries(folder: str, pattern: str | None) -> list[os.DirEntry[str]]:
     return [entry for entry in found if not is_hidden(_slashed(entry), pattern)]
 
 
-class _Marked:
-    """The folders with the mark of `files.OUTPUT`."""
-
-    def __contains__(self, folder: object) -> bool:
-        return os.path.lexists(f"{folder}/{OUTPUT}")
+def _is_marked(folder: str) -> bool:
+    return os.path.lexists(f"{folder}/{OUTPUT}")
 
 
 def _slashed(entry: os.DirEntry[str]) -> str:

@@ -47,7 +47,7 @@ def matching(names: Iterable[str], hidden: bool) -> dict[str, list[StoredFile]]:
 
 
 def _is_passed(uri: str, name: str, marked: set[str]) -> bool:
-    return is_hidden(uri, name) or is_output(uri, name, marked)
+    return is_hidden(uri, name) or is_output(uri, name, marked.__contains__)
 
 
 def stat(uri: str) -> StoredFile:
