@@ -113,7 +113,7 @@ def test_a_variant_fills_the_sizes_and_single_fields_go_before():
         ({"optimizer.betas": [True, 0.9]}, "optimizer: betas must be a number, not true"),
         ({"schedule.peak_lr": float("inf")}, "schedule.peak_lr: .* finite number"),
         ({"objective.alpha": float("nan")}, "objective.alpha: .* finite number"),
-        ({"text.vocab_size": 3}, "text.vocab_size: .* greater than or equal to 8"),
+        ({"text.vocab_size": 3}, "text.vocab_size: .* greater than or equal to 4"),
         ({"text.max_tokens": 1}, "text.max_tokens: .* greater than or equal to 2"),
     ],
 )

@@ -80,7 +80,7 @@ class TextEncoderConfig(Schema):
     depth: PositiveInt
     num_heads: PositiveInt
     ffn_hidden: PositiveInt
-    vocab_size: Annotated[int, Field(ge=8)] = 32_000
+    vocab_size: Annotated[int, Field(ge=4)] = 32_000
     max_tokens: Annotated[int, Field(ge=2)] = 64
     """Longest text; positions are fixed sinusoids, so shorter input costs less."""
 
