@@ -102,6 +102,18 @@ def test_making_a_bucket_twice_keeps_its_objects(s3_server, bucket):
     assert _boto3_client().head_object(Bucket="photos", Key="kept")["ContentLength"] == 1
 
 
+def test_a_bucket_is_there_once_it_is_made_and_gone_once_it_is_deleted(s3_server):
+    client = s3_server.client()
+    for _ in range(2):
+        with pytest.raises(client.exceptions.NoSuchBucket):
+            client.list_objects_v2(Bucket="passing")
+        client.create_bucket(Bucket="passing")
+        client.put_object(Bucket="passing", Key="a", Body=b"1")
+        assert client.list_objects_v2(Bucket="passing")["KeyCount"] == 1
+        client.delete_object(Bucket="passing", Key="a")
+        client.delete_bucket(Bucket="passing")
+
+
 def test_the_secret_is_shown_neither_by_the_object_nor_by_the_process_list(s3_server):
     command_line = Path(f"/proc/{s3_server.pid}/cmdline").read_text()
     assert s3_server.secret not in command_line and s3_server.secret not in repr(s3_server)

@@ -39,13 +39,12 @@ def by_one_actor(place, cluster) -> tuple[Path, str]:
     return place / "one", shown.getvalue()
 
 
-def test_one_actor_and_two_make_the_same_files_with_the_numbers_of_a_plain_loop(place, by_one_actor):
+def test_every_row_is_embedded_once_with_the_numbers_of_a_plain_loop(place, by_one_actor):
     one, shown = by_one_actor
     assert f"{ROWS} rows; 0 have their embeddings" in shown and f"{ROWS} rows, 10 of 10 files" in shown
     assert "2 rows have no image, see their column error: 1 not an image, 1 the image has no bytes" in shown
-    assert _embed(place, "two", "actors=2") == 0
     found = rows_of(one)
-    assert found == rows_of(place / "two") and [row["sample_id"] for row in found] == list(range(ROWS))
+    assert [row["sample_id"] for row in found] == list(range(ROWS))
     for number in (0, 6, 39):
         for name in ("cls_web", "cls_synthetic"):
             expected = plain_features(str(place / "model"), number).embeddings[name][0]
@@ -53,7 +52,7 @@ def test_one_actor_and_two_make_the_same_files_with_the_numbers_of_a_plain_loop(
 
 
 @pytest.mark.slow
-def test_only_what_is_missing_is_made(place, by_one_actor):
+def test_only_what_is_missing_is_made_and_two_actors_make_it_as_one_does(place, by_one_actor):
     shutil.copytree(by_one_actor[0], place / "part")
     paths = sorted((place / "part" / "embeddings").iterdir())
     whole, lost = {path: path.read_bytes() for path in paths}, paths[::3]
