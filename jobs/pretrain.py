@@ -47,10 +47,17 @@ def run(arguments: argparse.Namespace) -> int | None:
         if is_on_ranks:
             raise ValueError("--supervise starts one driver; torchrun starts ranks itself: use its --max-restarts")
         return _supervise(arguments, config)
-    trainer = _trainer(arguments.without_ray)
-    if arguments.dry_run:
-        _dry_run(trainer.adapted(config), trainer)
-        return
+    from tips_ray.launch.stops import signals_end_quietly
+
+    with signals_end_quietly():
+        trainer = _trainer(arguments.without_ray)
+        if arguments.dry_run:
+            _dry_run(trainer.adapted(config), trainer)
+        else:
+            _train(config, trainer)
+
+
+def _train(config: "RunConfig", trainer: "Trainer") -> None:
     from tips_ray.launch import pretrain
 
     uri = pretrain(config, trainer)

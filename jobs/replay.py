@@ -30,15 +30,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay the step and print what was found.
 
     Raises:
-        ValueError: the run has no such bad step.
+        ValueError: it is no run folder, or the run has no such bad step.
     """
     import torch
 
     from tips_ray import storage
+    from tips_ray.runs.folder import require_run
+
+    require_run(uri := storage.resolved(arguments.run))
     from tips_ray.train.guard import list_bad_steps
     from tips_ray.train.replay import replay
 
-    uri = storage.resolved(arguments.run)
     bad_step = _chosen(list_bad_steps(uri), arguments.step, uri)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = replay(bad_step, uri, device)

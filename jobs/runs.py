@@ -26,17 +26,17 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from tips_ray import storage
     from tips_ray.runs import lease, stop
+    from tips_ray.runs.folder import require_run
 
-    uri = storage.resolved(arguments.run)
-    if not storage.exists(storage.join(uri, "config.yaml")):
-        raise ValueError(f"{uri} is no run folder: it has no config.yaml; give STORAGE/NAME of the run's config")
+    require_run(uri := storage.resolved(arguments.run))
     if arguments.action == "unlock":
         print(lease.unlock(uri))
         return
     by = f"{_user()} on {socket.gethostname()}"
     asked = stop.ask_to_stop(uri, by, "pause" if arguments.pause else "stop")
     _, holder = lease.newest(uri)
-    print(f"asked {holder} to save and leave; the run is {asked} after its step")
+    whom = holder or "whoever trains it (its lease is damaged)"
+    print(f"asked {whom} to save and leave; a run that is being trained is {asked} after its step")
 
 
 def _user() -> str:

@@ -95,6 +95,9 @@ def test_a_place_without_weights_is_told_with_what_could_lie_there(tmp_path, nam
 def test_a_run_that_has_saved_nothing_yet_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(toy_config().model_dump(mode="json")))
     assert "is a run without a checkpoint" in _refusal(tmp_path)
+    (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000004/manifest.json").write_text("{")
+    assert "is a run whose 1 checkpoints are damaged or cut; give another run" in _refusal(tmp_path)
 
 
 def test_a_config_of_something_else_is_refused(run, tmp_path):

@@ -191,6 +191,9 @@ def source_at(key: str, uri: str) -> WeightsSource:
 def _run_at(key: str, uri: str) -> WeightsSource:
     found = list_checkpoints(checkpoints_of(uri))
     if not found:
+        damaged = len(storage.list_folders(checkpoints_of(uri)))
+        if damaged:
+            raise ValueError(f"{key} ({uri}) is a run whose {damaged} checkpoints are damaged or cut; give another run")
         raise ValueError(f"{key} ({uri}) is a run without a checkpoint; wait for its first one, or give another run")
     return replace(_of_run(key, uri, "run", uri, found[-1]), older=tuple(found[-2::-1]))
 
@@ -307,6 +310,8 @@ def model_at(uri: str) -> TipsModel:
     """
     if any(storage.exists(storage.join(storage.resolved(uri), name)) for name in ("config.yaml", MANIFEST)):
         return trained_model(source_at("FOLDER", uri))[0]
+    if not Path(uri).is_dir():
+        raise ValueError(f"FOLDER ({uri}): there is neither {_KNOWN}; correct it")
     return load_transformers(Path(uri))
 
 

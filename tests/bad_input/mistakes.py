@@ -133,6 +133,34 @@ CATALOGUE = (
         ("data.columns: Extra inputs are not permitted; did you mean columns in an item of data.sources?",),
     ),
     Mistake("more mistakes than one reads", keys(*(f"k{n}=1" for n in range(100))), (*[": "] * 20, "80 more mistakes")),
+    Mistake("an override without a key", keys("=5"), ("override '=5' is not of the form dotted.key=value",)),
+    Mistake("an override that begins with a dot", keys(".seed=5"), ("'.seed=5' is not of the form dotted.key=value",)),
+    Mistake(
+        "no kind of micro-batch",
+        keys("micro_batch_images=-1"),
+        ("micro_batch_images: Input should be greater than 0, or Input should be 'auto', not -1",),
+    ),
+    Mistake("no list", keys("data.sources=a"), ("data.sources: Input should be a list, not 'a'",)),
+    Mistake(
+        "local crops above global ones",
+        keys("views.global_px=14", "views.local_px=28"),
+        ("views.local_px (28) is above views.global_px (14)",),
+    ),
+    Mistake(
+        "S3 in capitals", keys("storage=S3://bucket/x"), ("S3://bucket/x looks like an object of S3; write s3://",)
+    ),
+    Mistake(
+        "S3 with one slash", keys("storage=s3:/bucket/x"), ("s3:/bucket/x looks like an object of S3; write s3://",)
+    ),
+    Mistake("a variable of the shell", keys("storage=$HOME/x"), ("$HOME/x: variables are not replaced here; write",)),
+    Mistake(
+        "no run to replay", lambda world: ["replay", str(world.folder)], ("is no run folder: it has no config.yaml",)
+    ),
+    Mistake(
+        "nothing to export",
+        lambda world: ["export", f"{world.folder}/none", "--to", "timm", f"{world.folder}/out"],
+        ("/none): there is neither a run folder",),
+    ),
     Mistake("a name with a slash", keys("name=a/b"), ("name: String should match pattern",)),
     Mistake("a teacher that is not there", keys("objective.teacher=frozen"), ("objective.teacher (frozen)",)),
     Mistake("two typos", keys("sed=1", "views.flop=1"), ("did you mean views.flip?", "did you mean seed?")),

@@ -161,9 +161,12 @@ OBSTACLES = (
         "no database", _file, (b"junk " * 400,), ("file is not a database", "move it away, and a new one is made")
     ),
     Obstacle("database is a folder", _folder, ("sqlite:///{}/mlruns",), ("mlruns) is a folder: give the file",)),
-    Obstacle("mlruns", _folder, ("mlruns",), ("(mlruns) is a folder", "give sqlite:///FILE", "migrate-filestore")),
-    Obstacle("mlruns by path", _folder, ("{}/mlruns",), ("mlruns) is a folder", "give sqlite:///FILE")),
-    Obstacle("mlruns by URI", _folder, ("file://{}/mlruns",), ("mlruns) is a folder", "give sqlite:///FILE")),
+    Obstacle("mlruns", _folder, ("mlruns",), ("(mlruns) names a folder", "give sqlite:///FILE", "migrate-filestore")),
+    Obstacle("mlruns by path", _folder, ("{}/mlruns",), ("mlruns) names a folder", "give sqlite:///FILE")),
+    Obstacle("mlruns by URI", _folder, ("file://{}/mlruns",), ("mlruns) names a folder", "give sqlite:///FILE")),
+    Obstacle(
+        "a database in memory", _folder, ("sqlite://",), ("(sqlite://) is a database in memory, lost at the end",)
+    ),
     Obstacle("full disk", _full_disk, (), ("the disk is full", "0.6 MB are there", "free some space")),
     Obstacle("no such kind", _given, ("ftp://host",), ("ftp://host", "give sqlite:///FILE or http://HOST")),
     Obstacle("no Postgres", _given, (f"postgresql://me:SECRET@{NOBODY}/x",), (f"{URI} (postgresql://{NOBODY}/x)",)),

@@ -1,5 +1,8 @@
 """When the driver interrupts a run that was asked to leave."""
 
+import os
+import signal
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -26,3 +29,13 @@ def test_a_run_that_waits_for_nodes_is_interrupted_at_once_and_others_have_time(
     is_over = SimpleNamespace(wait=lambda seconds: waited.append(seconds) or True)
     stops._interrupt_if_stuck(run, is_over)  # pyright: ignore[reportArgumentType]
     assert waited == [seconds]
+
+
+@pytest.mark.parametrize("number", stops.SIGNALS)
+def test_a_signal_while_nothing_is_trained_ends_the_command_with_one_sentence(number, capfd):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended, stops.signals_end_quietly():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert ended.value.code == 128 + number and signal.getsignal(number) is before
+    assert capfd.readouterr().err.startswith(f"{number.name}: no step is being trained")

@@ -157,6 +157,9 @@ def test_a_request_to_stop_reaches_the_start_that_trains_and_no_later_one(folder
         assert stop_asked(folder, generation) is None
     with pytest.raises(ValueError, match="nothing trains it now"):
         ask_to_stop(folder, "a test")
+    storage.write_text(storage.join(folder, "lease/00000007.json"), "{")
+    assert main(["runs", "stop", folder]) == 0
+    assert "asked whoever trains it (its lease is damaged) to save" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"", b"stop", b"{}", b'{"generation": 1}', b"\xff"])

@@ -40,8 +40,8 @@ def _attempt(uri: str, steps: range, restored_step: int | None = None) -> RunFol
 
 def test_a_part_on_an_object_store_is_read_once_and_a_growing_file_again(uri, monkeypatch):
     reads: list[str] = []
-    folder, read_text = _attempt(uri, range(1, 3)), storage.read_text
-    monkeypatch.setattr(storage, "read_text", lambda place: reads.append(place) or read_text(place))
+    folder, read_bytes = _attempt(uri, range(1, 3)), storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda place: reads.append(place) or read_bytes(place))
     assert _steps(folder) == [1, 2] and len(reads) == 1
     folder.log_metrics(3, {"loss/total": 3.0})
     folder.flush()
@@ -240,6 +240,17 @@ def test_a_broken_line_that_no_crash_explains_is_an_error(tmp_path):
     (path,) = tmp_path.joinpath("metrics").iterdir()
     path.write_text("not json\n" + path.read_text())
     with pytest.raises(ValueError, match=r"attempt-0001-from-00000000\.jsonl, line 1"):
+        folder.read_metrics()
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"step": 1}', "null", "\x00"])
+def test_a_line_without_its_fields_is_named_with_its_file(tmp_path, line):
+    folder = _attempt(str(tmp_path), range(1, 4))
+    (path,) = tmp_path.joinpath("metrics").iterdir()
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(
+        ValueError, match=r"attempt-0001-from-00000000\.jsonl, line 4 is no line that a run has written"
+    ):
         folder.read_metrics()
 
 

@@ -73,6 +73,10 @@ def _history(config: RunConfig, folder: str, name: str) -> list[tuple[int, float
 def test_a_local_run_is_tracked_beside_its_folder_under_an_absolute_uri(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert tracking_uri(_config("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for storage in (f"file://{tmp_path}/runs", "~/runs"):
+        assert tracking_uri(_config(storage)) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri(_config("runs", tracking__mlflow_uri="sqlite:///~/b.db")) == f"sqlite:///{tmp_path}/b.db"
     assert tracking_uri(_config("runs", tracking__mlflow_uri="sqlite:///a/b.db")) == f"sqlite:///{tmp_path}/a/b.db"
     assert tracking_uri(_config("runs", tracking__mlflow_uri="http://host:5000")) == "http://host:5000"
 

@@ -1,5 +1,6 @@
 """Describes the mistakes in a config, one sentence each."""
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
@@ -10,12 +11,23 @@ from tips_ray.errors import Faults
 
 MOST_CHARACTERS = 60
 """Most characters of a wrong value that a sentence shows."""
+_CHOICE = re.compile(r"constrained-|literal\[|function-|tuple\[")
+"""How pydantic names one of the types that a value may have; it is no key."""
+_IN_YAML = {"valid tuple": "list", "valid dictionary": "mapping of keys to values"}
 
 
 def config_faults(schema: type[BaseModel], error: ValidationError) -> Faults:
     """Pydantic's errors as `dotted.key: rule`, with the key that was probably meant or the given value."""
-    found = error.errors(include_url=False)
-    return Faults([_sentence(schema, fault["loc"], fault) for fault in found if not _follows(fault, found)])
+    found: list[Any] = [fault | {"loc": _place(fault["loc"])} for fault in error.errors(include_url=False)]
+    rules: dict[tuple, list[Any]] = {}  # a value that may have several types has a fault for each
+    for fault in found:
+        if not _follows(fault, found):
+            rules.setdefault((fault["loc"], fault["type"] in ("extra_forbidden", "missing")), []).append(fault)
+    return Faults([_sentence(schema, place, faults) for (place, _), faults in rules.items()])
+
+
+def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return tuple(part for part in loc if not (isinstance(part, str) and _CHOICE.match(part)))
 
 
 def _follows(fault: Any, found: list[Any]) -> bool:
@@ -26,8 +38,11 @@ def _follows(fault: Any, found: list[Any]) -> bool:
     )
 
 
-def _sentence(schema: type[BaseModel], place: tuple[int | str, ...], fault: Any) -> str:
-    key, rule = ".".join(map(str, place)), fault["msg"].removeprefix("Value error, ")
+def _sentence(schema: type[BaseModel], place: tuple[int | str, ...], faults: list[Any]) -> str:
+    fault, key = faults[0], ".".join(map(str, place))
+    rule = ", or ".join(each["msg"].removeprefix("Value error, ") for each in faults)
+    for words, plain in _IN_YAML.items():
+        rule = rule.replace(words, plain)
     if fault["type"] == "extra_forbidden":
         return f"{key}: {rule}; {_meant(schema, place)}"
     if fault["type"] == "missing":

@@ -131,7 +131,7 @@ def _with_value(tree: Mapping[str, Any], keys: list[str], value: Any, dotted_key
 
 def _parse(text: str) -> tuple[str, Any]:
     dotted_key, separator, value = text.partition("=")
-    if not separator:
+    if not separator or not all(dotted_key.split(".")):
         raise ValueError(f"override {text!r} is not of the form dotted.key=value")
     try:
         return dotted_key, _loaded(value)

@@ -247,6 +247,14 @@ class RunConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
+    def _local_crops_are_no_larger(self) -> Self:
+        if self.views.local_crops and self.views.local_px > self.views.global_px:
+            raise ValueError(
+                f"views.local_px ({self.views.local_px}) is above views.global_px ({self.views.global_px})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teacher_is_somewhere(self) -> Self:
         if self.objective.teacher == "frozen" and self.objective.frozen_teacher is None:
             raise ValueError("objective.teacher (frozen) needs objective.frozen_teacher: name the run that trained it")

@@ -102,7 +102,7 @@ def require_writable(key: str, place: str) -> None:
     Raises:
         ValueError: it cannot be written.
     """
-    uri = storage.join(place, f".check-{uuid.uuid4().hex}")
+    uri = storage.join(storage.resolved(place), f".check-{uuid.uuid4().hex}")
     try:
         storage.write_bytes(uri, b"tips_ray")
         storage.delete(uri)

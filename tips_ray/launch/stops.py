@@ -54,6 +54,25 @@ def signals_handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
             signal.signal(number, kept[number])
 
 
+@contextmanager
+def signals_end_quietly() -> Iterator[None]:
+    """During the block a signal of a scheduler ends the command with one sentence: nothing is trained yet, or any more.
+
+    Raises:
+        SystemExit: 128 and the signal's number.
+    """
+
+    def end(number: int, frame: object) -> None:
+        name = signal.Signals(number).name
+        os.write(
+            2, f"{name}: no step is being trained, so there is nothing to save; the same command goes on\n".encode()
+        )
+        raise SystemExit(128 + number)
+
+    with signals_handled(end):
+        yield
+
+
 def ask_patiently(run: Run, by: str) -> None:
     """Write the request of a signal; the run goes on if the storage does not answer for a minute."""
     try:

@@ -45,6 +45,15 @@ DECIDE = {"resources.dtype"}
 """Keys below `MAY_DIFFER` that do change what a run computes."""
 
 
+def require_run(uri: str) -> None:
+    """
+    Raises:
+        ValueError: there is no run folder at `uri`.
+    """
+    if not storage.exists(storage.join(uri, CONFIG)):
+        raise ValueError(f"{uri} is no run folder: it has no {CONFIG}; give STORAGE/NAME of the run's config")
+
+
 def read_run_config(run_uri: str) -> dict[str, Any]:
     """The config of a run, as its folder holds it: keys and values in nested dictionaries.
 
@@ -79,10 +88,12 @@ class RunFolder:
 
     def __init__(self, uri: str, rank: int = 0) -> None:
         self.uri = str(uri).rstrip("/")
-        self._metrics = LineLog(storage.join(self.uri, "metrics"), "attempt-{attempt:04d}-from-{step:08d}")
-        self._samples = LineLog(storage.join(self.uri, "samples"), "attempt-{attempt:04d}-from-{step:08d}")
-        self._events = LineLog(storage.join(self.uri, "events"), "attempt-{attempt:04d}")
-        self._rejects = LineLog(storage.join(self.uri, "rejects"), f"rank-{rank:05d}-attempt-{{attempt:04d}}")
+        of_steps = "attempt-{attempt:04d}-from-{step:08d}"
+        self._metrics = LineLog(storage.join(self.uri, "metrics"), of_steps, ("step", "time"))
+        self._samples = LineLog(storage.join(self.uri, "samples"), of_steps, ("step", "rank"))
+        self._events = LineLog(storage.join(self.uri, "events"), "attempt-{attempt:04d}", ("kind", "time"))
+        of_rank = f"rank-{rank:05d}-attempt-{{attempt:04d}}"
+        self._rejects = LineLog(storage.join(self.uri, "rejects"), of_rank, ("step", "sample_id"))
         self._logs = self._metrics, self._samples, self._events, self._rejects
 
     def claim(self, config_text: str, step: int = 0) -> Literal["new", "resumed"]:

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class LineLog:
     """One writer's view; reading covers all writers."""
 
-    def __init__(self, uri: str, stem: str) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, stem: str, keys: tuple[str, ...]) -> None:
+        self.uri, self._keys = uri, keys  # every line has these
         self._stem = stem  # a pattern of `attempt` and `step`
         self._is_local = storage.is_local(uri)
         self._waiting: list[str] = []
@@ -88,11 +88,25 @@ class LineLog:
         """Whole lines only: a crash while writing leaves a last one without its newline."""
         if name in self._known:
             return self._known[name]
-        whole = storage.read_text(storage.join(self.uri, name)).split("\n")[:-1]
-        lines = [_parsed(line, f"{self.uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
+        whole = storage.read_bytes(storage.join(self.uri, name)).split(b"\n")[:-1]
+        lines = [self._parsed(line, f"{self.uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
         if not self._is_local:
             self._known[name] = lines
         return lines
+
+    def _parsed(self, line: bytes, place: str) -> dict[str, Any]:
+        try:
+            found = json.loads(line)
+            lacking = [key for key in self._keys if key not in found]
+            reason = f"it lacks {', '.join(lacking)}" if lacking else ""
+        except (ValueError, TypeError) as error:
+            found, reason = {}, str(error)
+        if reason or not isinstance(found, dict):
+            raise ValueError(
+                f"{place} is no line that a run has written ({reason or 'it holds no fields'}): restore the file from "
+                "a copy, or delete the line"
+            )
+        return found
 
     def _create(self, text: str) -> str:
         """Write the first file under the next number that no other writer has."""
@@ -134,13 +148,6 @@ def _attempt(name: str) -> int:
 
 def _attempt_and_step(name: str) -> tuple[int, int]:
     return _attempt(name), int(name.partition("-from-")[2].partition(".")[0])
-
-
-def _parsed(line: str, place: str) -> dict[str, Any]:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
 
 
 def _plain(value: Any) -> Any:

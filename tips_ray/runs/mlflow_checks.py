@@ -44,6 +44,8 @@ def require_answer(uri: str, key: str = "tracking.mlflow_uri", experiment: str |
         TrackingError: a run could not be tracked there.
     """
     path = database_path(uri)
+    if uri.startswith("sqlite:") and (path is None or path.name in ("", ":memory:")):
+        raise TrackingError(f"{key} ({uri}) is a database in memory, lost at the end: give sqlite:///FILE")
     if path is not None:
         _require_database(path, uri, key, experiment)
         return
@@ -79,8 +81,8 @@ def _require_no_folder(uri: str, key: str) -> None:
     is_folder = ":" not in uri or uri.startswith("file:")
     if is_folder and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("true", "1"):
         raise TrackingError(
-            f"{key} ({uri}) is a folder, and MLflow keeps runs in databases now: give sqlite:///FILE or http://HOST; "
-            "`mlflow migrate-filestore` copies the runs of a folder into a database"
+            f"{key} ({uri}) names a folder, and MLflow keeps runs in databases now: give sqlite:///FILE or "
+            "http://HOST; `mlflow migrate-filestore` copies the runs of a folder into a database"
         )
 
 

@@ -242,13 +242,13 @@ def tracking_uri(config: RunConfig) -> str | None:
     """URI of MLflow, absolute so that it means the same in every process; None: no tracking."""
     if config.tracking.mlflow_uri is None:
         is_local = storage.is_local(config.storage)
-        return f"sqlite:///{Path(config.storage).resolve() / 'mlflow.db'}" if is_local else None
+        return f"sqlite:///{Path(storage.resolved(config.storage)).resolve() / 'mlflow.db'}" if is_local else None
     return _absolute(config.tracking.mlflow_uri)
 
 
 def _absolute(uri: str) -> str:
     kind, separator, path = uri.partition("sqlite:///")
-    return f"sqlite:///{Path(path).resolve()}" if separator and not kind else uri
+    return f"sqlite:///{Path(path).expanduser().resolve()}" if separator and not kind else uri
 
 
 def _experiment_id(client: "MlflowClient", uri: str, name: str, key: str) -> str:

@@ -15,6 +15,8 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _KEPT_BY_SYSTEMS = r"@eaDir|#recycle|@Recycle|__MACOSX|lost\+found|\$RECYCLE\.BIN|System Volume Information"
 _HIDDEN = re.compile(rf"(?:^|/)(?:\.|(?:{_KEPT_BY_SYSTEMS}|_temporary|_delta_log)/)", re.IGNORECASE)
 """A name with a dot, or a folder that a NAS, an archiver, a file system, Spark or Delta keeps for itself."""
+_MISSPELLED = re.compile(r"(?!s3://)(?i:s3a?):/")
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})(/|$)")
 BROKEN_LINK = "broken link"
 NO_FILE = "pipe, socket or device"
 OUTPUT = ".tips_ray"
@@ -48,10 +50,16 @@ def resolved(uri: str) -> str:
     """`uri` as every process on every machine understands it: an absolute local path, or `s3://...`.
 
     Raises:
-        StorageError: nothing, a scheme that is neither file:// nor s3://, or no bucket.
+        StorageError: nothing, a scheme that is neither file:// nor s3://, no bucket, or a variable of the shell.
     """
     if not uri:
         raise StorageError("a URI is empty; write a path or s3://bucket/name")
+    if _MISSPELLED.match(uri):
+        raise StorageError(f"{uri} looks like an object of S3; write s3://bucket/name, or ./{uri} for a local path")
+    if _VARIABLE.match(uri):
+        raise StorageError(
+            f"{uri}: variables are not replaced here; write the path itself, ~ for your home, or ./{uri}"
+        )
     parts = urlsplit(uri) if "://" in uri or uri.startswith("file:") else None
     if parts is None:
         return os.path.abspath(os.path.expanduser(uri))
