@@ -79,6 +79,7 @@ def test_a_captioner_whose_files_differ_on_this_machine_makes_no_captions(tmp_pa
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_every_chunk_is_captioned_once_with_the_captioners_own_texts(tmp_path, model, cluster):
     config = captioned_run(tmp_path, model)
     index, inputs = caption_inputs(config)

@@ -142,7 +142,11 @@ def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
 
 @pytest.mark.parametrize(
     ("workers", "start_step"),
-    [pytest.param(1, 0, marks=pytest.mark.variant), pytest.param(4, 0, marks=pytest.mark.variant), (2, 7)],
+    [
+        pytest.param(1, 0, marks=pytest.mark.variant),
+        pytest.param(4, 0, marks=pytest.mark.variant),
+        pytest.param(2, 7, marks=pytest.mark.slow),
+    ],
 )
 def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step):
     dataset = _delayed(training_stream(*inputs, start_step=start_step))
