@@ -3,13 +3,12 @@
 import gzip
 import io
 import subprocess
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 from source_reader import captions_in, read_all
-from writers import jpeg, pair, write_folder, write_parquet, write_tar
+from writers import jpeg, pair, write_folder, write_tar
 
 from jobs.cli import main
 
