@@ -1,5 +1,6 @@
 """`tips-ray index` on files that are not what their names say, or of which a part is missing: each is named."""
 
+import base64
 import gzip
 import io
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from source_reader import captions_in, read_all
-from writers import jpeg, pair, write_folder, write_tar
+from writers import jpeg, pair, write_folder, write_parquet, write_tar
 
 from jobs.cli import main
 
@@ -111,3 +112,59 @@ def test_sparse_files_in_a_tar_are_bad_rows_in_each_dialect(tmp_path, told):
     out = told(tmp_path / "data")
     assert "6 rows in 3 shards" in out and "6 bad rows: the image is a sparse file; pack the tar again without" in out
     assert {row["key"] for row in read_all(tmp_path / "data")[0]} == {"0", "1"}
+
+
+def test_files_that_a_table_names_and_nobody_reads_are_not_told_as_absent(tmp_path, told):
+    names = ["a.avif", "b.TIF", "c.jfif", ".d.jpg", ".cache/e.jpg", "f.jpg"]
+    write_folder(tmp_path / "data", names, ["image,caption", *(f"{name},x" for name in (*names, "g.jpg", "a"))])
+    (tmp_path / "data" / "g.txt").write_text("x")
+    rows, rejects, _ = read_all(tmp_path / "data")
+    assert [row["key"] for row in rows if not row["error"]] == ["c.jfif", "f.jpg"]
+    hidden = "the file is there, but is left out as hidden or kept by a system; rename or move it"
+    assert {reject.key: reject.reason for reject in rejects} == {
+        "a.avif": "the file is there, but .avif is not read; write it as JPEG, PNG or WebP",
+        "a": "the file is there, but .avif is not read; write it as JPEG, PNG or WebP",
+        "b.TIF": "the file is there, but .tif is not read; write it as JPEG, PNG or WebP",
+        ".d.jpg": hidden,
+        ".cache/e.jpg": hidden,
+        "g.jpg": "there is no such image file",
+    }
+    assert f"2 bad rows: {hidden}" in told(tmp_path / "data")
+
+
+def test_a_jfif_beside_its_text_is_a_row(tmp_path, told):
+    for name, content in (("a.jfif", jpeg(1)), ("a.txt", b"x"), ("b.jpg", jpeg(2)), ("b.txt", b"y")):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(content)
+    assert [row["image"] for row in read_all(tmp_path / "data")[0]] == [jpeg(1), jpeg(2)]
+    assert "image: jpg;jpeg;png;webp;gif;bmp; web_caption: txt" in told(tmp_path / "data")
+
+
+def test_images_in_base64_are_read_from_a_column_of_texts(tmp_path, told):
+    texts = [base64.b64encode(jpeg(number)).decode() for number in range(4)]
+    images = [texts[0], f"data:image/jpeg;base64,{texts[1]}", base64.encodebytes(jpeg(2)).decode(), texts[3][:-3]]
+    write_parquet(tmp_path / "data" / "0.parquet", {"image": images, "caption": ["x"] * 4})
+    rows = read_all(tmp_path / "data")[0]
+    assert [row["image"] for row in rows] == [jpeg(0), jpeg(1), jpeg(2), b""]
+    assert "1 of 4 rows that were looked at are bad: its base64 text cannot be read" in told(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["features.parquet", "features.tar"])
+def test_a_stray_file_beside_a_table_of_images_is_told_with_a_cure_that_works(tmp_path, told, name):
+    place = tmp_path / "data"
+    write_folder(place, ["a.jpg"], ["image,caption", "a.jpg,x"], "c.csv")
+    if name.endswith("tar"):
+        write_tar(place / name, [("a.npy", bytes(9))])
+    else:
+        write_parquet(place / name, {"id": [1], "embedding": [[0.1]]})
+    words = f"or, if the data are images and c.csv beside it, write format: folder or uri: {place}/c.csv"
+    assert words in told(place)
+    assert "1 rows in 1 shards" in told(place, ", format: folder") and "1 rows in 1 shards" in told(place / "c.csv")
+
+
+def test_a_link_that_leads_in_a_circle_is_told_as_one(tmp_path, told):
+    write_folder(tmp_path / "data", ["a.jpg"], ["image,caption", "a.jpg,x", "b.jpg,y"])
+    (tmp_path / "data" / "b.jpg").symlink_to("b.jpg")
+    assert "1 bad rows: b.jpg is a link to b.jpg, and it leads in a circle" in told(tmp_path / "data")
+    write_parquet(tmp_path / "paths" / "0.parquet", {"image": [f"{tmp_path}/data/b.jpg"], "caption": ["x"]})
+    assert "a symbolic link there leads in a circle; remove it, or" in told(tmp_path / "paths")
