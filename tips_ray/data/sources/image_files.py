@@ -93,7 +93,8 @@ class ImageFinder:
             there = storage.list_files(self.root, hidden=True)
         except StorageError:  # a hidden folder may be closed to us
             return []
-        return [path for file in there if (path := _below(file.uri, self.root)) not in self.files]
+        paths = (_below(file.uri, self.root) for file in there if not file.is_no_file)
+        return [path for path in paths if path not in self.files]
 
 
 def _by_name(paths: Iterable[str], composed: bool = False) -> dict[str, list[str]]:

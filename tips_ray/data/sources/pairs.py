@@ -23,8 +23,7 @@ from tips_ray.data.sources.texts import SYNTHETIC, WEB
 from tips_ray.storage import NotFoundError, StorageError, StoredFile
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-_SAME = {"jfif": "jpg"}
-"""Other suffixes of images, and the column in which they stand."""
+"""Suffixes of images, each a column; .jfif, a JPEG too, stands in `jpg`."""
 BESIDE = (*WEB, *SYNTHETIC, "json")
 """Suffixes of files that hold captions."""
 READERS = 16
@@ -126,7 +125,7 @@ def _rows(files: Iterable[StoredFile]) -> list[_Row]:
         name = os.path.basename(file.uri)
         others = {**beside[composed_form(name)], **beside[composed_form(stem)]}
         column = suffix[1:].lower()
-        rows.append(_Row(name, {_SAME.get(column, column): file, **others}))
+        rows.append(_Row(name, {"jpg" if column == "jfif" else column: file, **others}))
     return rows
 
 
