@@ -106,14 +106,12 @@ def _sample_lines(index: "Index", source: int, first: "list[SourceRow]") -> list
 
 def _file_lines(uri: str, index: "Index", source: int) -> list[str]:
     """What files and images are left out, and which splits are read."""
-    from tips_ray.data.index import unused_images
+    from tips_ray.data.index import empty_shards, unused_images
     from tips_ray.data.sources import left_out
     from tips_ray.data.sources.layouts import splits_of
 
     shards = index.shards_of(source)
     splits = [splits_of(shard.path) for shard in shards if shard.format == "folder"]
-    return [
-        f"    {text}"
-        for text in [*left_out(uri, shards, index.sources[source].columns), unused_images(index, source), *splits]
-        if text
-    ]
+    others = left_out(uri, shards, index.sources[source].columns)
+    found = [empty_shards(index, source), *others, unused_images(index, source), *splits]
+    return [f"    {text}" for text in found if text]

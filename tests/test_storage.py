@@ -269,6 +269,11 @@ def test_file_uris_and_relative_paths_are_paths(tmp_path, monkeypatch):
     assert storage.join(f"file://{tmp_path}", "x") == str(tmp_path / "x")
 
 
+def test_schemes_are_compared_without_regard_to_case(tmp_path):
+    assert storage.resolved("S3://Bucket/Key/") == "s3://Bucket/Key"
+    assert storage.resolved(f"FILE://{tmp_path}/x") == str(tmp_path / "x")
+
+
 @pytest.mark.parametrize(
     "uri, words", [("gs://b/x", "gs:// is not supported"), ("s3:///x", "bucket is missing"), ("", "empty")]
 )

@@ -20,6 +20,7 @@ QUADRANTS = (RED, GREEN, BLUE, YELLOW)
 HEIGHT, WIDTH = 64, 96
 MAX_BYTES, MAX_PIXELS = 2**20, 64_000_000
 _JPEG_ERROR = 6
+_CUT = "truncated: the data end early"
 _TOO_LARGE = "too large: {0}x{1} = {2:,} pixels, max_image_pixels is 64,000,000"
 
 
@@ -53,9 +54,9 @@ def jpeg(**options: Any) -> bytes:
     return encoded(quadrants(), "JPEG", quality=95, subsampling=0, **options)
 
 
-def noise_jpeg() -> bytes:
+def noise_jpeg(**options: Any) -> bytes:
     """So many bytes of pixels that half of the file is half of the picture."""
-    return encoded(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), "JPEG")
+    return encoded(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), "JPEG", **options)
 
 
 def solid(mode: str, color: Any, form: str = "PNG", **options: Any) -> bytes:
@@ -93,12 +94,24 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _rotated(orientation: int, form: str = "JPEG", order: str = ">", **options: Any) -> bytes:
+def _exif(orientation: int, order: str = ">") -> bytes:
     """EXIF by hand: header, offset of the directory, one entry (tag, short, one value), no further directory."""
     header = (b"MM\0*" if order == ">" else b"II*\0") + struct.pack(f"{order}I", 8)
-    entry = struct.pack(f"{order}HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+    return b"Exif\0\0" + header + struct.pack(f"{order}HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def _rotated(orientation: int, form: str = "JPEG", order: str = ">", **options: Any) -> bytes:
     pixels = np.ascontiguousarray(stored_for(orientation if orientation <= 8 else 1))
-    return encoded(pixels, form, exif=b"Exif\0\0" + header + entry, **options)
+    return encoded(pixels, form, exif=_exif(orientation, order), **options)
+
+
+def _half_jpeg(end: bytes, **options: Any) -> bytes:
+    data = noise_jpeg(quality=95, **options)
+    return data[: len(data) // 2] + end
+
+
+def _before_end(content: bytes) -> bytes:
+    return jpeg()[:-2] + content + b"\xff\xd9"
 
 
 def _rotated_jpeg(orientation: int) -> bytes:
@@ -154,6 +167,10 @@ CATALOGUE = (
     Case("jpeg", jpeg, QUADRANTS, tolerance=_JPEG_ERROR),
     Case("progressive jpeg", lambda: jpeg(progressive=True), QUADRANTS, tolerance=_JPEG_ERROR),
     Case("jpeg with trailing garbage", lambda: jpeg() + b"\0garbage" * 99, QUADRANTS, tolerance=_JPEG_ERROR),
+    Case("jpeg with bytes before its end", lambda: _before_end(b"garbage" * 99), QUADRANTS, tolerance=_JPEG_ERROR),
+    Case("jpeg with zeros before its end", lambda: _before_end(bytes(9999)), QUADRANTS, tolerance=_JPEG_ERROR),
+    Case("jpeg with zeros as its end", lambda: jpeg()[:-2] + bytes(9999), QUADRANTS, tolerance=_JPEG_ERROR),
+    Case("jpeg with zeros after its end", lambda: jpeg() + bytes(9999), QUADRANTS, tolerance=_JPEG_ERROR),
     Case("png with the name of a jpeg", lambda: encoded(quadrants(), "PNG"), QUADRANTS),
     Case("webp", lambda: encoded(quadrants(), "WEBP", lossless=True), QUADRANTS),
     Case("bmp", lambda: encoded(quadrants(), "BMP"), QUADRANTS),
@@ -192,6 +209,11 @@ CATALOGUE = (
     Case("tiff", lambda: encoded(quadrants(), "TIFF"), refused="not an image"),
     Case("magic only", lambda: b"\xff\xd8\xff", refused="corrupt"),
     Case("truncated jpeg", lambda: noise_jpeg()[: len(noise_jpeg()) // 2], refused="truncated"),
+    Case("half of a jpeg, ended", lambda: _half_jpeg(b"\xff\xd9"), refused=_CUT),
+    Case("half of a jpeg in a file of its length", lambda: _half_jpeg(bytes(9999)), refused=_CUT),
+    Case("half of a jpeg in such a file, ended", lambda: _half_jpeg(bytes(9999) + b"\xff\xd9"), refused=_CUT),
+    Case("half of a progressive jpeg", lambda: _half_jpeg(b"\xff\xd9", progressive=True), refused=_CUT),
+    Case("half of a turned jpeg", lambda: _half_jpeg(b"\xff\xd9", exif=_exif(6)), refused=_CUT),
     Case("truncated png", lambda: encoded(quadrants(), "PNG")[:-40], refused="truncated"),
     Case("truncated gif", lambda: solid("P", 0, "GIF")[:-20], refused="truncated"),
     Case("truncated webp", lambda: encoded(quadrants(), "WEBP")[:-20], refused="corrupt"),

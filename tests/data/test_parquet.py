@@ -127,7 +127,7 @@ def test_images_that_a_table_names_are_read_from_its_folder_from_elsewhere_and_f
 def test_urls_are_downloaded_and_tried_again_where_that_may_help(tmp_path, web_server):
     write_folder(tmp_path / "web", ["a.jpg"], ["x"])
     gone, nobody = f"{web_server}/none.jpg", "http://127.0.0.1:9/x.jpg"
-    rows = _linked(tmp_path, [f"{web_server}/a.jpg", gone, nobody], "url")
+    rows = _linked(tmp_path, [f"{web_server.upper()}/a.jpg", gone, nobody], "url")
     assert rows[0]["image"] == jpeg(0) and rows[1]["error"] == f"no download: {gone} (status 404)"
     assert rows[2]["error"] == f"no download: {nobody} (NewConnectionError)"
 

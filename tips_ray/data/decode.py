@@ -2,11 +2,12 @@
 
 JPEG, PNG, WebP, GIF and BMP, recognised by their first bytes and not by a file name. Of an animation the first frame
 is used, transparency becomes white, 16 bits become 8, CMYK becomes RGB, EXIF orientation is applied, colour profiles
-are not. TIFF and other formats are refused: they are rare on the web, and every decoder can be attacked. Damage that
-still decodes to pixels is not found: neither JPEG nor Pillow's reading of PNG has a checksum over them.
+are not. TIFF and other formats are refused: they are rare on the web, and every decoder can be attacked. A JPEG whose
+data end before its last row is truncated, also where an end mark or zeros follow. Other damage that still decodes to
+pixels is not found: neither JPEG nor Pillow's reading of PNG has a checksum over them.
 
 Pillow reads every header and decodes everything but whole JPEG files, of which simplejpeg (libjpeg-turbo, as in Pillow)
-makes the same pixels in half of the time.
+makes the same pixels in half of the time. What simplejpeg warns of is looked at once more, then left to Pillow.
 """
 
 import io
@@ -33,6 +34,10 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
 )
 # What Pillow raises on damaged data; nothing else is caught.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error)
+_JPEG_END = b"\xff\xd9"
+_ENDS_EARLY = "premature end of data segment"
+"""libjpeg's warning that a scan ends before its last block; it makes the blocks after it gray."""
+_GRAY = 128
 _ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,8 +80,9 @@ class OpenedImage:
         Raises:
             BadImage: truncated or corrupt.
         """
-        pixels = self._of_whole_jpeg(reduction)
+        pixels = self._of_jpeg(reduction)
         if pixels is not None:
+            pixels.setflags(write=False)
             return pixels
         try:
             if reduction > 1:
@@ -84,19 +90,48 @@ class OpenedImage:
             image = _rgb(self.file)
         except _DAMAGED as error:
             raise _damage(error) from error
-        return np.asarray(image.transpose(_TURNS[self.orientation]) if self.orientation in _TURNS else image)
+        return np.asarray(self._turned(image))
 
-    def _of_whole_jpeg(self, reduction: int) -> np.ndarray | None:
-        """Pixels of an undamaged upright RGB or gray JPEG; None for all other images, which Pillow then decodes."""
-        if not isinstance(self.file, JpegImageFile) or self.file.mode not in ("RGB", "L") or self.orientation != 1:
+    def _of_jpeg(self, reduction: int) -> np.ndarray | None:
+        """Pixels of an undamaged RGB or gray JPEG; None for all other images, which Pillow then decodes.
+
+        Raises:
+            BadImage: its data end early.
+        """
+        if not isinstance(self.file, JpegImageFile) or self.file.mode not in ("RGB", "L"):
             return None
-        height, width = (-(-side // reduction) for side in (self.file.height, self.file.width))
         try:
-            pixels = simplejpeg.decode_jpeg(self.content, min_height=height, min_width=width)
+            pixels = self._decoded(self.content, reduction)
         except ValueError:
+            self._check_end()
             return None
-        pixels.setflags(write=False)
-        return pixels
+        return pixels if self.orientation == 1 else np.asarray(self._turned(Image.fromarray(pixels)))
+
+    def _check_end(self) -> None:
+        """Refuse a JPEG whose data end before its last row; of a progressive one, whose rows are all there, anywhere.
+
+        Zeros at its end, as of a file that was not written whole, are cut off: libjpeg would read blocks out of them.
+        """
+        content = self.content.removesuffix(_JPEG_END).rstrip(b"\0") + _JPEG_END
+        try:
+            self._decoded(content, 8)
+        except ValueError as error:
+            if _ENDS_EARLY not in str(error):
+                return
+            pixels = self._decoded(content, 8, strict=False)
+            if "progressive" in self.file.info or (pixels[-1] == _GRAY).all():
+                raise BadImage("truncated", "the data end early") from error
+
+    def _decoded(self, content: bytes, reduction: int, strict: bool = True) -> np.ndarray:
+        """
+        Raises:
+            ValueError: libjpeg fails; where `strict`, also if it warns of anything.
+        """
+        height, width = (-(-side // reduction) for side in (self.file.height, self.file.width))
+        return simplejpeg.decode_jpeg(content, min_height=height, min_width=width, strict=strict)
+
+    def _turned(self, image: Image.Image) -> Image.Image:
+        return image.transpose(_TURNS[self.orientation]) if self.orientation in _TURNS else image
 
 
 def decode(image: bytes, max_bytes: int, max_pixels: int, smallest_side_px: int | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tips_ray import errors
 from tips_ray.config import DataConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
@@ -250,6 +251,15 @@ def _check_rows(data: DataConfig, rows: list[int]) -> None:
     for source, count in zip(data.sources, rows, strict=True):
         if count == 0:
             raise ValueError(f"{source.uri}: there are no rows in it; check the files")
+
+
+def empty_shards(index: Index, source: int) -> str:
+    """A sentence that names the shards of a source in which no row was found; empty where each has some."""
+    table = index.shards
+    is_empty = (table["source"].to_numpy() == source) & (table["rows"].to_numpy() == 0)
+    names = table["path"].filter(pa.array(is_empty)).to_pylist()
+    shown = errors.listed(name.rpartition("/")[2] for name in names)
+    return f"{len(names):,} shards hold no rows: {shown}" if names else ""
 
 
 def unused_images(index: Index, source: int) -> str:

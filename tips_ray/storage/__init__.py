@@ -10,6 +10,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 from tips_ray.storage import local, s3
 from tips_ray.storage.errors import NotFoundError, StorageError, attempt, failure, keep_trying
 from tips_ray.storage.files import OUTPUT, StoredFile, fixed_folder, is_local, join, resolved, without_braces
+from tips_ray.storage.kinds import looks_like
 
 __all__ = [
     "NotFoundError",
@@ -30,6 +31,7 @@ __all__ = [
     "list_files",
     "list_folders",
     "list_names",
+    "looks_like",
     "mark_hides",
     "mark_output",
     "read_bytes",
@@ -122,10 +124,18 @@ def read_text(uri: str) -> str:
     Raises:
         StorageError: it is not UTF-8.
     """
+    content = read_bytes(uri)
     try:
-        return read_bytes(uri).decode()
+        text, place = content.decode(), 0
     except UnicodeDecodeError as error:
-        raise StorageError(f"{uri}: byte {error.start} is not UTF-8 text; convert the file to UTF-8") from None
+        text, place = "\0", error.start
+    if "\0" not in text[:2]:  # UTF-16 without a mark has a zero beside every Latin letter
+        return text
+    found = looks_like(content)
+    fault = (
+        f"this is no UTF-8 text but {found}" if found else f"byte {place} is not UTF-8 text; convert the file to UTF-8"
+    )
+    raise StorageError(f"{uri}: {fault}")
 
 
 def write_bytes(uri: str, content: bytes) -> None:

@@ -185,6 +185,8 @@ def _of_system(uri: str, error: BaseException) -> StorageError:
         return StorageError(f"{uri}: no space is left on the device; free some or write elsewhere")
     if number == errno.ENAMETOOLONG:
         return StorageError(f"{uri[:200]}...: a name in it is too long for the file system; choose a shorter one")
+    if number == errno.ELOOP:
+        return StorageError(f"{uri}: a symbolic link there leads in a circle; remove it, or link to what is meant")
     reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
     return StorageError(f"{uri}: reading or writing fails ({reason}); check the device", number in _PASSING)
 

@@ -13,7 +13,7 @@ from tips_ray.data.sources.content import file_content, files_content, name_belo
 from tips_ray.data.sources.image_files import IMAGE_SUFFIXES
 from tips_ray.data.sources.left_out import left_out
 from tips_ray.data.sources.shard import Chunk, NoRowsError, Reject, Scan, Shard, as_utf8
-from tips_ray.storage import StoredFile
+from tips_ray.storage import StorageError, StoredFile
 
 __all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "as_utf8", "columns_of", "content", "left_out"]
 __all__ += ["name_below", "read_captions", "read_chunk", "scan", "shards"]
@@ -60,6 +60,10 @@ def columns_of(shards: Sequence[Shard], wanted: ColumnsConfig) -> Columns:
             return _FORMATS[shard.format].columns_of(shard, wanted)
         except NoRowsError as error:
             empty.append(error)
+        except StorageError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{error}{_cure_of_stray(shard)}") from None
     raise empty[0]
 
 
@@ -109,6 +113,16 @@ def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRo
         StorageError: as `read_chunk`.
     """
     return _FORMATS[shard.format].read_captions(shard, chunk, columns)
+
+
+def _cure_of_stray(shard: Shard) -> str:
+    """What to write if a tar or Parquet file is no data, and the table beside it is; empty where there is none."""
+    place = os.path.dirname(shard.path)
+    names = storage.list_names(place) if shard.format in ("webdataset", "parquet") else []
+    tables = [name for name in names if name.lower().endswith(folder.SUFFIXES) or layouts.is_table(name)]
+    if not tables:
+        return ""
+    return f"; or, if the data are images and {tables[0]} beside it, write format: folder or uri: {place}/{tables[0]}"
 
 
 def _downloaded(source: SourceConfig, files: list[StoredFile], tables: list[Shard]) -> list[Shard]:

@@ -212,6 +212,8 @@ def _table(table: str) -> Table:
     if (found := layouts.table_of(table)) is not None:
         return found
     text = storage.read_text(table)
+    if other := storage.looks_like(text[:99].encode()):
+        raise ValueError(f"{table}: this is no table but {other}")
     names = header(text)
     if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
         raise ValueError(

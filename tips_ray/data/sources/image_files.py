@@ -1,14 +1,17 @@
 """Image files below a folder, found by the names that people write for them."""
 
+import errno
 import os
 import re
 import unicodedata
 from collections.abc import Iterable
 
 from tips_ray import storage
-from tips_ray.storage import StoredFile
+from tips_ray.storage import StorageError, StoredFile
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".jfif")
+_UNREAD = (".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff")
+"""Suffixes of images that are not read."""
 _THUMBNAILS = re.compile(r"(?:^|/)_?(?:thumbnails|thumbs)/", re.IGNORECASE)
 
 
@@ -36,6 +39,7 @@ class ImageFinder:
         self._by_name = _by_name(self.counted)
         self._composed: dict[str, list[str]] | None = None
         self._real: dict[str, str] | None = None
+        self._others: dict[str, list[str]] | None = None
 
     def find(self, name: str) -> tuple[str, str]:
         """Path of an image below the folder, and what is wrong with it or with its name; both may be empty."""
@@ -68,7 +72,29 @@ class ImageFinder:
             place = os.path.join(place, part)
             if os.path.islink(place) and not os.path.exists(place):
                 return f"there is no such image file: {broken_link(place)}"
-        return "there is no such image file"
+        return self._left_out(path) or "there is no such image file"
+
+    def _left_out(self, path: str) -> str:
+        """Why a file of this name that is there is no image of the folder; empty where there is none."""
+        if self._others is None:
+            self._others = _by_name(self._other_files())
+        for found in self._others.get(path, []):
+            suffix = os.path.splitext(found)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
+                return "the file is there, but is left out as hidden or kept by a system; rename or move it"
+            if found == path or suffix in _UNREAD:
+                kind = suffix or "a name without suffix"
+                return f"the file is there, but {kind} is not read; write it as JPEG, PNG or WebP"
+        return ""
+
+    def _other_files(self) -> list[str]:
+        """Paths below the folder of all files that are none of its images, hidden ones included."""
+        try:
+            there = storage.list_files(self.root, hidden=True)
+        except StorageError:  # a hidden folder may be closed to us
+            return []
+        paths = (_below(file.uri, self.root) for file in there if not file.is_no_file)
+        return [path for path in paths if path not in self.files]
 
 
 def _by_name(paths: Iterable[str], composed: bool = False) -> dict[str, list[str]]:
@@ -92,8 +118,13 @@ def _real(path: str) -> str:
 
 
 def broken_link(link: str) -> str:
-    """What is wrong with a file that is a link to nothing."""
-    return f"{os.path.basename(link)} is a link to {os.readlink(link)}, and nothing is there"
+    """What is wrong with a file that is a link to nothing, or to itself by way of others."""
+    try:
+        os.stat(link)
+        fault = "nothing is there"
+    except OSError as error:
+        fault = "it leads in a circle" if error.errno == errno.ELOOP else "nothing is there"
+    return f"{os.path.basename(link)} is a link to {os.readlink(link)}, and {fault}"
 
 
 def _below(uri: str, root: str) -> str:

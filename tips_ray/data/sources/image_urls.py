@@ -1,6 +1,8 @@
-"""Images that a table names by path, by s3:// key or by URL."""
+"""Images that a table names by path, by s3:// key or by URL, or holds as base64 text."""
 
+import base64
 import os
+import re
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 import urllib3
 
 from tips_ray import storage
+from tips_ray.errors import shortened
 from tips_ray.storage import NotFoundError
 
 URLS = ("image_url", "url")
@@ -24,6 +27,9 @@ DOWNLOAD_BYTES, PART_BYTES = 256 * 2**20, 2**20
 BUSY = (408, 429, 500, 502, 503, 504)
 """Status codes of a web server after which another try may succeed."""
 
+_HELD = re.compile(r"(?i:data):[^,]*,|(?:/9j/|iVBORw0KGgo|UklGR|R0lGOD)\S{60}")
+"""How a JPEG, PNG, WebP or GIF begins that is written in base64; no path begins so."""
+
 
 class Fetched(NamedTuple):
     """The bytes of an image, or why there are none."""
@@ -33,7 +39,7 @@ class Fetched(NamedTuple):
 
 
 def fetch_all(places: Sequence[str], table: str) -> list[Fetched]:
-    """Images at `places`: a URL, an s3:// key, an absolute path, or a path from the folder of `table`.
+    """Images at `places`: a URL, an s3:// key, an absolute path, a path from the folder of `table`, or base64 text.
 
     An empty place gives no bytes. A missing image or an invalid place is a fault of its row; so is a URL that does not
     answer, because images on the web disappear.
@@ -48,19 +54,33 @@ def fetch_all(places: Sequence[str], table: str) -> list[Fetched]:
 def _fetch(place: str, folder: str) -> Fetched:
     if not place:
         return Fetched(b"")
-    if place.startswith(("http://", "https://")):
+    if place[:8].lower().startswith(("http://", "https://")):
         return _downloaded(place)
+    if _HELD.match(place):
+        return _held(place)
     uri = place if "://" in place or os.path.isabs(place) else storage.join(folder, place)
     try:
         return Fetched(_read(uri, place))
     except NotFoundError:
-        return Fetched(b"", f"there is no such image: {uri}")
+        return _missing(uri)
     except storage.StorageError as error:
         if error.may_pass:
             raise
-        return Fetched(b"", f"there is no such image: {error}")
+        return _missing(str(error))
     except ValueError as error:
-        return Fetched(b"", f"there is no such image: {uri} ({error})")
+        return _missing(f"{uri} ({error})")
+
+
+def _missing(words: str) -> Fetched:
+    return Fetched(b"", shortened(f"there is no such image: {words}"))
+
+
+def _held(text: str) -> Fetched:
+    """The image that a table holds as base64 text, which `data:image/jpeg;base64,` may precede."""
+    try:
+        return Fetched(base64.b64decode("".join(text.rpartition(",")[2].split()), validate=True))
+    except ValueError as error:
+        return Fetched(b"", f"its base64 text cannot be read: {error}")
 
 
 def _read(uri: str, place: str) -> bytes:

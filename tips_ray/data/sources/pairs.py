@@ -22,7 +22,8 @@ from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Reject, Sca
 from tips_ray.data.sources.texts import SYNTHETIC, WEB
 from tips_ray.storage import NotFoundError, StorageError, StoredFile
 
-IMAGE_MEMBERS = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+"""Suffixes of images, each a column; .jfif, a JPEG too, stands in `jpg`."""
 BESIDE = (*WEB, *SYNTHETIC, "json")
 """Suffixes of files that hold captions."""
 READERS = 16
@@ -123,7 +124,8 @@ def _rows(files: Iterable[StoredFile]) -> list[_Row]:
     for file, stem, suffix in images:
         name = os.path.basename(file.uri)
         others = {**beside[composed_form(name)], **beside[composed_form(stem)]}
-        rows.append(_Row(name, {suffix[1:].lower(): file, **others}))
+        column = suffix[1:].lower()
+        rows.append(_Row(name, {"jpg" if column == "jfif" else column: file, **others}))
     return rows
 
 

@@ -14,6 +14,8 @@ _LINKS = {
     b"2": "a symbolic link; pack the tar again with --dereference",
     b"S": "a sparse file; pack the tar again without --sparse",
 }
+_SPARSE = "GNU.sparse."
+"""How pax records of a sparse file begin; its member has another name and begins with a map of its holes."""
 
 ReadRange = Callable[[int, int], bytes]
 """Bytes [start, stop) of the tar; fewer where it ends before."""
@@ -74,7 +76,8 @@ def members(read: ReadRange, start: int, stop: int, is_whole: bool = False) -> I
         if kind == b"K" or kind == b"g":
             continue
         payload_stop = payload + size
-        name = extended.get("path") or _name(header)
+        kind = b"S" if any(record.startswith(_SPARSE) for record in extended) else kind
+        name = extended.get(f"{_SPARSE}name") or extended.get("path") or _name(header)
         if kind in _REGULAR and not name.endswith("/") or kind in _LINKS:
             yield Member(name, first, payload, size, position, _LINKS.get(kind, ""))
         first, extended = None, {}

@@ -67,7 +67,8 @@ def texts(value: Any) -> list[str]:
         return _of_fields(value)
     if not isinstance(value, str):
         raise NoCaptionError(f"its caption is no text but {type(value).__name__}: {shown(value)}")
-    text = value.encode("utf-8", "surrogatepass").decode("utf-8", "replace").removeprefix("\ufeff").strip()
+    text = value.encode("utf-8", "surrogatepass").decode("utf-8", "replace").removeprefix("\ufeff")
+    text = text.replace("\0", " ").strip()  # zeros fill the fixed width that some writers give to texts
     written = _written(text)
     return _of_written(text, written) if written is not None else [text] if text else []
 

@@ -13,7 +13,7 @@ from tips_ray.data.sources.columns import Columns, alternatives, check
 from tips_ray.data.sources.image_files import IMAGE_SUFFIXES, composed_form
 from tips_ray.data.sources.members import JSON_SAMPLES, Reader, json_cells, member_columns, row_content
 from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Reject, Scan, Shard, source_rows
-from tips_ray.data.sources.tar import BrokenTarError, Member, ReadRange, members
+from tips_ray.data.sources.tar import BLOCK, BrokenTarError, Member, ReadRange, members
 from tips_ray.errors import listed
 from tips_ray.storage import StorageError
 
@@ -65,7 +65,7 @@ def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
     faults = [_fault(sample, images, shard.bytes) for sample in samples]
     rejects = [Reject(row, samples[row].key, reason) for row, reason in enumerate(faults) if reason]
     if fault:
-        rest = "; the rest of the shard is not used" * (not samples or samples[-1].stop < shard.bytes)
+        rest = "; the rest of the shard is not used" * ((samples[-1].stop if samples else 0) < shard.bytes)
         rejects.append(Reject(len(samples), "", fault + rest))
     parts = [(row, samples[row : row + chunk_rows]) for row in range(0, len(samples), chunk_rows)]
     chunks = [Chunk(row, len(part), part[0].start, min(part[-1].stop, shard.bytes)) for row, part in parts]
@@ -102,12 +102,15 @@ def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRo
 
 def _readable(read: ReadRange, shard: Shard, limit: int | None = None) -> tuple[list[_Sample], str]:
     """Samples from the start of a shard, and the error that ends them early; empty if there is none."""
+    if not shard.bytes:
+        return [], "the file has no bytes, as after a download that failed"
     samples: list[_Sample] = []
     try:
         for sample in islice(_samples(read, 0, shard.bytes, is_whole=True), limit):
             samples.append(sample)
     except BrokenTarError as error:
-        return samples, str(error)
+        found = "" if samples else storage.looks_like(read(0, BLOCK))
+        return samples, f"this is no tar but {found}" if found else str(error)
     return samples, ""
 
 
