@@ -237,8 +237,8 @@ def shards_are_whole(index: Index, most: float) -> str:
         return "all are read to their end"
     if not any(unread.values()):
         raise CheckWarning(
-            f"data.sources: {len(unread)} of {index.shards.num_rows} shards end without the mark of a tar's end, e.g. "
-            f"{next(iter(unread))}, so they are probably cut; their rows up to there are used"
+            f"data.sources: {len(unread)} of {index.shards.num_rows} shards have no bytes or end without the mark of a tar's "
+            f"end, e.g. {next(iter(unread))}, so they are probably cut; their rows up to there are used"
         )
     lost, total = sum(unread.values()), int(index.shards["bytes"].to_numpy().sum())
     text = (

@@ -69,7 +69,7 @@ def resolved(uri: str) -> str:
         raise StorageError(f"{uri}: {parts.scheme}:// is not supported; use a local path, file:/// or s3://")
     if not parts.netloc:
         raise StorageError(f"{uri}: the bucket is missing; write s3://bucket/name")
-    return f"s3{uri[2:].rstrip('/')}"
+    return uri.rstrip("/")
 
 
 def is_local(uri: str) -> bool:
