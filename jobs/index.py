@@ -5,8 +5,8 @@
 
 Every job does this if it finds no index; this command does it before, on the cluster of RAY_ADDRESS if that is set. It
 reads only headers of local tars. On an object store it also reads payloads below 8 MiB, so it takes as long as reading
-the tars once. It shows three rows of each source, counts bad ones among up to 512 sampled rows, and warns where their
-captions look like something else.
+the tars once. It shows three rows of each source, counts bad ones and those without captions among up to 512 sampled
+rows, and warns where their captions look like something else.
 """
 
 import argparse
@@ -17,17 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tips_ray.config import RunConfig
-    from tips_ray.data.columns import SourceRow
+    from tips_ray.config import CaptionsConfig, RunConfig
     from tips_ray.data.index import Index
 
 SHOWN_REJECTS = 5
-MISSING = {
-    "invalid": "they are bad rows; captions.missing=other uses the other caption for both, =empty an empty text",
-    "empty": "an empty text stands for it (captions.missing)",
-    "other": "the other caption stands for it (captions.missing)",
-}
-BARE = "they are bad rows; give them some, or move images that are not meant (masks) out of the source"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +55,7 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
         lines += [
             f"  {source.uri} ({source.format}): {source.rows} rows",
             f"    image: {columns.image}; web_caption: {columns.web_caption}; synthetic_captions: {synthetic}",
-            *_sample_lines(index, number, first := index.first_rows(number)),
-            *_first_lines(first, config.captions.missing),
+            *_sample_lines(index, number, config.captions),
             *_file_lines(config.data.sources[number].uri, index, number),
         ]
     rejects, damages = (table.to_pylist() for table in bad_rows_and_damages(index))
@@ -77,31 +69,19 @@ def _lines(index: "Index", config: "RunConfig") -> list[str]:
     return lines
 
 
-def _first_lines(rows: "list[SourceRow]", missing: str) -> list[str]:
-    """Lines about the first rows, whose images were read: whether all are bad, and how many have no caption."""
-    good = [row for row in rows if not row["error"]]
-    lines = [] if good else [f"    all of the first {len(rows)} rows are bad: {rows[0]['error']}"]
-    is_bare = [missing == "other" and not row["web_caption"] and not row["synthetic_captions"] for row in good]
-    if any(is_bare):
-        lines.append(f"    {sum(is_bare)} of the first {len(rows)} rows have no captions at all: {BARE}")
-    for kind, field in (("web", "web_caption"), ("synthetic", "synthetic_captions")):
-        count = sum(not row[field] for row in good) - sum(is_bare)
-        if count:
-            lines.append(f"    {count} of the first {len(rows)} rows have no {kind} caption: {MISSING[missing]}")
-    return lines
+def _sample_lines(index: "Index", source: int, captions: "CaptionsConfig") -> list[str]:
+    """Three examples, bad rows, rows without captions, and warnings about captions that look like something else."""
+    from tips_ray.data import caption_sample as sample
 
-
-def _sample_lines(index: "Index", source: int, first: "list[SourceRow]") -> list[str]:
-    """Three examples, bad rows, and warnings about captions that look like something else."""
-    from tips_ray.data.caption_sample import bad_rows, described_row, examples, sampled_rows, warnings
-
-    rows = sampled_rows(index, source)
-    shown = examples(rows, next((row for row in first if not row["error"]), None))
-    lines = [f"    {described_row(index, row)}" for row in shown]
-    read = {row["sample_id"]: row for row in (*rows, *first)}
-    if bad := bad_rows(index, list(read.values())):
-        lines.append(f"    {bad}")
-    return lines + [f"    warning: {text}" for text in warnings(index, rows)]
+    first, rows = index.first_rows(source), sample.sampled_rows(index, source)
+    good = next((row for row in first if not row["error"]), None)
+    lines = [sample.described_row(index, row) for row in sample.examples(rows, good)]
+    read = sample.joined(rows, first)
+    lines += [sample.bad_rows(index, read)]
+    lines += [f"warning: {text}" for text in sample.warnings(index, rows)]
+    lines += [f"all of the first {len(first)} rows are bad: {first[0]['error']}"] if good is None else []
+    lines += [*sample.gaps(index, read, captions), sample.unused_captions(index, source)]
+    return [f"    {line}" for line in lines if line]
 
 
 def _file_lines(uri: str, index: "Index", source: int) -> list[str]:

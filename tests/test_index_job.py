@@ -28,7 +28,7 @@ def test_the_index_shows_columns_an_example_and_rows_without_a_caption(tmp_path,
     told = _told(tmp_path, capsys, "captions.missing=invalid")
     assert "2 rows in 1 shards" in told and "image: image; web_caption: text" in told
     assert "web 'one'; synthetic 'two'" in told
-    assert "1 of the first 2 rows have no synthetic caption: they are bad rows" in told
+    assert "1 of 2 rows that were looked at have no synthetic caption, e.g. b.jpg: they are bad rows" in told
     assert "rows are bad; a run stops" not in told
 
 
@@ -81,9 +81,24 @@ def test_the_index_counts_rows_that_are_bad_already(tmp_path, capsys):
 def test_images_without_any_caption_are_told_as_bad_rows(tmp_path, capsys):
     write_folder(tmp_path / "photos", ["images/a.jpg", "masks/a.png"], ["image,caption", "a.jpg,one"])
     told = _told(tmp_path, capsys, "captions.missing=other")
-    assert "1 of the first 2 rows have no captions at all: they are bad rows; give them some, or move" in told
-    assert "no web caption" not in told and "1 of the first 2 rows have no synthetic caption: the other" in told
+    words = (
+        "1 of 2 rows that were looked at have no captions at all, e.g. masks/a.png: they are bad rows; give them some,"
+    )
+    assert f"{words} or move" in told
+    words = "1 of 2 rows that were looked at have no synthetic caption, e.g. a.jpg: the other"
+    assert "no web caption" not in told and words in told
     assert "no captions at all" not in _told(tmp_path, capsys, "captions.missing=empty")
+
+
+def test_rows_without_captions_are_counted_behind_the_first_chunk_too(tmp_path, capsys):
+    names = [f"{n:02d}.jpg" for n in range(20)]
+    write_folder(tmp_path / "photos", names, ["image,caption", *(f"{name},dog {name}" for name in names[:10])])
+    told = _told(tmp_path, capsys, "captions.missing=other", "data.chunk_rows=4")
+    assert "    10 of 20 rows that were looked at have no captions at all, e.g. 10.jpg: they are bad rows; " in told
+    captioner = ("captions.source=live", "captions.captioner={model: google/paligemma}", "data.chunk_rows=4")
+    told = _told(tmp_path, capsys, "captions.missing=invalid", *captioner)
+    assert "    10 of 20 rows that were looked at have no web caption, e.g. 10.jpg: they are bad rows; " in told
+    assert "no synthetic" not in told
 
 
 def test_three_examples_are_shown_of_the_beginning_the_middle_and_the_end(tmp_path, capsys):

@@ -338,7 +338,36 @@ def test_bad_rows_of_a_later_file_are_told_with_a_reason(tmp_path, told):
     write_parquet(tmp_path / "data" / "1.parquet", {**_images(3), "caption": [0, 1, 2]})
     out = told(tmp_path / "data")
     assert "    3 of 6 rows that were looked at are bad: its caption is no text but int: 0 (1.parquet#0)\n" in out
-    assert "3 of the first 3 rows have no synthetic caption" in out
+    assert "3 of 6 rows that were looked at have no synthetic caption, e.g. 0.parquet#0" in out
+
+
+def test_several_lines_of_a_txt_are_one_caption_and_are_told_where_most_texts_have_them(tmp_path, told):
+    for n, text in enumerate(["a dog\na red dog\n", "a cat\r\na blue cat", "a car\n\nIt is red.\n"]):
+        for place in ("data", "few") if n else ("data",):
+            (tmp_path / place).mkdir(exist_ok=True)
+            (tmp_path / place / f"{n}.jpg").write_bytes(jpeg(n))
+            (tmp_path / place / f"{n}.txt").write_text(text)
+    words = (
+        "2 of 3 sampled web captions have several lines, which are read as one caption, e.g. 'a dog\\na red dog' of 0.j"
+    )
+    assert words in told(tmp_path / "data") and "several lines" not in told(tmp_path / "few")
+
+
+def test_the_image_is_a_column_that_begins_like_one_or_is_named_as_one(tmp_path, told):
+    write_folder(tmp_path / "data", ["a.jpg"], [""], "notes.txt")
+    vector, mask = [b"\0\1\2\3"], [b"\x89PNG\r\n\x1a\n"]
+    for columns, image in (
+        ({"image_path": ["a.jpg"], "embedding": vector}, "image_path"),
+        ({"file_name": ["a.jpg"], "embedding": vector, "hash": vector}, "file_name"),
+        ({"image": ["a.jpg"], "mask": mask}, "image"),
+        ({"file_name": ["none.jpg"], "photo": [jpeg(0)], "embedding": vector}, "photo"),
+        ({"file_name": ["none.jpg"], "photo": [{"bytes": jpeg(0), "path": None}]}, "photo"),
+    ):
+        write_parquet(tmp_path / "data" / "0.parquet", {**columns, "caption": ["x"]})
+        out = told(tmp_path / "data")
+        assert f"image: {image};" in out and f": {len(jpeg(0))} bytes; web 'x'" in out
+    write_parquet(tmp_path / "data" / "0.parquet", {"embedding": vector, "caption": ["x"]})
+    assert "no column holds images as bytes, and none with a common name" in told(tmp_path / "data")
 
 
 def test_thumbnails_that_a_table_names_are_not_counted_as_left_out(tmp_path, told):

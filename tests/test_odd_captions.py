@@ -16,7 +16,7 @@ ROWS = 6
 NAMES = [f"{number}.jpg" for number in range(ROWS)]
 
 
-def _index(folder: Path, capsys, **columns: str) -> tuple[int, str]:
+def _index(folder: Path, capsys, **columns: str | list[str]) -> tuple[int, str]:
     """The code of the command, and what it says."""
     source = json.dumps([{"uri": str(folder), "columns": columns}])
     code = main(["index", CONFIG, f"storage={folder}.out", f"data.sources={source}"])
@@ -143,6 +143,54 @@ def test_translations_are_refused_until_a_field_is_named(tmp_path, capsys, kind)
     assert code == 0 and "web 'a dog'; synthetic none" in told
     code, told = _index(tmp_path / "x", capsys, web_caption="caption.fr")
     assert code == 2 and "there is no field fr in {'en': 'a dog'" in told
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "csv"])
+def test_the_one_field_of_all_first_rows_is_the_caption_and_is_shown(tmp_path, capsys, kind):
+    cells = [json.dumps({"n": number, "value": "a dog"}) for number in range(ROWS)]
+    if kind == "csv":
+        write_folder(tmp_path / "x", NAMES, ["image\tcaption", *map("\t".join, zip(NAMES, cells, strict=True))])
+    else:
+        _parquet(tmp_path / "x", caption=cells) if kind == "parquet" else _tar(tmp_path / "x", {"caption": cells})
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "web_caption: caption.value;" in told and "web 'a dog'" in told and " bad" not in told
+
+
+def test_what_lies_beside_a_null_caption_and_the_text_of_an_error_are_no_captions(tmp_path, capsys):
+    _parquet(
+        tmp_path / "x", caption=[{"id": f"c{number}", "raw": "a dog" if number else None} for number in range(ROWS)]
+    )
+    code, told = _index(tmp_path / "x", capsys)
+    assert code == 0 and "1 of 6 rows that were looked at have no captions at all, e.g. 0.parquet#0: they" in told
+    cells = [{"caption": "a dog"}, {"error": "content policy"}, *[{"caption": "a cat"}] * 4]
+    _tar(tmp_path / "y", {"caption": cells})
+    code, told = _index(tmp_path / "y", capsys)
+    words = "its caption has one field, which is not known to be it: {'error': 'content policy'} (1)"
+    assert code == 0 and f"1 of 6 rows that were looked at are bad: {words}" in told
+
+
+def test_names_that_differ_by_their_case_alone_are_refused_unless_one_is_named(tmp_path, capsys):
+    write_folder(tmp_path / "csv", NAMES, ["image,Caption,caption", *(f"{name},SHORT,a dog" for name in NAMES)])
+    _parquet(tmp_path / "parquet", Caption=["SHORT"] * ROWS, caption=["a dog"] * ROWS)
+    write_parquet(tmp_path / "image" / "0.parquet", {"Image": [jpeg()], "image": [jpeg(1)], "caption": ["a dog"]})
+    for kind in ("csv", "parquet"):
+        code, told = _index(tmp_path / kind, capsys)
+        assert code == 2 and "the columns Caption and caption differ by their case alone; name the one" in told
+        code, told = _index(tmp_path / kind, capsys, web_caption="caption")
+        assert code == 0 and "web 'a dog'" in told
+    code, told = _index(tmp_path / "image", capsys)
+    assert code == 2 and "the columns Image and image differ by their case alone" in told and "columns.image" in told
+
+
+def test_web_captions_that_are_left_out_beside_synthetic_ones_are_told(tmp_path, capsys):
+    lines = [f"{name},web {number},made {number}" for name in NAMES[:4] for number in range(2)]
+    lines += [f"{name},web,made" for name in NAMES[4:]]
+    write_folder(tmp_path / "x", NAMES, ["image,caption,recaption", *lines])
+    code, told = _index(tmp_path / "x", capsys)
+    words = "    4 of 6 rows that were looked at have more than one web caption, and all but the first are left out"
+    assert code == 0 and words in told and "recaption holds the synthetic ones, e.g. 'web 1' of 0.jpg; columns" in told
+    code, told = _index(tmp_path / "x", capsys, synthetic_captions=[])
+    assert code == 0 and "web 'web 0'; synthetic 'web 1'\n" in told and "left out" not in told
 
 
 def test_one_caption_that_is_none_is_a_bad_row(tmp_path):

@@ -50,11 +50,14 @@ def test_without_a_mistake_a_dry_run_prints_a_config_and_facts(world, capsys):
     assert "# run        run is new" in shown.out and "# data       8 rows in 1 shards" in shown.out
 
 
-def test_a_dry_run_counts_the_bad_rows_of_the_first_chunk(world, capsys):
+def test_a_dry_run_counts_bad_rows_and_those_without_captions_behind_the_first_chunk_too(world, capsys):
     path = world.config()
-    world.data(caption=[b"\xff", *[b"a dog"] * (ROWS - 1)])
+    world.data(caption=[b"\xff", *[b"a dog"] * (ROWS - 2), None])
     assert main(["pretrain", path, "--dry-run"]) == 0
-    assert "; 1 of 5 rows that were looked at are bad: its caption is bytes" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"; 1 of {ROWS} rows that were looked at are bad: its caption is bytes" in told
+    place = f"train.parquet#{ROWS - 1}"
+    assert f"; 1 of {ROWS} rows that were looked at have no web caption, e.g. {place}: they are bad rows; " in told
 
 
 def test_a_dry_run_leaves_the_name_free(world):

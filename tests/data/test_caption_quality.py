@@ -24,6 +24,7 @@ SENTENCES = [
     "Café au lait and crème brûlée",
     "DSLR photo of a die-cast car",
     "red shoes",
+    '"happy" and "sad"',
     "und so weiter",
 ]
 ODD = {
@@ -37,6 +38,7 @@ ODD = {
         *["IMG_1234.jpg", "my dog.JPEG", "DSC00123", "https://x.y/dog", "0f8fad5b-d9cb-469f-a165-70867728950e"],
         *["d41d8cd98f00b204e9800998ecf8427e", "a_dog_01", "photos/dog.png", "www.dogs.com"],
     ],
+    "quotation marks": ['"a dog"', "'a dog'", '"a \\"red\\" dog"'],
     "a wrong encoding": ["caf\ufffd", "cafÃ©", "a dogâ€™s ball"],
 }
 
@@ -54,7 +56,7 @@ def test_each_kind_is_told_with_its_count_and_first_example(kind):
     for caption in ODD[kind]:
         (told,) = _told([*SENTENCES, caption, caption])
         assert (
-            f"2 of 22 sampled web captions {'' if kind in told else '-'}" in told and f"e.g. {caption!r} of x; " in told
+            f"2 of 23 sampled web captions {'' if kind in told else '-'}" in told and f"e.g. {caption!r} of x; " in told
         )
     assert len(_told(ODD[kind])) == 1 and f"{len(ODD[kind])} of {len(ODD[kind])} " in _told(ODD[kind])[0]
 
@@ -67,7 +69,7 @@ def test_one_odd_caption_among_many_is_no_doubt_and_one_alone_is():
 def test_one_text_repeated_is_told_with_its_share():
     (told,) = _told([*SENTENCES, *["a photo"] * 5])
     assert told == (
-        "5 of 25 sampled web captions are one text (20%), and 21 texts are different, e.g. 'a photo' of x; check that "
+        "5 of 26 sampled web captions are one text (19%), and 22 texts are different, e.g. 'a photo' of x; check that "
         "each image has a caption of its own"
     )
     assert _told([*SENTENCES, *["a photo"] * 2]) == []
@@ -96,7 +98,7 @@ def test_another_language_or_script_than_most_is_told(name):
     kind, text = OTHERS[name]
     most = "Latin" if kind == "script" else "English"
     (told,) = _told([*SENTENCES, *(f"{text} {number}" for number in range(3))])
-    words = f"3 of 23 sampled web captions are of another {kind} than most (3 {name}; most are {most}), e.g. '{text} 0'"
+    words = f"3 of 24 sampled web captions are of another {kind} than most (3 {name}; most are {most}), e.g. '{text} 0'"
     assert told.startswith(words)
 
 

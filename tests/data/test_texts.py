@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tips_ray.data.sources.texts import NoCaptionError, captions_of, cell, column_of, texts
+from tips_ray.data.sources.texts import NoCaptionError, captions_of, cell, column_of, lone_field, texts
 
 TWO = ["a dog", "it's a cat"]
 
@@ -24,18 +24,25 @@ TWO = ["a dog", "it's a cat"]
         str(np.array(TWO)),
         json.dumps([{"id": 1, "caption": text} for text in TWO]),
         str({"captions": TWO, "id": None}),
+        str(tuple(TWO)),
+        "{'a dog', \"it's a cat\"}",
+        "('a dog', None, \"it's a cat\")",
+        json.dumps(json.dumps(TWO)),
     ],
 )
 def test_two_captions_are_found_however_they_are_kept(value):
     assert texts(value) == TWO
 
 
-@pytest.mark.parametrize("value", ["größe".encode(), "größe", repr(b"gr\xc3\xb6\xc3\x9fe"), {"raw": "größe"}])
+@pytest.mark.parametrize(
+    "value", ["größe".encode(), "größe", repr(b"gr\xc3\xb6\xc3\x9fe"), {"raw": "größe"}, "('größe',)"]
+)
 def test_one_caption_is_found_however_it_is_kept(value):
     assert texts(value) == ["größe"]
 
 
 EMPTY = [None, float("nan"), "", " ", b"", [], [None], "[]", "{}", {"text": None}, {}, {"id": 7, "text": None}]
+EMPTY += [{"id": "c0", "raw": None}, {"text": None, "lang": "en"}, {"caption": "", "id": "c0"}, {"en": None, "de": ""}]
 
 
 @pytest.mark.parametrize("value", EMPTY)
@@ -44,7 +51,9 @@ def test_an_empty_cell_has_no_caption(value):
 
 
 @pytest.mark.parametrize(
-    "text", ["[sold] a dog", "a dog [1]", "[1, 2]", "{{ title }}", "[a dog]", '"a dog"', "b'a dog", "{a: 1}", "1984"]
+    "text",
+    ["(a dog)", "('a dog')", "(1, 2)", "{{'a'}}", '"[a dog]"', '"a" or "b"']
+    + ["[sold] a dog", "a dog [1]", "[1, 2]", "{{ title }}", "[a dog]", '"a dog"', "b'a dog", "{a: 1}", "1984"],
 )
 def test_a_text_with_brackets_and_digits_is_a_text(text):
     assert texts(text) == [text]
@@ -61,6 +70,8 @@ def test_a_text_with_brackets_and_digits_is_a_text(text):
         (["a dog", 3], "no text but int: 3"),
         ("['a dog', array(['a cat'])]", "looks like a list or dictionary, and cannot be read"),
         ([{"from": "human", "value": "Describe"}], "several fields"),
+        ({"en": None, "de": "ein Hund"}, "several fields"),
+        ('{"error": "content policy violation"}', "one field, which is not known to be it: {'error': "),
     ],
 )
 def test_a_cell_that_is_no_caption_says_what_it_is(value, words):
@@ -68,6 +79,23 @@ def test_a_cell_that_is_no_caption_says_what_it_is(value, words):
         texts(value)
     assert len(str(error.value)) < 200
     assert captions_of([{"c": value}], "c", ()) == (("", []), str(error.value))
+
+
+def test_a_set_with_a_gap_has_one_order_in_every_process():
+    assert texts("{'b', None, 'a', 'c'}") == ["a", "b", "c"]
+
+
+def test_the_first_known_field_with_text_is_the_caption():
+    assert texts({"text": "a dog", "caption": ""}) == texts({"text": "a dog", "Caption": None}) == ["a dog"]
+    assert texts({"text": "a dog", "caption": "a cat"}) == ["a cat"]
+
+
+def test_an_unknown_field_counts_only_if_it_is_the_same_one_in_all_cells():
+    values = [{"n": 1, "value": "a dog"}, None, "", '{"value": "a cat"}', [{"value": ""}, {"value": "a car"}]]
+    assert lone_field(values) == "value" and lone_field([{"de": "ein Hund", "en": None}]) == "de"
+    for other in ("a text", {"error": "x"}, {"value": "x", "caption": None}, ["a text"], {"a.b": "x"}):
+        assert lone_field([other, *values]) == ""
+    assert lone_field([]) == lone_field(["a dog"]) == lone_field([{"a.b": "x"}]) == lone_field(["[1, 2]"]) == ""
 
 
 def test_a_field_in_dictionaries_lists_and_json_is_reached_by_dots():

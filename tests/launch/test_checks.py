@@ -68,8 +68,9 @@ def test_a_tar_without_the_mark_of_its_end_is_a_doubt_and_no_row_of_it_is_bad(tm
     (tmp_path / "tars" / "a.tar").write_bytes(content + bytes(-len(content) % 512))
     config = tiny_run(tmp_path / "runs", str(tmp_path / "tars"))
     assert _levels(config)["shards"] == "warn" and "5 rows in 1 shards, 0 known to be bad" in _text_of(config, "data")
-    assert f"1 of 1 shards end without the mark of a tar's end, e.g. {tmp_path}/tars/a.tar" in _text_of(
-        config, "shards"
+    assert (
+        f"1 of 1 shards have no bytes or end without the mark of a tar's end, e.g. {tmp_path}/tars/a.tar"
+        in _text_of(config, "shards")
     )
 
 

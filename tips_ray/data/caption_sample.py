@@ -1,4 +1,4 @@
-"""A few hundred rows of a source without their images, spread over its shards: examples, and what looks odd in them."""
+"""A few hundred rows of a source without their images, spread over its shards: examples, and what is odd in them."""
 
 import os
 from collections import Counter
@@ -7,15 +7,23 @@ from typing import TypeVar
 
 import numpy as np
 
+from tips_ray.config import CaptionsConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index
 from tips_ray.data.sources.caption_quality import described, doubts
+from tips_ray.data.sources.columns import Columns
 from tips_ray.data.sources.texts import shown
 
 SAMPLED_CHUNKS, ROWS_OF_CHUNK = 8, 64
 """Chunks of a source that are looked at, and rows of each."""
 EXAMPLES = 3
+STAND_INS = {
+    "invalid": "they are bad rows; captions.missing=other uses the other caption for both, =empty an empty text",
+    "empty": "an empty text stands for it (captions.missing)",
+    "other": "the other caption stands for it (captions.missing)",
+}
+BARE = "they are bad rows; give them some, or move images that are not meant (masks) out of the source"
 Part = TypeVar("Part")
 
 
@@ -27,9 +35,18 @@ def sampled_rows(index: Index, source: int) -> list[SourceRow]:
     Raises:
         StorageError: they cannot be read.
     """
+    return _sampled(index, source, index.sources[source].columns)
+
+
+def _sampled(index: Index, source: int, columns: Columns) -> list[SourceRow]:
     source_C = index.shards["source"].to_numpy()[index.chunks.shard]
     chunks = _spread(np.flatnonzero(source_C == source).tolist(), SAMPLED_CHUNKS)
-    return [row for chunk in chunks for row in _spread(_captions(index, chunk), ROWS_OF_CHUNK)]
+    return [row for chunk in chunks for row in _spread(_captions(index, chunk, columns), ROWS_OF_CHUNK)]
+
+
+def joined(*parts: Sequence[SourceRow]) -> list[SourceRow]:
+    """The rows of several readings, each once."""
+    return list({row["sample_id"]: row for part in parts for row in part}.values())
 
 
 def examples(rows: Sequence[SourceRow], first: SourceRow | None) -> list[SourceRow]:
@@ -70,6 +87,47 @@ def bad_rows(index: Index, rows: Sequence[SourceRow]) -> str:
     return f"{len(bad)} of {len(rows)} rows that were looked at are bad: {row['error']} ({place(index, row)}){others}"
 
 
+def gaps(index: Index, rows: Sequence[SourceRow], captions: CaptionsConfig) -> list[str]:
+    """Sentences that count the rows without a caption, with an example and what becomes of them.
+
+    Synthetic captions count where the data hold them; those of a captioner come later.
+    """
+    good = [row for row in rows if not row["error"]]
+    is_column = captions.source == "column"
+    has_none = [row for row in good if not row["web_caption"] and not row["synthetic_captions"]]
+    bare = has_none if is_column and captions.missing == "other" else []
+    others = [row for row in good if row["web_caption"] or row["synthetic_captions"]] if bare else good
+    without_web = [row for row in others if not row["web_caption"]]
+    without_made = [row for row in others if is_column and not row["synthetic_captions"]]
+    found = [(bare, "captions at all", BARE), (without_web, "web caption", STAND_INS[captions.missing])]
+    found += [(without_made, "synthetic caption", STAND_INS[captions.missing])]
+    return [
+        f"{len(gap)} of {len(rows)} rows that were looked at have no {what}, e.g. {place(index, gap[0])}: {outcome}"
+        for gap, what, outcome in found
+        if gap
+    ]
+
+
+def unused_captions(index: Index, source: int) -> str:
+    """A sentence about further web captions of an image, which are not used beside a column of synthetic ones.
+
+    Empty where all are used. The sample is read once more for it.
+    """
+    columns = index.sources[source].columns
+    if not (columns.web_caption and columns.synthetic_captions):
+        return ""
+    rows = _sampled(index, source, columns._replace(synthetic_captions=()))
+    having = [row for row in rows if row["synthetic_captions"]]
+    if not having:
+        return ""
+    return (
+        f"{len(having)} of {len(rows)} rows that were looked at have more than one web caption, and all but the first "
+        f"are left out, because {', '.join(columns.synthetic_captions)} holds the synthetic ones, e.g. "
+        f"{shown(having[0]['synthetic_captions'][0])} of {place(index, having[0])}; columns.synthetic_captions: [] "
+        "uses them as synthetic captions instead"
+    )
+
+
 def place(index: Index, row: SourceRow) -> str:
     """The key of a row, below its shard's name where the source has several."""
     shard, _ = index.sample(row["sample_id"])
@@ -87,8 +145,8 @@ def described_row(index: Index, row: SourceRow) -> str:
     return f"{place(index, row)}: {size}web {shown(row['web_caption'])}; synthetic {first}{more}"
 
 
-def _captions(index: Index, number: int) -> list[SourceRow]:
-    shard, columns = index.shard(int(index.chunks.shard[number]))
+def _captions(index: Index, number: int, columns: Columns) -> list[SourceRow]:
+    shard, _ = index.shard(int(index.chunks.shard[number]))
     return sources.read_captions(shard, index.chunk(number), columns)
 
 

@@ -10,7 +10,7 @@ import yaml
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.data.caption_sample import bad_rows
+from tips_ray.data.caption_sample import bad_rows, gaps, joined, sampled_rows
 from tips_ray.data.index import Index, bad_rows_and_damages, build_index, unread_bytes
 from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
@@ -61,7 +61,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
 
     def data() -> str:
         result.index = _index(config) if is_writable else build_index(config.data)
-        return _described(result.index)
+        return _described(result.index, config)
 
     checks: dict[str, Callable[[], str]] = {
         **surroundings(),
@@ -237,8 +237,8 @@ def shards_are_whole(index: Index, most: float) -> str:
         return "all are read to their end"
     if not any(unread.values()):
         raise CheckWarning(
-            f"data.sources: {len(unread)} of {index.shards.num_rows} shards have no bytes or end without the mark of a tar's "
-            f"end, e.g. {next(iter(unread))}, so they are probably cut; their rows up to there are used"
+            f"data.sources: {len(unread)} of {index.shards.num_rows} shards have no bytes or end without the mark of a "
+            f"tar's end, e.g. {next(iter(unread))}, so they are probably cut; their rows up to there are used"
         )
     lost, total = sum(unread.values()), int(index.shards["bytes"].to_numpy().sum())
     text = (
@@ -255,7 +255,7 @@ def _index(config: RunConfig) -> Index:
     return index_of(config.data, storage.join(config.storage, "index"))
 
 
-def _described(index: Index) -> str:
+def _described(index: Index, config: RunConfig) -> str:
     found = []
     for number, source in enumerate(index.sources):
         rows = index.first_rows(number)
@@ -264,7 +264,8 @@ def _described(index: Index) -> str:
                 f"data.sources ({source.uri}): all {len(rows)} rows of the first chunk are bad, the first since "
                 f"{rows[0]['error']}; tips-ray index shows what was found"
             )
-        found.append(bad_rows(index, rows))
+        read = joined(sampled_rows(index, number), rows)
+        found += [bad_rows(index, read), *gaps(index, read, config.captions)]
     bad, _ = bad_rows_and_damages(index)
     known = f"{index.rows:,} rows in {index.shards.num_rows} shards, {bad.num_rows} known to be bad"
     return "; ".join([known, *filter(None, found)])

@@ -1,4 +1,4 @@
-"""Whether sampled captions look like something else: markup, code, numbers, file names, one text, two languages.
+"""Whether sampled captions look like something else: markup, code, file names, several lines, one text, two languages.
 
 A doubt is a warning and refuses nothing, so a few odd captions among many are none.
 """
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tips_ray.data.sources.texts import is_number, shown
+from tips_ray.data.sources.texts import QUOTED, is_number, shown
 
 LEAST_COUNT, LEAST_SHARE = 2, 0.05
 """Captions of a kind below which nothing is said, unless there are no others."""
@@ -78,7 +78,7 @@ def doubts(captions: Sequence[str]) -> list[Doubt]:
         found.append(Doubt([at for at, kind in enumerate(kinds) if kind == name], what, cure))
     foreign = _of_other_tongues([caption if not kind else "" for caption, kind in zip(captions, kinds, strict=True)])
     found = [doubt for doubt in (*found, *foreign) if _are_many(len(doubt.which), len(captions))]
-    return [*found, *_repeated(captions)]
+    return [*found, *_of_several_lines(captions), *_repeated(captions)]
 
 
 def described(doubt: Doubt, sampled: int, column: str, example: str, place: str) -> str:
@@ -114,9 +114,23 @@ _KINDS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "code": (_CODE.search, "look like code or JSON", f"a field of JSON is COLUMN.FIELD; {_NAME_ANOTHER}"),
     "numbers": (_has_no_word, "are numbers or signs without a word", _NAME_ANOTHER),
     "files": (lambda caption: _FILE.fullmatch(caption.strip()), "look like file names or addresses", _NAME_ANOTHER),
+    "quoted": (
+        lambda caption: QUOTED.fullmatch(caption.strip()),
+        "are in quotation marks, as strings of JSON",
+        "write the texts without them, because the model would learn the marks and backslashes",
+    ),
     "broken": (_BROKEN.search, "hold letters that were broken by a wrong encoding", "write the texts again as UTF-8"),
 }  # fmt: skip
 """By name: the test, the words for it, the cure. The first kind that fits is the caption's."""
+
+
+def _of_several_lines(captions: Sequence[str]) -> list[Doubt]:
+    """Captions whose lines differ, if most are so; paragraphs, with blank lines between, are one text."""
+    lines = [[line.strip() for line in caption.splitlines()] for caption in captions]
+    which = [at for at, texts in enumerate(lines) if len({*texts}) > 1 and all(texts)]
+    what = "have several lines, which are read as one caption"
+    cure = "if each line is a caption, write a list into KEY.json, or a line of a CSV for each"
+    return [Doubt(which, what, cure)] if 2 * len(which) > len(captions) else []
 
 
 def _repeated(captions: Sequence[str]) -> list[Doubt]:

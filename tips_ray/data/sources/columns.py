@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tips_ray.config import ColumnsConfig
-from tips_ray.data.sources.texts import SYNTHETIC, WEB, NoCaptionError, cell, column_of, shown, texts
+from tips_ray.data.sources.texts import SYNTHETIC, WEB, NoCaptionError, cell, column_of, lone_field, shown, texts
 from tips_ray.errors import listed
 
 IMAGE = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes", "content")
@@ -48,7 +48,7 @@ def resolve(
 
     Raises:
         ValueError: a named column is absent or holds numbers, or none is found for image or web caption; it lists
-            those there are.
+            those there are. Or one is found in two cases.
     """
     image = wanted.image or _detected("image", images, names, shard)
     web = wanted.web_caption
@@ -60,6 +60,7 @@ def resolve(
         synthetic = tuple(filter(None, [common_name(SYNTHETIC, [name for name in others if name not in numbers])]))
     key = wanted.key or common_name(KEY, others)
     resolved = Columns(image, web, synthetic, key)
+    _check_spellings(resolved, wanted, names, numbers, shard)
     check(resolved, names, shard)
     _check_no_numbers(resolved, numbers, shard)
     return resolved
@@ -87,9 +88,54 @@ def common_name(candidates: Sequence[str], names: Sequence[str]) -> str:
     return next((spelled[candidate] for candidate in candidates if candidate in spelled), "")
 
 
+def _check_spellings(
+    found: Columns, wanted: ColumnsConfig, names: Sequence[str], numbers: Collection[str], shard: str
+) -> None:
+    texts = [name for name in names if name not in numbers]
+    if wanted.image is None:
+        check_spelled_once("image", found.image, names, shard)
+    if wanted.web_caption is None:
+        check_spelled_once("web_caption", found.web_caption, texts, shard)
+    for name in found.synthetic_captions if wanted.synthetic_captions is None else ():
+        check_spelled_once("synthetic_captions", name, texts, shard)
+
+
+def check_spelled_once(field: str, found: str, names: Iterable[str], shard: str) -> None:
+    """Check that a name that was found for `columns.<field>` is not there in another case too.
+
+    Raises:
+        ValueError: it is; it names all spellings.
+    """
+    spelled = [name for name in dict.fromkeys(names) if name.lower() == found.lower()]
+    if len(spelled) > 1:
+        raise ValueError(
+            f"{shard}: the columns {' and '.join(spelled)} differ by their case alone; name the one that is meant as "
+            f"columns.{field} of this source, or give the other another name"
+        )
+
+
 def alternatives(columns: str) -> list[str]:
     """`jpg;png` -> [jpg, png]."""
     return columns.split(";")
+
+
+def with_fields(columns: Columns, rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """`columns`, with the field added (`captions.value`) where the first rows hold dictionaries with one text each.
+
+    It must be the same field in all of them, and no common name among their fields, which is found row by row.
+    """
+    web = ";".join(_with_field(name, rows) for name in alternatives(columns.web_caption))
+    return columns._replace(
+        web_caption=web, synthetic_captions=tuple(_with_field(name, rows) for name in columns.synthetic_captions)
+    )
+
+
+def _with_field(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    try:
+        field = lone_field(cell(row, name) for row in rows)
+    except NoCaptionError:  # `check_cells` and the row tell it
+        return name
+    return f"{name}.{field}" if field else name
 
 
 def check_cells(columns: Columns, rows: Sequence[Mapping[str, Any]], shard: str) -> None:

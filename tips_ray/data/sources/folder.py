@@ -15,7 +15,7 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import layouts
-from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, resolve
+from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, resolve, with_fields
 from tips_ray.data.sources.image_files import IMAGE_SUFFIXES, ImageFinder, image_files, thumbnails
 from tips_ray.data.sources.shard import Chunk, Content, Reject, Scan, Shard, source_rows
 from tips_ray.data.sources.tables import Line, Table, header, read_table
@@ -101,6 +101,7 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     rows = [dict(zip(names, line.cells, strict=False)) for line in table.lines[:SAMPLED_LINES]]
     columns = resolve(wanted, names, shard.path, FILE, _passed_over(rows, wanted))
     _check_once(columns, names, shard.path)
+    columns = with_fields(columns, rows)
     check_cells(columns, rows, shard.path)
     return columns._replace(key=wanted.key or columns.image)
 

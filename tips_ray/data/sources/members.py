@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from tips_ray.config import ColumnsConfig
-from tips_ray.data.sources.columns import Columns, alternatives, check_cells, resolve
+from tips_ray.data.sources.columns import Columns, alternatives, check_cells, resolve, with_fields
 from tips_ray.data.sources.shard import Content
 from tips_ray.data.sources.texts import NoCaptionError, captions_of, cell, column_of, decoded, texts
 from tips_ray.storage import StorageError
@@ -35,7 +35,7 @@ def member_columns(
     if wanted.image is None and set(images) & set(names):
         wanted = wanted.model_copy(update={"image": ";".join(images)})
     wanted = wanted.model_copy(update={"key": wanted.key or "__key__"})
-    columns = resolve(wanted, sorted(names), shard, images, _numbers(cells))
+    columns = with_fields(resolve(wanted, sorted(names), shard, images, _numbers(cells)), cells)
     if wanted.web_caption is None and TEXT_MEMBER in names and columns.web_caption != TEXT_MEMBER:
         return columns._replace(web_caption=f"{columns.web_caption};{TEXT_MEMBER}")  # the JSON's may be null
     check_cells(columns, cells, shard)

@@ -1,7 +1,7 @@
 """Parquet files with images in a column: bytes, Hugging Face's struct {bytes, path}, or paths, s3:// keys, URLs."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, common_name, resolve
+from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, common_name, resolve, with_fields
 from tips_ray.data.sources.image_urls import NAMES, Fetched, fetch_all
+from tips_ray.data.sources.parquet_types import holds_bytes, holds_numbers, holds_text, image_column
 from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Scan, Shard, source_rows
-from tips_ray.data.sources.texts import SYNTHETIC, WEB, captions_of, column_of
+from tips_ray.data.sources.texts import captions_of, column_of
 from tips_ray.storage import StorageError
 
 SUFFIXES = (".parquet", ".pq")
@@ -37,11 +38,13 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     _check_names(schema, shard)
     _check_rows(shard, metadata.num_rows, schema, wanted)
     _warn_of_large_groups(shard, metadata)
-    wanted = wanted.model_copy(update={"image": wanted.image or _image_column(schema, shard)})
-    numbers = [field.name for field in schema if _holds_numbers(field.type)]
+    image = wanted.image or image_column(schema, shard.path, lambda name: _first_cells(shard, [name]))
+    wanted = wanted.model_copy(update={"image": image})
+    numbers = [field.name for field in schema if holds_numbers(field.type)]
     columns = _checked(resolve(wanted, schema.names, shard.path, numbers=numbers), schema, shard)
-    if columns.of_captions:
-        check_cells(columns, _first_cells(shard, columns), shard.path)
+    cells = _first_cells(shard, columns.of_captions)
+    columns = with_fields(columns, cells)
+    check_cells(columns, cells, shard.path)
     return columns
 
 
@@ -70,7 +73,7 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
         StorageError: the file cannot be read, or is not the one that was indexed.
     """
     try:
-        rows = _read_rows(shard, chunk, columns)
+        rows = _read_rows(shard, chunk, (columns.image, columns.key, *columns.of_captions))
     except _DamagedError as error:
         rows = [{}] * chunk.rows
         fault = f"the row group is damaged: {error}"
@@ -87,7 +90,7 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
 def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     """Rows of a chunk without their images, whose column is not read; none where the row group is damaged."""
     try:
-        rows = _read_rows(shard, chunk, columns._replace(image=""))
+        rows = _read_rows(shard, chunk, (columns.key, *columns.of_captions))
     except _DamagedError:
         return []
     places = [f"{shard.path}#{chunk.row + number}" for number in range(len(rows))]
@@ -116,18 +119,17 @@ def _content(row: dict[str, Any], place: str, columns: Columns, image: Fetched) 
     return Content(place if key is None else str(key), image.image, texts, fault)
 
 
-def _first_cells(shard: Shard, columns: Columns) -> list[dict[str, Any]]:
-    """The captions of the first rows; nothing where they cannot be read, because reading the rows tells it then."""
+def _first_cells(shard: Shard, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Columns of the first rows; nothing where they cannot be read, because reading the rows tells it then."""
     try:
-        return _read_rows(shard, Chunk(0, SAMPLED_ROWS, 0, 0), columns._replace(image="", key=""))
+        return _read_rows(shard, Chunk(0, SAMPLED_ROWS, 0, 0), names) if names else []
     except _DamagedError:
         return []
 
 
-def _read_rows(shard: Shard, chunk: Chunk, columns: Columns) -> list[dict[str, Any]]:
+def _read_rows(shard: Shard, chunk: Chunk, names: Iterable[str]) -> list[dict[str, Any]]:
     there = _metadata(shard).schema.to_arrow_schema().names
-    named = (columns.image, columns.key, *(column_of(name, there) for name in columns.of_captions))
-    wanted = [name for name in dict.fromkeys(named) if name]
+    wanted = [name for name in dict.fromkeys(column_of(name, there) for name in names) if name]
 
     def read() -> list[dict[str, Any]]:
         if chunk.start >= metadata.num_row_groups:
@@ -232,29 +234,8 @@ def _check_rows(shard: Shard, rows: int, schema: pa.Schema, wanted: ColumnsConfi
         raise NoRowsError(f"{shard.path}: there are no rows in it; write the file again or leave it out")
     empty = [name for name in schema.names if pa.types.is_null(schema.field(name).type)]
     image = wanted.image or common_name((*IMAGE, *NAMES), schema.names)
-    if image in empty and not any(_holds_bytes(field.type) for field in schema):
+    if image in empty and not any(holds_bytes(field.type) for field in schema):
         raise NoRowsError(f"{shard.path}: the column {image!r} has no image in any row; write the file again")
-
-
-def _image_column(schema: pa.Schema, shard: Shard) -> str:
-    """The column of bytes with a common name, or the only column of bytes, or one of texts that names files.
-
-    Raises:
-        ValueError: there is none, or several hold bytes and none of them has a common name.
-    """
-    texts = {*WEB, *SYNTHETIC}
-    holding_bytes = [field.name for field in schema if _holds_bytes(field.type) and field.name.lower() not in texts]
-    found = common_name(IMAGE, holding_bytes) or (holding_bytes[0] if len(holding_bytes) == 1 else "")
-    if not found and holding_bytes:
-        raise ValueError(f"{shard.path}: several columns hold bytes ({', '.join(holding_bytes)}); name columns.image")
-    found = found or common_name((*IMAGE, *NAMES), [name for name in schema.names if _holds_text(schema, name)])
-    if not found:
-        there = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise ValueError(
-            f"{shard.path}: no column holds images as bytes, and none with a common name holds paths or URLs; there "
-            f"are {there}; name one of them as columns.image of this source"
-        )
-    return found
 
 
 def _check_names(schema: pa.Schema, shard: Shard) -> None:
@@ -266,35 +247,9 @@ def _check_names(schema: pa.Schema, shard: Shard) -> None:
 def _checked(columns: Columns, schema: pa.Schema, shard: Shard) -> Columns:
     check(columns, schema.names, shard.path)
     found = schema.field(columns.image).type
-    if not (pa.types.is_null(found) or _holds_bytes(found) or _holds_text(schema, columns.image)):
+    if not (pa.types.is_null(found) or holds_bytes(found) or holds_text(schema, columns.image)):
         raise ValueError(
             f"{shard.path}: columns.image is {columns.image!r}, a column of type {found}; it must hold bytes, a "
             "struct {bytes, path}, or texts that name files (paths, s3:// keys, URLs)"
         )
     return columns
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        held = kind.field("bytes").type
-        kind = pa.binary() if pa.types.is_null(held) else held  # null where every row has a path alone
-    return _is_one_of(kind, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-
-
-def _holds_numbers(kind: pa.DataType) -> bool:
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
-
-
-def _holds_text(schema: pa.Schema, name: str) -> bool:
-    kind = schema.field(name).type
-    return _is_one_of(kind, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-
-
-def _is_one_of(kind: pa.DataType, *tests: Callable[[pa.DataType], bool]) -> bool:
-    """Whether a type, or that of a dictionary's values (pandas: category), passes one of the tests."""
-    held = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return any(test(held) for test in tests)

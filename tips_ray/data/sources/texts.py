@@ -15,11 +15,16 @@ WEB += ("original_caption", "caption_web", "description", "comment", "raw", "sen
 SYNTHETIC = ("synthetic_caption", "synthetic_captions", "re_caption", "recaption", "vlm_caption", "caption_synthetic")
 SYNTHETIC += ("llm_caption",)
 FIELDS = ("raw", *WEB, *SYNTHETIC)
-"""Fields of a dictionary that hold its caption, likely ones first."""
+"""Fields of a dictionary that hold its caption, likely ones first; the first with text is taken."""
 MOST_SHOWN = 80
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-_STRINGS = re.compile(rf"\[\s*(?:{_STRING})(?:\s*,?\s*(?:{_STRING}))*\s*,?\s*\]", re.DOTALL)
+_ARRAY = rf"\[\s*(?:{_STRING})(?:\s*,?\s*(?:{_STRING}))*\s*,?\s*\]"
+_SET = rf"\{{\s*(?:{_STRING})(?:\s*,\s*(?:{_STRING}))*\s*\}}"
+_TUPLE = rf"\(\s*(?:{_STRING})\s*,\s*(?:(?:{_STRING})(?:\s*,\s*(?:{_STRING}))*\s*,?\s*)?\)"
+_STRINGS = re.compile(f"{_ARRAY}|{_SET}|{_TUPLE}", re.DOTALL)
+QUOTED = re.compile(_STRING, re.DOTALL)
+"""A whole text in quotation marks, as JSON and Python write a string."""
 _OPENING = re.compile(r"""\[\s*['"{\[]|\{\s*['"]""")
 """How Python and JSON begin a list or a dictionary with something in it."""
 _BYTES = re.compile(rf"b(?:{_STRING})", re.DOTALL)
@@ -73,6 +78,22 @@ def texts(value: Any) -> list[str]:
     return _of_written(text, written) if written is not None else [text] if text else []
 
 
+def lone_field(cells: Iterable[Any]) -> str:
+    """The field that alone has text in the dictionaries of these cells, the same one in all; empty if none has.
+
+    Empty also where a field is known to be the caption, and where some cells are texts and no dictionaries.
+
+    Raises:
+        NoCaptionError: a cell cannot be read.
+    """
+    held = [inner for value in cells for inner in _dictionaries(value)]
+    if any(str(name).lower() in FIELDS for inner in held for name in inner):
+        return ""
+    names = {name for inner in held for name, value in inner.items() if isinstance(value, str) and value.strip()}
+    name = names.pop() if len(names) == 1 else ""
+    return name if isinstance(name, str) and not {".", ";"} & {*name} else ""
+
+
 def is_number(text: str) -> bool:
     """The text is a number, as a program writes it."""
     try:
@@ -100,14 +121,28 @@ def column_of(name: str, columns: Iterable[str]) -> str:
 
 
 def _inside(value: Any, fields: list[str]) -> Any:
-    if isinstance(value, (bytes, str)):
-        value = _written(_decoded(value) if isinstance(value, bytes) else value.strip())
+    value = _opened(value)
     if isinstance(value, (list, tuple)):
         return [_inside(part, fields) for part in _parts(value)]
     if not isinstance(value, dict):
         return None
     inner = value.get(fields[0])
     return _inside(inner, fields[1:]) if fields[1:] else inner
+
+
+def _opened(value: Any) -> Any:
+    """The list or dictionary that is written in a text or bytes; any other value as it is."""
+    text = _decoded(value) if isinstance(value, bytes) else value
+    written = _written(text.strip()) if isinstance(text, str) else None
+    return text if written is None else written
+
+
+def _dictionaries(value: Any) -> list[dict[Any, Any]]:
+    """The dictionaries in a cell; a text counts as one whose field has no name."""
+    value = _opened(value)
+    if isinstance(value, (list, tuple)):
+        return [inner for part in _parts(value) for inner in _dictionaries(part)]
+    return [value] if isinstance(value, dict) else [{"": value}] if isinstance(value, str) else []
 
 
 def _parts(value: list[Any] | tuple[Any, ...]) -> Iterable[Any]:
@@ -117,17 +152,14 @@ def _parts(value: list[Any] | tuple[Any, ...]) -> Iterable[Any]:
 
 
 def _of_fields(value: dict[Any, Any]) -> list[str]:
-    names = {str(name).lower(): name for name, inner in reversed(value.items()) if inner is not None}
-    found = next((names[field] for field in FIELDS if field in names), None)
-    holding = [name for name, inner in value.items() if isinstance(inner, str) and inner.strip()]
-    if found is None and len(holding) == 1:
-        found = holding[0]
-    if found is not None:
-        return texts(value[found])
-    is_null = not holding and any(str(name).lower() in FIELDS for name in value)  # {id, text} without a text
-    if is_null or not any(inner is not None and inner != [] for inner in value.values()):
+    """Captions of the first known field with text; none where the known ones are empty, whatever lies beside them."""
+    held = {str(name).lower(): inner for name, inner in reversed(value.items()) if inner not in (None, "")}
+    if any(str(name).lower() in FIELDS for name in value):
+        return next(filter(None, (texts(held[field]) for field in FIELDS if field in held)), [])
+    if all(inner in (None, "", []) for inner in value.values()):
         return []
-    raise NoCaptionError(f"its caption has several fields, and none is known to be it: {shown(value)}")
+    fields = "several fields, and none is" if len(value) > 1 else "one field, which is not"
+    raise NoCaptionError(f"its caption has {fields} known to be it: {shown(value)}")
 
 
 def decoded(content: bytes) -> str:
@@ -155,21 +187,33 @@ def _written(text: str) -> Any:
     """The list, dictionary or bytes that a text is in JSON or Python; None for any other text."""
     if text[:1] == "b" and text.isascii() and _BYTES.fullmatch(text):
         return ast.literal_eval(text)
-    if text[:1] + text[-1:] not in ("[]", "{}"):
+    if text[:1] == text[-1:] == '"':
+        return _written_twice(text)
+    if text[:1] + text[-1:] not in ("[]", "{}", "()"):
         return None
     for read in (json.loads, _strings, ast.literal_eval):
         try:
             value = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
-        return value if isinstance(value, (list, dict)) else None
+        value = sorted(value, key=repr) if isinstance(value, set) else value  # its own order differs by process
+        return value if isinstance(value, (list, tuple, dict)) else None
     if _OPENING.match(text):
         raise NoCaptionError(f"its caption looks like a list or dictionary, and cannot be read as one: {shown(text)}")
     return None
 
 
+def _written_twice(text: str) -> Any:
+    """The list or dictionary whose JSON was written as a string of JSON; None for any other text."""
+    try:
+        inner = json.loads(text)
+    except ValueError:
+        return None
+    return _written(inner.strip()) if isinstance(inner, str) else None
+
+
 def _strings(text: str) -> list[str]:
-    """A list of texts as Python or numpy print it; numpy puts no commas, and Python would join its texts."""
+    """A list, tuple or set of texts as Python or numpy print it; numpy puts no commas, Python would join its texts."""
     if not _STRINGS.fullmatch(text):
         raise ValueError
     return [ast.literal_eval(found) for found in re.findall(_STRING, text, re.DOTALL)]
@@ -177,7 +221,7 @@ def _strings(text: str) -> list[str]:
 
 def _of_written(text: str, value: Any) -> list[str]:
     """The captions in a list or dictionary that was written as text; numbers in brackets stay a text."""
-    if isinstance(value, list) and value and all(isinstance(part, (int, float)) for part in value):
+    if isinstance(value, (list, tuple)) and value and all(isinstance(part, (int, float)) for part in value):
         return [text]
     return texts(value)
 
