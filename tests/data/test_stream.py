@@ -145,7 +145,7 @@ def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
     [
         pytest.param(1, 0, marks=pytest.mark.variant),
         pytest.param(4, 0, marks=pytest.mark.variant),
-        pytest.param(2, 7, marks=pytest.mark.slow),
+        (2, 7),
     ],
 )
 def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step):

@@ -41,6 +41,14 @@ def test_a_good_run_has_an_index_and_no_fault(config):
     assert checked.require().rows == 8 and checked.faults == []
 
 
+def test_rows_without_captions_are_looked_for_before_a_run_begins_and_not_at_each_resume(tmp_path):
+    uncaptioned = dict.fromkeys(range(6, 8), {"caption": ""})
+    config = tiny_run(tmp_path / "runs", write_scenes(tmp_path / "scenes", 8, uncaptioned))
+    assert "; 2 of 8 rows that were looked at have no web caption" in _text_of(config, "data")
+    RunFolder(f"{config.storage}/{config.name}").claim(yaml.safe_dump(config.model_dump(mode="json")))
+    assert _text_of(config, "data") == "8 rows in 1 shards, 0 known to be bad"
+
+
 def test_a_first_chunk_that_is_all_bad_is_a_fault_in_any_source(tmp_path):
     good = write_scenes(tmp_path / "good", 8)
     bad = write_scenes(tmp_path / "bad", 8, dict.fromkeys(range(8), {"image": b""}))

@@ -258,6 +258,7 @@ def _skipping(uri: str, values: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("line", "message"), [("", "has no bad step"), ("--step 4", "--step 4 is no bad step of")])
 def test_a_step_that_was_not_saved_is_a_sentence(tmp_path, capsys, line, message):
+    (tmp_path / "config.yaml").write_text("name: toy")
     if line:
         (tmp_path / "bad_steps/step-00000003").mkdir(parents=True)
         facts = {"step": 3, "workers": 1, "what": "loss", "metrics": {"loss/total": "nan"}}

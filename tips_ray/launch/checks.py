@@ -18,7 +18,7 @@ from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.launch.surroundings import surroundings
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints, newest_checkpoint
-from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.folder import CONFIG, RunFolder
 from tips_ray.runs.mlflow_access import TrackingError
 from tips_ray.runs.run import require_data
 from tips_ray.runs.tracking import KEY, require_answer, stored_run_id, tracking_uri, without_credentials
@@ -61,7 +61,8 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
 
     def data() -> str:
         result.index = _index(config) if is_writable else build_index(config.data)
-        return _described(result.index, config)
+        begun = is_writable and storage.exists(storage.join(config.storage, config.name, CONFIG))
+        return _described(result.index, config, begun)
 
     checks: dict[str, Callable[[], str]] = {
         **surroundings(),
@@ -255,7 +256,8 @@ def _index(config: RunConfig) -> Index:
     return index_of(config.data, storage.join(config.storage, "index"))
 
 
-def _described(index: Index, config: RunConfig) -> str:
+def _described(index: Index, config: RunConfig, begun: bool) -> str:
+    """Rows, bad ones, and rows without captions; of a run that has begun only the first rows are read for it."""
     found = []
     for number, source in enumerate(index.sources):
         rows = index.first_rows(number)
@@ -264,7 +266,7 @@ def _described(index: Index, config: RunConfig) -> str:
                 f"data.sources ({source.uri}): all {len(rows)} rows of the first chunk are bad, the first since "
                 f"{rows[0]['error']}; tips-ray index shows what was found"
             )
-        read = joined(sampled_rows(index, number), rows)
+        read = rows if begun else joined(sampled_rows(index, number), rows)
         found += [bad_rows(index, read), *gaps(index, read, config.captions)]
     bad, _ = bad_rows_and_damages(index)
     known = f"{index.rows:,} rows in {index.shards.num_rows} shards, {bad.num_rows} known to be bad"
