@@ -17,7 +17,7 @@ from tips_ray.config import TrainConfig
 from tips_ray.models.networks import Student, Teacher, drawn_captions
 from tips_ray.objective import Centers
 from tips_ray.train.optim import parameter_groups, set_rates
-from tips_ray.train.schedules import learning_rate, prototypes_frozen, teacher_temperature
+from tips_ray.train.schedules import learning_rate, prototype_temperatures, prototypes_frozen
 from tips_ray.train.state import TrainState
 
 
@@ -97,15 +97,12 @@ def _losses(
     outputs: _Outputs, targets: _Targets, state: TrainState, batch: Batch, config: TrainConfig
 ) -> dict[str, Tensor]:
     objective, valid_B = config.objective, batch.valid_B
-    temperatures = (
-        objective.student_temperature,
-        teacher_temperature(state.step, config.schedule.total_steps, objective),
-    )
+    temperatures = prototype_temperatures(state.step, config.schedule.total_steps, objective)
     temperature = state.student.log_temperature.exp()
     web = _info_nce(outputs.cls_web_BD[valid_B], outputs.web_caption_BD[valid_B], temperature)
     synthetic = _info_nce(outputs.cls_synthetic_BD[valid_B], outputs.synthetic_caption_BD[valid_B], temperature)
-    distillation = _distillation(outputs, targets, state.centers, batch, *temperatures)
-    masked_image = _masked_image(outputs, targets, state.centers, batch, *temperatures)
+    distillation = _distillation(outputs, targets, state.centers, batch, *temperatures["distillation"])
+    masked_image = _masked_image(outputs, targets, state.centers, batch, *temperatures["masked_image"])
     return {
         "contrastive_web": web,
         "contrastive_synthetic": synthetic,

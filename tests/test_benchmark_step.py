@@ -12,6 +12,7 @@ from toy import toy_batch, toy_config
 from benchmarks.measure import kernel_seconds, peak_bytes
 from benchmarks.plain_step import plain_state, plain_step
 from benchmarks.train_step import main, random_batch, split, train_config
+from tips_ray.objective import Temperatures
 from tips_ray.train.flops import datasheet_flops, step_flops
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
@@ -139,7 +140,8 @@ def test_the_benchmark_runs_and_finds_both_ways_equal(options, capsys):
 
 
 def test_the_benchmark_stops_where_the_losses_differ(monkeypatch):
-    monkeypatch.setattr("benchmarks.plain_step.teacher_temperature", lambda *_: 0.05)
+    others = dict.fromkeys(("distillation", "masked_image"), Temperatures(0.1, 0.05))
+    monkeypatch.setattr("benchmarks.plain_step.prototype_temperatures", lambda *_: others)
     with pytest.raises(AssertionError, match="losses of the first step differ"):
         main(["--variant", "tiny", "--batch", "2", "--steps", "1", "--threads", "1"])
 

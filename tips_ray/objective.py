@@ -1,7 +1,7 @@
 """Named losses from outputs of student and teacher, and their weighted total. B images on this rank, K prototypes."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,13 @@ from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig
 from tips_ray.losses import contrastive_loss, distillation_loss, masked_image_loss, moved_center, score_sum
 from tips_ray.models.networks import Embeddings, StudentOutputs, TeacherScores, scored_patches
+
+
+class Temperatures(NamedTuple):
+    """Divisors of the prototype scores in one loss."""
+
+    student: float
+    teacher: float
 
 
 class Centers(nn.Module):
@@ -51,17 +58,20 @@ def self_supervised_terms(
     centers: Centers,
     batch: Batch,
     config: ObjectiveConfig,
-    teacher_temperature: float,
+    temperatures: Mapping[str, Temperatures],
     global_valid: Tensor,
 ) -> dict[str, Tensor]:
-    """L_distill and L_mask of one micro-batch, each only if its weight is not 0; micro-batches add up."""
-    temperatures, terms = (config.student_temperature, teacher_temperature), {}
+    """L_distill and L_mask of one micro-batch, each only if its weight is not 0; micro-batches add up.
+
+    `temperatures` has those of this step by the name of the loss.
+    """
+    terms = {}
     if student.crop_scores_RK is not None and teacher.cls_BK is not None:
         terms["distillation"] = distillation_loss(
             student.crop_scores_RK.unflatten(0, (-1, len(batch))),
             teacher.cls_BK,
             centers.distillation_K,
-            *temperatures,
+            *temperatures["distillation"],
             batch.valid_B,
             global_valid,
         )
@@ -72,7 +82,7 @@ def self_supervised_terms(
             scored_patches(batch, config),
             _target_mask(batch, config),
             centers.masked_image_K,
-            *temperatures,
+            *temperatures["masked_image"],
             batch.valid_B,
             global_valid,
             config.visible_weight,

@@ -90,6 +90,9 @@ def test_every_field_that_is_our_decision_says_so():
         "initial_temperature",
         "contrastive_view",
         "teacher_temperature_warmup",
+        "masked_student_temperature",
+        "masked_teacher_temperature",
+        "masked_teacher_temperature_start",
     ]
     for name in ours:
         assert (ObjectiveConfig.model_fields[name].description or "").startswith("(D)"), name

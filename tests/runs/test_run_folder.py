@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from toy_run import tiny_run
 
 from tips_ray import storage
 from tips_ray.runs import jsonl
@@ -79,6 +81,16 @@ def test_another_config_is_refused_and_every_differing_key_is_named(uri):
         "  schedule.peak_lr: 0.001 -> 0.002",
     ]
     assert storage.read_text(f"{uri}/config.yaml") == CONFIG
+
+
+def test_a_run_written_before_a_key_existed_has_its_default(tmp_path):
+    config = tiny_run(tmp_path, "a").model_dump(mode="json")
+    before = {**config, "objective": {k: v for k, v in config["objective"].items() if not k.startswith("masked_")}}
+    RunFolder(str(tmp_path)).claim(yaml.safe_dump(before))
+    assert RunFolder(str(tmp_path)).claim(yaml.safe_dump(config)) == "resumed"
+    config["objective"]["masked_student_temperature"] = 0.2
+    with pytest.raises(ValueError, match="objective.masked_student_temperature: null -> 0.2"):
+        RunFolder(str(tmp_path)).claim(yaml.safe_dump(config))
 
 
 def test_another_number_of_workers_and_another_place_of_the_data_are_allowed_and_noted(uri):

@@ -10,7 +10,7 @@ from toy import rows, toy_batch, toy_config
 
 from tips_ray.distributed import rank, world_size
 from tips_ray.models.networks import Embeddings, TeacherScores
-from tips_ray.objective import Centers
+from tips_ray.objective import Centers, Temperatures
 from tips_ray.train.health import (
     Health,
     contrastive_hits,
@@ -25,6 +25,7 @@ from tips_ray.train.state import new_state
 from tips_ray.train.step import accumulate_gradients
 
 NO_CENTER = torch.zeros(4)
+TEMPERATURES = {"distillation": Temperatures(0.1, 0.1)}
 
 
 def test_target_entropy_is_ln_k_when_all_are_alike_ln_2_between_two_and_0_for_one():
@@ -90,7 +91,7 @@ def test_the_metrics_of_a_step_worked_out_by_hand():
     health.see_embeddings([(embeddings, tensor([0.07]).log())], [batch.valid_B])
     centers.distillation_K.copy_(tensor([3.0, 4.0, 0.0, 0.0]))
     cls_BK = tensor([[3.0, 4.0, -9.0, -9.0], [3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 99.0]])
-    health.see_targets(TeacherScores(cls_BK, None), centers, batch, 0.1)
+    health.see_targets(TeacherScores(cls_BK, None), centers, batch, TEMPERATURES)
     found = health.metrics(centers)
     expected = {
         "temperature": 0.07,
@@ -118,7 +119,7 @@ def test_prototypes_are_counted_over_all_steps_since_the_last_logged_one():
     for step, winner in enumerate((0, 1, 1, 2, 2), start=1):
         health.expect(is_logged := step in (3, 5))
         health.see_embeddings([(Embeddings(*[torch.eye(1)] * 4), torch.zeros(1))], [batch.valid_B])
-        health.see_targets(TeacherScores(torch.eye(4)[[winner]], None), centers, batch, 0.1)
+        health.see_targets(TeacherScores(torch.eye(4)[[winner]], None), centers, batch, TEMPERATURES)
         usage += [health.metrics(centers)["health/distillation/prototype_usage"]] if is_logged else []
     assert usage == [2 / 4, 1 / 4]
 

@@ -3,7 +3,7 @@ from pydantic import ValidationError
 from toy import toy_config
 
 from tips_ray.config import ObjectiveConfig, ScheduleConfig
-from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, prototypes_frozen, teacher_temperature
+from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, prototype_temperatures, prototypes_frozen
 
 
 def test_learning_rate_by_hand():
@@ -21,9 +21,29 @@ def test_no_warmup_starts_at_the_peak():
 
 def test_teacher_temperature_by_hand():
     config = ObjectiveConfig()  # 0.04 -> 0.07 over 30 of 100 steps
-    values = [teacher_temperature(step, 100, config) for step in (0, 10, 30, 99)]
-    assert values == pytest.approx([0.04, 0.05, 0.07, 0.07])
-    assert teacher_temperature(0, 100, ObjectiveConfig(teacher_temperature_warmup=0)) == 0.07
+    found = [prototype_temperatures(step, 100, config) for step in (0, 10, 30, 99)]
+    assert [pair["distillation"].teacher for pair in found] == pytest.approx([0.04, 0.05, 0.07, 0.07])
+    assert all(pair["masked_image"] == pair["distillation"] and pair["masked_image"].student == 0.1 for pair in found)
+    no_warmup = prototype_temperatures(0, 100, ObjectiveConfig(teacher_temperature_warmup=0))
+    assert no_warmup["distillation"] == (0.1, 0.07)
+
+
+def test_the_masked_loss_has_temperatures_of_its_own_where_they_are_given():
+    """0.04 -> 0.1 and 0.02 -> 0.05 over 30 of 100 steps: a third of the way is 0.06 and 0.03."""
+    config = ObjectiveConfig(masked_student_temperature=0.2, masked_teacher_temperature=0.1)
+    found = prototype_temperatures(10, 100, config)
+    assert found["distillation"] == pytest.approx((0.1, 0.05)) and found["masked_image"] == pytest.approx((0.2, 0.06))
+    config = ObjectiveConfig(masked_teacher_temperature_start=0.02, masked_teacher_temperature=0.05)
+    assert prototype_temperatures(10, 100, config)["masked_image"] == pytest.approx((0.1, 0.03))
+
+
+def test_a_ramp_runs_to_the_temperature_that_holds_now():
+    """The change at step 10 moves the end from 0.07 to 0.1; a third of the way to it is 0.06."""
+    changes = [{"from_step": 10, "teacher_temperature": 0.1, "masked_student_temperature": 0.3}]
+    config = toy_config(schedule__changes=changes)
+    before, after = (prototype_temperatures(step, 100, config_at(step, config).objective) for step in (9, 10))
+    assert before["distillation"] == pytest.approx((0.1, 0.049)) and before["masked_image"] == before["distillation"]
+    assert after["distillation"] == pytest.approx((0.1, 0.06)) and after["masked_image"] == pytest.approx((0.3, 0.06))
 
 
 def test_prototypes_rest_for_one_percent_of_the_steps():

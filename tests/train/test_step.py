@@ -183,6 +183,17 @@ def test_prototypes_rest_while_frozen_and_move_afterwards():
     assert torch.equal(history[0], history[1]) and not torch.equal(history[1], history[2])
 
 
+@pytest.mark.parametrize("key", ["student_temperature", "teacher_temperature_start"])
+def test_temperatures_of_the_masked_loss_move_that_loss_alone(key):
+    """The loss with a temperature of its own is that of a run whose every temperature is the same."""
+    plain, own, both = (
+        _outcome(toy_config(**values), 1)
+        for values in ({}, {f"objective__masked_{key}": 0.2}, {f"objective__{key}": 0.2})
+    )
+    assert own["masked_image"] == both["masked_image"] != plain["masked_image"]
+    assert own["distillation"] == plain["distillation"] != both["distillation"]
+
+
 def test_a_step_sees_the_values_of_its_change_and_no_step_before_does():
     direct = {"peak_lr": 0.5, "beta": 1.0, "ema_momentum": 0.5, "max_grad_norm": 0.1, "weight_decay": 0.5}
     whole = toy_config(

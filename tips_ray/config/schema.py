@@ -126,7 +126,13 @@ class ObjectiveConfig(Schema):
     teacher_temperature: PositiveFloat = 0.07
     """(D) Divisor of the centred teacher scores after the warm-up."""
     teacher_temperature_warmup: Share = 0.3
-    """(D) Share of all steps over which the teacher temperature rises linearly."""
+    """(D) Share of all steps over which both teacher temperatures rise linearly."""
+    masked_student_temperature: PositiveFloat | None = None
+    """(D) `student_temperature` of the masked loss, the method's tau'_s; None: as in self-distillation."""
+    masked_teacher_temperature_start: PositiveFloat | None = None
+    """(D) `teacher_temperature_start` of the masked loss; None: as in self-distillation."""
+    masked_teacher_temperature: PositiveFloat | None = None
+    """(D) `teacher_temperature` of the masked loss, the method's tau'_t; None: as in self-distillation."""
     center_momentum: Share = 0.9
     """(D) Share of the old centre that a step keeps."""
     ema_momentum: Share = 0.994
@@ -200,6 +206,11 @@ class ScheduleChange(Schema):
     max_grad_norm: PositiveFloat | None = None
     alpha: PositiveFloat | None = None
     beta: PositiveFloat | None = None
+    student_temperature: PositiveFloat | None = None
+    teacher_temperature: PositiveFloat | None = None
+    """The end of the ramp: during the warm-up it goes on towards this value from where it would be by now."""
+    masked_student_temperature: PositiveFloat | None = None
+    masked_teacher_temperature: PositiveFloat | None = None
     ema_momentum: Share | None = None
     ema_momentum_final: Share | None = None
 

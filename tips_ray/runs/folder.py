@@ -9,8 +9,10 @@ from math import isfinite, nan
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
 from tips_ray import storage
+from tips_ray.config import RunConfig
 from tips_ray.runs.jsonl import LineLog
 
 log = logging.getLogger(__name__)
@@ -117,7 +119,7 @@ class RunFolder:
             NotFoundError: there is no run.
             ValueError: the run has another config in a key that is not in `MAY_DIFFER`; all of them are listed.
         """
-        there, given = read_run_config(self.uri), yaml.safe_load(config_text)
+        there, given = _completed(read_run_config(self.uri)), yaml.safe_load(config_text)
         changes = _changes(_flat(there), _flat(given))
         decided = _changes(deciding(_used(there, step)), deciding(_used(given, step)))
         refused = [f"  {key}: {change}" for key, change in decided.items()]
@@ -211,6 +213,14 @@ def deciding(config: Mapping[str, Any]) -> dict[str, str]:
     if flat.get("captions.source") == '"live"':
         flat["captions.source"] = '"store"'
     return flat
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the defaults of keys that came after it was written: those leave a run as it was without them."""
+    try:
+        return RunConfig.model_validate(config).model_dump(mode="json")
+    except ValidationError:
+        return config
 
 
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:

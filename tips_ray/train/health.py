@@ -17,7 +17,7 @@ from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.distributed import gather_batch, rank, sum_over_ranks, world_size
 from tips_ray.models.networks import Embeddings, TeacherScores, scored_patches
-from tips_ray.objective import Centers
+from tips_ray.objective import Centers, Temperatures
 
 ROWS_AT_ONCE = 1024
 """Rows of prototype scores whose probabilities are held at a time."""
@@ -103,14 +103,18 @@ class Health:
             self._add(f"contrastive_{name}/hits", contrastive_hits(embeddings[image], embeddings[text], valid_B))
 
     @torch.no_grad()
-    def see_targets(self, scores: TeacherScores, centers: Centers, batch: Batch, teacher_temperature: float) -> None:
-        """The teacher's scores of one micro-batch, with the centres of its step."""
+    def see_targets(
+        self, scores: TeacherScores, centers: Centers, batch: Batch, temperatures: Mapping[str, Temperatures]
+    ) -> None:
+        """The teacher's scores of one micro-batch, with the centres and temperatures of its step."""
         if scores.cls_BK is not None:
-            self._add_targets("distillation", scores.cls_BK, batch.valid_B, centers.distillation_K, teacher_temperature)
+            teacher = temperatures["distillation"].teacher
+            self._add_targets("distillation", scores.cls_BK, batch.valid_B, centers.distillation_K, teacher)
         if scores.patch_MK is not None and self.is_logged:
             image_M = scored_patches(batch, self.objective) // batch.patch_mask_BL.shape[1]
             counted_M = batch.valid_B[image_M]
-            self._add_targets("masked_image", scores.patch_MK, counted_M, centers.masked_image_K, teacher_temperature)
+            teacher = temperatures["masked_image"].teacher
+            self._add_targets("masked_image", scores.patch_MK, counted_M, centers.masked_image_K, teacher)
 
     def _add_targets(
         self, head: str, teacher_RK: Tensor, counted_R: Tensor, center_K: Tensor, teacher_temperature: float

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from tips_ray.config import ObjectiveConfig, OptimizerConfig, ScheduleConfig, StartConfig, TrainConfig
+from tips_ray.objective import Temperatures
 
 PartT = TypeVar("PartT", ObjectiveConfig, OptimizerConfig, ScheduleConfig)
 
@@ -24,12 +25,21 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
     return config.peak_lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * left)
 
 
-def teacher_temperature(step: int, total_steps: int, config: ObjectiveConfig) -> float:
-    """Linear from the start value at step 0 to the final one at the end of the warm-up."""
+def prototype_temperatures(step: int, total_steps: int, config: ObjectiveConfig) -> dict[str, Temperatures]:
+    """Temperatures of `distillation` and `masked_image`, which has those of the former where it has none of its own.
+
+    The teacher's are linear from their start at step 0 to their end at the end of the warm-up.
+    """
     warmup_steps = config.teacher_temperature_warmup * total_steps
     progress = min(step / warmup_steps, 1.0) if warmup_steps else 1.0
-    start = config.teacher_temperature_start
-    return start + (config.teacher_temperature - start) * progress
+
+    def at_step(student: float, start: float, end: float) -> Temperatures:
+        return Temperatures(student, start + (end - start) * progress)
+
+    shared = config.student_temperature, config.teacher_temperature_start, config.teacher_temperature
+    own = config.masked_student_temperature, config.masked_teacher_temperature_start, config.masked_teacher_temperature
+    masked = (mine or theirs for mine, theirs in zip(own, shared, strict=True))
+    return {"distillation": at_step(*shared), "masked_image": at_step(*masked)}
 
 
 def ema_momentum(step: int, total_steps: int, config: ObjectiveConfig) -> float:

@@ -23,8 +23,8 @@ from tips_ray.train.schedules import (
     ema_momentum,
     encoders_frozen,
     learning_rate,
+    prototype_temperatures,
     prototypes_frozen,
-    teacher_temperature,
 )
 from tips_ray.train.state import TrainState, update_teacher
 
@@ -100,7 +100,7 @@ def accumulate_gradients(
     Returns:
         The named losses with their `total`, and the score sums of all ranks that move the centres.
     """
-    temperature = teacher_temperature(state.step, total_steps, objective)
+    temperatures = prototype_temperatures(state.step, total_steps, objective)
     global_valid = sum_over_ranks(torch.stack([batch.valid_B.sum() for batch in micro_batches]).sum())
     only = _student_pass(state, micro_batches[0]) if len(micro_batches) == 1 else None
     embedded = [only[:2]] if only else [_embedded(state, batch) for batch in micro_batches]
@@ -113,12 +113,12 @@ def accumulate_gradients(
         with record_function("teacher"):
             scores = state.teacher(batch, outputs.clean)
         with record_function("losses"):
-            parts = self_supervised_terms(outputs, scores, state.centers, batch, objective, temperature, global_valid)
+            parts = self_supervised_terms(outputs, scores, state.centers, batch, objective, temperatures, global_valid)
             surrogate = pullback.surrogate(outputs) + weighted_total(parts, objective)
             _add(terms, {name: part.detach() for name, part in parts.items()})
             _add(sums, center_sums(scores, batch, objective))
             if health:
-                health.see_targets(scores, state.centers, batch, temperature)
+                health.see_targets(scores, state.centers, batch, temperatures)
         with record_function("backward"):
             _average_gradients(state, not accumulate_unsharded or batch is micro_batches[-1])
             surrogate.backward()
