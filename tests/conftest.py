@@ -151,5 +151,5 @@ def cluster(s3_server, _ray_ends) -> None:
 
     if not ray.is_initialized():
         with _as_s3(s3_server), costs.waiting("Ray clusters", 1):
-            ray.init("local", num_cpus=4, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+            ray.init("local", num_cpus=6, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
         _SHARED.add(ray.get_runtime_context().gcs_address)

@@ -15,13 +15,14 @@ import pytest
 import ray
 import ray._private.state
 import torch
-from toy_run import NOTED_STEPS, metrics_of_run, noted_run, numbers_of_run, write_scenes
+from toy_run import NOTED_STEPS, metrics_of_run, noted_run, numbers_of_run, tiny_run, write_scenes
 
 from tips_ray.config import RunConfig
 from tips_ray.data.index import run_order
 from tips_ray.data.index_folder import index_of
-from tips_ray.errors import RunFailedError, RunStopped
+from tips_ray.errors import Faults, RunFailedError, RunStopped
 from tips_ray.launch import pretrain
+from tips_ray.launch.cluster import resources_suffice
 from tips_ray.runs.checkpoint import list_checkpoints
 from tips_ray.runs.folder import RunFolder
 
@@ -194,6 +195,11 @@ def test_a_run_whose_driver_is_killed_resumes_on_one_worker_within_rounding(undi
     _assert_same(folder, undisturbed, tolerance=1e-5)
     _assert_every_step_held_its_batch(folder, alone, workers={0, 1})
     assert [event["workers"] for event in folder.read_events() if event["kind"] == "resume"] == [1]
+
+
+def test_a_run_that_the_joined_ray_has_no_room_for_is_refused(cluster, tmp_path):
+    with pytest.raises(Faults, match=r"need 7 CPUs, the Ray that this process has joined offers 6: lower them"):
+        resources_suffice(tiny_run(tmp_path, "a", resources__workers=4, resources__data_cpus=3))
 
 
 @pytest.mark.variant

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 from typing import Any
 
 from tips_ray.config import RunConfig
@@ -59,6 +60,9 @@ def resources_suffice(config: RunConfig) -> str:
         _require_enough(config, _sums(nodes), where)
         _require_node("a worker", config.resources.of_worker, nodes, where)
         return f"{_needed(config)}; the cluster at {address()} has them"
+    if (ray := sys.modules.get("ray")) and ray.is_initialized():  # by the program that calls this library
+        _require_enough(config, ray.cluster_resources(), "the Ray that this process has joined")
+        return f"{_needed(config)}; the Ray that this process has joined has them"
     have = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(gpus_here())}
     _require_enough(config, have, f"this machine of {cores()} cores")
     shared = "" if cpus_needed(config) <= cores() else ", which share them"
