@@ -1,6 +1,7 @@
 """A run keeps its data and its captioner, wherever they lie; refusals are by fingerprint."""
 
 import json
+from typing import Any
 
 import pytest
 from toy_run import tiny_run
@@ -46,3 +47,27 @@ def test_captions_of_another_captioner_are_refused(tmp_path):
     assert resumed("one") == resumed("") == 4
     with pytest.raises(ValueError, match="trained on captions of the captioner one until step 4, and now there is two"):
         resumed("two")
+
+
+def test_runs_have_one_batch_fingerprint_if_their_batches_are_the_same(tmp_path):
+    def fingerprint(vocabulary: str = "a", data: str = "aa", captioner: str = "", **values: Any) -> str:
+        config = tiny_run(tmp_path / "runs", "a", **values)
+        storage.write_text(f"{tmp_path}/tokenizer.json", vocabulary)
+        return Run(config, "unused", "unused", f"{tmp_path}/tokenizer.json", data, "", captioner).batch_fingerprint()
+
+    first = fingerprint()
+    learned = {"objective__alpha": 3, "schedule__peak_lr": 0.5, "image__depth": 3, "name": "other"}
+    assert fingerprint(**learned, resources__workers=1, micro_batch_images=2, schedule__total_steps=50) == first
+    others = [
+        {"seed": 1},
+        {"global_batch_images": 16},
+        {"views__mask_ratio": 0.5},
+        {"data__window_chunks": 4},
+        {"data.sources": [{"uri": "a", "weight": 2}]},
+        {"captions__missing": "other"},
+        {"text__max_tokens": 16},
+        {"vocabulary": "b"},
+        {"data": "bb"},
+        {"captioner": "one"},
+    ]
+    assert len({first, *(fingerprint(**values) for values in others)}) == 11

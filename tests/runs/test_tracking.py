@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_run_on_s3_without_a_server_is_not_tracked():
 @pytest.mark.heavy
 def test_a_run_has_its_params_data_and_metrics(runs, folder):
     config = _config(runs)
-    tracking = start_tracking(config, folder, data_fingerprint="ab" * 32, parent_run_id="sweep")
+    tracking = start_tracking(config, folder, None, "ab" * 32, parent_run_id="sweep", batch_fingerprint="cd" * 32)
     tracking.log(10, {"loss/total": 2.5, "grad_norm": math.nan})
     tracking.finish("FINISHED")
     run = _run(config, folder)
@@ -101,6 +102,7 @@ def test_a_run_has_its_params_data_and_metrics(runs, folder):
     assert run.data.metrics["loss/total"] == 2.5 and math.isnan(run.data.metrics["grad_norm"])
     assert [data.dataset.name for data in _data(run)] == ["photos"]
     assert run.data.tags["mlflow.parentRunId"] == "sweep" and run.data.tags["run_folder"] == folder
+    assert run.data.tags["batch_fingerprint"] == "cd" * 32
 
 
 @pytest.mark.heavy
@@ -367,9 +369,10 @@ def test_a_run_that_mlflow_knows_is_resumed_while_mlflow_is_away_and_sent_at_its
     try:
         with pytest.raises(CheckWarning, match="sqlite.*; this run goes on without, and is sent to MLflow once that"):
             tracking_answers(override(RunConfig, config.model_dump(), {"name": Path(folder).name}))
-        tracking = driver._tracking(toy_job(config, folder), 0)
+        job = replace(toy_job(config, folder), tokenizer_uri=str(away))  # any file
+        tracking = driver._tracking(job, 0)
         with pytest.raises(TrackingError):
-            driver._tracking(toy_job(config, f"{folder}-new"), None)
+            driver._tracking(replace(job, uri=f"{folder}-new"), None)
     finally:
         away.rename(database)
     _log_three_steps(folder)

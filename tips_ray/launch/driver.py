@@ -153,7 +153,8 @@ def _tracking(run: Run, resumed_from_step: int | None) -> Tracking:
         TrackingError: MLflow cannot take a new run.
     """
     try:
-        return start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint)
+        batches = run.batch_fingerprint()
+        return start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint, batch_fingerprint=batches)
     except TrackingError:
         uri, run_id = tracking_uri(run.config), stored_run_id(run.uri)
         if not uri or not run_id:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from tips_ray import storage
@@ -12,6 +13,9 @@ from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints, newest_ch
 from tips_ray.runs.folder import deciding
 
 DATA = "data.json"
+_IN_BATCHES = ("seed", "global_batch_images", "data.window_chunks", "data.sources.*.weight", "data.max_image_*")
+_IN_BATCHES += ("views.*", "image.patch_size_px", "text.max_tokens", "captions.per_image", "captions.missing")
+"""Keys that decide what a batch holds, beside the data, their captioner and the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,19 @@ class Run:
         """What a checkpoint's manifest says of data, config and captions."""
         found = {"data_fingerprint": self.data_fingerprint, "config_fingerprint": self.config_fingerprint}
         return {**found, "captioner_fingerprint": self.captioner_fingerprint} if self.captioner_fingerprint else found
+
+    def batch_fingerprint(self) -> str:
+        """sha256 of what decides the run's batches; the vocabulary is read for it.
+
+        Two runs have the same one if their k-th global batches are equal for every k: the images, crops, masks and
+        captions. Such runs differ by what was learned from the batches alone, on any number of workers.
+        """
+        decided = deciding(self.config.model_dump(mode="json"))
+        keys = {key: value for key, value in decided.items() if any(fnmatchcase(key, one) for one in _IN_BATCHES)}
+        vocabulary = hashlib.sha256(storage.read_bytes(self.tokenizer_uri)).hexdigest()
+        return _digest(
+            {**keys, "data": self.data_fingerprint, "captioner": self.captioner_fingerprint, "vocabulary": vocabulary}
+        )
 
     def resumed_step(self) -> int:
         """The step of the newest checkpoint, 0 where there is none; reads manifests alone.
@@ -110,5 +127,9 @@ def _known_data(run_uri: str) -> str:
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:
     """sha256 of what a run computes: its config without the keys that only change how fast or how visibly."""
-    canonical = json.dumps(deciding(config), sort_keys=True, separators=(",", ":"))
+    return _digest(deciding(config))
+
+
+def _digest(values: Mapping[str, str]) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -166,6 +166,7 @@ def start_tracking(
     resumed_from_step: int | None = None,
     data_fingerprint: str | None = None,
     parent_run_id: str | None = None,
+    batch_fingerprint: str = "",
 ) -> Tracking:
     """Create the MLflow run of the run folder `folder`, or take it up again.
 
@@ -175,6 +176,7 @@ def start_tracking(
         resumed_from_step: the restored step. Metrics after it are sent again, and MLflow keeps both.
         data_fingerprint: of the index, shown with the data.
         parent_run_id: the sweep that this run is a trial of.
+        batch_fingerprint: see `Run.batch_fingerprint`; a tag, by which runs on the same batches are found.
 
     Raises:
         TrackingError: MLflow cannot take the run.
@@ -195,6 +197,8 @@ def start_tracking(
             _log_data(client, run, config, data_fingerprint)
         _keep_run_id(folder, run.info.run_id)
         client.update_run(run.info.run_id, status="RUNNING")
+        if batch_fingerprint:
+            client.set_tag(run.info.run_id, "batch_fingerprint", batch_fingerprint)
         missing = partial(catch_up, client, run.info.run_id, folder, log_every_steps=config.log_every_steps)
         if resumed_from_step is not None:
             client.set_tag(run.info.run_id, "resumed_from_step", str(resumed_from_step))
