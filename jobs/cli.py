@@ -23,6 +23,7 @@ COMMANDS = {
     "replay": "repeat a bad step of a run on one process, and name its first bad tensor",
     "doctor": "check this machine, and a run if given; each failure with its cure",
     "report": "write a run folder as one HTML page",
+    "compare": "what differs between runs, and which is better by pairs on the same batches, or no claim",
     "evaluate": "score a run or another encoder: segmentation, depth, retrieval, classification",
     "ablate": "run the paper's ablation on rendered scenes, and judge its directions",
     "embed": "write embeddings of every image of a source as Parquet",

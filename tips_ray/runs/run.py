@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tips_ray import storage
-from tips_ray.config import RunConfig
+from tips_ray.config import RunConfig, override
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints, newest_checkpoint
-from tips_ray.runs.folder import deciding
+from tips_ray.runs.folder import deciding, read_run_config
 
 DATA = "data.json"
 _IN_BATCHES = ("seed", "global_batch_images", "data.window_chunks", "data.sources.*.weight", "data.max_image_*")
@@ -85,6 +85,20 @@ class Run:
                 f"there is {self.captioner_fingerprint}: restore the captioner, or give the run another name"
             )
         return found.step
+
+
+def run_at(uri: str) -> Run:
+    """The run in a folder, as its files describe it; without an index, so that no data can be read by it.
+
+    Raises:
+        NotFoundError: there is no run.
+        ValueError: its config is not one of this version.
+    """
+    config = override(RunConfig, read_run_config(uri), {})
+    tokenizer = config.captions.tokenizer or storage.join(uri, "tokenizer.json")
+    found = list_checkpoints(checkpoints_of(uri))
+    captioner = found[-1].manifest.get("captioner_fingerprint", "") if found else ""
+    return Run(config, uri, "", tokenizer, _known_data(uri), captioner_fingerprint=captioner)
 
 
 def require_data(run_uri: str, fingerprint: str, earlier: str = "") -> None:
