@@ -60,7 +60,7 @@ def _lines(
     yield f"differ in: {', '.join(keys) or 'nothing but their seeds'}"
     for setting in settings:
         seeds = ", ".join(str(one.seed) for one in setting.runs)
-        yield f"{setting.label}{' (baseline)' * (setting is baseline)}: {len(setting.runs)} runs, seeds {seeds}"
+        yield f"{setting.label}{' (baseline)' * (setting is baseline)}: {_counted(len(setting.runs), 'run')}, seeds {seeds}"
         for metric in metrics:
             final, best, equal = (setting.mean([row[at] for row in _table(setting, metric, step)]) for at in range(3))
             yield f"  {metric.name}: final {final}, best {best}, at step {step} {equal}"
@@ -83,10 +83,18 @@ def _described(found: "Difference", metric: "Metric") -> str:
     other = "lower" if metric.better == "higher" else "higher"
     way, low, high = (metric.better, found.low, found.high) if found.mean > 0 else (other, -found.high, -found.low)
     interval = f" ({low:.3g} to {high:.3g}), p {found.p:.2g}" if isfinite(low) else ", one seed has no interval"
-    how = f"{found.seeds} pairs on the same batches" if found.is_paired else "no pairs: the runs saw other batches"
+    how = (
+        f"{_counted(found.seeds, 'pair')} on the same batches"
+        if found.is_paired
+        else "no pairs: the runs saw other batches"
+    )
     if found.saved is not None:
         how += f"; pairs correlate by {found.correlation:.2f} and save {found.saved:.0%} of the variance"
     return f"{abs(found.mean):.3g} {way}{interval}, {how}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _needed(found: "Difference", claim: "Claim") -> str:
