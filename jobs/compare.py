@@ -60,7 +60,8 @@ def _lines(
     yield f"differ in: {', '.join(keys) or 'nothing but their seeds'}"
     for setting in settings:
         seeds = ", ".join(str(one.seed) for one in setting.runs)
-        yield f"{setting.label}{' (baseline)' * (setting is baseline)}: {_counted(len(setting.runs), 'run')}, seeds {seeds}"
+        label = f"{setting.label} (baseline)" if setting is baseline else setting.label
+        yield f"{label}: {_counted(len(setting.runs), 'run')}, seeds {seeds}"
         for metric in metrics:
             final, best, equal = (setting.mean([row[at] for row in _table(setting, metric, step)]) for at in range(3))
             yield f"  {metric.name}: final {final}, best {best}, at step {step} {equal}"

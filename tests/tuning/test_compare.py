@@ -70,7 +70,8 @@ def test_runs_are_compared_at_the_last_step_that_all_have_and_with_what_they_rea
     first, second = _run(tmp_path, "a", [4, 2, 3]), _run(tmp_path, "b", [4, 3.5], objective__beta=1.0)
     said = _compare(capsys, first, second, "--csv", str(tmp_path / "runs.csv"))[1]
     assert (
-        "  loss/total: final 3, best 2, at step 2 2\n" in said
+        "no claim\n  1.5 higher, one seed has no interval, 1 pair on the same batches; a claim needs 5 more" in said
+        and "  loss/total: final 3, best 2, at step 2 2\n" in said
         and "  loss/total: final 3.5, best 3.5, at step 2 3.5\n" in said
     )
     with (tmp_path / "runs.csv").open() as file:
