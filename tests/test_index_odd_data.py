@@ -62,6 +62,7 @@ def test_a_dictionary_column_of_paths_is_a_column_of_paths(tmp_path, told):
     write_parquet(tmp_path / "data" / "0.parquet", {"image_path": paths, "caption": ["x", "y"]})
     out = told(tmp_path / "data")
     assert "image: image_path" in out and f"0.parquet#0: {len(jpeg(0))} bytes; web 'x'" in out
+    assert "1 files of other kinds are left out: 1 .txt" in out
 
 
 def test_images_named_by_structs_without_any_bytes_are_read(tmp_path, told):

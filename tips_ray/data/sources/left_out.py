@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tips_ray import storage
-from tips_ray.data.sources import folder, layouts, pairs
+from tips_ray.data.sources import folder, layouts, pairs, parquet
 from tips_ray.data.sources.columns import Columns
 from tips_ray.data.sources.image_files import image_files, thumbnails
 from tips_ray.data.sources.shard import Shard
@@ -26,6 +26,8 @@ def left_out(uri: str, shards: Sequence[Shard], columns: Columns) -> list[str]:
     used = {place for shard in shards for place in _used(shard)}
     small = {place for shard in shards if shard.format == "folder" for place in _thumbnails(shard, columns)}
     small |= thumbnails(_images_of(visible), storage.resolved(uri)) if shards[0].format == "pairs" else set()
+    named = _images_of(visible) if any(_names_images(shard, columns) for shard in shards) else []
+    used |= {file.uri for file in named}
     others = [file.uri for file in visible if file.uri not in used | small]
     odd = {file.uri for file in everything if file.is_no_file}
     hidden = {file.uri for file in everything} - {file.uri for file in visible} - odd
@@ -45,6 +47,11 @@ def _used(shard: Shard) -> Iterable[str]:
     if shard.format == "folder":
         return [shard.path, *(file.uri for file in image_files(layouts.image_folder(shard.path)))]
     return [shard.path]
+
+
+def _names_images(shard: Shard, columns: Columns) -> bool:
+    """Whether a table names its images, by paths that are not looked up here."""
+    return shard.format == "parquet" and parquet.names_images(shard, columns)
 
 
 def _thumbnails(shard: Shard, columns: Columns) -> set[str]:

@@ -48,6 +48,12 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
     return columns
 
 
+def names_images(shard: Shard, columns: Columns) -> bool:
+    """Whether the image's column holds texts that name files, or structs that may."""
+    schema = _metadata(shard).schema.to_arrow_schema()
+    return holds_text(schema, columns.image) or pa.types.is_struct(schema.field(columns.image).type)
+
+
 def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
     """Cut every row group into chunks; rows are not read.
 
