@@ -26,7 +26,7 @@ def left_out(uri: str, shards: Sequence[Shard], columns: Columns) -> list[str]:
     used = {place for shard in shards for place in _used(shard)}
     small = {place for shard in shards if shard.format == "folder" for place in _thumbnails(shard, columns)}
     small |= thumbnails(_images_of(visible), storage.resolved(uri)) if shards[0].format == "pairs" else set()
-    named = _images_of(visible) if any(_names_images(shard, columns) for shard in shards) else []
+    named = _images_of(visible) if _names_images(shards[0], columns) else []  # all shards have the same columns
     used |= {file.uri for file in named}
     others = [file.uri for file in visible if file.uri not in used | small]
     odd = {file.uri for file in everything if file.is_no_file}
