@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tuning.compare import Metric, Setting
-    from tuning.verdict import Claim, Difference
+    from tuning.verdict import Difference
 
 METRIC = "loss/total"
 
@@ -71,13 +71,18 @@ def _lines(
 
 def _claim_lines(others: "list[Setting]", baseline: "Setting", metrics: "list[Metric]", step: int) -> Iterator[str]:
     from tuning.compare import difference_at
-    from tuning.verdict import claims
+    from tuning.verdict import claims, fewest_pairs, holm
 
     places = [(setting, metric) for setting in others for metric in metrics]
     found = [difference_at(setting, baseline, metric, step) for setting, metric in places]
-    for (setting, metric), difference, claim in zip(places, found, claims(found), strict=True):
+    adjusted = holm([difference.p for difference in found])
+    for (setting, metric), difference, claim, p in zip(places, found, claims(found), adjusted, strict=True):
         yield f"{setting.label} against {baseline.label}, {metric.name} at step {step}: {claim}"
-        yield f"  {_described(difference, metric)}{_needed(difference, claim)}"
+        yield f"  {_described(difference, metric)}"
+        if len(found) > 1 and isfinite(difference.low):
+            yield f"  p {p:.2g} as one of {len(found)} comparisons"
+        if claim == "no claim" and (more := fewest_pairs(len(found)) - difference.seeds) > 0:
+            yield f"  a claim needs at least {_counted(more, 'more seed')} of both"
 
 
 def _described(found: "Difference", metric: "Metric") -> str:
@@ -96,14 +101,6 @@ def _described(found: "Difference", metric: "Metric") -> str:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _needed(found: "Difference", claim: "Claim") -> str:
-    from tuning.verdict import FEWEST_PAIRS
-
-    if claim != "no claim" or found.seeds >= FEWEST_PAIRS:
-        return ""
-    return f"; a claim needs {FEWEST_PAIRS - found.seeds} more seeds of both"
 
 
 def _table(setting: "Setting", metric: "Metric", step: int) -> list[tuple[float, float, float]]:

@@ -67,6 +67,14 @@ def claims(differences: Sequence[Difference]) -> list[Claim]:
     return [_claim(found, p) for found, p in zip(differences, adjusted, strict=True)]
 
 
+def fewest_pairs(comparisons: int) -> int:
+    """Pairs that must all agree for a claim, when so many comparisons are looked at."""
+    found = FEWEST_PAIRS
+    while comparisons * 2 / 2**found >= LEVEL:
+        found += 1
+    return found
+
+
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's adjusted p values, in the given order."""
     adjusted, highest = [0.0] * len(ps), 0.0

@@ -52,6 +52,10 @@ def test_six_seeds_on_the_same_batches_give_a_claim_and_say_what_pairs_save(tmp_
         "against objective.alpha=1.0, loss/total at step 2: better\n  0.125 lower (0.105 to 0.145), p 0.031, " in said
     )
     assert "6 pairs on the same batches; pairs correlate by 1.00 and save 100% of the variance" in said
+    code, said = _compare(capsys, *plain, *alpha, "--metric", "loss/total", "--metric", "hits")
+    assert (
+        "no claim" in said and "p 0.062 as one of 2 comparisons\n  a claim needs at least 1 more seed of both\n" in said
+    )
     code, said = _compare(capsys, *alpha, *plain, "--metric", "hits")
     assert code == 0 and "hits at step 2: worse\n  0.125 lower (0.105 to 0.145), p 0.031" in said
 
@@ -59,18 +63,19 @@ def test_six_seeds_on_the_same_batches_give_a_claim_and_say_what_pairs_save(tmp_
 def test_fewer_pairs_and_other_batches_give_no_claim_and_say_why(tmp_path, capsys):
     plain, alpha = (_seeds(tmp_path, name, gain, 3, objective__alpha=1 + gain) for name, gain in (("a", 0), ("b", 1)))
     assert "no claim\n" in (said := _compare(capsys, *plain, *alpha)[1])
-    assert said.endswith("; a claim needs 3 more seeds of both\n")
+    assert said.endswith("\n  a claim needs at least 3 more seeds of both\n")
     others = _seeds(tmp_path, "c", 1, 3, data="bb")
     said = _compare(capsys, *others, "--baseline", plain[0], *plain[1:])[1]
     assert said.startswith("differ in: data\ndata=bb: 3 runs, seeds 0, 1, 2\n") and "data=aa (baseline): 3 runs" in said
-    assert "no pairs: the runs saw other batches; a claim needs 3 more seeds of both" in said
+    assert "no pairs: the runs saw other batches\n  a claim needs at least 3 more seeds of both" in said
 
 
 def test_runs_are_compared_at_the_last_step_that_all_have_and_with_what_they_reached(tmp_path, capsys):
     first, second = _run(tmp_path, "a", [4, 2, 3]), _run(tmp_path, "b", [4, 3.5], objective__beta=1.0)
     said = _compare(capsys, first, second, "--csv", str(tmp_path / "runs.csv"))[1]
     assert (
-        "no claim\n  1.5 higher, one seed has no interval, 1 pair on the same batches; a claim needs 5 more" in said
+        "no claim\n  1.5 higher, one seed has no interval, 1 pair on the same batches\n  a claim needs at least 5 more"
+        in said
         and "  loss/total: final 3, best 2, at step 2 2\n" in said
         and "  loss/total: final 3.5, best 3.5, at step 2 3.5\n" in said
     )

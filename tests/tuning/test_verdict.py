@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tuning.verdict import Difference, claims, difference, holm
+from tuning.verdict import Difference, claims, difference, fewest_pairs, holm
 
 BASE = (1.0, 5.0, 2.0, 8.0, 3.0, 9.0)
 
@@ -17,6 +17,11 @@ def test_six_pairs_that_all_agree_are_the_fewest_for_a_claim():
     assert claims([found]) == ["better"]
     five = difference([base + 1 for base in BASE[:5]], BASE[:5], "higher", True)
     assert five.p == pytest.approx(2 / 32) and claims([five]) == ["no claim"]
+
+
+def test_several_comparisons_need_more_pairs():
+    """3 x 2/64 = .094, 3 x 2/128 = .047."""
+    assert [fewest_pairs(count) for count in (1, 2, 3, 4)] == [6, 7, 7, 8]
 
 
 def test_less_is_better_where_it_is_said():
