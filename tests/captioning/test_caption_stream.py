@@ -143,6 +143,7 @@ def test_training_is_told_at_once_why_captions_will_not_come(tmp_path, model, cl
     assert "captioning stopped" in why and "cannot be loaded" in why
 
 
+@pytest.mark.ray
 @pytest.mark.variant
 def test_a_captioner_that_is_killed_leaves_no_chunk_out_and_makes_none_twice(tmp_path, model, cluster):
     config = captioned_run(tmp_path, model, rows=400)
