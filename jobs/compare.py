@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,12 +45,12 @@ def run(arguments: argparse.Namespace) -> None:
     if len(runs) < 2:
         raise ValueError(f"{next(iter(runs))} is the only run: give another one to compare it with")
     compared = list(runs.values())
-    differences = differing(compared)
-    settings = settings_of(compared, list(differences))
+    keys = differing(compared)
+    settings = settings_of(compared, keys)
     step = common_step(compared, metrics)
     first = compared[-1] if arguments.baseline else compared[0]
     baseline = next(setting for setting in settings if first in setting.runs)
-    print("\n".join(_lines(settings, baseline, metrics, step, list(differences))))
+    print("\n".join(_lines(settings, baseline, metrics, step, keys)))
     if arguments.csv:
         _write_csv(arguments.csv, settings, metrics, step)
 
@@ -63,7 +64,7 @@ def _lines(
         label = f"{setting.label} (baseline)" if setting is baseline else setting.label
         yield f"{label}: {_counted(len(setting.runs), 'run')}, seeds {seeds}"
         for metric in metrics:
-            final, best, equal = (setting.mean([row[at] for row in _table(setting, metric, step)]) for at in range(3))
+            final, best, equal = map(_mean, zip(*_table(setting, metric, step), strict=True))
             yield f"  {metric.name}: final {final}, best {best}, at step {step} {equal}"
     others = [setting for setting in settings if setting is not baseline]
     yield from _claim_lines(others, baseline, metrics, step)
@@ -101,6 +102,12 @@ def _described(found: "Difference", metric: "Metric") -> str:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Mean and, of several, standard deviation."""
+    spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{fmean(values):.4g}{spread}"
 
 
 def _table(setting: "Setting", metric: "Metric", step: int) -> list[tuple[float, float, float]]:

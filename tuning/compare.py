@@ -6,8 +6,8 @@ batch fingerprint, which saw the same images, crops, masks and captions; where t
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 from math import isfinite
-from statistics import fmean, stdev
 from typing import Any, Literal, NamedTuple
 
 from tips_ray import storage
@@ -19,7 +19,7 @@ from tuning.verdict import Difference, difference
 
 Better = Literal["higher", "lower"]
 LOWER = ("loss", "rmse", "error", "perplexity")
-HIGHER = ("miou", "iou", "recall", "accuracy", "hits", "top1")
+HIGHER = ("iou", "recall", "accuracy", "hits", "top1")
 """Parts of a metric's name that say which values are better."""
 
 
@@ -39,7 +39,7 @@ class ComparedRun:
     def __init__(self, uri: str) -> None:
         require_run(uri := storage.resolved(uri))
         self.uri, self.run = uri, run_at(uri)
-        self.name, self.seed = self.run.config.name, self.run.config.seed
+        self.seed = self.run.config.seed
         self.params = deciding(self.run.config.model_dump(mode="json"))
         del self.params["name"], self.params["seed"]
         self.params["data"] = self.run.data_fingerprint[:12]
@@ -69,11 +69,6 @@ class Setting(NamedTuple):
     label: str
     runs: list[ComparedRun]
 
-    def mean(self, values: Sequence[float]) -> str:
-        """Mean and, of several, standard deviation."""
-        spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
-        return f"{fmean(values):.4g}{spread}"
-
 
 def metric_of(text: str) -> Metric:
     """The metric that `NAME`, `NAME:higher` or `NAME:lower` stands for.
@@ -90,11 +85,10 @@ def metric_of(text: str) -> Metric:
     return Metric(name, found[0])  # pyright: ignore[reportArgumentType]
 
 
-def differing(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
-    """Config keys in which runs differ, beside name and seed -> the value of each run as JSON."""
+def differing(runs: Sequence[ComparedRun]) -> list[str]:
+    """Config keys in which runs differ, beside name and seed."""
     keys = dict.fromkeys(key for run in runs for key in run.params)
-    table = {key: [run.params.get(key, "absent") for run in runs] for key in keys}
-    return {key: values for key, values in table.items() if len({*values}) > 1}
+    return [key for key in keys if len({run.params.get(key, "absent") for run in runs}) > 1]
 
 
 def settings_of(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[Setting]:
@@ -122,16 +116,19 @@ def common_step(runs: Sequence[ComparedRun], metrics: Sequence[Metric]) -> int:
     """The last step that all runs have logged.
 
     Raises:
-        ValueError: a run has logged nothing, or lacks a metric; it names those there are.
+        ValueError: a run has logged nothing, or lacks a metric up to there; it names those there are.
     """
     for run in runs:
         if not run.lines:
             raise ValueError(f"{run.uri} has logged no step yet: wait for its first one, or leave it out")
-        for metric in metrics:
-            if not run.values(metric.name):
-                there = sorted({name for line in run.lines for name in line} - {"step", "time"})
-                raise ValueError(f"{run.uri} has no finite value of {metric.name}; it has {listed(there)}")
-    return min(run.lines[-1]["step"] for run in runs)
+    step = min(run.lines[-1]["step"] for run in runs)
+    for run, metric in product(runs, metrics):
+        if not run.values(metric.name, step):
+            there = sorted({name for line in run.lines for name in line} - {"step", "time"})
+            raise ValueError(
+                f"{run.uri} has no finite value of {metric.name} up to step {step}; it has {listed(there)}"
+            )
+    return step
 
 
 def paired(setting: Setting, baseline: Setting) -> list[tuple[ComparedRun, ComparedRun]]:

@@ -94,7 +94,9 @@ def test_runs_are_compared_at_the_last_step_that_all_have_and_with_what_they_rea
         ("{a}", "/a is the only run: give another one to compare it with"),
         ("{a} {a}/none", "/a/none is no run folder: it has no config.yaml"),
         ("{a} {same}", "have one config and the seed 0: leave one out"),
-        ("{a} {b} --metric loss/none", "has no finite value of loss/none; it has hits, loss/total"),
+        ("{a} {b} --metric loss/none", "has no finite value of loss/none up to step 1; it has hits, loss/total"),
+        ("{a} {late} --metric loss/late", "/a has no finite value of loss/late up to step 1"),
+        ("{late} {a} --metric loss/late", "has no finite value of loss/late up to step 1"),
         ("{a} {b} --metric grad", "metric grad: say which values are better, as grad:higher or grad:lower"),
         ("{a} {b} --metric loss/total:more", "metric loss/total:more: say which values are better"),
         ("{a} {silent}", "/silent has logged no step yet: wait for its first one, or leave it out"),
@@ -103,5 +105,9 @@ def test_runs_are_compared_at_the_last_step_that_all_have_and_with_what_they_rea
 def test_what_cannot_be_compared_is_a_sentence(tmp_path, capsys, words, told):
     runs = {"a": _run(tmp_path, "a", [1]), "same": _run(tmp_path, "same", [1])}
     runs |= {"b": _run(tmp_path, "b", [1], seed=1), "silent": _run(tmp_path, "silent", [], seed=2)}
+    runs["late"] = _run(tmp_path, "late", [1, 2], seed=3)
+    late = RunFolder(runs["late"])
+    late.log_metrics(3, {"loss/late": 1.0})
+    late.flush()
     code, said = _compare(capsys, *words.format(**runs).split())
     assert code == 2 and said.startswith("error: ") and told in said and said.count("\n") == 1
