@@ -9,7 +9,7 @@ BASE = (1.0, 5.0, 2.0, 8.0, 3.0, 9.0)
 
 
 def test_six_pairs_that_all_agree_are_the_fewest_for_a_claim():
-    """Of 64 signs two are as extreme: p = 2/64. The differences 1..6 have mean 3.5 and error 1.870829 / sqrt(6)."""
+    """Two of 64 signs are as extreme: p = 2/64. The differences 1..6 have mean 3.5 and error 1.870829 / sqrt(6)."""
     found = difference([base + step for base, step in zip(BASE, range(1, 7), strict=True)], BASE, "higher", True)
     assert (found.seeds, found.mean, found.p) == (6, pytest.approx(3.5), pytest.approx(2 / 64))
     margin = 2.570582 * 1.870829 / 6**0.5  # t of 5 degrees of freedom
