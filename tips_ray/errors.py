@@ -31,6 +31,10 @@ class RunStopped(Exception):
     """EX_TEMPFAIL: a scheduler may queue the job again."""
 
 
+class RunPaused(RunStopped):
+    """A run has reached the step at which it was to pause; the message says which."""
+
+
 class RunInterrupted(KeyboardInterrupt):
     """Ctrl-C during training; the message says how to go on."""
 

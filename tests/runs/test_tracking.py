@@ -93,7 +93,8 @@ def test_a_run_on_s3_without_a_server_is_not_tracked():
 @pytest.mark.heavy
 def test_a_run_has_its_params_data_and_metrics(runs, folder):
     config = _config(runs)
-    tracking = start_tracking(config, folder, None, "ab" * 32, parent_run_id="sweep", batch_fingerprint="cd" * 32)
+    tags = {"mlflow.parentRunId": "sweep", "batch_fingerprint": "cd" * 32}
+    tracking = start_tracking(config, folder, None, "ab" * 32, tags)
     tracking.log(10, {"loss/total": 2.5, "grad_norm": math.nan})
     tracking.finish("FINISHED")
     run = _run(config, folder)
@@ -370,9 +371,9 @@ def test_a_run_that_mlflow_knows_is_resumed_while_mlflow_is_away_and_sent_at_its
         with pytest.raises(CheckWarning, match="sqlite.*; this run goes on without, and is sent to MLflow once that"):
             tracking_answers(override(RunConfig, config.model_dump(), {"name": Path(folder).name}))
         job = replace(toy_job(config, folder), tokenizer_uri=str(away))  # any file
-        tracking = driver._tracking(job, 0)
+        tracking = driver._tracking(job, 0, {})
         with pytest.raises(TrackingError):
-            driver._tracking(replace(job, uri=f"{folder}-new"), None)
+            driver._tracking(replace(job, uri=f"{folder}-new"), None, {})
     finally:
         away.rename(database)
     _log_three_steps(folder)

@@ -1,7 +1,7 @@
 """The driver of a run: checks, captions, vocabulary, run folder and tracking around a trainer."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
@@ -10,7 +10,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.errors import RunStopped
+from tips_ray.errors import RunPaused, RunStopped
 from tips_ray.launch.captions import store_of
 from tips_ray.launch.checks import preflight
 from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback
@@ -18,6 +18,7 @@ from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
 from tips_ray.runs.mlflow_access import TrackingError
 from tips_ray.runs.mlflow_catch_up import catch_up_later, complete
+from tips_ray.runs.run import last_step_of
 from tips_ray.runs.tracking import Tracking, stored_run_id, tracking_uri
 
 SHOWN = ("data", "run", "resources")
@@ -60,12 +61,20 @@ class Trainer(Protocol):
         ...
 
 
-def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
+def pretrain(
+    config: RunConfig,
+    trainer: Trainer | None = None,
+    until_step: int | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
     """Run or resume `config`.
 
     Args:
         config: of the run; the same name again resumes.
         trainer: None: on Ray, on the cluster at RAY_ADDRESS or on this machine.
+        until_step: optimizer steps after which the run is saved and paused; None: none. The same call without it, or
+            with a later step, goes on with the same curve.
+        tags: of the MLflow run, beside its own.
 
     Returns:
         URI of the run folder.
@@ -90,23 +99,32 @@ def pretrain(config: RunConfig, trainer: Trainer | None = None) -> str:
     for check, level, text in checked.results:
         if check in SHOWN or level == "warn":
             print(f"{check:10} {text}", flush=True)
-    if _done_step(folder) >= config.schedule.total_steps:
-        _complete_tracking(config, folder)
+    if (step := _done_step(folder)) >= last_step_of(config, until_step):
+        if step >= config.schedule.total_steps:
+            _complete_tracking(config, folder)
         trainer.skip(config)
         return folder.uri
-    with leased(folder.uri) as generation:
-        _train(trainer, config, folder, index, generation)
+    with suppress(RunPaused), leased(folder.uri) as generation:
+        _train(trainer, config, folder, index, generation, until_step, tags or {})
     return folder.uri
 
 
-def _train(trainer: Trainer, config: RunConfig, folder: RunFolder, index: Index, generation: int) -> None:
+def _train(
+    trainer: Trainer,
+    config: RunConfig,
+    folder: RunFolder,
+    index: Index,
+    generation: int,
+    until_step: int | None,
+    tags: Mapping[str, str],
+) -> None:
     step = _done_step(folder)  # again: the start that was waited for may have saved
     with captions_of(config, index) as captions:
         tokenizer = claim(config, index, folder, captions, max(step, 0))
         captioner = captions.store.fingerprint if captions else ""
         data = index.uri, tokenizer, index.fingerprint, index.earlier
-        run = Run(config, folder.uri, *data, captioner, generation=generation)
-        with _tracked(run, folder, step if step >= 0 else None) as tracked_run:
+        run = Run(config, folder.uri, *data, captioner, generation=generation, until_step=until_step)
+        with _tracked(run, folder, step if step >= 0 else None, tags) as tracked_run:
             trainer.train(tracked_run, captions)
 
 
@@ -131,13 +149,16 @@ def captions_of(config: RunConfig, index: Index) -> Iterator[CaptionAccess | Non
 
 
 @contextmanager
-def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None) -> Iterator[Run]:
+def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None, tags: Mapping[str, str]) -> Iterator[Run]:
     """The run with its MLflow run; how the block ended is written to MLflow and to the run folder."""
-    tracking = _tracking(run, resumed_from_step)
+    tracking = _tracking(run, resumed_from_step, tags)
     status, asked = "FAILED", {}
     try:
         yield replace(run, tracking_uri=tracking.uri, mlflow_run_id=tracking.run_id)
         status = "FINISHED"
+    except RunPaused:
+        status = "SCHEDULED"  # MLflow's word for a run that goes on later
+        raise
     except (KeyboardInterrupt, RunStopped) as stop:
         status, asked = "KILLED", {"cause": str(stop)} if isinstance(stop, RunStopped) else {}
         raise
@@ -146,15 +167,15 @@ def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None) -> Iter
         tracking.finish(status)
 
 
-def _tracking(run: Run, resumed_from_step: int | None) -> Tracking:
+def _tracking(run: Run, resumed_from_step: int | None, tags: Mapping[str, str]) -> Tracking:
     """Tracking of the run; a run that MLflow knows goes on while MLflow is away, and catches up at its end.
 
     Raises:
         TrackingError: MLflow cannot take a new run.
     """
     try:
-        batches = run.batch_fingerprint()
-        return start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint, batch_fingerprint=batches)
+        own = {"batch_fingerprint": run.batch_fingerprint(), **tags}
+        return start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint, own)
     except TrackingError:
         uri, run_id = tracking_uri(run.config), stored_run_id(run.uri)
         if not uri or not run_id:

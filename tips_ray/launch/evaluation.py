@@ -19,7 +19,7 @@ from tips_ray.runs.tracking import require_answer, track_scores
 
 
 def evaluate_model(
-    model: str, suite: SuiteConfig, folder: str, tell: Callable[[str, Record], None]
+    model: str, suite: SuiteConfig, folder: str, tell: Callable[[str, Record], None], is_alone: bool = False
 ) -> dict[str, Record]:
     """Run the tasks that have no result in `folder` yet.
 
@@ -28,6 +28,7 @@ def evaluate_model(
         suite: tasks and data sets.
         folder: results are read from and written to it, local or s3://.
         tell: gets each task's name and record, also those of tasks that had a result.
+        is_alone: evaluate in this process, whatever the suite and RAY_ADDRESS say.
 
     Returns:
         Every task's record by its name, as `run_suite` returns it.
@@ -40,17 +41,17 @@ def evaluate_model(
     encoder = load_encoder(model, suite.image_size_px)
     if suite.mlflow_uri:
         require_answer(suite.mlflow_uri, "mlflow_uri", suite.experiment)
-    found = run_suite(encoder, model, suite, folder, tell, _task_runner(encoder, model, suite))
+    found = run_suite(encoder, model, suite, folder, tell, _task_runner(encoder, model, suite, is_alone))
     if suite.mlflow_uri:
         scores = {f"{name}/{key}": value for name in found for key, value in found[name].get("scores", {}).items()}
         track_scores(suite.mlflow_uri, suite.experiment, model, folder, scores)
     return found
 
 
-def _task_runner(encoder: Encoder, model: str, suite: SuiteConfig) -> RunTasks:
+def _task_runner(encoder: Encoder, model: str, suite: SuiteConfig, is_alone: bool) -> RunTasks:
     """A runner in this process, or on Ray where the suite or RAY_ADDRESS says so."""
     config = suite.ray or (RayConfig() if cluster.address() else None)
-    if config:
+    if config and not is_alone:
         return partial(_tasks_on_ray, encoder, model, suite, config)
     return partial(tasks_here, encoder, suite, encoding_here(encoder, suite.batch_images))
 

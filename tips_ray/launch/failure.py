@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tips_ray import storage
-from tips_ray.errors import RunFailedError, RunInterrupted, RunStopped, described, root_cause
+from tips_ray.errors import RunFailedError, RunInterrupted, RunPaused, RunStopped, described, root_cause
 from tips_ray.memory_kills import memory_kills, memory_kills_since
 from tips_ray.runs import RunFolder, checkpoints_of, list_checkpoints
-from tips_ray.train.graceful_stop import GracefulStop
+from tips_ray.train.graceful_stop import GracefulStop, Paused
 
 
 @contextmanager
 def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
     """Turn errors of `kinds` into `RunFailedError`, and Ctrl-C, also as Ray Train handles it, into `RunInterrupted`.
 
-    A run that was asked to stop, and has saved, ends with `RunStopped`.
+    A run that was asked to stop, and has saved, ends with `RunStopped`, one that was to pause with `RunPaused`.
 
     Args:
         folder: of the run.
@@ -30,7 +30,10 @@ def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...])
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted{_reached(folder)}; {_resumes(folder)}") from None
     except kinds as error:
-        if isinstance(cause := root_cause(error), GracefulStop):
+        cause = root_cause(error)
+        if isinstance(cause, Paused):
+            raise RunPaused(str(cause)) from None
+        if isinstance(cause, GracefulStop):
             raise RunStopped(f"{cause}{_reached(folder)}, which is saved; {_resumes(folder)}") from None
         kept = _write_traceback(folder)
         raise RunFailedError(

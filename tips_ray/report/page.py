@@ -46,11 +46,11 @@ def _page(report: Report, side_px: int) -> str:
         sections.next_commands(report),
         sections.full_config(report),
     ]
-    head = tag("head", _meta(), tag("title", f"{report.name} · tips_ray"), tag("style", Html(CSS)))
+    head = tag("head", meta(), tag("title", f"{report.name} · tips_ray"), tag("style", Html(CSS)))
     return "<!doctype html>\n" + tag("html", head, tag("body", tag("main", joined(parts))), lang="en")
 
 
-def _meta() -> Html:
+def meta() -> Html:
     """Meta tags; the policy forbids scripts and external resources, whatever a caption contains."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return Html(

@@ -38,6 +38,13 @@ class Run:
     mlflow_run_id: str = ""
     generation: int = 0
     """Of the lease that this start holds (`runs.lease`); 0: none, as in tests."""
+    until_step: int | None = None
+    """Step at which this start saves and pauses the run; None: it trains to the end."""
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps that are done when this start ends by itself."""
+        return last_step_of(self.config, self.until_step)
 
     @property
     def checkpoints_uri(self) -> str:
@@ -85,6 +92,12 @@ class Run:
                 f"there is {self.captioner_fingerprint}: restore the captioner, or give the run another name"
             )
         return found.step
+
+
+def last_step_of(config: RunConfig, until_step: int | None) -> int:
+    """The step of a pause, which the end of the run precedes."""
+    total = config.schedule.total_steps
+    return total if until_step is None else min(until_step, total)
 
 
 def run_at(uri: str) -> Run:

@@ -41,7 +41,8 @@ MOST_WAITING = 200_000
 """Metrics that a worker keeps while MLflow is away: about 50 MB."""
 MOST_CHARACTERS = 6000  # of a parameter
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["FINISHED", "FAILED", "KILLED", "SCHEDULED"]
+"""`SCHEDULED`: paused, to go on later."""
 
 
 class TrackingHandle:
@@ -165,8 +166,7 @@ def start_tracking(
     folder: str,
     resumed_from_step: int | None = None,
     data_fingerprint: str | None = None,
-    parent_run_id: str | None = None,
-    batch_fingerprint: str = "",
+    tags: Mapping[str, str] | None = None,
 ) -> Tracking:
     """Create the MLflow run of the run folder `folder`, or take it up again.
 
@@ -175,30 +175,30 @@ def start_tracking(
         folder: URI of the run folder; `mlflow.json` there keeps the run's id.
         resumed_from_step: the restored step. Metrics after it are sent again, and MLflow keeps both.
         data_fingerprint: of the index, shown with the data.
-        parent_run_id: the sweep that this run is a trial of.
-        batch_fingerprint: see `Run.batch_fingerprint`; a tag, by which runs on the same batches are found.
+        tags: of a new run and of one that is taken up, such as `batch_fingerprint`, by which runs on the same batches
+            are found, and MLflow's `mlflow.parentRunId`.
 
     Raises:
         TrackingError: MLflow cannot take the run.
     """
-    uri = tracking_uri(config)
+    uri, tags = tracking_uri(config), tags or {}
     if uri is None:
         return Tracking(None)
     require_answer(uri, KEY, config.tracking.experiment)
+    from mlflow.entities import RunTag
+
     with mlflow_failures(uri, KEY):
         client = mlflow_client(uri)
         follow_artifacts(uri)
         experiment_id = _experiment_id(client, uri, config.tracking.experiment, KEY)
         run, origin = _own_run(client, folder, experiment_id)
         if run is None:
-            parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-            tags = {"run_folder": without_credentials(folder), **parent, **origin}
-            run = client.create_run(experiment_id, run_name=config.name, tags=tags)
+            places = {"run_folder": without_credentials(folder), **origin}
+            run = client.create_run(experiment_id, run_name=config.name, tags={**places, **tags})
             _log_data(client, run, config, data_fingerprint)
         _keep_run_id(folder, run.info.run_id)
         client.update_run(run.info.run_id, status="RUNNING")
-        if batch_fingerprint:
-            client.set_tag(run.info.run_id, "batch_fingerprint", batch_fingerprint)
+        client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         missing = partial(catch_up, client, run.info.run_id, folder, log_every_steps=config.log_every_steps)
         if resumed_from_step is not None:
             client.set_tag(run.info.run_id, "resumed_from_step", str(resumed_from_step))
@@ -227,19 +227,40 @@ def track_scores(uri: str, experiment: str, model: str, folder: str, scores: Map
     Raises:
         TrackingError: MLflow cannot take the run.
     """
-    uri, key = _absolute(uri), "mlflow_uri"
+    tracking = tracked_folder(
+        _absolute(uri), "mlflow_uri", experiment, folder, "results_folder", model, {"model": without_credentials(model)}
+    )
+    tracking.log(0, scores)
+    tracking.finish("FINISHED")
+
+
+def tracked_folder(
+    uri: str, key: str, experiment: str, folder: str, tag: str, name: str, tags: Mapping[str, str]
+) -> Tracking:
+    """The MLflow run of a folder that is no run folder, made or taken up again.
+
+    Args:
+        uri: absolute URI of MLflow.
+        key: of the config that names it.
+        experiment: name.
+        folder: whose `mlflow.json` keeps the run's id.
+        tag: name of the tag that holds the folder.
+        name: of a new run.
+        tags: of a new run.
+
+    Raises:
+        TrackingError: MLflow cannot take the run.
+    """
     require_answer(uri, key, experiment)
     with mlflow_failures(uri, key):
         client = mlflow_client(uri)
         experiment_id = _experiment_id(client, uri, experiment, key)
-        run = _known_run(client, folder, experiment_id, "results_folder")
+        run = _known_run(client, folder, experiment_id, tag)
         if run is None:
-            tags = {"model": without_credentials(model), "results_folder": without_credentials(folder)}
-            run = client.create_run(experiment_id, run_name=model, tags=tags)
+            run = client.create_run(experiment_id, run_name=name, tags={**tags, tag: without_credentials(folder)})
         _keep_run_id(folder, run.info.run_id)
-    tracking = Tracking(uri, run.info.run_id, run.info.experiment_id)
-    tracking.log(0, scores)
-    tracking.finish("FINISHED")
+        client.update_run(run.info.run_id, status="RUNNING")
+    return Tracking(uri, run.info.run_id, run.info.experiment_id)
 
 
 def tracking_uri(config: RunConfig) -> str | None:

@@ -34,7 +34,7 @@ from tips_ray.runs.restart import last_step
 from tips_ray.runs.run import Run
 from tips_ray.runs.stop import stop_asked
 from tips_ray.train import graceful_stop
-from tips_ray.train.graceful_stop import GracefulStop, StuckStop
+from tips_ray.train.graceful_stop import GracefulStop, Paused, StuckStop
 
 WRITTEN_FOR = "2.60."
 ABORT_SECONDS = 15
@@ -221,7 +221,8 @@ class CountedFailures(DefaultFailurePolicy):
             training_failed_error = WorkerGroupError(str(started), {0: started})  # the rank is not known
         if not isinstance(training_failed_error, (WorkerGroupError, PreemptionError)):
             return super().make_decision(training_failed_error)
-        if self._is_final(training_failed_error) or stop_asked(self.run_uri, self.generation):
+        is_over = is_pause(training_failed_error) or self._is_final(training_failed_error)
+        if is_over or stop_asked(self.run_uri, self.generation):
             return FailureDecision.RAISE
         reason = graceful_reason(training_failed_error)
         is_counted = not reason and not is_of_damage(training_failed_error)
@@ -262,6 +263,11 @@ def graceful_reason(error: TrainingFailedError) -> str:
     """Reason of a graceful stop; empty where a worker failed."""
     failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
     return next((str(failure) for failure in failures if isinstance(failure, GracefulStop)), "")
+
+
+def is_pause(error: TrainingFailedError) -> bool:
+    """The run has reached the step at which it pauses."""
+    return isinstance(error, WorkerGroupError) and any(isinstance(e, Paused) for e in error.worker_failures.values())
 
 
 def unwrapped(failure: BaseException) -> BaseException:

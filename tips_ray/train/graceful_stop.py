@@ -30,6 +30,10 @@ def asked() -> str:
     return _reason
 
 
+class Paused(GracefulStop):
+    """The start has reached the step at which it was to pause; another start goes on from there."""
+
+
 class Agreement:
     """Whether a rank was asked to leave, or to save; all learn it at the one wait for the device in every step."""
 

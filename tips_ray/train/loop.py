@@ -10,6 +10,7 @@ from torch import Tensor
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import mean_over_ranks, rank, world_size
+from tips_ray.runs.run import last_step_of
 from tips_ray.train.flops import Utilization
 from tips_ray.train.graceful_stop import Agreement
 from tips_ray.train.guard import BadStepRecorder, Guard
@@ -40,10 +41,11 @@ def train(
     config: RunConfig,
     recorder: Recorder,
     asked: Callable[[], str] = lambda: "",
+    until_step: int | None = None,
 ) -> None:
     """Advance `state` in place to `config.schedule.total_steps`, or until a rank is asked to leave.
 
-    All ranks then do one more step together, which is logged and saved, and return.
+    All ranks then do one more step together, which is logged and saved, and return. The last step is saved as well.
 
     All judgements are from means over ranks, so that all ranks raise at the same step and none is left waiting in a
     collective.
@@ -54,6 +56,7 @@ def train(
         config: of the run.
         recorder: every rank calls it equally often.
         asked: why this rank should leave, empty while it should not; called in every step.
+        until_step: optimizer steps after which to return although more are left; None: none are left.
 
     Raises:
         FloatingPointError: loss or gradient norm of a step is not finite, and `guard` does not skip it.
@@ -61,12 +64,13 @@ def train(
     """
     throughput, bad_rows = _Throughput(config), _BadRows(state.bad_rows, config)
     age, is_leaving = _CheckpointAge(config), False
+    last = last_step_of(config, until_step)
     agreement = Agreement(asked, age.is_over)
     guard, health, collapse = Guard(config, recorder, agreement), Health(config.objective), CollapseJudge(config)
-    while state.step < config.schedule.total_steps and not is_leaving:
+    while state.step < last and not is_leaving:
         micro_batches = throughput.wait_for(steps)
         is_leaving = agreement.is_leaving
-        is_logged, is_saved = _due(state.step + 1, config, is_leaving or agreement.is_saving)
+        is_logged, is_saved = _due(state.step + 1, config, is_leaving or agreement.is_saving or state.step + 1 == last)
         if is_saved:
             age.restart()  # before the ranks vote again
         health.expect(is_logged)
@@ -87,7 +91,7 @@ def train(
 
 def _due(step: int, config: RunConfig, is_agreed: bool) -> tuple[bool, bool]:
     """Whether `step` is logged, and saved; what is saved is logged too."""
-    is_saved = is_agreed or step == config.schedule.total_steps or step % config.checkpoint_every_steps == 0
+    is_saved = is_agreed or step % config.checkpoint_every_steps == 0
     return is_saved or step == 1 or step % config.log_every_steps == 0, is_saved
 
 

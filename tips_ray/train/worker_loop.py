@@ -24,7 +24,7 @@ from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
 from tips_ray.runs.stop import stop_watched
 from tips_ray.train.checkpointing import load_checkpoint
-from tips_ray.train.graceful_stop import GracefulStop
+from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
@@ -44,7 +44,7 @@ def train_worker(
     report: Report,
     asked: Callable[[], str] = lambda: "",
 ) -> None:
-    """Train from where the stream begins to the end; every rank calls this.
+    """Train from where the stream begins to the end, or to the pause; every rank calls this.
 
     Args:
         run: config and places.
@@ -55,6 +55,7 @@ def train_worker(
 
     Raises:
         GracefulStop: a rank was asked to leave; all that was done is saved, and all ranks raise.
+        Paused: the step is reached at which the run pauses; likewise.
         DamagedCheckpointError: the checkpoint of the first step is now marked as damaged; a restart takes an older one.
     """
     config, restart = run.config, Restart()
@@ -72,14 +73,16 @@ def train_worker(
     with stop_watched(run, watches=rank() == 0) as asked_in_folder:
         why = partial(_first, asked, asked_in_folder)
         try:
-            train(state, _steps(state, config, device, stream, recorder), config, recorder, why)
+            train(state, _steps(state, config, device, stream, recorder), config, recorder, why, run.until_step)
         except Exception as error:
             log.error("training stops: %s", error)
             recorder.note_failure(state.step, error)
             raise
     recorder.close()
     if state.step < config.schedule.total_steps:
-        reason = next(filter(None, gather_objects(why())))
+        reason = next(filter(None, gather_objects(why())), "")
+        if not reason or state.step == run.last_step:
+            raise Paused(f"paused at step {state.step}")
         log.info("all ranks leave: %s", reason)
         raise GracefulStop(reason)
     log.info("all %d steps are done", state.step)

@@ -1,0 +1,282 @@
+"""Config of a sweep: a run, the space of keys that its settings differ in, scores, and how settings are chosen."""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from math import log
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from tips_ray.config.evaluation import SuiteConfig
+from tips_ray.config.run import RunConfig
+from tips_ray.config.schema import Schema
+
+OWN_KEYS = {
+    "name": "the sweep names its runs",
+    "storage": "all runs of a sweep lie in its folder",
+    "seed": "set replicas: every setting is trained with as many seeds, from run.seed on",
+    "schedule.total_steps": "all settings train equally long; set run.schedule.total_steps",
+    "resources.*": "it changes how fast a run goes, not its numbers; set it below run",
+    "tracking.*": "all runs of a sweep are tracked in one place; set it below run",
+    "micro_batch_images": "it changes how fast a run goes, not its numbers; set it below run",
+    "keep_*": "it changes no numbers; set it below run",
+    "log_*": "it changes no numbers; set it below run",
+    "checkpoint_*": "it changes no numbers; set it below run",
+}
+"""Keys of a run that no space may hold, and why."""
+WEIGHTS = ("objective.alpha", "objective.beta", "objective.web_weight", "objective.synthetic_weight")
+Ends = Annotated[tuple[float, float], Field(description="smallest and largest value")]
+
+
+class ConditionConfig(Schema):
+    """A key has values of its own only while another key has certain ones."""
+
+    key: str
+    """Another key of the space."""
+    among: tuple[Any, ...] | None = None
+    """Values of the other key."""
+    above: float | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.among is None and self.above is None and self.below is None:
+            raise ValueError(f"when ({self.key}) needs among: [...], above or below")
+        return self
+
+    def holds(self, value: Any) -> bool:
+        """Whether the other key's value is one of those."""
+        if self.among is not None:
+            return value in self.among
+        return (self.above is None or value > self.above) and (self.below is None or value < self.below)
+
+
+class DomainConfig(Schema):
+    """Values that one key may take: one of `choice`, `uniform`, `loguniform`, `integer`."""
+
+    choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
+    uniform: Ends | None = None
+    loguniform: Ends | None = None
+    integer: tuple[int, int] | None = None
+    """Whole numbers from the first to the last, both included."""
+    points: Annotated[int, Field(ge=2)] | None = None
+    """With `search: grid`: so many values from end to end, evenly spaced, of a `loguniform` by their logarithm."""
+    prior: Any = None
+    """A value that is believed to be good, such as a published one: values near it are drawn more often."""
+    when: ConditionConfig | None = None
+    """Without it the key always has a value of its own; else the run's value holds while the condition does not."""
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        given = [name for name in ("choice", "uniform", "loguniform", "integer") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of choice, uniform, loguniform, integer, not {' and '.join(given) or 'none'}")
+        if self.choice is not None and len(set(map(repr, self.choice))) < len(self.choice):
+            raise ValueError(f"choice ({list(self.choice)}) names a value twice")
+        if self.choice is None:
+            low, high = self.ends
+            if not low < high:
+                raise ValueError(f"{given[0]} ({low:g} to {high:g}) is empty: the first must be below the second")
+            if self.loguniform and low <= 0:
+                raise ValueError(f"loguniform ({low:g} to {high:g}) must begin above 0")
+        if self.prior is not None and not self.contains(self.prior):
+            raise ValueError(f"prior ({self.prior}) must be a value of {given[0]}")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Smallest and largest number; not of a choice."""
+        found = self.uniform or self.loguniform or self.integer
+        assert found is not None
+        return found
+
+    def contains(self, value: Any) -> bool:
+        """Whether a value lies in this domain."""
+        if self.choice is not None:
+            return value in self.choice
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        low, high = self.ends
+        return is_number and low <= value <= high and (self.integer is None or value == round(value))
+
+    def examples(self) -> tuple[Any, ...]:
+        """Every choice, or both ends: if the schema of a run takes these, it takes what lies between."""
+        return self.choice if self.choice is not None else self.ends
+
+    def grid(self) -> tuple[Any, ...]:
+        """All values of a grid, in rising order.
+
+        Raises:
+            ValueError: a range has no `points`.
+        """
+        if self.choice is not None:
+            return self.choice
+        if self.integer is not None and self.points is None:
+            return tuple(range(self.integer[0], self.integer[1] + 1))
+        if self.points is None:
+            raise ValueError("a grid needs points: how many values a range has")
+        shares = [number / (self.points - 1) for number in range(self.points)]
+        return tuple(dict.fromkeys(self.at(share) for share in shares))
+
+    def at(self, share: float) -> Any:
+        """The number at a share of the way from the smallest to the largest, to six digits; for a choice that value."""
+        if self.choice is not None:
+            return self.choice[min(int(share * len(self.choice)), len(self.choice) - 1)]
+        low, high = self.ends
+        if self.integer is not None:
+            return min(max(round(low - 0.5 + share * (high - low + 1)), int(low)), int(high))
+        value = low * (high / low) ** share if self.loguniform else low + share * (high - low)
+        return min(max(float(f"{value:.6g}"), low), high)
+
+    def share_of(self, value: float) -> float:
+        """Where a number lies between the smallest, 0, and the largest, 1."""
+        low, high = self.ends
+        if self.loguniform:
+            return log(value / low) / log(high / low)
+        return (value - low) / (high - low)
+
+
+class ScoreConfig(Schema):
+    """What settings are compared by: a logged metric, or a score of a task of the suite."""
+
+    metric: str | None = None
+    """Name of a logged metric, such as `loss/contrastive_synthetic`."""
+    over_steps: PositiveInt = 1
+    """With `metric`: the mean of what was logged in so many steps up to the rung."""
+    task: str | None = None
+    """Name of a task of the suite."""
+    score: str | None = None
+    """Name of a score of the task."""
+    better: Literal["higher", "lower"]
+
+    @model_validator(mode="after")
+    def _is_metric_or_task(self) -> Self:
+        if (self.metric is None) == (self.task is None) or (self.task is None) != (self.score is None):
+            raise ValueError("give metric, or task and score")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The metric, or `task/score`."""
+        return self.metric or f"{self.task}/{self.score}"
+
+
+class BudgetConfig(Schema):
+    """What a sweep may use; no trial starts or goes on beyond it."""
+
+    trial_hours: PositiveFloat | None = None
+    """Hours of all trials together, those that run side by side counted each."""
+    gpu_hours: PositiveFloat | None = None
+    """The same, times the GPUs of a trial."""
+
+
+class SweepConfig(Schema):
+    """Config of `tips-ray sweep`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Folder of the sweep below `storage`; the same name goes on with the sweep, or extends it."""
+    storage: str = "out/sweeps"
+    """Folder or s3:// prefix that holds sweeps."""
+    run: dict[str, Any]
+    """The run that all settings start from, without name; a file of `tips-ray pretrain` may be named instead."""
+    space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
+    """Dotted keys of the run -> the values that they may take."""
+    settings: PositiveInt | None = None
+    """Number of settings; None with `search: grid`: all of the grid."""
+    replicas: PositiveInt = 1
+    """Seeds that every setting is trained with, from `run.seed` on; a setting's score is the mean over them."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """`tpe`: Optuna's tree-structured Parzen estimator, after ten settings drawn at random."""
+    scheduler: Literal["promotion", "asha", "none"] = "promotion"
+    """`promotion`: a setting pauses at a rung and goes on when it is among the best of it. `asha`: it goes on at once
+    or never. `none`: every setting trains to the end."""
+    rungs: tuple[PositiveInt, ...] = ()
+    """Optimizer steps, in rising order, at which settings are scored and compared; the end of the run is the last."""
+    keep: Annotated[int, Field(ge=2)] = 3
+    """One in so many settings goes on from a rung to the next."""
+    scores: Annotated[tuple[ScoreConfig, ...], Field(min_length=1, max_length=2)]
+    """What settings are compared by; with two, by how many others are better in both."""
+    suite: SuiteConfig | None = None
+    """Tasks for scores that name one; they run at every rung."""
+    at_a_time: PositiveInt | None = None
+    """Most trials that train at once; None: as many as fit."""
+    budget: BudgetConfig = BudgetConfig()
+    seed: NonNegativeInt = 0
+    """Of the search; the same seed proposes the same settings."""
+
+    @model_validator(mode="after")
+    def _space_is_free(self) -> Self:
+        for key in self.space:
+            reason = next((why for own, why in OWN_KEYS.items() if fnmatchcase(key, own)), None)
+            if reason:
+                raise ValueError(f"space.{key}: {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _conditions_are_known(self) -> Self:
+        for key, domain in self.space.items():
+            if domain.when and (domain.when.key == key or domain.when.key not in self.space):
+                others = ", ".join(other for other in self.space if other != key) or "none"
+                raise ValueError(f"space.{key}.when.key ({domain.when.key}) must be another key of the space: {others}")
+        waiting = [key for key in self.space if self.space[key].when]
+        while waiting:
+            free = [key for key in waiting if self._parent(key) not in waiting]
+            if not free:
+                raise ValueError(f"space: the conditions of {', '.join(waiting)} wait for each other")
+            waiting = [key for key in waiting if key not in free]
+        return self
+
+    def _parent(self, key: str) -> str:
+        when = self.space[key].when
+        return when.key if when else ""
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> Self:
+        if self.search == "grid":
+            for key, domain in self.space.items():
+                try:
+                    domain.grid()
+                except ValueError as error:
+                    raise ValueError(f"space.{key}: {error}") from None
+        elif self.settings is None:
+            raise ValueError(f"settings: search ({self.search}) needs the number of settings")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_can_compare(self) -> Self:
+        varied = [key for key in WEIGHTS if key in self.space]
+        for number, score in enumerate(self.scores):
+            if score.metric == "loss/total" and varied:
+                raise ValueError(
+                    f"scores.{number}.metric (loss/total) is the sum of losses weighted by {', '.join(varied)}, which "
+                    "the space varies: settings cannot be compared by it; give one of the losses, or a task"
+                )
+            if score.task and (self.suite is None or score.task not in self.suite.tasks):
+                known = ", ".join(self.suite.tasks) if self.suite else "none, since there is no suite"
+                raise ValueError(f"scores.{number}.task ({score.task}) must be a task of the suite: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _rungs_rise(self) -> Self:
+        if any(later <= earlier for earlier, later in zip(self.rungs, self.rungs[1:], strict=False)):
+            raise ValueError(f"rungs ({list(self.rungs)}) must rise")
+        return self
+
+    def in_order(self) -> Iterator[tuple[str, DomainConfig]]:
+        """Keys and domains, each after the key that its condition asks for."""
+        given: set[str] = set()
+        while len(given) < len(self.space):
+            for key, domain in self.space.items():
+                if key not in given and (not domain.when or domain.when.key in given):
+                    given.add(key)
+                    yield key, domain
+
+    def all_rungs(self, config: RunConfig) -> tuple[int, ...]:
+        """The rungs and the last step of the run.
+
+        Raises:
+            ValueError: a rung lies at or behind the end.
+        """
+        total = config.schedule.total_steps
+        if self.rungs and self.rungs[-1] >= total:
+            raise ValueError(f"rungs ({self.rungs[-1]}) must be below run.schedule.total_steps ({total})")
+        return *self.rungs, total

@@ -1,0 +1,242 @@
+"""Runs a sweep: checks, the lease and config of its folder, what all trials share, then its jobs."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from tips_ray import storage
+from tips_ray.config.load import override
+from tips_ray.config.run import RunConfig
+from tips_ray.config.sweep import SweepConfig
+from tips_ray.data.index_folder import index_of
+from tips_ray.errors import Faults, RunStopped
+from tips_ray.launch.checks import require_writable
+from tips_ray.launch.sizes import bytes_text, parameters
+from tips_ray.launch.stops import LOOK_SECONDS, signals_stop
+from tips_ray.launch.vocabulary import trained_vocabulary
+from tips_ray.runs.folder import deciding
+from tips_ray.runs.lease import RunIsTrainedError, leased
+from tips_ray.runs.stop import stop_asked
+from tips_ray.runs.tracking import Status, Tracking, tracking_uri
+from tuning.record import Record
+from tuning.space import grid, require_valid, run_of
+from tuning.sweep import Places, Sweep
+from tuning.sweep_page import page
+from tuning.sweep_pictures import Picture, pictures
+from tuning.sweep_summary import Summary, seconds_per_step
+from tuning.sweep_tracking import BestEffort, log_scores, settings_csv, show, start_parent
+from tuning.trial import Job, Outcome
+
+CONFIG = "sweep.yaml"
+FIXED = ("scores", "suite", "rungs")
+"""Keys of a sweep that all its scores depend on, beside its run: they may not change."""
+Execute = Callable[[Sweep], None]
+
+
+def run_sweep(config: SweepConfig, execute: Execute, tell: Callable[[str], None] = print) -> Sweep:
+    """Run the sweep, or go on with it, or extend it, until nothing is left to do.
+
+    Args:
+        config: of the sweep; the same name again goes on.
+        execute: `run_on_tune` or `run_here`.
+        tell: gets a line about each step of the work.
+
+    Returns:
+        The sweep, at its end.
+
+    Raises:
+        ValueError: the config is wrong, or another driver works on the sweep.
+        RunFailedError: all settings fail.
+        RunStopped: it was asked to stop.
+    """
+    base = require_valid(config)
+    uri = storage.resolved(storage.join(config.storage, config.name))
+    require_writable("storage", config.storage)
+    try:
+        with leased(uri) as generation:
+            _claim(config, uri, tell)
+            return _run(config, base, uri, execute, generation, tell)
+    except RunIsTrainedError as error:
+        raise ValueError(
+            f"{uri}: another driver works on this sweep ({error}); wait for it, or end it with tips-ray sweeps stop"
+        ) from None
+
+
+def _run(
+    config: SweepConfig, base: RunConfig, uri: str, execute: Execute, generation: int, tell: Callable[[str], None]
+) -> Sweep:
+    parent = start_parent(config, base, uri)
+    tracked = BestEffort(parent, tell)
+    places = _prepared(config, base, uri, parent, tell)
+    sweep = Sweep(config, base, places, Record(uri))
+
+    def told(job: Job, outcome: Outcome) -> None:
+        tell(_ended(sweep, job, outcome))
+        tracked(lambda: log_scores(parent, config, job, outcome))
+
+    sweep.told = told
+    tell(forecast(sweep))
+    status: Status = "FAILED"
+    try:
+        _execute(sweep, execute, generation)
+        status = "FAILED" if sweep.failure else "FINISHED"
+    except (RunStopped, KeyboardInterrupt):
+        status = "SCHEDULED"  # to go on later
+        raise
+    finally:
+        drawn = write_results(sweep)
+        tracked(lambda: show(parent, Summary(config, sweep.record), places.runs, drawn))
+        parent.finish(status)
+    if sweep.failure:
+        raise sweep.failure
+    return sweep
+
+
+def write_results(sweep: Sweep) -> Sequence[Picture]:
+    """Write page, table and best config into the sweep's folder; returns the pictures."""
+    summary, uri = Summary(sweep.config, sweep.record), sweep.places.uri
+    drawn = pictures(summary, sweep.places.runs)
+    storage.write_text(storage.join(uri, "sweep.html"), page(summary, drawn))
+    storage.write_text(storage.join(uri, "settings.csv"), settings_csv(summary))
+    if best := summary.best_config():
+        storage.write_text(storage.join(uri, "best.yaml"), best)
+    return drawn
+
+
+def forecast(sweep: Sweep) -> str:
+    """What the sweep will take, before it starts: settings, steps, disk, and time once a trial has told it."""
+    config, summary = sweep.config, Summary(sweep.config, sweep.record)
+    count = config.settings or sum(1 for _ in grid(config))
+    trials, end = count * config.replicas, sweep.rungs.steps[-1]
+    steps = _steps(sweep, count) * config.replicas
+    student, teacher = parameters(sweep.base)
+    saved = 4 * (3 * student + teacher)  # weights, AdamW's two averages, the teacher
+    disk = bytes_text(trials * sweep.base.keep_last * saved)
+    per_step = seconds_per_step(summary)
+    time = f", {steps * per_step / 3600:.2f} trial-hours" if per_step else ""
+    share = f" ({steps / (trials * end):.0%} of training all to the end)" if steps < trials * end else ""
+    return f"forecast   {trials} trials, about {steps:,} steps{share}, {disk} of checkpoints{time}"
+
+
+def _steps(sweep: Sweep, settings: int) -> int:
+    """Steps of one seed where one in `keep` goes on from each rung."""
+    if sweep.config.scheduler == "none":
+        return settings * sweep.rungs.steps[-1]
+    total, going, before = 0, settings, 0
+    for step in sweep.rungs.steps:
+        total, going, before = total + going * (step - before), max(going // sweep.config.keep, 1), step
+    return total
+
+
+def _ended(sweep: Sweep, job: Job, outcome: Outcome) -> str:
+    """A line about a job that has ended."""
+    name = f"{job.run.name:24} step {job.step}: "
+    if outcome.kind != "scored":
+        return f"{name}{outcome.kind}: {outcome.why}"
+    scores = ", ".join(f"{one.name} {value:.4g}" for one, value in zip(job.scores, outcome.scores, strict=True))
+    ranked = [one.number for one in sweep.rungs.ranked(sweep.settings, job.step)]
+    place = f", place {ranked.index(job.setting) + 1} of {len(ranked)}" if job.setting in ranked else ""
+    return f"{name}{scores}{place}, {outcome.seconds:.0f} s"
+
+
+def sweep_config(uri: str) -> SweepConfig:
+    """The config of the sweep in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return override(SweepConfig, yaml.safe_load(storage.read_text(storage.join(uri, CONFIG))), {})
+    except storage.NotFoundError:
+        raise ValueError(f"{uri} is no sweep: it has no {CONFIG}; give STORAGE/NAME of the sweep's config") from None
+
+
+def _claim(config: SweepConfig, uri: str, tell: Callable[[str], None]) -> None:
+    """Write the config of a new sweep; of one that is there, refuse changes under which its scores mean nothing."""
+    storage.mark_output(uri)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if storage.create_text(storage.join(uri, CONFIG), text):
+        tell(f"sweep      {config.name} is new: {uri}")
+        return
+    there = sweep_config(uri)
+    if changes := _changes(there, config):
+        cure = f"{uri} has scores that depend on it: give it its old value, or the sweep another name"
+        raise Faults([f"{change}; {cure}" for change in changes])
+    is_extended = there != config
+    if is_extended:
+        storage.write_text(storage.join(uri, CONFIG), text)
+    tell(f"sweep      {config.name} {'is extended' if is_extended else 'goes on'}: {uri}")
+
+
+def _changes(there: SweepConfig, given: SweepConfig) -> list[str]:
+    """Changes that are refused: of the run outside of both spaces, of scores and rungs."""
+    before, after = (deciding(run_of(one, {}).model_dump(mode="json")) for one in (there, given))
+    free = {*there.space, *given.space}
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free)
+    told = [f"run.{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in keys]
+    fixed = [key for key in FIXED if getattr(there, key) != getattr(given, key)]
+    return told + [f"{key} differs from that of {CONFIG}" for key in fixed]
+
+
+def _prepared(config: SweepConfig, base: RunConfig, uri: str, parent: Tracking, tell: Callable[[str], None]) -> Places:
+    """Make what all trials share: index, captions, vocabulary, database of MLflow."""
+    runs = storage.join(uri, "runs")
+    shared: dict[str, Any] = {"tracking.experiment": base.tracking.experiment}
+    if tracked := tracking_uri(base):
+        shared["tracking.mlflow_uri"] = tracked
+    if base.captions.source != "column":
+        shared["captions.store"] = base.captions.store or storage.join(base.storage, "captions")
+    index = index_of(base.data, storage.join(runs, "index"))
+    tell(f"data       {index.rows:,} rows in {index.shards.num_rows} shards")
+    if base.captions.tokenizer is None and base.captions.source != "live":
+        shared["captions.tokenizer"] = _vocabulary(base, index, uri)
+    tags = {"sweep": config.name, **({"mlflow.parentRunId": parent.run_id} if parent.run_id else {})}
+    return Places(uri, shared, tags)
+
+
+def _vocabulary(base: RunConfig, index: Any, uri: str) -> str:
+    """One vocabulary for all trials, whose batches are then equal."""
+    from tips_ray.launch.driver import captions_of
+
+    place = storage.join(uri, "tokenizer.json")
+    if not storage.exists(place):
+        with captions_of(base, index) as captions:
+            storage.write_bytes(place, trained_vocabulary(base, index, captions))
+    return place
+
+
+def _execute(sweep: Sweep, execute: Execute, generation: int) -> None:
+    """
+    Raises:
+        RunStopped: the sweep was asked to stop.
+    """
+    with signals_stop(sweep.stop), _stop_watched(sweep, generation):
+        try:
+            execute(sweep)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; the same command goes on with the sweep") from None
+    if sweep.stops_because and not sweep.failure and not sweep.stops_because.startswith("budget."):
+        raise RunStopped(f"{sweep.stops_because}; running trials are saved, the same command goes on with the sweep")
+
+
+@contextmanager
+def _stop_watched(sweep: Sweep, generation: int) -> Iterator[None]:
+    """Stop the sweep when its folder holds a request."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(LOOK_SECONDS):
+            if request := stop_asked(sweep.places.uri, generation):
+                sweep.stop(str(request))
+                return
+
+    watch = threading.Thread(target=look, name="stop", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watch.join()

@@ -1,0 +1,192 @@
+"""A sweep: what its trials do next, by the record, and what becomes of their results. Whatever executes asks here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tips_ray import storage
+from tips_ray.config.run import RunConfig
+from tips_ray.config.sweep import SweepConfig
+from tips_ray.errors import RunFailedError
+from tips_ray.runs.stop import ask_to_stop
+from tuning.record import MOST_FAILURES, Record, Setting
+from tuning.rungs import Rungs
+from tuning.search import next_values
+from tuning.space import lies_in, run_of
+from tuning.trial import Job, Outcome
+
+MOST_GIVEN_UP = 3
+"""Settings given up by failures, before any score, after which the sweep fails: the cause is not their values."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a sweep keeps its things, and what all its trials share."""
+
+    uri: str
+    """The sweep's folder."""
+    shared: Mapping[str, Any]
+    """Dotted keys of every trial's run: storage, vocabulary, captions, tracking."""
+    tags: Mapping[str, str]
+    """Tags of every trial's MLflow run."""
+
+    @property
+    def runs(self) -> str:
+        return storage.join(self.uri, "runs")
+
+
+class Sweep:
+    """The queue of a sweep's jobs. Not for several threads at once."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        base: RunConfig,
+        places: Places,
+        record: Record,
+        told: Callable[[Job, Outcome], None] = lambda job, outcome: None,
+    ) -> None:
+        """
+        Args:
+            config: of the sweep.
+            base: the run that all settings start from.
+            places: of the sweep, prepared.
+            record: what was done so far.
+            told: gets each job that has ended, once that is written down.
+        """
+        self.config, self.base, self.places, self.record, self.told = config, base, places, record, told
+        self.rungs = Rungs(config, base)
+        self.running: dict[tuple[int, int], Job] = {}
+        """By setting and seed."""
+        self.stops_because = ""
+        """Why no further job is given; empty: the sweep goes on."""
+        self.failure: RunFailedError | None = None
+        """Why the sweep cannot go on."""
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Settings of the space, in the order in which they were proposed; an extended sweep may have others."""
+        return [one for one in self.record.settings.values() if lies_in(self.config, one.values)]
+
+    def next_job(self) -> Job | None:
+        """The next job, which is then running; None: there is none now, or none at all if nothing is running."""
+        while not self.stops_because:
+            if job := self._due():
+                self.running[job.setting, job.seed] = job
+                return job
+            if used := self._budget_used():
+                self.stops_because = used
+            elif not (self._granted() or self._proposed() or self._granted(is_last_call=not self.running)):
+                return None
+        return None
+
+    def done(self, job: Job, outcome: Outcome) -> None:
+        """Write down how a job ended."""
+        del self.running[job.setting, job.seed]
+        setting = self.record.settings[job.setting]
+        if outcome.kind == "scored":
+            self._add_scores(setting, job, outcome)
+        elif outcome.kind == "violated":
+            self.record.add_violation(setting, job.seed, outcome.why, outcome.seconds)
+            self.record.end(setting, f"seed {job.seed}: {outcome.why}")
+        elif outcome.kind == "failed":
+            self.record.add_failure(setting, job.seed, outcome.why, outcome.seconds)
+            if len(setting.trial(job.seed).failures) >= MOST_FAILURES:
+                self._give_up(
+                    setting, f"seed {job.seed} failed {MOST_FAILURES} times, the last time since {outcome.why}"
+                )
+        elif not self.stops_because:
+            self.record.end(setting, f"seed {job.seed}: {outcome.why}")
+        self.told(job, outcome)
+
+    def _add_scores(self, setting: Setting, job: Job, outcome: Outcome) -> None:
+        self.record.add_scores(setting, job.seed, job.step, outcome.scores, outcome.seconds)
+        if None in setting.trial(job.seed).scores[job.step]:
+            why = f"a score at step {job.step} is not a finite number"
+            self.record.add_violation(setting, job.seed, why, 0.0)
+            self.record.end(setting, f"seed {job.seed}: {why}")
+
+    def _give_up(self, setting: Setting, why: str) -> None:
+        self.record.end(setting, why)
+        trials = [trial for one in self.record.settings.values() for trial in one.trials.values()]
+        lost = [
+            one for one in self.record.settings.values() if one.ended and any(t.failures for t in one.trials.values())
+        ]
+        if len(lost) >= MOST_GIVEN_UP and not any(trial.scores for trial in trials):
+            self.stops_because = f"{len(lost)} settings failed and none has a score"
+            self.failure = RunFailedError(f"{self.stops_because}; setting {setting.number}: {why}")
+
+    def stop(self, why: str) -> None:
+        """Give no further job, and ask those that run to save and leave."""
+        self.stops_because = why
+        for job in list(self.running.values()):
+            try:
+                ask_to_stop(job.run_uri, why, kind="pause")
+            except (ValueError, OSError):  # it has not begun, has ended, or its storage is away
+                continue
+
+    def _due(self) -> Job | None:
+        """A trial that may train on: those that are farthest first, so that decisions about them come soon."""
+        order = sorted(self.settings, key=lambda one: -one.granted)
+        for setting in order:
+            if setting.ended:
+                continue
+            for seed in self.rungs.seeds:
+                step = self.rungs.next_step(setting, seed)
+                if step is not None and (setting.number, seed) not in self.running:
+                    return self.job(setting, seed, step)
+        return None
+
+    def job(self, setting: Setting, seed: int, step: int) -> Job:
+        """The job that brings a trial to a rung."""
+        name, places = trial_name(setting.number, seed), self.places
+        run = run_of(self.config, {**setting.values, **places.shared, "storage": places.runs}, name, seed)
+        local = storage.is_local(places.uri)
+        return Job(
+            setting.number,
+            seed,
+            step,
+            run,
+            self.config.scores,
+            self.config.suite,
+            results_uri=storage.join(places.uri, "evaluation", name, f"step-{step:08d}"),
+            log=storage.join(places.uri, "logs", f"{name}.log") if local else None,
+            tags={**places.tags, "setting": str(setting.number)},
+        )
+
+    def _granted(self, is_last_call: bool = False) -> bool:
+        """Whether a decision was made about settings that were compared."""
+        grant = self.rungs.next_grant(self.settings, is_last_call)
+        if grant is None:
+            return False
+        if grant.step is None:
+            self.record.end(grant.setting, grant.why)
+        else:
+            self.record.grant(grant.setting, grant.step)
+        return True
+
+    def _proposed(self) -> bool:
+        """Whether a new setting was made."""
+        settings = self.settings
+        if self.config.settings is not None and len(settings) >= self.config.settings:
+            return False
+        found = next_values(self.config, self.rungs, settings)
+        if found is None:
+            return False
+        self.record.add_setting(*found, self.rungs.first_step())
+        return True
+
+    def _budget_used(self) -> str:
+        """Why the budget ends the sweep; empty: it does not."""
+        budget, hours = self.config.budget, self.record.seconds / 3600
+        gpus = self.base.resources.gpus_per_worker * self.base.resources.workers
+        if budget.trial_hours is not None and hours >= budget.trial_hours:
+            return f"budget.trial_hours ({budget.trial_hours:g}) is used: {hours:.2f}"
+        if budget.gpu_hours is not None and hours * gpus >= budget.gpu_hours:
+            return f"budget.gpu_hours ({budget.gpu_hours:g}) is used: {hours * gpus:.2f}"
+        return ""
+
+
+def trial_name(setting: int, seed: int) -> str:
+    """Name of a trial's run."""
+    return f"setting-{setting:04d}-seed-{seed}"

@@ -1,0 +1,167 @@
+"""What a sweep has found so far: a row for each setting, the winner, and whether its rungs predict the end."""
+
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import yaml
+from scipy import stats
+
+from tips_ray.config.sweep import SweepConfig
+from tuning.record import Record, Setting
+from tuning.rungs import Rungs, front_numbers
+from tuning.space import lies_in, run_of, value_at
+
+FEWEST = 5
+"""(D) Settings that must have reached both a rung and the end before a rank correlation says anything."""
+PREDICTS = 0.5
+"""(D) Rank correlation below which a rung is called a bad predictor of the end."""
+
+
+class Prediction(NamedTuple):
+    """How a rung ranks settings compared with the end of the run."""
+
+    step: int
+    settings: int
+    """Those with scores at both."""
+    correlation: float | None
+    """Spearman's; None where there are fewer than `FEWEST` settings."""
+
+    def __str__(self) -> str:
+        if self.correlation is None:
+            return (
+                f"the rung at step {self.step}: {self.settings} settings have reached the end from it, too few to say "
+                f"whether it predicts the end ({FEWEST} are needed)"
+            )
+        word = "predicts" if self.correlation >= PREDICTS else "does not predict"
+        found = f"rank correlation {self.correlation:.2f} over {self.settings} settings"
+        return f"the rung at step {self.step} {word} the end: {found}"
+
+
+class Summary:
+    """A view of the record; nothing is kept."""
+
+    def __init__(self, config: SweepConfig, record: Record) -> None:
+        self.config, self.base = config, run_of(config, {})
+        self.rungs = Rungs(config, self.base)
+        self.settings = [one for one in record.settings.values() if lies_in(config, one.values)]
+        self.outside = len(record.settings) - len(self.settings)
+        """Settings of an earlier space."""
+        self.hours = record.seconds / 3600
+
+    def winner(self) -> tuple[Setting, int] | None:
+        """The best setting at the highest rung that any has reached, and the rung; None: nothing is scored."""
+        for step in reversed(self.rungs.steps):
+            if ranked := self.rungs.ranked(self.settings, step):
+                return ranked[0], step
+        return None
+
+    def front(self) -> list[Setting]:
+        """Settings that no other beats in both scores, at the winner's rung."""
+        if not (found := self.winner()):
+            return []
+        ranked = self.rungs.ranked(self.settings, found[1])
+        signs = [1 if score.better == "lower" else -1 for score in self.config.scores]
+        scores = [one.score(found[1], self.rungs.seeds) or () for one in ranked]
+        fronts = front_numbers([[sign * value for sign, value in zip(signs, one, strict=True)] for one in scores])
+        return [one for one, front in zip(ranked, fronts, strict=True) if front == 0]
+
+    def predictions(self) -> list[Prediction]:
+        """For each rung below the end, by the first score."""
+        end = self.rungs.steps[-1]
+        return [self._prediction(step, end) for step in self.rungs.steps[:-1]]
+
+    def _prediction(self, step: int, end: int) -> Prediction:
+        both = [(one.score(step, self.rungs.seeds), one.score(end, self.rungs.seeds)) for one in self.settings]
+        pairs = [(early[0], late[0]) for early, late in both if early is not None and late is not None]
+        if len(pairs) < FEWEST:
+            return Prediction(step, len(pairs), None)
+        found: Any = stats.spearmanr(*zip(*pairs, strict=True))
+        return Prediction(step, len(pairs), float(found.statistic))
+
+    def best_config(self) -> str | None:
+        """The winner as YAML that `tips-ray pretrain` takes as it is; None: there is no winner."""
+        if not (found := self.winner()):
+            return None
+        run = run_of(self.config, found[0].values, f"{self.config.name}-best", self.base.seed)
+        return yaml.safe_dump(run.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+    def state(self, setting: Setting) -> str:
+        """What a setting does or has done, in words."""
+        if setting.ended:
+            return setting.ended
+        if any(self.rungs.next_step(setting, seed) for seed in self.rungs.seeds):
+            failures = [trial.failures[-1] for trial in setting.trials.values() if trial.failures]
+            return f"trains to step {setting.granted}" + (f"; failed: {failures[-1]}" if failures else "")
+        return "complete" if setting.granted == self.rungs.steps[-1] else f"paused at step {setting.granted}"
+
+    def heads(self) -> list[str]:
+        """Column names of `rows`."""
+        scores = [f"{score.name} at {step}" for step in self.rungs.steps for score in self.config.scores]
+        return ["setting", *self.config.space, *scores, "by", "state"]
+
+    def rows(self) -> list[list[str]]:
+        """A row for each setting, the best first: those that came farthest, ranked at their highest rung."""
+        return [self._row(setting) for setting in self.order()]
+
+    def order(self) -> list[Setting]:
+        """Settings, the best first."""
+        found: dict[int, Setting] = {}
+        for step in reversed(self.rungs.steps):
+            for setting in self.rungs.ranked(self.settings, step):
+                found.setdefault(setting.number, setting)
+        return list({**found, **{one.number: one for one in self.settings if one.number not in found}}.values())
+
+    def _row(self, setting: Setting) -> list[str]:
+        values = [setting.values.get(key, value_at(self.base, key)) for key in self.config.space]
+        scores = [setting.score(step, self.rungs.seeds) for step in self.rungs.steps]
+        cells = [f"{value:.4g}" for score in scores for value in score or ()]
+        blank = [""] * (len(scores) * len(self.config.scores) - len(cells))
+        return [str(setting.number), *map(_text, values), *cells, *blank, setting.by, self.state(setting)]
+
+    def sentences(self) -> Iterator[str]:
+        """The result in words."""
+        counts = f"{len(self.settings)} settings of {len(self.rungs.seeds)} seeds"
+        yield f"{counts}, {self.hours:.2f} trial-hours"
+        if self.outside:
+            yield f"{self.outside} settings of an earlier space do not count"
+        if found := self.winner():
+            setting, step = found
+            scores = setting.score(step, self.rungs.seeds) or ()
+            named = ", ".join(f"{one.name} {value:.4g}" for one, value in zip(self.config.scores, scores, strict=True))
+            values = ", ".join(f"{key}={_text(value)}" for key, value in setting.values.items())
+            yield f"best: setting {setting.number} ({values}), {named} at step {step}"
+        if len(self.config.scores) > 1:
+            yield f"no other beats in both: settings {', '.join(str(one.number) for one in self.front())}"
+        yield from map(str, self.predictions())
+        if self.config.replicas == 1 and len(self.settings) > 1:
+            yield "one seed says little about small differences: tips-ray compare with six seeds claims or does not"
+
+
+def spent_and_saved(summary: Summary) -> tuple[int, int]:
+    """Optimizer steps of all trials, and those that training every setting to the end would take beyond them."""
+    end = summary.rungs.steps[-1]
+    done = [max(trial.scores, default=0) for one in summary.settings for trial in one.trials.values()]
+    return sum(done), len(summary.settings) * len(summary.rungs.seeds) * end - sum(done)
+
+
+def seconds_per_step(summary: Summary) -> float | None:
+    """Mean over trials; None before any has a score."""
+    trials = [trial for one in summary.settings for trial in one.trials.values() if trial.scores]
+    return fmean(trial.seconds / max(trial.scores) for trial in trials) if trials else None
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text, aligned."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in (heads, *rows)]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
