@@ -25,6 +25,8 @@ COMMANDS = {
     "report": "write a run folder as one HTML page",
     "compare": "what differs between runs, and which is better by pairs on the same batches, or no claim",
     "evaluate": "score a run or another encoder: segmentation, depth, retrieval, classification",
+    "sweep": "train settings from a space of keys, compare them at rungs, train the best to the end",
+    "sweeps": "look after sweeps: list, show, stop, add settings, promote",
     "ablate": "run the paper's ablation on rendered scenes, and judge its directions",
     "embed": "write embeddings of every image of a source as Parquet",
     "export": "write a run, npz files or a transformers folder as a transformers or timm folder",

@@ -8,8 +8,6 @@ gone from this machine, or that has been silent for a minute on another, needs n
 """
 
 import argparse
-import getpass
-import socket
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,15 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.action == "unlock":
         print(lease.unlock(uri))
         return
-    by = f"{_user()} on {socket.gethostname()}"
-    asked = stop.ask_to_stop(uri, by, "pause" if arguments.pause else "stop")
+    asked = stop.ask_to_stop(uri, stop.user_here(), "pause" if arguments.pause else "stop")
     _, holder = lease.newest(uri)
     whom = holder or "whoever trains it (its lease is damaged)"
     print(f"asked {whom} to save and leave; a run that is being trained is {asked} after its step")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return "somebody"

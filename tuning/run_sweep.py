@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -10,27 +11,32 @@ import yaml
 from tips_ray import storage
 from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
-from tips_ray.config.sweep import SweepConfig
+from tips_ray.config.sweep import ScoreConfig, SweepConfig
 from tips_ray.data.index_folder import index_of
-from tips_ray.errors import Faults, RunStopped
+from tips_ray.errors import Faults, RunStopped, listed
 from tips_ray.launch.checks import require_writable
-from tips_ray.launch.sizes import bytes_text, parameters
 from tips_ray.launch.stops import LOOK_SECONDS, signals_stop
 from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.folder import deciding
-from tips_ray.runs.lease import RunIsTrainedError, leased
+from tips_ray.runs.lease import RunIsTrainedError, leased, newest
+from tips_ray.runs.metric_names import LOGGED_METRICS
 from tips_ray.runs.stop import stop_asked
 from tips_ray.runs.tracking import Status, Tracking, tracking_uri
+from tips_ray.scenes.shards import stored_scenes
+from tuning.forecast import forecast
 from tuning.record import Record
-from tuning.space import grid, require_valid, run_of
+from tuning.space import require_valid, run_of
 from tuning.sweep import Places, Sweep
 from tuning.sweep_page import page
 from tuning.sweep_pictures import Picture, pictures
-from tuning.sweep_summary import Summary, seconds_per_step
+from tuning.sweep_summary import Summary, seconds_per_step, table
 from tuning.sweep_tracking import BestEffort, log_scores, settings_csv, show, start_parent
 from tuning.trial import Job, Outcome
 
 CONFIG = "sweep.yaml"
+SCENES_SEED = 0
+"""Seed of the scenes that trials train on; evaluations use others."""
+CAPTION_COLUMNS = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
 FIXED = ("scores", "suite", "rungs")
 """Keys of a sweep that all its scores depend on, beside its run: they may not change."""
 Execute = Callable[[Sweep], None]
@@ -52,16 +58,53 @@ def run_sweep(config: SweepConfig, execute: Execute, tell: Callable[[str], None]
         RunFailedError: all settings fail.
         RunStopped: it was asked to stop.
     """
-    base = require_valid(config)
+    base = checked(config)
     uri = storage.resolved(storage.join(config.storage, config.name))
+    with kept_lease(uri) as generation:
+        _claim(config, uri, tell)
+        return _run(config, base, uri, execute, generation, tell)
+
+
+def checked(config: SweepConfig) -> RunConfig:
+    """The run that all settings start from, once everything was checked that can be known before the first trial.
+
+    Raises:
+        ValueError: the config is wrong; each mistake is named.
+    """
+    base = require_valid(config)
     require_writable("storage", config.storage)
+    faults = [fault for number, score in enumerate(config.scores) if (fault := _unknown(number, score))]
+    if faults:
+        raise Faults(faults)
+    return base
+
+
+def _unknown(number: int, score: ScoreConfig) -> str:
+    """The mistake of a score that no run logs; empty: it is none."""
+    if score.metric is None or score.metric in LOGGED_METRICS:
+        return ""
+    near = get_close_matches(score.metric, LOGGED_METRICS, n=1)
+    meant = f"did you mean {near[0]}?" if near else f"it logs {listed(LOGGED_METRICS)}"
+    return f"scores.{number}.metric ({score.metric}) is logged by no run; {meant}"
+
+
+@contextmanager
+def kept_lease(uri: str) -> Iterator[int]:
+    """Be the only driver of a sweep during the block; yields the generation of the lease.
+
+    Raises:
+        ValueError: another driver works on it.
+    """
+    generation, holder = newest(uri)
+    if generation and holder and holder.is_here and not holder.is_gone:
+        raise ValueError(f"{uri}: {holder} works on this sweep; wait for it, or end it with tips-ray sweeps stop")
     try:
         with leased(uri) as generation:
-            _claim(config, uri, tell)
-            return _run(config, base, uri, execute, generation, tell)
-    except RunIsTrainedError as error:
+            yield generation
+    except RunIsTrainedError:
         raise ValueError(
-            f"{uri}: another driver works on this sweep ({error}); wait for it, or end it with tips-ray sweeps stop"
+            f"{uri}: {newest(uri)[1] or 'another driver'} works on this sweep; wait for it, or end it with tips-ray "
+            "sweeps stop"
         ) from None
 
 
@@ -78,7 +121,7 @@ def _run(
         tracked(lambda: log_scores(parent, config, job, outcome))
 
     sweep.told = told
-    tell(forecast(sweep))
+    tell(forecast(config, base, seconds_per_step(Summary(config, sweep.record))))
     status: Status = "FAILED"
     try:
         _execute(sweep, execute, generation)
@@ -95,6 +138,16 @@ def _run(
     return sweep
 
 
+def told_results(uri: str) -> Iterator[str]:
+    """Lines about the result of a sweep, and what to do next."""
+    summary = Summary(sweep_config(uri), Record(uri))
+    yield table(summary.heads(), summary.rows())
+    yield from summary.sentences()
+    yield f"page: {storage.join(uri, 'sweep.html')}"
+    if summary.winner():
+        yield f"next: tips-ray pretrain {storage.join(uri, 'best.yaml')}"
+
+
 def write_results(sweep: Sweep) -> Sequence[Picture]:
     """Write page, table and best config into the sweep's folder; returns the pictures."""
     summary, uri = Summary(sweep.config, sweep.record), sweep.places.uri
@@ -104,31 +157,6 @@ def write_results(sweep: Sweep) -> Sequence[Picture]:
     if best := summary.best_config():
         storage.write_text(storage.join(uri, "best.yaml"), best)
     return drawn
-
-
-def forecast(sweep: Sweep) -> str:
-    """What the sweep will take, before it starts: settings, steps, disk, and time once a trial has told it."""
-    config, summary = sweep.config, Summary(sweep.config, sweep.record)
-    count = config.settings or sum(1 for _ in grid(config))
-    trials, end = count * config.replicas, sweep.rungs.steps[-1]
-    steps = _steps(sweep, count) * config.replicas
-    student, teacher = parameters(sweep.base)
-    saved = 4 * (3 * student + teacher)  # weights, AdamW's two averages, the teacher
-    disk = bytes_text(trials * sweep.base.keep_last * saved)
-    per_step = seconds_per_step(summary)
-    time = f", {steps * per_step / 3600:.2f} trial-hours" if per_step else ""
-    share = f" ({steps / (trials * end):.0%} of training all to the end)" if steps < trials * end else ""
-    return f"forecast   {trials} trials, about {steps:,} steps{share}, {disk} of checkpoints{time}"
-
-
-def _steps(sweep: Sweep, settings: int) -> int:
-    """Steps of one seed where one in `keep` goes on from each rung."""
-    if sweep.config.scheduler == "none":
-        return settings * sweep.rungs.steps[-1]
-    total, going, before = 0, settings, 0
-    for step in sweep.rungs.steps:
-        total, going, before = total + going * (step - before), max(going // sweep.config.keep, 1), step
-    return total
 
 
 def _ended(sweep: Sweep, job: Job, outcome: Outcome) -> str:
@@ -162,7 +190,8 @@ def _claim(config: SweepConfig, uri: str, tell: Callable[[str], None]) -> None:
         tell(f"sweep      {config.name} is new: {uri}")
         return
     there = sweep_config(uri)
-    if changes := _changes(there, config):
+    has_scores = any(trial.scores for one in Record(uri).settings.values() for trial in one.trials.values())
+    if has_scores and (changes := _changes(there, config)):
         cure = f"{uri} has scores that depend on it: give it its old value, or the sweep another name"
         raise Faults([f"{change}; {cure}" for change in changes])
     is_extended = there != config
@@ -189,6 +218,9 @@ def _prepared(config: SweepConfig, base: RunConfig, uri: str, parent: Tracking, 
         shared["tracking.mlflow_uri"] = tracked
     if base.captions.source != "column":
         shared["captions.store"] = base.captions.store or storage.join(base.storage, "captions")
+    if config.scenes:
+        rate = stored_scenes(config.scenes_uri(), SCENES_SEED, config.scenes, CAPTION_COLUMNS)
+        tell(f"scenes     {config.scenes:,} {f'rendered, {rate:.0f}/s' if rate else 'are there'}")
     index = index_of(base.data, storage.join(runs, "index"))
     tell(f"data       {index.rows:,} rows in {index.shards.num_rows} shards")
     if base.captions.tokenizer is None and base.captions.source != "live":

@@ -6,7 +6,7 @@ ask Optuna ourselves: Ray's OptunaSearch forgets paused trials when its driver d
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,17 @@ def next_values(config: SweepConfig, rungs: Rungs, settings: Sequence[Setting]) 
             if values is not None and repr(values) not in known:
                 return values, "tpe"
     return _random_one(config, number, known)
+
+
+def proposals(config: SweepConfig, rungs: Rungs) -> Iterator[tuple[Values, str]]:
+    """The first settings of a new sweep, as far as no score decides them."""
+    settings: list[Setting] = []
+    while config.settings is None or len(settings) < config.settings:
+        found = next_values(config, rungs, settings)
+        if found is None or found[1] == "tpe":
+            return
+        settings.append(Setting(len(settings), *found))
+        yield found
 
 
 def _random_one(config: SweepConfig, number: int, known: set[str]) -> tuple[Values, str] | None:

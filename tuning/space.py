@@ -22,13 +22,15 @@ TRIES = 100
 """Draws in a row that the run's schema refuses before the space is called too narrow."""
 
 
-def run_of(config: SweepConfig, values: Mapping[str, Any], name: str = "setting", seed: int = 0) -> RunConfig:
-    """The run of one setting and seed, not yet placed in a sweep's folder.
+def run_of(config: SweepConfig, values: Mapping[str, Any], name: str = "setting", seed: int | None = None) -> RunConfig:
+    """The run of one setting and seed, by default that of the config, not yet placed in a sweep's folder.
 
     Raises:
         Faults: the values give no valid run.
     """
-    return override(RunConfig, config.run, {**values, "name": name, "seed": seed})
+    own = {"name": name, **({} if seed is None else {"seed": seed})}
+    scenes = {"data.sources": [{"uri": config.scenes_uri()}]} if config.scenes else {}
+    return override(RunConfig, config.run, {**scenes, **values, **own})
 
 
 def require_valid(config: SweepConfig) -> RunConfig:

@@ -56,6 +56,8 @@ class Sweep:
         """
         self.config, self.base, self.places, self.record, self.told = config, base, places, record, told
         self.rungs = Rungs(config, base)
+        self._lies_in: dict[int, bool] = {}
+        """Number of a setting -> whether it is one of the space."""
         self.running: dict[tuple[int, int], Job] = {}
         """By setting and seed."""
         self.stops_because = ""
@@ -66,7 +68,9 @@ class Sweep:
     @property
     def settings(self) -> list[Setting]:
         """Settings of the space, in the order in which they were proposed; an extended sweep may have others."""
-        return [one for one in self.record.settings.values() if lies_in(self.config, one.values)]
+        every = self.record.settings
+        self._lies_in |= {new: lies_in(self.config, every[new].values) for new in every.keys() - self._lies_in.keys()}
+        return [one for one in every.values() if self._lies_in[one.number]]
 
     def next_job(self) -> Job | None:
         """The next job, which is then running; None: there is none now, or none at all if nothing is running."""
@@ -89,6 +93,9 @@ class Sweep:
         elif outcome.kind == "violated":
             self.record.add_violation(setting, job.seed, outcome.why, outcome.seconds)
             self.record.end(setting, f"seed {job.seed}: {outcome.why}")
+        elif outcome.kind == "unscorable":
+            self.stops_because = outcome.why
+            self.failure = RunFailedError(f"scores: {outcome.why}")
         elif outcome.kind == "failed":
             self.record.add_failure(setting, job.seed, outcome.why, outcome.seconds)
             if len(setting.trial(job.seed).failures) >= MOST_FAILURES:

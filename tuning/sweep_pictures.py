@@ -18,7 +18,7 @@ from tuning.sweep import trial_name
 from tuning.sweep_summary import Summary
 
 GOOD, OTHER = "#0b6e4f", "#9aa5b1"
-FEWEST_FOR_IMPORTANCE = 6
+FEWEST_FOR_IMPORTANCE, ENOUGH = 6, 5
 Picture = tuple[str, bytes]
 """File name and PNG."""
 
@@ -58,12 +58,12 @@ def _png(draw: Callable[[Any], bool]) -> bytes:
 
 
 def _scored(summary: Summary) -> tuple[list[Setting], list[float], int]:
-    """Settings at the highest rung that at least two have reached, the best first, their first scores, the rung."""
-    for step in reversed(summary.rungs.steps):
-        ranked = summary.rungs.ranked(summary.settings, step)
-        if len(ranked) > 1:
-            return ranked, [(one.score(step, summary.rungs.seeds) or (0.0,))[0] for one in ranked], step
-    return [], [], 0
+    """Settings at a rung, the best first, their first scores, and the rung: the highest that enough have reached."""
+    at = [(summary.rungs.ranked(summary.settings, step), step) for step in reversed(summary.rungs.steps)]
+    ranked, step = next((one for one in at if len(one[0]) >= ENOUGH), at[-1])
+    if len(ranked) < 2:
+        return [], [], 0
+    return ranked, [(one.score(step, summary.rungs.seeds) or (0.0,))[0] for one in ranked], step
 
 
 def _curves(axes: Any, summary: Summary, runs_uri: str) -> bool:
@@ -228,9 +228,16 @@ def _ends(domain: DomainConfig) -> tuple[str, str]:
 
 
 def _scale(axis: Any, set_scale: Callable[[str], None], domain: DomainConfig) -> None:
+    """Show the whole domain, so that a best value at its end is seen as such."""
+    from matplotlib.ticker import NullFormatter
+
     if domain.loguniform:
         set_scale("log")
         axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    if domain.choice is None:
+        low, high = domain.beside(-0.03), domain.beside(1.03)
+        axis.set_view_interval(low, high, ignore=True)
 
 
 def _label(summary: Summary) -> str:

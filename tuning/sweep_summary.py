@@ -76,7 +76,8 @@ class Summary:
         pairs = [(early[0], late[0]) for early, late in both if early is not None and late is not None]
         if len(pairs) < FEWEST:
             return Prediction(step, len(pairs), None)
-        found: Any = stats.spearmanr(*zip(*pairs, strict=True))
+        early, late = zip(*pairs, strict=True)
+        found: Any = stats.spearmanr(early, late)
         return Prediction(step, len(pairs), float(found.statistic))
 
     def best_config(self) -> str | None:

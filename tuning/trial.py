@@ -23,6 +23,10 @@ VIOLATIONS = ("CollapseError", "FloatingPointError")
 """Final failures that come from the setting's values; others may come from the machine or the data."""
 
 
+class UnscorableError(ValueError):
+    """No run of this kind has a score that the sweep names."""
+
+
 @dataclass(frozen=True, repr=False)
 class Job:
     """One trial and the rung that it is to reach. Picklable."""
@@ -52,7 +56,8 @@ class Job:
 class Outcome:
     """How a job ended."""
 
-    kind: Literal["scored", "violated", "failed", "stopped"]
+    kind: Literal["scored", "violated", "failed", "stopped", "unscorable"]
+    """`unscorable`: no trial of the sweep can have its scores."""
     scores: tuple[float, ...] = ()
     why: str = ""
     seconds: float = 0.0
@@ -69,6 +74,8 @@ def advance(job: Job) -> Outcome:
         kind, scores, why = "stopped", (), str(stop)
     except RunFailedError as error:
         kind, scores, why = "violated" if _is_violated(job, begun) else "failed", (), str(error)
+    except UnscorableError as error:
+        kind, scores, why = "unscorable", (), str(error)
     except (ValueError, OSError) as error:
         kind, scores, why = "failed", (), str(error)
     except Exception as error:  # a trial must not end the sweep
@@ -114,7 +121,7 @@ def _scores(job: Job) -> tuple[float, ...]:
     """A value for each score at the job's rung; NaN where it is not finite.
 
     Raises:
-        ValueError: the run logs no such metric, or the task has no such score.
+        UnscorableError: the run logs no such metric, or the task has no such score.
     """
     records = _evaluated(job) if any(score.task for score in job.scores) else {}
     return tuple(
@@ -129,7 +136,7 @@ def _logged(job: Job, score: ScoreConfig) -> float:
     values = [line[score.metric] for line in near if score.metric in line]
     if not values:
         known = ", ".join(sorted(near[-1].keys() - {"step", "time"})) if near else "nothing at that step"
-        raise ValueError(f"no run of this sweep logs {score.metric}; it logs {known}")
+        raise UnscorableError(f"no run of this sweep logs {score.metric}; it logs {known}")
     return fmean(values)
 
 
@@ -143,8 +150,8 @@ def _evaluated(job: Job) -> dict:
 
 def _of_task(record: Mapping, score: ScoreConfig) -> float:
     if "skipped" in record:
-        raise ValueError(f"task {score.task} was skipped: {record['skipped']}")
+        raise UnscorableError(f"task {score.task} was skipped: {record['skipped']}")
     if score.score not in record["scores"]:
-        raise ValueError(f"task {score.task} has no score {score.score}; it has {', '.join(record['scores'])}")
+        raise UnscorableError(f"task {score.task} has no score {score.score}; it has {', '.join(record['scores'])}")
     value = record["scores"][score.score]
     return nan if value is None else float(value)

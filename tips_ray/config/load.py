@@ -22,7 +22,7 @@ def load_config(schema: type[ConfigT], path: Path, overrides: Sequence[str] = ()
         ValueError: there is no such file, it is no YAML mapping or the config of another command, or an override has
             no `=`; or Faults: one sentence per wrong key or value.
     """
-    tree = _read(path)
+    tree = config_tree(path)
     if tree and not tree.keys() & schema.model_fields.keys():
         raise ValueError(
             f"{path}: none of its keys ({listed(map(str, tree))}) belongs to a {schema.__name__}; is it the config "
@@ -90,7 +90,12 @@ def _given_twice(first: yaml.Node, second: yaml.ScalarNode) -> yaml.MarkedYAMLEr
     return yaml.MarkedYAMLError(problem=problem, problem_mark=second.start_mark)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def config_tree(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ValueError: there is no such file, or it is no YAML mapping.
+    """
     try:
         tree = _loaded(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,15 +1,18 @@
 """Config of a sweep: a run, the space of keys that its settings differ in, scores, and how settings are chosen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from math import log
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from tips_ray.config.evaluation import SuiteConfig
+from tips_ray.config.load import config_tree, override, override_values
 from tips_ray.config.run import RunConfig
 from tips_ray.config.schema import Schema
+from tips_ray.storage.files import join
 
 OWN_KEYS = {
     "name": "the sweep names its runs",
@@ -26,6 +29,20 @@ OWN_KEYS = {
 """Keys of a run that no space may hold, and why."""
 WEIGHTS = ("objective.alpha", "objective.beta", "objective.web_weight", "objective.synthetic_weight")
 Ends = Annotated[tuple[float, float], Field(description="smallest and largest value")]
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> "SweepConfig":
+    """The config of a sweep; where `run` is the path of a run's config, that is read.
+
+    Raises:
+        ValueError: as `load_config`, of either file.
+    """
+    tree, values = config_tree(path), override_values(overrides)
+    run = values.pop("run", tree.get("run"))
+    if isinstance(run, str):
+        run = config_tree(Path(run))
+    given = {key: value for key, value in run.items() if key != "name"} if isinstance(run, dict) else run
+    return override(SweepConfig, {**tree, "run": given}, values)
 
 
 class ConditionConfig(Schema):
@@ -124,8 +141,12 @@ class DomainConfig(Schema):
         low, high = self.ends
         if self.integer is not None:
             return min(max(round(low - 0.5 + share * (high - low + 1)), int(low)), int(high))
-        value = low * (high / low) ** share if self.loguniform else low + share * (high - low)
-        return min(max(float(f"{value:.6g}"), low), high)
+        return min(max(float(f"{self.beside(share):.6g}"), low), high)
+
+    def beside(self, share: float) -> float:
+        """A number at a share of the way, which may lie outside."""
+        low, high = self.ends
+        return low * (high / low) ** share if self.loguniform else low + share * (high - low)
 
     def share_of(self, value: float) -> float:
         """Where a number lies between the smallest, 0, and the largest, 1."""
@@ -178,6 +199,8 @@ class SweepConfig(Schema):
     """Folder or s3:// prefix that holds sweeps."""
     run: dict[str, Any]
     """The run that all settings start from, without name; a file of `tips-ray pretrain` may be named instead."""
+    scenes: PositiveInt | None = None
+    """Number of rendered scenes to train on, made in the sweep's folder; None: `run.data.sources` says what."""
     space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
     """Dotted keys of the run -> the values that they may take."""
     settings: PositiveInt | None = None
@@ -209,6 +232,12 @@ class SweepConfig(Schema):
             reason = next((why for own, why in OWN_KEYS.items() if fnmatchcase(key, own)), None)
             if reason:
                 raise ValueError(f"space.{key}: {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _data_are_one(self) -> Self:
+        if self.scenes and "sources" in (self.run.get("data") or {}):
+            raise ValueError(f"scenes ({self.scenes}) and run.data.sources: leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -260,6 +289,10 @@ class SweepConfig(Schema):
         if any(later <= earlier for earlier, later in zip(self.rungs, self.rungs[1:], strict=False)):
             raise ValueError(f"rungs ({list(self.rungs)}) must rise")
         return self
+
+    def scenes_uri(self) -> str:
+        """Where the rendered scenes lie."""
+        return join(self.storage, self.name, "scenes", f"train-{self.scenes}")
 
     def in_order(self) -> Iterator[tuple[str, DomainConfig]]:
         """Keys and domains, each after the key that its condition asks for."""

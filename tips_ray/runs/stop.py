@@ -3,7 +3,9 @@
 The request names the generation of the lease that it ends, so that a later start does not obey it.
 """
 
+import getpass
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +50,15 @@ def ask_to_stop(run_uri: str, by: str, kind: Kind = "stop") -> StopRequest:
     asked = StopRequest(generation, kind, by, datetime.now(UTC).isoformat(timespec="seconds"))
     storage.write_text(_uri(run_uri), json.dumps(asdict(asked)))
     return asked
+
+
+def user_here() -> str:
+    """Who asks: the user and this machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = "somebody"
+    return f"{user} on {socket.gethostname()}"
 
 
 def stop_asked(run_uri: str, generation: int) -> StopRequest | None:

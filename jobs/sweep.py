@@ -1,0 +1,63 @@
+"""Sweep keys of a run: train settings from a space, compare them at rungs, and train the best to the end.
+
+  tips-ray sweep SWEEP.yaml [KEY=VALUE ...]     e.g. settings=40 replicas=3 scheduler=none
+  tips-ray sweep SWEEP.yaml --dry-run           checks everything, prints the first settings, and stops
+  tips-ray sweep SWEEP.yaml --without-ray       trials one after the other in this process
+
+Trials run on Ray Tune, on the cluster at RAY_ADDRESS or on this machine. The same command again goes on where a sweep
+was stopped or killed. With more settings, other ranges, another scheduler or more replicas it extends the sweep, and
+scores of settings that lie in the new space count. docs/sweeps.md describes the file.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tips_ray.config.sweep import SweepConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `tips-ray sweep`."""
+    parser.add_argument("config", type=Path, metavar="SWEEP.yaml", help="config of the sweep")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config, dotted")
+    parser.add_argument("--dry-run", action="store_true", help="check, print the first settings, and stop")
+    parser.add_argument("--without-ray", action="store_true", help="run trials one after the other in this process")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the sweep and print its result.
+
+    Raises:
+        ValueError: the config is wrong, or another driver works on the sweep.
+        RunFailedError: all settings fail.
+    """
+    from tips_ray.config.sweep import load_sweep
+
+    config = load_sweep(arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        _dry_run(config)
+        return
+    from tips_ray import storage
+    from tuning.executor import run_here, run_on_tune
+    from tuning.run_sweep import run_sweep, told_results
+
+    run_sweep(config, run_here if arguments.without_ray else run_on_tune, lambda line: print(line, flush=True))
+    print("\n".join(told_results(storage.resolved(storage.join(config.storage, config.name)))))
+
+
+def _dry_run(config: "SweepConfig") -> None:
+    from itertools import islice
+
+    from tips_ray.launch.checks import preflight
+    from tuning.forecast import forecast
+    from tuning.run_sweep import checked
+    from tuning.rungs import Rungs
+    from tuning.search import proposals
+
+    base = checked(config)
+    print(forecast(config, base))
+    for number, (values, by) in enumerate(islice(proposals(config, Rungs(config, base)), 10)):
+        print(f"setting {number}: {', '.join(f'{key}={value}' for key, value in values.items())} ({by})")
+    if not config.scenes:  # those are rendered by the first start
+        preflight(base).require()

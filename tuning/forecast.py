@@ -1,0 +1,35 @@
+"""What a sweep will take, told before it starts."""
+
+from tips_ray.config.run import RunConfig
+from tips_ray.config.sweep import SweepConfig
+from tips_ray.launch.sizes import bytes_text, parameters
+from tuning.space import grid
+
+
+def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | None = None) -> str:
+    """A line with trials, steps, disk, and time where it is known.
+
+    Args:
+        config: of the sweep.
+        base: the run that all settings start from.
+        seconds_per_step: of the trials so far; None: there are none.
+    """
+    settings, rungs = config.settings or sum(1 for _ in grid(config)), config.all_rungs(base)
+    trials, steps = settings * config.replicas, _steps(config, settings, rungs) * config.replicas
+    student, teacher = parameters(base)
+    saved = 4 * (3 * student + teacher)  # fp32: weights, AdamW's two averages, the teacher
+    disk = bytes_text(trials * base.keep_last * saved)
+    share = steps / (trials * rungs[-1])
+    told = f" ({share:.0%} of training all to the end)" if share < 1 else ""
+    time = "" if seconds_per_step is None else f", about {steps * seconds_per_step / 3600:.2f} trial-hours"
+    return f"forecast   {trials} trials, about {steps:,} steps{told}{time}; {disk} of checkpoints"
+
+
+def _steps(config: SweepConfig, settings: int, rungs: tuple[int, ...]) -> int:
+    """Steps of one seed where one in `keep` goes on from each rung."""
+    if config.scheduler == "none":
+        return settings * rungs[-1]
+    total, going, before = 0, settings, 0
+    for step in rungs:
+        total, going, before = total + going * (step - before), max(going // config.keep, 1), step
+    return total
