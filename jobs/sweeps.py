@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     from tuning import keep_sweeps
 
     uri, words = storage.resolved(arguments.sweep), arguments.words
-    if arguments.action in ("list", "show", "stop") and words:
+    takes_words = arguments.action in ("add", "promote")
+    if words and not takes_words:
         raise ValueError(f"{arguments.action} takes no {words[0]!r}: tips-ray sweeps --help shows what it takes")
-    for line in getattr(keep_sweeps, f"{arguments.action}_lines")(uri, *([words] if words else [])):
+    for line in getattr(keep_sweeps, f"{arguments.action}_lines")(uri, *([words] if takes_words else [])):
         print(line)

@@ -24,7 +24,10 @@ PUBLISHED = {"objective.alpha": 1, "objective.beta": 2, "objective.student_tempe
         ({"space": {"objective.beta": {"uniform": [1, 1]}}}, "uniform .1 to 1. is empty"),
         ({"space": {"objective.beta": {"loguniform": [0, 1]}}}, "loguniform .0 to 1. must begin above 0"),
         ({"space": {"objective.beta": {"choice": [1, 2, 1]}}}, "choice .* names a value twice"),
-        ({"space": {"objective.beta": {"choice": [1], "uniform": [1, 2]}}}, "give one of choice, .* choice and uniform"),
+        (
+            {"space": {"objective.beta": {"choice": [1], "uniform": [1, 2]}}},
+            "give one of choice, .* choice and uniform",
+        ),
         ({"space": {"objective.beta": {"uniform": [1, 2], "prior": 3}}}, "prior .3. must be a value of uniform"),
         ({"space": {"seed": {"choice": [1, 2]}}}, "space.seed: set replicas"),
         ({"space": {"resources.workers": {"choice": [1, 2]}}}, "space.resources.workers: it changes how fast"),
