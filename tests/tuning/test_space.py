@@ -62,7 +62,7 @@ def test_conditions_must_name_another_key_and_no_circle():
 
 
 def test_a_value_that_another_key_must_allow_is_taken():
-    """Both widths must be equal, which no single key can bring about; a width alone is refused, with the other taken."""
+    """Both widths must be equal, which no single key can bring about."""
     space = {"image.width": {"choice": [16, 32]}, "text.width": {"choice": [16, 32]}}
     config = tiny_sweep("a", space=space)
     require_valid(config)
