@@ -20,10 +20,9 @@ from tips_ray.runs.tracking import prepare_tracking
 from tips_ray.scenes.shards import stored_scenes
 from tuning.ablation_table import RowRun, written_table
 from tuning.chains import Chain, side_by_side
+from tuning.executor import KEPT_MEMORY
 
 SUITE = "suite.yaml"
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-"""Settings of glibc that keep freed memory; without them every step asks for new pages (see benchmarks/README.md)."""
 TRAIN_SEED = 0
 """Seed of the training scenes; the evaluation uses others."""
 

@@ -21,8 +21,8 @@ QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # one waits, so that an autoscaling cluster grows
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-SETTLED_SECONDS = 3600.0
-"""Time between two of Tune's snapshots, which nothing reads."""
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+"""Settings of glibc that keep freed memory; without them every step asks for new pages (see benchmarks/README.md)."""
 
 
 def run_here(sweep: Sweep) -> None:
@@ -35,6 +35,8 @@ def run_on_tune(sweep: Sweep) -> None:
     """Run all jobs as trials of Ray Tune, as many at a time as the cluster has room for."""
     require_ray()
     os.environ.update(QUIET)
+    for name, value in KEPT_MEMORY.items():
+        os.environ.setdefault(name, value)  # for the processes of a Ray that starts here
     at_a_time, need = room(sweep.base, sweep.config.at_a_time)
     notes = tempfile.mkdtemp(prefix="tune-")
     tuner = tune.Tuner(

@@ -1,0 +1,137 @@
+"""Sweeps on Ray Tune: the numbers of trials, and what a lost trial, a request to stop and a killed driver leave."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from toy_run import metrics_of_run, write_scenes
+from toy_sweep import tiny_sweep
+
+from jobs.cli import main
+from tips_ray.config.sweep import SweepConfig
+from tips_ray.launch import pretrain
+from tips_ray.launch.on_ranks import RankTrainer
+from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.lease import newest
+from tips_ray.runs.mlflow_access import mlflow_client
+from tips_ray.runs.tracking import stored_run_id
+from tuning.executor import run_on_tune
+from tuning.record import Record
+from tuning.run_sweep import run_sweep
+from tuning.space import run_of
+from tuning.sweep import trial_name
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    return write_scenes(tmp_path_factory.mktemp("sweeps") / "scenes", 16)
+
+
+def _sweep(root: Path, data: str, steps: int) -> SweepConfig:
+    """Three settings, of which one trains to the end."""
+    sizes = {"run__schedule__total_steps": steps, "rungs": [steps // 2], "settings": 3, "at_a_time": 2, "keep": 3}
+    return tiny_sweep(root, data, **sizes, run__checkpoint_every_steps=10_000)
+
+
+def _wait(is_so: Callable[[], object]) -> None:
+    ends = time.monotonic() + 200
+    while not is_so():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def _scores(uri: str) -> int:
+    return sum(len(trial.scores) for one in Record(uri).settings.values() for trial in one.trials.values())
+
+
+def _trains(uri: str) -> bool:
+    """A trial has logged a step of a rung that it has not reached."""
+    for setting in Record(uri).settings.values():
+        lines = RunFolder(f"{uri}/runs/{trial_name(setting.number, 0)}").read_metrics()
+        if lines and lines[-1]["step"] > max(setting.trial(0).scores, default=0) + 1:
+            return True
+    return False
+
+
+def _holders(uri: str) -> list[int]:
+    """Processes that train trials now."""
+    found = [newest(f"{uri}/runs/{trial_name(number, 0)}")[1] for number in Record(uri).settings]
+    return [holder.process for holder in found if holder and not holder.is_gone]
+
+
+def _assert_whole(config: SweepConfig, uri: str, elsewhere: Path) -> None:
+    """Each trial has the numbers of the same run, trained at once by itself."""
+    settings = Record(uri).settings
+    assert [sorted(one.trial(0).scores) for one in settings.values()].count([*config.rungs]) == 2
+    vocabulary = {"captions.tokenizer": f"{uri}/tokenizer.json", "storage": str(elsewhere)}
+    for setting in settings.values():
+        name, reached = trial_name(setting.number, 0), max(setting.trial(0).scores)
+        alone = run_of(config, {**setting.values, **vocabulary}, name)
+        whole = metrics_of_run(RunFolder(pretrain(alone, RankTrainer(), until_step=reached)))
+        assert [line["step"] for line in whole] == list(range(1, reached + 1))
+        assert metrics_of_run(RunFolder(f"{uri}/runs/{name}")) == whole
+
+
+def test_a_lost_trial_is_trained_on_and_all_numbers_are_those_of_runs_by_themselves(cluster, data, tmp_path):
+    config, uri, killed = _sweep(tmp_path, data, 40), f"{tmp_path}/tiny", list[int]()
+
+    def tell(line: str) -> None:
+        if ": loss/" in line and not killed:  # the first score: another trial trains, or starts to
+            _wait(lambda: _holders(uri))
+            killed.extend(_holders(uri)[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    sweep = run_sweep(config, run_on_tune, tell)
+    failures = [line for line in _events(uri) if line["kind"] == "failure"]
+    assert [line["why"] for line in failures] == ["its process was lost"] and not sweep.running
+    _assert_whole(config, uri, tmp_path / "alone")
+
+
+def _events(uri: str) -> list[dict]:
+    lines = [line for path in sorted(Path(uri, "record").iterdir()) for line in path.read_text().splitlines()]
+    return [yaml.safe_load(line) for line in lines]
+
+
+def test_a_sweep_that_was_stopped_and_then_killed_goes_on_to_the_same_end(data, tmp_path, capsys):
+    config, uri = _sweep(tmp_path, data, 120), f"{tmp_path}/tiny"
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+    first = _started(tmp_path)
+    _wait(lambda: _trains(uri))
+    assert main(["sweeps", "stop", uri]) == 0
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 75 and "the same command goes on with the sweep" in said
+    assert not _holders(uri) and {run.info.status for run in _children(config, uri)} <= {"KILLED", "SCHEDULED"}
+    second = _started(tmp_path)
+    _wait(lambda: _scores(uri) and _trains(uri))
+    second.kill()
+    second.wait()
+    third = _started(tmp_path)
+    said, _ = third.communicate(timeout=300)
+    assert third.returncode == 0 and "best: setting" in said, said
+    _assert_whole(config, uri, tmp_path / "alone")
+    children = _children(config, uri)
+    assert sorted(run.info.status for run in children) == ["FINISHED", "SCHEDULED", "SCHEDULED"]
+    parents = {run.data.tags["mlflow.parentRunId"] for run in children}
+    assert parents == {stored_run_id(uri)}, "one parent over all starts"
+
+
+def _started(root: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "jobs.cli", "sweep", str(root / "sweep.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ""}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+
+
+def _children(config: SweepConfig, uri: str) -> list:
+    client = mlflow_client(run_of(config, {}).tracking.mlflow_uri)
+    ids = [stored_run_id(f"{uri}/runs/{trial_name(number, 0)}") for number in Record(uri).settings]
+    return [client.get_run(run_id) for run_id in ids if run_id]
