@@ -3,6 +3,7 @@
   tips-ray sweep SWEEP.yaml [KEY=VALUE ...]     e.g. settings=40 replicas=3 scheduler=none
   tips-ray sweep SWEEP.yaml --dry-run           checks everything, prints the first settings, and stops
   tips-ray sweep SWEEP.yaml --without-ray       trials one after the other in this process
+  tips-ray sweep SWEEP.yaml --check-transfer width=2x steps=4x     may a finished small sweep choose for a large run?
 
 Trials run on Ray Tune, on the cluster at RAY_ADDRESS or on this machine. The same command again goes on where a sweep
 was stopped or killed. With more settings, other ranges, another scheduler or more replicas it extends the sweep, and
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="SWEEP.yaml", help="config of the sweep")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config, dotted")
     parser.add_argument("--dry-run", action="store_true", help="check, print the first settings, and stop")
+    parser.add_argument("--check-transfer", nargs="+", metavar="FACTOR", help="width=2x, steps=4x: see above")
     parser.add_argument("--without-ray", action="store_true", help="run trials one after the other in this process")
 
 
@@ -42,8 +44,18 @@ def run(arguments: argparse.Namespace) -> None:
     from tuning.executor import run_here, run_on_tune
     from tuning.run_sweep import run_sweep, told_results
 
-    run_sweep(config, run_here if arguments.without_ray else run_on_tune, lambda line: print(line, flush=True))
+    execute = run_here if arguments.without_ray else run_on_tune
+    if arguments.check_transfer:
+        from tuning.transfer import check_transfer, factors_of
+
+        print("\n".join(check_transfer(config, factors_of(arguments.check_transfer), execute, _tell)))
+        return
+    run_sweep(config, execute, _tell)
     print("\n".join(told_results(storage.resolved(storage.join(config.storage, config.name)))))
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
 
 
 def _dry_run(config: "SweepConfig") -> None:

@@ -19,8 +19,7 @@ from tips_ray.runs.run import config_fingerprint
 from tips_ray.runs.tracking import prepare_tracking
 from tips_ray.scenes.shards import stored_scenes
 from tuning.ablation_table import RowRun, written_table
-from tuning.chains import Chain, side_by_side
-from tuning.executor import KEPT_MEMORY
+from tuning.chains import KEPT_MEMORY, Chain, side_by_side
 
 SUITE = "suite.yaml"
 TRAIN_SEED = 0

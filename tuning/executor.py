@@ -11,6 +11,7 @@ from ray.tune.search import Searcher
 from tips_ray.config.run import RunConfig
 from tips_ray.launch import cluster
 from tips_ray.train.adapter import require_ray
+from tuning.chains import KEPT_MEMORY
 from tuning.sweep import Sweep
 from tuning.trial import Job, Outcome, advance, is_on_rank
 
@@ -21,8 +22,6 @@ QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # one waits, so that an autoscaling cluster grows
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-"""Settings of glibc that keep freed memory; without them every step asks for new pages (see benchmarks/README.md)."""
 
 
 def run_here(sweep: Sweep) -> None:

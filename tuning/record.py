@@ -95,6 +95,14 @@ class Record:
         """Let the trials of a setting train up to a step."""
         self._write("grant", setting=setting.number, step=step)
 
+    def replace(self, step: int, survivors: Sequence[Setting], children: Sequence[Mapping[str, Any]]) -> None:
+        """A generation of population-based training: survivors and children may train up to a step.
+
+        Each child has `values`, `donor`, whose history it takes, and `instead_of`, which gets no further steps.
+        """
+        numbered = [{**child, "number": len(self.settings) + place} for place, child in enumerate(children)]
+        self._write("generation", step=step, survivors=[one.number for one in survivors], children=numbered)
+
     def end(self, setting: Setting, why: str) -> None:
         """Give a setting no further steps."""
         self._write("end", setting=setting.number, why=why)
@@ -116,6 +124,13 @@ class Record:
         """A line about the sweep itself: `start`, `changed`, `stop`."""
         self._write(kind, **what)
 
+    def _replace(self, line: Mapping[str, Any]) -> None:
+        for number in line["survivors"]:
+            self.settings[number].granted = line["step"]
+        for child in line["children"]:
+            self.settings[child["number"]] = _child(child, self.settings[child["donor"]], line["step"])
+            self.settings[child["instead_of"]].ended = f"replaced by setting {child['number']}"
+
     def _write(self, kind: str, **what: Any) -> None:
         line = {"time": _now(), "kind": kind, **what}
         self._lines.add([line])
@@ -124,6 +139,8 @@ class Record:
 
     def _apply(self, line: Mapping[str, Any]) -> None:
         kind, number = line["kind"], line.get("setting")
+        if kind == "generation":
+            self._replace(line)
         if number is None:
             return
         if kind == "setting":
@@ -134,6 +151,11 @@ class Record:
             self.settings[number].ended = line["why"]
         else:
             _add_result(self.settings[number].trial(line["seed"]), line)
+
+
+def _child(line: Mapping[str, Any], donor: Setting, step: int) -> Setting:
+    copied = {seed: Trial(dict(trial.scores)) for seed, trial in donor.trials.items()}
+    return Setting(line["number"], line["values"], f"child of {donor.number}", step, trials=copied)
 
 
 def _add_result(trial: Trial, line: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from tips_ray.errors import Faults
 
 Values = dict[str, Any]
 """Dotted keys that have a value of their own in a setting."""
+CHANGES = "schedule.changes"
+"""Key of the values that a child of population-based training has from some step on."""
 BELIEF = 0.5
 """(D) Share of the random values that are drawn near a prior."""
 SPREAD = 0.15
@@ -152,9 +154,11 @@ def lies_in(config: SweepConfig, values: Mapping[str, Any]) -> bool:
     A key that the setting lacks has the run's value, which must lie in its domain. A key that the space lacks must have
     the run's value.
     """
+    if CHANGES in values and config.scheduler != "pbt":
+        return False
     base = run_of(config, {})
     whole = {key: values.get(key, value_at(base, key)) for key in config.space}
-    outside = {key: value for key, value in values.items() if key not in config.space}
+    outside = {key: value for key, value in values.items() if key not in config.space and key != CHANGES}
     active = active_values(config, whole)
     return all(config.space[key].contains(value) for key, value in active.items()) and all(
         _equal(value, value_at(base, key)) for key, value in outside.items()

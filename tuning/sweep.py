@@ -9,10 +9,11 @@ from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import RunFailedError
 from tips_ray.runs.stop import ask_to_stop
+from tuning.population import next_generation
 from tuning.record import MOST_FAILURES, Record, Setting
 from tuning.rungs import Rungs
 from tuning.search import next_values
-from tuning.space import lies_in, run_of
+from tuning.space import CHANGES, lies_in, run_of
 from tuning.trial import Job, Outcome
 
 MOST_GIVEN_UP = 3
@@ -80,7 +81,7 @@ class Sweep:
                 return job
             if used := self._budget_used():
                 self.stops_because = used
-            elif not (self._granted() or self._proposed() or self._granted(is_last_call=not self.running)):
+            elif not (self._granted() or self._proposed() or self._at_last()):
                 return None
         return None
 
@@ -172,9 +173,21 @@ class Sweep:
             self.record.grant(grant.setting, grant.step)
         return True
 
+    def _at_last(self) -> bool:
+        """Whether a decision was made that needs all settings, with nothing left that trains."""
+        if self.running:
+            return False
+        if self.config.scheduler == "pbt":
+            return next_generation(self.config, self.rungs, self.settings, self.record, self.run_uri)
+        return self._granted(is_last_call=True)
+
+    def run_uri(self, setting: int) -> str:
+        """Run folder of a setting's only trial, in population-based training."""
+        return storage.join(self.places.runs, trial_name(setting, self.rungs.seeds[0]))
+
     def _proposed(self) -> bool:
         """Whether a new setting was made."""
-        settings = self.settings
+        settings = [one for one in self.settings if CHANGES not in one.values]
         if self.config.settings is not None and len(settings) >= self.config.settings:
             return False
         found = next_values(self.config, self.rungs, settings)

@@ -15,10 +15,10 @@ from tuning.record import Setting
 from tuning.search import study_of
 from tuning.space import value_at
 from tuning.sweep import trial_name
-from tuning.sweep_summary import Summary
+from tuning.sweep_summary import FEWEST, Summary
 
 GOOD, OTHER = "#0b6e4f", "#9aa5b1"
-FEWEST_FOR_IMPORTANCE, ENOUGH = 6, 5
+FEWEST_FOR_IMPORTANCE = 6
 Picture = tuple[str, bytes]
 """File name and PNG."""
 
@@ -60,7 +60,7 @@ def _png(draw: Callable[[Any], bool]) -> bytes:
 def _scored(summary: Summary) -> tuple[list[Setting], list[float], int]:
     """Settings at a rung, the best first, their first scores, and the rung: the highest that enough have reached."""
     at = [(summary.rungs.ranked(summary.settings, step), step) for step in reversed(summary.rungs.steps)]
-    ranked, step = next((one for one in at if len(one[0]) >= ENOUGH), at[-1])
+    ranked, step = next((one for one in at if len(one[0]) >= FEWEST), at[-1])
     if len(ranked) < 2:
         return [], [], 0
     return ranked, [(one.score(step, summary.rungs.seeds) or (0.0,))[0] for one in ranked], step

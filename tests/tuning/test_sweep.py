@@ -1,5 +1,6 @@
 """The queue of a sweep and its record: what is trained, in which order, killed anywhere, extended."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ from toy_sweep import SPACE, bowl, measured, queue, run_all, tiny_sweep
 
 from tips_ray import storage
 from tips_ray.errors import RunFailedError
+from tuning import population
+from tuning.population import current_values
 from tuning.record import Record
 from tuning.search import next_values, study_of
 from tuning.sweep import Sweep
@@ -224,3 +227,77 @@ def test_a_rung_is_judged_by_how_it_ranks_settings_against_the_end(tmp_path):
     assert (first.correlation, second.correlation) == (-1, 1)
     assert str(first) == "the rung at step 4 does not predict the end: rank correlation -1.00 over 6 settings"
     assert str(second) == "the rung at step 8 predicts the end: rank correlation 1.00 over 6 settings"
+
+
+PBT = {
+    "scheduler": "pbt",
+    "settings": 4,
+    "space": {key: SPACE[key] for key in ("objective.alpha", "objective.beta")},
+}
+
+
+def _alpha(values, seed: int, step: int) -> float:
+    """Lower for a lower alpha."""
+    return current_values(tiny_sweep("a", **PBT), values)["objective.alpha"] + 1 / step
+
+
+def test_a_child_of_the_best_takes_the_place_of_the_worst_at_each_rung(tmp_path, monkeypatch):
+    copied = []
+    monkeypatch.setattr(population, "_copy_history", lambda *places: copied.append(places))
+    sweep = queue(tiny_sweep("a", **PBT), str(tmp_path))
+    run_all(sweep, _alpha)
+    settings = sweep.record.settings
+    first = sorted(range(4), key=lambda number: settings[number].values["objective.alpha"])
+    child = settings[4]
+    assert child.by == f"child of {first[0]}" and settings[first[-1]].ended == "replaced by setting 4"
+    donor = settings[first[0]]
+    assert child.trial(0).scores[4] == donor.trial(0).scores[4], "it has the donor's history"
+    (change,) = child.values["schedule.changes"]
+    assert (
+        change["from_step"] == 4
+        and change["alpha"] / donor.values["objective.alpha"] == pytest.approx(1.2, rel=1e-5)
+        or change["alpha"] / donor.values["objective.alpha"] == pytest.approx(1 / 1.2, rel=1e-5)
+    )
+    assert {**donor.values, "schedule.changes": [change]} == child.values
+    assert len(settings) == 6 and [sorted(settings[4].trial(0).scores), sorted(settings[5].trial(0).scores)][1] == [
+        4,
+        8,
+        12,
+    ]
+    assert [place[2] for place in copied] == [4, 8] and copied[0][0].endswith(f"setting-{first[0]:04d}-seed-0")
+    assert run_all(queue(tiny_sweep("a", **PBT), str(tmp_path)), _alpha) == []
+
+
+def test_a_population_killed_after_any_line_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(population, "_copy_history", lambda *places: None)
+    run_all(queue(tiny_sweep("a", **PBT), str(tmp_path / "whole")), _alpha)
+    monkeypatch.setattr(Record, "_write", _killing(Record._write))
+    for _ in _lines(str(tmp_path / "whole")):
+        with contextlib.suppress(_Killed):
+            run_all(queue(tiny_sweep("a", **PBT), str(tmp_path / "killed")), _alpha)
+    assert _untimed(str(tmp_path / "killed")) == _untimed(str(tmp_path / "whole"))
+
+
+def test_a_member_that_collapsed_is_replaced_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(population, "_copy_history", lambda *places: None)
+    sweep = queue(tiny_sweep("a", **PBT), str(tmp_path))
+    while job := sweep.next_job():
+        fell = job.setting == 1
+        sweep.done(job, Outcome("violated", why="collapsed") if fell else measured(sweep, job, _alpha))
+    ended = {number: one.ended for number, one in sweep.record.settings.items() if one.ended}
+    assert len(ended) == 3 and ended[1].startswith("replaced by setting")
+    assert sum(12 in one.trial(0).scores for one in sweep.settings) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"space": SPACE}, "space.objective.student_temperature: scheduler .pbt. changes values during a run"),
+        ({"space": {"views.mask_ratio": {"uniform": [0.1, 0.5]}}}, "space.views.mask_ratio: scheduler .pbt."),
+        ({"rungs": []}, "scheduler .pbt. needs rungs, at least 2 settings, and replicas .1."),
+        ({"replicas": 2}, "members share a seed"),
+    ],
+)
+def test_a_population_that_cannot_change_is_refused(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny_sweep("a", **{**PBT, **values})

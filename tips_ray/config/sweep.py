@@ -27,6 +27,15 @@ OWN_KEYS = {
     "checkpoint_*": "it changes no numbers; set it below run",
 }
 """Keys of a run that no space may hold, and why."""
+CHANGEABLE = {
+    **{f"objective.{name}": name for name in ("alpha", "beta", "ema_momentum", "ema_momentum_final")},
+    **{f"objective.{part}temperature": f"{part}temperature" for part in ("student_", "teacher_", "masked_student_")},
+    "objective.masked_teacher_temperature": "masked_teacher_temperature",
+    "schedule.peak_lr": "peak_lr",
+    "optimizer.weight_decay": "weight_decay",
+    "optimizer.max_grad_norm": "max_grad_norm",
+}
+"""Keys that may change during a run, and their names in `schedule.changes`."""
 WEIGHTS = ("objective.alpha", "objective.beta", "objective.web_weight", "objective.synthetic_weight")
 Ends = Annotated[tuple[float, float], Field(description="smallest and largest value")]
 
@@ -209,9 +218,10 @@ class SweepConfig(Schema):
     """Seeds that every setting is trained with, from `run.seed` on; a setting's score is the mean over them."""
     search: Literal["tpe", "random", "grid"] = "tpe"
     """`tpe`: Optuna's tree-structured Parzen estimator, after ten settings drawn at random."""
-    scheduler: Literal["promotion", "asha", "none"] = "promotion"
+    scheduler: Literal["promotion", "asha", "pbt", "none"] = "promotion"
     """`promotion`: a setting pauses at a rung and goes on when it is among the best of it. `asha`: it goes on at once
-    or never. `none`: every setting trains to the end."""
+    or never. `none`: every setting trains to the end. `pbt`: at each rung a child of the best takes the place of the
+    worst, with the best one's weights and history and changed values."""
     rungs: tuple[PositiveInt, ...] = ()
     """Optimizer steps, in rising order, at which settings are scored and compared; the end of the run is the last."""
     keep: Annotated[int, Field(ge=2)] = 3
@@ -282,6 +292,20 @@ class SweepConfig(Schema):
             if score.task and (self.suite is None or score.task not in self.suite.tasks):
                 known = ", ".join(self.suite.tasks) if self.suite else "none, since there is no suite"
                 raise ValueError(f"scores.{number}.task ({score.task}) must be a task of the suite: {known}")
+        return self
+
+    @model_validator(mode="after")
+    def _population_can_change(self) -> Self:
+        if self.scheduler != "pbt":
+            return self
+        for key, domain in self.space.items():
+            if key not in CHANGEABLE or domain.choice is not None or domain.when:
+                raise ValueError(
+                    f"space.{key}: scheduler (pbt) changes values during a run, which needs a range without `when` of "
+                    f"one of {', '.join(CHANGEABLE)}"
+                )
+        if not self.rungs or self.replicas > 1 or (self.settings or 0) < 2:
+            raise ValueError("scheduler (pbt) needs rungs, at least 2 settings, and replicas (1): members share a seed")
         return self
 
     @model_validator(mode="after")
