@@ -8,9 +8,6 @@ from typing import NamedTuple
 from tips_ray.errors import listed
 from tuning.compare_run import ComparedRun
 
-MEASURES = ("step", "images", "gpu-hours")
-
-
 class Measure(NamedTuple):
     """What runs are compared by: an equal number of steps, images or hours."""
 

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow.entities import Metric, Param, RunTag
+from toy_run import tiny_run
 
 from jobs.cli import main
+from tips_ray import storage
+from tips_ray.runs import RunFolder
 from tips_ray.runs.mlflow_access import mlflow_client
+from tips_ray.runs.run import claim_data, run_at
+from tips_ray.runs.tracking import start_tracking
 
 NOISE = (0.3, -0.1, 0.2, -0.4, 0.0, 0.25)
 """What a seed adds to the loss in every setting."""
@@ -220,6 +226,29 @@ def test_a_pause_counts_no_hours_and_a_run_without_gpus_counts_its_workers(world
     world.ours("paused", "p-gpus", pauses, alpha=4.0)
     words = ("--experiment", "paused", "--at", "gpu-hours", "--leave-out", "p-elastic")
     assert ") used no GPUs and others did: compare them --at step or images\n" in _compare(capsys, world, *words)[1]
+
+
+def test_a_run_folder_and_a_run_of_mlflow_that_we_logged_differ_in_what_differs(world, capsys, tmp_path):
+    """The experiment has the run of the folder too, which is then compared once."""
+    uris = {}
+    for name, alpha in (("here", 1.0), ("there", 2.0)):
+        keys = {"objective__alpha": alpha, "tracking__mlflow_uri": world.uri, "tracking__experiment": "both"}
+        config = tiny_run(tmp_path, f"photos of {name}", name=name, **keys)
+        folder = RunFolder(f"{tmp_path}/{name}")
+        folder.claim(yaml.safe_dump(config.model_dump(mode="json")))
+        claim_data(folder.uri, "a" * 64)
+        storage.write_text(f"{folder.uri}/tokenizer.json", "vocabulary")
+        folder.log_metrics(1, {"loss/total": alpha})
+        batches = run_at(folder.uri).batch_fingerprint()
+        tracking = start_tracking(config, folder.uri, data_fingerprint="a" * 64, batch_fingerprint=batches)
+        tracking.log(1, {"loss/total": alpha})
+        tracking.finish("FINISHED")
+        uris[name] = folder.uri
+    code, said = _compare(capsys, world, uris["here"], "--experiment", "both")
+    assert code == 0, said
+    assert said.startswith("left out: runs that --leave-out names, or whose folder is given: 1\ndiffer in: objective.a")
+    assert "\nobjective.alpha=1.0 (baseline): 1 run, seeds 0\n" in said
+    assert "  1 higher, one seed has no interval, 1 pair on the same batches\n" in said
 
 
 @pytest.mark.parametrize(
