@@ -8,6 +8,7 @@ from typing import NamedTuple
 from tips_ray.errors import listed
 from tuning.compare_run import ComparedRun
 
+
 class Measure(NamedTuple):
     """What runs are compared by: an equal number of steps, images or hours."""
 
