@@ -2,34 +2,48 @@
 
   tips-ray compare out/runs/a out/runs/b                      the first run's setting is the baseline
   tips-ray compare out/runs/* --baseline out/runs/plain-0 --metric loss/total --metric grad_norm:lower
-  tips-ray compare out/runs/* --csv runs.csv                  a line for each run and metric
+  tips-ray compare --experiment tips --mlflow-uri sqlite:///out/runs/mlflow.db --html compare.html
+  tips-ray compare --sweep alpha --at gpu-hours               from MLflow at MLFLOW_TRACKING_URI
+  tips-ray compare out/runs/* --csv runs.csv --json runs.json a line for each run and metric; all that is shown
 
 Runs that differ by their seed alone are one setting. Runs of two settings that saw the same batches are pairs: data,
 vocabulary, seed, batch size and views must be equal, the number of workers need not. A claim needs six pairs.
+Runs of other tools in MLflow are compared by their params and metrics; see docs/compare.md.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from math import isfinite
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tuning.compare import Metric, Setting
-    from tuning.verdict import Difference
+    from tuning.compare import Comparison
+    from tuning.compare_run import ComparedRun
+    from tuning.compare_setting import Setting
 
 METRIC = "loss/total"
+MEASURES = ("step", "images", "gpu-hours")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tips-ray compare`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, local or s3://")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, local or s3://")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--experiment", metavar="NAME", help="all runs of an experiment of MLflow")
+    source.add_argument("--sweep", metavar="NAME", help="all runs of MLflow with this tag `sweep`")
+    parser.add_argument("--mlflow-uri", metavar="URI", help="default: the variable MLFLOW_TRACKING_URI")
     parser.add_argument("--baseline", metavar="RUN", help="a run of the setting that others are compared with")
     parser.add_argument(
         "--metric", action="append", metavar="NAME[:higher|:lower]", help=f"default: {METRIC}; may be given again"
     )
+    parser.add_argument("--at", choices=MEASURES, default="step", help="compare at equal steps, images or GPU-hours")
+    parser.add_argument(
+        "--ignore", action="append", default=[], metavar="PARAM", help="may differ within a setting, such as 'output_*'"
+    )
+    parser.add_argument("--leave-out", action="append", default=[], metavar="RUN", help="name or id of a run of MLflow")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write final, best and equal-step values of each run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is shown")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables and plots")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,92 +52,85 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: there are fewer than two runs, one is no run folder, or they have no metric in common.
     """
-    from tuning.compare import ComparedRun, common_step, differing, metric_of, settings_of
+    from tuning.compare import compared
+    from tuning.compare_setting import metric_of
+    from tuning.compare_text import lines_of
 
     metrics = [metric_of(text) for text in arguments.metric or [METRIC]]
-    runs = {found.uri: found for found in map(ComparedRun, [*arguments.runs, *filter(None, [arguments.baseline])])}
+    runs, left_out = _runs(arguments, [metric.name for metric in metrics])
+    runs, baseline_of = _with_baseline(arguments.baseline, runs)
     if len(runs) < 2:
-        raise ValueError(f"{next(iter(runs))} is the only run: give another one to compare it with")
-    compared = list(runs.values())
-    keys = differing(compared)
-    settings = settings_of(compared, keys)
-    step = common_step(compared, metrics)
-    first = compared[-1] if arguments.baseline else compared[0]
-    baseline = next(setting for setting in settings if first in setting.runs)
-    print("\n".join(_lines(settings, baseline, metrics, step, keys)))
-    if arguments.csv:
-        _write_csv(arguments.csv, settings, metrics, step)
+        raise ValueError(f"{runs[0].label} is the only run: give another one to compare it with")
+    found = compared(runs, metrics, baseline_of, arguments.at, arguments.ignore, left_out)
+    print("\n".join(lines_of(found)))
+    _write(arguments, found)
 
 
-def _lines(
-    settings: "list[Setting]", baseline: "Setting", metrics: "list[Metric]", step: int, keys: Sequence[str]
-) -> Iterator[str]:
-    yield f"differ in: {', '.join(keys) or 'nothing but their seeds'}"
-    for setting in settings:
-        seeds = ", ".join(str(one.seed) for one in setting.runs)
-        label = f"{setting.label} (baseline)" if setting is baseline else setting.label
-        yield f"{label}: {_counted(len(setting.runs), 'run')}, seeds {seeds}"
-        for metric in metrics:
-            final, best, equal = map(_mean, zip(*_table(setting, metric, step), strict=True))
-            yield f"  {metric.name}: final {final}, best {best}, at step {step} {equal}"
-    others = [setting for setting in settings if setting is not baseline]
-    yield from _claim_lines(others, baseline, metrics, step)
+def _runs(arguments: argparse.Namespace, metrics: Sequence[str]) -> "tuple[list[ComparedRun], list[str]]":
+    """Runs in the order in which they are shown, and sentences about those that are left out."""
+    from tips_ray.runs.tracking import stored_run_id
+    from tuning.compare_mlflow import runs_of_mlflow, selection
+    from tuning.compare_run import run_of_folder
+
+    option, name = ("--sweep", arguments.sweep) if arguments.sweep else ("--experiment", arguments.experiment)
+    _require_source(arguments, name)
+    folders = {found.uri: found for found in map(run_of_folder, arguments.runs)}
+    if not name:
+        return list(folders.values()), []
+    chosen = selection(option, name, arguments.mlflow_uri)
+    known = [run_id for run_id in map(stored_run_id, folders) if run_id]
+    there = runs_of_mlflow(chosen, metrics, arguments.leave_out, known)
+    return [*folders.values(), *there.runs], there.left_out
 
 
-def _claim_lines(others: "list[Setting]", baseline: "Setting", metrics: "list[Metric]", step: int) -> Iterator[str]:
-    from tuning.compare import difference_at
-    from tuning.verdict import claims, fewest_pairs, holm
-
-    places = [(setting, metric) for setting in others for metric in metrics]
-    found = [difference_at(setting, baseline, metric, step) for setting, metric in places]
-    adjusted = holm([difference.p for difference in found])
-    for (setting, metric), difference, claim, p in zip(places, found, claims(found), adjusted, strict=True):
-        yield f"{setting.label} against {baseline.label}, {metric.name} at step {step}: {claim}"
-        yield f"  {_described(difference, metric)}"
-        if len(found) > 1 and isfinite(difference.low):
-            yield f"  p {p:.2g} as one of {len(found)} comparisons"
-        if claim == "no claim" and (more := fewest_pairs(len(found)) - difference.seeds) > 0:
-            yield f"  a claim needs at least {_counted(more, 'more seed')} of both"
+def _require_source(arguments: argparse.Namespace, name: str | None) -> None:
+    if not name and not arguments.runs and not arguments.baseline:
+        raise ValueError("there are no runs to compare: give two run folders, or --experiment or --sweep")
+    of_mlflow = {"--mlflow-uri": arguments.mlflow_uri, "--leave-out": ", ".join(arguments.leave_out)}
+    for key, value in of_mlflow.items():
+        if value and not name:
+            raise ValueError(f"{key} ({value}) is about runs of MLflow: give --experiment or --sweep beside it")
 
 
-def _described(found: "Difference", metric: "Metric") -> str:
-    other = "lower" if metric.better == "higher" else "higher"
-    way, low, high = (metric.better, found.low, found.high) if found.mean > 0 else (other, -found.high, -found.low)
-    interval = f" ({low:.3g} to {high:.3g}), p {found.p:.2g}" if isfinite(low) else ", one seed has no interval"
-    how = (
-        f"{_counted(found.seeds, 'pair')} on the same batches"
-        if found.is_paired
-        else "no pairs: the runs saw other batches"
-    )
-    if found.saved is not None:
-        how += f"; pairs correlate by {found.correlation:.2f} and save {found.saved:.0%} of the variance"
-    return f"{abs(found.mean):.3g} {way}{interval}, {how}"
+def _with_baseline(
+    given: str | None, runs: "list[ComparedRun]"
+) -> "tuple[list[ComparedRun], Callable[[Sequence[Setting]], Setting]]":
+    """All runs, with that of the baseline if it is a further run folder, and what chooses the baseline's setting.
+
+    Raises:
+        ValueError: the baseline is no run.
+    """
+    from tips_ray import storage
+    from tips_ray.errors import listed
+    from tips_ray.runs.folder import CONFIG
+    from tuning.compare_run import run_of_folder
+
+    if given is None:
+        return runs, lambda settings: settings[0]
+    names = {given, storage.resolved(given)}
+    if not any(names & {run.uri, run.name} for run in runs):
+        if not storage.exists(storage.join(storage.resolved(given), CONFIG)):
+            there = listed(run.name for run in runs)
+            raise ValueError(f"--baseline ({given}) is no run folder and none of these runs: {there}")
+        runs = [*runs, run_of_folder(given)]
+    return runs, lambda settings: _setting_of(given, names, settings)
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
+def _setting_of(given: str, names: set[str], settings: "Sequence[Setting]") -> "Setting":
+    found = [setting for setting in settings if any(names & {run.uri, run.name} for run in setting.runs)]
+    exact = [setting for setting in settings if any(run.uri in names for run in setting.runs)]
+    if len(found) > 1 and not exact:
+        ids = ", ".join(run.uri for setting in found for run in setting.runs if run.name in names)
+        raise ValueError(f"--baseline ({given}) is the name of runs of {len(found)} settings: give one of {ids}")
+    return (exact or found)[0]
 
 
-def _mean(values: Sequence[float]) -> str:
-    """Mean and, of several, standard deviation."""
-    spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{fmean(values):.4g}{spread}"
+def _write(arguments: argparse.Namespace, found: "Comparison") -> None:
+    from tuning.compare_files import write_csv, write_json
+    from tuning.compare_page import write_page
 
-
-def _table(setting: "Setting", metric: "Metric", step: int) -> list[tuple[float, float, float]]:
-    """Final, best, and last value up to `step`, of each run."""
-    values = [(one.values(metric.name), one.values(metric.name, step)) for one in setting.runs]
-    return [(own[-1], metric.best(own), until[-1]) for own, until in values]
-
-
-def _write_csv(path: Path, settings: "list[Setting]", metrics: "list[Metric]", step: int) -> None:
-    import csv
-
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "setting", "seed", "metric", "final", "best", f"at step {step}", "batch_fingerprint"])
-        for setting in settings:
-            for metric in metrics:
-                for one, values in zip(setting.runs, _table(setting, metric, step), strict=True):
-                    writer.writerow([one.uri, setting.label, one.seed, metric.name, *values, one.batches])
-    print(path)
+    for path, write in ((arguments.csv, write_csv), (arguments.json, write_json), (arguments.html, write_page)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, found)
+            print(path)

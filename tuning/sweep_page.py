@@ -4,8 +4,7 @@ import base64
 from collections.abc import Sequence
 
 from tips_ray.report.html import Html, joined, tag
-from tips_ray.report.page import meta
-from tips_ray.report.style import CSS
+from tips_ray.report.page import document
 from tuning.sweep_pictures import Picture
 from tuning.sweep_summary import Summary
 
@@ -27,8 +26,7 @@ def page(summary: Summary, drawn: Sequence[Picture]) -> str:
         tag("h2", "Pictures"),
         tag("div", joined(map(_shown, drawn)), class_="shown"),
     ]
-    head = tag("head", meta(), tag("title", f"{summary.config.name} · tips_ray"), tag("style", Html(CSS + WIDE)))
-    return "<!doctype html>\n" + tag("html", head, tag("body", tag("main", joined(parts))), lang="en")
+    return document(summary.config.name, parts, WIDE)
 
 
 def _table(summary: Summary) -> Html:

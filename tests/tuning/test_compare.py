@@ -1,7 +1,9 @@
 """`tips-ray compare` on run folders with known metrics."""
 
 import csv
+import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,50 @@ def test_runs_are_compared_at_the_last_step_that_all_have_and_with_what_they_rea
     assert len(rows[0]["batch_fingerprint"]) == 64 and rows[0]["batch_fingerprint"] == rows[1]["batch_fingerprint"]
 
 
+def test_hours_of_a_run_folder_follow_its_attempts_and_its_workers(tmp_path, capsys, monkeypatch):
+    """Two workers take 36 s for each of steps 1 to 4; after a rest of an hour, one worker takes 72 s for 5 and 6.
+
+    By step 4 these are 4 x 72 worker-seconds, .08 hours. Step 5 follows the start and counts at the median pace, 36 s;
+    step 6 takes its own 72 s: .01 and .02 hours more. The plain run has .01 hours a step: two workers of 18 s.
+    """
+    seconds = iter(range(0, 1000, 18))
+    monkeypatch.setattr(
+        "tips_ray.runs.folder._now", lambda: f"{datetime.fromtimestamp(next(seconds), UTC):%FT%T}+00:00"
+    )
+    plain = _run(tmp_path, "plain", range(12, 0, -1))
+    uri = _run(tmp_path, "elastic", [], objective__alpha=2.0)
+    folder = RunFolder(uri)
+    clock = ["10:00:00", "10:01:00", "10:01:36", "10:02:12", "10:02:48", "11:02:50", "11:10:00", "11:11:12"]
+    times = (f"2026-01-01T{time}+00:00" for time in clock)
+    monkeypatch.setattr("tips_ray.runs.folder._now", lambda: next(times))
+    folder.log_event("start", 0, workers=2)
+    for step in range(1, 5):
+        folder.log_metrics(step, {"loss/total": 9.0 - step})
+    folder.log_event("resume", 4, workers=1)
+    for step in (5, 6):
+        folder.log_metrics(step, {"loss/total": 9.0 - step})
+    code, said = _compare(capsys, uri, plain, "--at", "gpu-hours", "--json", str(tmp_path / "out" / "runs.json"))
+    assert code == 0, said
+    assert "  loss/total: final 3, best 3, at 0.11 worker-hours 3\n" in said
+    assert "  loss/total: final 1, best 1, at 0.11 worker-hours 2\n" in said
+    found = json.loads((tmp_path / "out" / "runs.json").read_text())
+    assert found["compared_at"] == {"by": "gpu-hours", "unit": "worker-hours", "value": pytest.approx(0.11)}
+
+
+def test_a_run_folder_that_diverged_is_told(tmp_path, capsys):
+    first = _run(tmp_path, "a", [4, 2, 3])
+    second = _run(tmp_path, "b", [4, float("nan"), float("inf")], objective__beta=1.0)
+    said = _compare(capsys, first, second)[1]
+    assert (
+        f"  loss/total: final diverged, best diverged, at step 3 diverged\n  {second}, seed 0: loss/total div" in said
+    )
+    assert "loss/total diverged at step 2\n" in said
+    assert said.endswith(
+        "at step 3: no claim\n  on one side every run had diverged by step 3\n  1 of 1 run of objective.beta=1.0 had "
+        "diverged by then: not in the numbers\n  a claim needs at least 6 more seeds of both\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -99,6 +145,9 @@ def test_runs_are_compared_at_the_last_step_that_all_have_and_with_what_they_rea
         ("{late} {a} --metric loss/late", "has no finite value of loss/late up to step 1"),
         ("{a} {b} --metric grad", "metric grad: say which values are better, as grad:higher or grad:lower"),
         ("{a} {b} --metric loss/total:more", "metric loss/total:more: say which values are better"),
+        ("{a} {b} --baseline {a}/none", "/a/none) is no run folder and none of these runs: a, b"),
+        ("{a} {b} --mlflow-uri x", "--mlflow-uri (x) is about runs of MLflow: give --experiment or --sweep beside it"),
+        ("{a} {b} --at gpu-hours", "/a has logged no two steps in one go: leave it out, or wait"),
         ("{a} {silent}", "/silent has logged no step yet: wait for its first one, or leave it out"),
     ],
 )

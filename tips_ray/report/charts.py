@@ -19,18 +19,18 @@ def line_chart(title: str, points: Sequence[Point], marks: Iterable[float] = ())
     finite = [point for point in points if isfinite(point[1])]
     if not finite:
         return Html("")
-    ticks = _ticks(*_range([y for _, y in finite]))
+    ticks = round_ticks(*value_range([y for _, y in finite]))
     steps = [x for x, _ in points]
-    frame = _Frame(min(steps), max(steps), ticks[0], ticks[-1])
-    parts = [*_grid(frame, ticks), *(_mark(frame, step) for step in marks if frame.left < step <= frame.right)]
-    parts += _curves(frame, _thinned(points))
+    frame = Frame(min(steps), max(steps), ticks[0], ticks[-1])
+    parts = [*grid(frame, ticks), *(_mark(frame, step) for step in marks if frame.left < step <= frame.right)]
+    parts += _curves(frame, thinned(points))
     last = tag("span", number(finite[-1][1]), class_="last")
     label = f"{title}, from {number(finite[0][1])} to {number(finite[-1][1])}"
     svg = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
     return tag("figure", tag("figcaption", tag("span", title), last), svg, class_="chart")
 
 
-class _Frame:
+class Frame:
     """Converts data to picture coordinates."""
 
     def __init__(self, left: float, right: float, low: float, high: float) -> None:
@@ -43,12 +43,13 @@ class _Frame:
         return TOP + (HEIGHT - TOP - BOTTOM) * (self.high - value) / (self.high - self.low)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def value_range(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest value, apart also where all are equal."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - abs(low) * 0.1 - 1e-6, high + abs(high) * 0.1 + 1e-6)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def round_ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers that enclose low and high."""
     raw = (high - low) / 4
     unit = 10.0 ** floor(log10(raw))
@@ -57,7 +58,8 @@ def _ticks(low: float, high: float) -> list[float]:
     return [float(f"{step * index:.12g}") for index in range(first, last + 1)]
 
 
-def _grid(frame: _Frame, ticks: Sequence[float]) -> list[Html]:
+def grid(frame: Frame, ticks: Sequence[float], unit: str = "step") -> list[Html]:
+    """Lines at the ticks, with their values, and the ends of what runs from left to right."""
     parts = []
     for value in ticks:
         y = f"{frame.y(value):.1f}"
@@ -65,26 +67,27 @@ def _grid(frame: _Frame, ticks: Sequence[float]) -> list[Html]:
         parts.append(tag("text", f"{value:g}", x=LEFT - 6, y=y, dy="0.32em", text_anchor="end"))
     ends = [(frame.left, "start")] if frame.right == frame.left else [(frame.left, "start"), (frame.right, "end")]
     parts += [tag("text", number(step), x=f"{frame.x(step):.1f}", y=HEIGHT - 6, text_anchor=at) for step, at in ends]
-    return [*parts, tag("text", "step", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle")]
+    return [*parts, tag("text", unit, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle")]
 
 
-def _mark(frame: _Frame, step: float) -> Html:
+def _mark(frame: Frame, step: float) -> Html:
     x = f"{frame.x(step):.1f}"
     return tag(
         "line", tag("title", f"resumed at {number(step)}"), x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="mark"
     )
 
 
-def _curves(frame: _Frame, points: Sequence[Point]) -> list[Html]:
+def _curves(frame: Frame, points: Sequence[Point]) -> list[Html]:
     if len(points) < SMOOTHING_POINTS:
-        return [tag("path", d=_path(frame, points), class_="curve")]
+        return [tag("path", d=path(frame, points), class_="curve")]
     return [
-        tag("path", d=_path(frame, points), class_="raw"),
-        tag("path", d=_path(frame, _smoothed(points)), class_="curve"),
+        tag("path", d=path(frame, points), class_="raw"),
+        tag("path", d=path(frame, _smoothed(points)), class_="curve"),
     ]
 
 
-def _path(frame: _Frame, points: Sequence[Point]) -> str:
+def path(frame: Frame, points: Sequence[Point]) -> str:
+    """The line through points, for a `d` of SVG; one that is not finite leaves a gap."""
     commands, command = [], "M"
     for step, value in points:
         if not isfinite(value):
@@ -95,7 +98,7 @@ def _path(frame: _Frame, points: Sequence[Point]) -> str:
     return "".join(commands) + ("h0.01" if len(commands) == 1 else "")  # a single point still shows
 
 
-def _thinned(points: Sequence[Point]) -> list[Point]:
+def thinned(points: Sequence[Point]) -> list[Point]:
     """Means over equal bins when there are more points than the picture can show."""
     if len(points) <= MOST_POINTS:
         return list(points)

@@ -1,5 +1,6 @@
 """The whole page, small enough to send by mail."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tips_ray.report import sections
@@ -46,11 +47,16 @@ def _page(report: Report, side_px: int) -> str:
         sections.next_commands(report),
         sections.full_config(report),
     ]
-    head = tag("head", meta(), tag("title", f"{report.name} · tips_ray"), tag("style", Html(CSS)))
+    return document(report.name, parts)
+
+
+def document(name: str, parts: Iterable[Html], css: str = "") -> str:
+    """A page of these parts, with further CSS after that of a report."""
+    head = tag("head", _meta(), tag("title", f"{name} · tips_ray"), tag("style", Html(CSS + css)))
     return "<!doctype html>\n" + tag("html", head, tag("body", tag("main", joined(parts))), lang="en")
 
 
-def meta() -> Html:
+def _meta() -> Html:
     """Meta tags; the policy forbids scripts and external resources, whatever a caption contains."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return Html(
