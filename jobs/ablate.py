@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = [QUICK] * arguments.quick + [FULL] * arguments.full
     config = load_config(AblationConfig, path, [*seeds, *overrides])
     out = Path(arguments.output).resolve()
-    from tuning.ablation import run_ablation
+    from tuning.ablations.ablation import run_ablation
 
     print(run_ablation(config, out))
     print(f"table        {out / 'table.md'}, {out / 'results.json'}")

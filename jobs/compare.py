@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tuning.compare import Comparison
-    from tuning.compare_run import ComparedRun
-    from tuning.compare_setting import Setting
+    from tuning.comparison.compare import Comparison
+    from tuning.comparison.run import ComparedRun
+    from tuning.comparison.setting import Setting
 
 METRIC = "loss/total"
 MEASURES = ("step", "images", "gpu-hours")
@@ -52,9 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: there are fewer than two runs, one is no run folder, or they have no metric in common.
     """
-    from tuning.compare import compared
-    from tuning.compare_setting import metric_of
-    from tuning.compare_text import lines_of
+    from tuning.comparison.compare import compared
+    from tuning.comparison.setting import metric_of
+    from tuning.comparison.text import lines_of
 
     metrics = [metric_of(text) for text in arguments.metric or [METRIC]]
     runs, left_out = _runs(arguments, [metric.name for metric in metrics])
@@ -69,8 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _runs(arguments: argparse.Namespace, metrics: Sequence[str]) -> "tuple[list[ComparedRun], list[str]]":
     """Runs in the order in which they are shown, and sentences about those that are left out."""
     from tips_ray.runs.tracking import stored_run_id
-    from tuning.compare_mlflow import runs_of_mlflow, selection
-    from tuning.compare_run import run_of_folder
+    from tuning.comparison.mlflow import runs_of_mlflow, selection
+    from tuning.comparison.run import run_of_folder
 
     option, name = ("--sweep", arguments.sweep) if arguments.sweep else ("--experiment", arguments.experiment)
     _require_source(arguments, name)
@@ -103,7 +103,7 @@ def _with_baseline(
     from tips_ray import storage
     from tips_ray.errors import listed
     from tips_ray.runs.folder import CONFIG
-    from tuning.compare_run import run_of_folder
+    from tuning.comparison.run import run_of_folder
 
     if given is None:
         return runs, lambda settings: settings[0]
@@ -126,8 +126,8 @@ def _setting_of(given: str, names: set[str], settings: "Sequence[Setting]") -> "
 
 
 def _write(arguments: argparse.Namespace, found: "Comparison") -> None:
-    from tuning.compare_files import write_csv, write_json
-    from tuning.compare_page import write_page
+    from tuning.comparison.files import write_csv, write_json
+    from tuning.comparison.page import write_page
 
     for path, write in ((arguments.csv, write_csv), (arguments.json, write_json), (arguments.html, write_page)):
         if path:

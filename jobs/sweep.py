@@ -41,12 +41,12 @@ def run(arguments: argparse.Namespace) -> None:
         _dry_run(config)
         return
     from tips_ray import storage
-    from tuning.executor import run_here, run_on_tune
-    from tuning.run_sweep import run_sweep, told_results
+    from tuning.sweeps.executor import run_here, run_on_tune
+    from tuning.sweeps.run import run_sweep, told_results
 
     execute = run_here if arguments.without_ray else run_on_tune
     if arguments.check_transfer:
-        from tuning.transfer import check_transfer, factors_of
+        from tuning.sweeps.transfer import check_transfer, factors_of
 
         print("\n".join(check_transfer(config, factors_of(arguments.check_transfer), execute, _tell)))
         return
@@ -62,10 +62,10 @@ def _dry_run(config: "SweepConfig") -> None:
     from itertools import islice
 
     from tips_ray.launch.checks import preflight
-    from tuning.forecast import forecast
-    from tuning.run_sweep import checked
-    from tuning.rungs import Rungs
-    from tuning.search import proposals
+    from tuning.sweeps.forecast import forecast
+    from tuning.sweeps.run import checked
+    from tuning.sweeps.rungs import Rungs
+    from tuning.sweeps.search import proposals
 
     base = checked(config)
     print(forecast(config, base))

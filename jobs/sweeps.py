@@ -27,11 +27,10 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError: there is no such sweep or setting, or nothing runs the sweep, or something does.
     """
     from tips_ray import storage
-    from tuning import keep_sweeps
 
     uri, words = storage.resolved(arguments.sweep), arguments.words
     takes_words = arguments.action in ("add", "promote")
     if words and not takes_words:
         raise ValueError(f"{arguments.action} takes no {words[0]!r}: tips-ray sweeps --help shows what it takes")
-    for line in getattr(keep_sweeps, f"{arguments.action}_lines")(uri, *([words] if takes_words else [])):
+    for line in getattr(keep, f"{arguments.action}_lines")(uri, *([words] if takes_words else [])):
         print(line)

@@ -9,10 +9,10 @@ from toy_run import tiny_run
 
 from tips_ray.config.load import override
 from tips_ray.config.sweep import SweepConfig
-from tuning.record import Record
-from tuning.space import run_of
-from tuning.sweep import Places, Sweep
-from tuning.trial import Job, Outcome
+from tuning.sweeps.queue import Places, Sweep
+from tuning.sweeps.record import Record
+from tuning.sweeps.space import run_of
+from tuning.sweeps.trial import Job, Outcome
 
 SPACE = {
     "objective.alpha": {"loguniform": [0.1, 10], "prior": 1},

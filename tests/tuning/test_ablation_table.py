@@ -16,7 +16,7 @@ from tips_ray.evaluation.results import run_suite
 from tips_ray.evaluation.suite_tasks import tasks_here
 from tips_ray.models import train_tokenizer
 from tips_ray.train.state import new_state
-from tuning.ablation_table import RowRun, written_table
+from tuning.ablations.table import RowRun, written_table
 
 SCORES = {"clip": ((0.2, 0.4), (0.1, 0.1)), "tips": ((0.5, 0.7), (0.05, 0.25))}
 """mIoU, and recall of the CLS token that counts, one value per seed; errors over test images are 0.05."""

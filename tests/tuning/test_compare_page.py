@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 import pytest
 
 from tips_ray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
-from tuning.compare import Comparison, compared
-from tuning.compare_charts import curves, differences, means
-from tuning.compare_page import write_page
-from tuning.compare_run import ComparedRun, Line
-from tuning.compare_setting import Metric
+from tuning.comparison.charts import curves, differences, means
+from tuning.comparison.compare import Comparison, compared
+from tuning.comparison.page import write_page
+from tuning.comparison.run import ComparedRun, Line
+from tuning.comparison.setting import Metric
 
 LOSS = Metric("loss", "lower")
 

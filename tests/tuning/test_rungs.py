@@ -6,9 +6,9 @@ import pytest
 from toy_sweep import tiny_sweep
 
 from tips_ray.config.sweep import ScoreConfig
-from tuning.record import Setting, Trial
-from tuning.rungs import Grant, Rungs, front_numbers, rank_order
-from tuning.space import run_of
+from tuning.sweeps.record import Setting, Trial
+from tuning.sweeps.rungs import Grant, Rungs, front_numbers, rank_order
+from tuning.sweeps.space import run_of
 
 LOWER, HIGHER = (ScoreConfig(metric="a", better="lower"), ScoreConfig(metric="b", better="higher"))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tips_ray.errors import RunFailedError
-from tuning import chains as module
-from tuning.chains import Chain, side_by_side
+from tuning.ablations import chains as module
+from tuning.ablations.chains import Chain, side_by_side
 
 ROOT = Path(__file__).parents[2]
 STUBBORN = "trap '' INT; echo $$ > {pid}; while :; do sleep 0.1; done"
@@ -64,7 +64,7 @@ def test_a_failure_is_told_with_the_last_error_and_stops_the_others(tmp_path, mo
 def test_an_interrupt_leaves_no_process(tmp_path, number):
     pid, code = tmp_path / "pid", tmp_path / "script.py"
     code.write_text(
-        "import os; from pathlib import Path; from tuning import chains as m; m.LEAVE_SECONDS = 0.3\n"
+        "import os; from pathlib import Path; from tuning.ablations import chains as m; m.LEAVE_SECONDS = 0.3\n"
         f"chain = m.Chain('one', [['sh', '-c', {STUBBORN.format(pid=pid)!r}]], Path({str(tmp_path / 'log')!r}))\n"
         "try:\n    m.side_by_side([chain], 1, os.environ, print)\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
     )

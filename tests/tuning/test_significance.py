@@ -3,7 +3,7 @@
 import pytest
 
 from tips_ray.config.ablation import DirectionConfig
-from tuning.significance import Gain, Measured, gain, verdict
+from tuning.ablations.significance import Gain, Measured, gain, verdict
 
 BETTER = DirectionConfig(row="a", over="b", metric="m", paper="")
 SAME = DirectionConfig(row="a", over="b", metric="m", paper="", expect="same", within=0.1)

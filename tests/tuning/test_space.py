@@ -10,8 +10,8 @@ from toy_sweep import SPACE, tiny_sweep
 
 from tips_ray.config.sweep import DomainConfig
 from tips_ray.errors import Faults
-from tuning.run_sweep import checked
-from tuning.space import grid, lies_in, prior_values, random_values, require_valid, run_of
+from tuning.sweeps.run import checked
+from tuning.sweeps.space import grid, lies_in, prior_values, random_values, require_valid, run_of
 
 PUBLISHED = {"objective.alpha": 1, "objective.beta": 2, "objective.student_temperature": 0.1}
 

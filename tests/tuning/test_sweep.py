@@ -10,13 +10,13 @@ from toy_sweep import SPACE, bowl, measured, queue, run_all, tiny_sweep
 
 from tips_ray import storage
 from tips_ray.errors import RunFailedError
-from tuning import population
-from tuning.population import current_values
-from tuning.record import Record
-from tuning.search import next_values, study_of
-from tuning.sweep import Sweep
-from tuning.sweep_summary import Summary
-from tuning.trial import Outcome
+from tuning.sweeps import population
+from tuning.sweeps.population import current_values
+from tuning.sweeps.queue import Sweep
+from tuning.sweeps.record import Record
+from tuning.sweeps.search import next_values, study_of
+from tuning.sweeps.summary import Summary
+from tuning.sweeps.trial import Outcome
 
 
 class _Killed(Exception):

@@ -21,9 +21,9 @@ from tips_ray.runs.lease import leased
 from tips_ray.runs.metric_names import LOGGED_METRICS
 from tips_ray.runs.mlflow_access import mlflow_client
 from tips_ray.runs.tracking import stored_run_id
-from tuning.record import Record
-from tuning.space import run_of
-from tuning.sweep import trial_name
+from tuning.sweeps.queue import trial_name
+from tuning.sweeps.record import Record
+from tuning.sweeps.space import run_of
 
 STEPS, RUNG = 6, 3
 

@@ -21,11 +21,11 @@ from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import newest
 from tips_ray.runs.mlflow_access import mlflow_client
 from tips_ray.runs.tracking import stored_run_id
-from tuning.executor import run_on_tune
-from tuning.record import Record
-from tuning.run_sweep import run_sweep
-from tuning.space import run_of
-from tuning.sweep import trial_name
+from tuning.sweeps.executor import run_on_tune
+from tuning.sweeps.queue import trial_name
+from tuning.sweeps.record import Record
+from tuning.sweeps.run import run_sweep
+from tuning.sweeps.space import run_of
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tuning.verdict import Difference, claims, difference, fewest_pairs, holm
+from tuning.comparison.verdict import Difference, claims, difference, fewest_pairs, holm
 
 BASE = (1.0, 5.0, 2.0, 8.0, 3.0, 9.0)
 

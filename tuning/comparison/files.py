@@ -6,11 +6,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from tuning.compare import Comparison
-from tuning.compare_run import ComparedRun
-from tuning.compare_setting import Setting
-from tuning.compare_text import COLUMNS, headline, mean, reasons, troubles
-from tuning.compare_verdicts import Verdict
+from tuning.comparison.compare import Comparison
+from tuning.comparison.run import ComparedRun
+from tuning.comparison.setting import Setting
+from tuning.comparison.text import COLUMNS, headline, mean, reasons, troubles
+from tuning.comparison.verdicts import Verdict
 
 
 def write_csv(path: Path, found: Comparison) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from tips_ray.report.html import Html, joined, tag
 from tips_ray.report.page import document
-from tuning.sweep_pictures import Picture
-from tuning.sweep_summary import Summary
+from tuning.sweeps.pictures import Picture
+from tuning.sweeps.summary import Summary
 
 WIDE = "main{max-width:72rem} td,th{text-align:left;padding:.2rem .8rem .2rem 0} .shown img{max-width:100%}"
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import ScoreConfig, SweepConfig
-from tuning.record import Setting
+from tuning.sweeps.record import Setting
 
 BEATEN = "is not among the best at step {step}"
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from math import isfinite
 from statistics import fmean, stdev
 
-from tuning.compare import Comparison
-from tuning.compare_setting import Metric, Setting
-from tuning.compare_verdicts import Verdict
-from tuning.verdict import Difference
+from tuning.comparison.compare import Comparison
+from tuning.comparison.setting import Metric, Setting
+from tuning.comparison.verdict import Difference
+from tuning.comparison.verdicts import Verdict
 
 COLUMNS = ("final", "best", "equal")
 """Fields of `Values` that are shown as numbers."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from tips_ray import storage
 from tips_ray.runs.jsonl import LineLog
-from tuning.space import Values
+from tuning.sweeps.space import Values
 
 PATIENCE_SECONDS = 600.0
 """How long a line is tried to be written while the storage does not answer."""

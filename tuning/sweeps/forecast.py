@@ -3,7 +3,7 @@
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.launch.sizes import bytes_text, parameters
-from tuning.space import grid
+from tuning.sweeps.space import grid
 
 
 def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | None = None) -> str:

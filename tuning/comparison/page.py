@@ -7,12 +7,12 @@ from typing import Any
 
 from tips_ray.report.html import Html, joined, number, tag
 from tips_ray.report.page import document
-from tuning.compare import Comparison
-from tuning.compare_charts import CSS, curves, differences, legend
-from tuning.compare_run import ComparedRun
-from tuning.compare_setting import Metric, Setting
-from tuning.compare_text import COLUMNS, counted, headline, mean, named, reasons, seeds, troubles
-from tuning.compare_verdicts import Verdict
+from tuning.comparison.charts import CSS, curves, differences, legend
+from tuning.comparison.compare import Comparison
+from tuning.comparison.run import ComparedRun
+from tuning.comparison.setting import Metric, Setting
+from tuning.comparison.text import COLUMNS, counted, headline, mean, named, reasons, seeds, troubles
+from tuning.comparison.verdicts import Verdict
 
 NOTHING = Html("")
 NUMBER = "number"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import nan
 from typing import Literal, NamedTuple
 
-from tuning.compare_run import ComparedRun, Point
+from tuning.comparison.run import ComparedRun, Point
 
 Better = Literal["higher", "lower"]
 LOWER = ("loss", "rmse", "error", "perplexity")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConfig, trained_tokens
-from tuning.significance import Gain, Measured, Verdict, gain, verdict
+from tuning.ablations.significance import Gain, Measured, Verdict, gain, verdict
 
 Table = dict[str, dict[str, Measured]]
 """Row -> metric -> score."""

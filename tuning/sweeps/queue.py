@@ -9,12 +9,12 @@ from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import RunFailedError
 from tips_ray.runs.stop import ask_to_stop
-from tuning.population import next_generation
-from tuning.record import MOST_FAILURES, Record, Setting
-from tuning.rungs import Rungs
-from tuning.search import next_values
-from tuning.space import CHANGES, lies_in, run_of
-from tuning.trial import Job, Outcome
+from tuning.sweeps.population import next_generation
+from tuning.sweeps.record import MOST_FAILURES, Record, Setting
+from tuning.sweeps.rungs import Rungs
+from tuning.sweeps.search import next_values
+from tuning.sweeps.space import CHANGES, lies_in, run_of
+from tuning.sweeps.trial import Job, Outcome
 
 MOST_GIVEN_UP = 3
 """Settings given up by failures, before any score, after which the sweep fails: the cause is not their values."""

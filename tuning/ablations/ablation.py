@@ -18,8 +18,8 @@ from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.run import config_fingerprint
 from tips_ray.runs.tracking import prepare_tracking
 from tips_ray.scenes.shards import stored_scenes
-from tuning.ablation_table import RowRun, written_table
-from tuning.chains import KEPT_MEMORY, Chain, side_by_side
+from tuning.ablations.chains import KEPT_MEMORY, Chain, side_by_side
+from tuning.ablations.table import RowRun, written_table
 
 SUITE = "suite.yaml"
 TRAIN_SEED = 0

@@ -15,10 +15,10 @@ from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.runs.mlflow_access import TrackingError, mlflow_client, mlflow_failures, one_line
 from tips_ray.runs.tracking import KEY, Tracking, stored_run_id, tracked_folder, tracking_uri
-from tuning.sweep import trial_name
-from tuning.sweep_pictures import Picture
-from tuning.sweep_summary import Summary, markdown
-from tuning.trial import Job, Outcome
+from tuning.sweeps.pictures import Picture
+from tuning.sweeps.queue import trial_name
+from tuning.sweeps.summary import Summary, markdown
+from tuning.sweeps.trial import Job, Outcome
 
 TAG = "sweep_folder"
 NOTE = "mlflow.note.content"

@@ -16,7 +16,7 @@ from tips_ray.errors import listed
 from tips_ray.runs.folder import deciding
 from tips_ray.runs.mlflow_access import database_path, mlflow_client, mlflow_failures, without_credentials
 from tips_ray.runs.mlflow_checks import require_active, require_answer
-from tuning.compare_run import FACTS, ComparedRun, Line
+from tuning.comparison.run import FACTS, ComparedRun, Line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

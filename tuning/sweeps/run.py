@@ -23,15 +23,15 @@ from tips_ray.runs.metric_names import LOGGED_METRICS
 from tips_ray.runs.stop import stop_asked
 from tips_ray.runs.tracking import Status, Tracking, tracking_uri
 from tips_ray.scenes.shards import stored_scenes
-from tuning.forecast import forecast
-from tuning.record import Record
-from tuning.space import require_valid, run_of
-from tuning.sweep import Places, Sweep
-from tuning.sweep_page import page
-from tuning.sweep_pictures import Picture, pictures
-from tuning.sweep_summary import Summary, seconds_per_step, table
-from tuning.sweep_tracking import BestEffort, log_scores, settings_csv, show, start_parent
-from tuning.trial import Job, Outcome
+from tuning.sweeps.forecast import forecast
+from tuning.sweeps.page import page
+from tuning.sweeps.pictures import Picture, pictures
+from tuning.sweeps.queue import Places, Sweep
+from tuning.sweeps.record import Record
+from tuning.sweeps.space import require_valid, run_of
+from tuning.sweeps.summary import Summary, seconds_per_step, table
+from tuning.sweeps.tracking import BestEffort, log_scores, settings_csv, show, start_parent
+from tuning.sweeps.trial import Job, Outcome
 
 CONFIG = "sweep.yaml"
 SCENES_SEED = 0

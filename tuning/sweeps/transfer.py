@@ -14,10 +14,10 @@ from tips_ray import storage
 from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
-from tuning.record import Record, Setting
-from tuning.run_sweep import Execute, kept_lease, run_sweep
-from tuning.space import run_of, value_at
-from tuning.sweep_summary import FEWEST, Summary
+from tuning.sweeps.record import Record, Setting
+from tuning.sweeps.run import Execute, kept_lease, run_sweep
+from tuning.sweeps.space import run_of, value_at
+from tuning.sweeps.summary import FEWEST, Summary
 
 WIDTHS = ("image.width", "image.num_heads", "image.ffn_hidden", "text.width", "text.num_heads", "text.ffn_hidden",
           "head.hidden", "head.bottleneck")  # fmt: skip

@@ -18,10 +18,10 @@ from tips_ray.report.charts import (
     value_range,
 )
 from tips_ray.report.html import Html, joined, tag
-from tuning.compare import Comparison
-from tuning.compare_run import Point
-from tuning.compare_setting import Metric, Setting
-from tuning.compare_verdicts import Verdict
+from tuning.comparison.compare import Comparison
+from tuning.comparison.run import Point
+from tuning.comparison.setting import Metric, Setting
+from tuning.comparison.verdicts import Verdict
 
 COLOURS = 8
 """Colours that the page has; further settings take them again, with dashes."""

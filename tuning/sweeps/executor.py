@@ -11,9 +11,9 @@ from ray.tune.search import Searcher
 from tips_ray.config.run import RunConfig
 from tips_ray.launch import cluster
 from tips_ray.train.adapter import require_ray
-from tuning.chains import KEPT_MEMORY
-from tuning.sweep import Sweep
-from tuning.trial import Job, Outcome, advance, is_on_rank
+from tuning.ablations.chains import KEPT_MEMORY
+from tuning.sweeps.queue import Sweep
+from tuning.sweeps.trial import Job, Outcome, advance, is_on_rank
 
 QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial's paths are those of the driver

@@ -11,11 +11,11 @@ import numpy as np
 from tips_ray import storage
 from tips_ray.config.sweep import DomainConfig, ScoreConfig
 from tips_ray.runs.folder import RunFolder
-from tuning.record import Setting
-from tuning.search import study_of
-from tuning.space import value_at
-from tuning.sweep import trial_name
-from tuning.sweep_summary import FEWEST, Summary
+from tuning.sweeps.queue import trial_name
+from tuning.sweeps.record import Setting
+from tuning.sweeps.search import study_of
+from tuning.sweeps.space import value_at
+from tuning.sweeps.summary import FEWEST, Summary
 
 GOOD, OTHER = "#0b6e4f", "#9aa5b1"
 FEWEST_FOR_IMPORTANCE = 6

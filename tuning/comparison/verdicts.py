@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from math import isfinite, nan
 from typing import NamedTuple
 
-from tuning.compare_run import ComparedRun
-from tuning.compare_setting import Metric, Setting, paired, values_of
-from tuning.verdict import Claim, Difference, claims, difference, fewest_pairs, holm
+from tuning.comparison.run import ComparedRun
+from tuning.comparison.setting import Metric, Setting, paired, values_of
+from tuning.comparison.verdict import Claim, Difference, claims, difference, fewest_pairs, holm
 
 
 class Pair(NamedTuple):

@@ -15,9 +15,9 @@ from tips_ray import storage
 from tips_ray.config.sweep import CHANGEABLE, SweepConfig
 from tips_ray.runs.checkpoint import MANIFEST, checkpoint_at, checkpoints_of
 from tips_ray.runs.run import DATA
-from tuning.record import Record, Setting
-from tuning.rungs import Rungs
-from tuning.space import CHANGES, Values, run_of, value_at
+from tuning.sweeps.record import Record, Setting
+from tuning.sweeps.rungs import Rungs
+from tuning.sweeps.space import CHANGES, Values, run_of, value_at
 
 REPLACED = 4
 """(D) One in so many members is replaced at a rung, at least one."""

@@ -8,9 +8,9 @@ import yaml
 from scipy import stats
 
 from tips_ray.config.sweep import SweepConfig
-from tuning.record import Record, Setting
-from tuning.rungs import Rungs, front_numbers
-from tuning.space import lies_in, run_of, value_at
+from tuning.sweeps.record import Record, Setting
+from tuning.sweeps.rungs import Rungs, front_numbers
+from tuning.sweeps.space import lies_in, run_of, value_at
 
 FEWEST = 5
 """(D) Settings that must have reached both a rung and the end before a rank correlation says anything."""

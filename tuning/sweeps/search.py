@@ -13,9 +13,9 @@ import numpy as np
 
 from tips_ray.config.sweep import DomainConfig, SweepConfig
 from tips_ray.errors import Faults
-from tuning.record import Setting
-from tuning.rungs import Rungs
-from tuning.space import Values, active_values, grid, is_active, prior_values, random_values, run_of
+from tuning.sweeps.record import Setting
+from tuning.sweeps.rungs import Rungs
+from tuning.sweeps.space import Values, active_values, grid, is_active, prior_values, random_values, run_of
 
 if TYPE_CHECKING:
     from optuna import Study

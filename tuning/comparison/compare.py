@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from tuning.compare_measure import Measure, common_amount, measured
-from tuning.compare_run import ComparedRun
-from tuning.compare_setting import Metric, Setting, Values, differing, settings_of, values_of
-from tuning.compare_verdicts import Verdict, verdicts_of
+from tuning.comparison.measure import Measure, common_amount, measured
+from tuning.comparison.run import ComparedRun
+from tuning.comparison.setting import Metric, Setting, Values, differing, settings_of, values_of
+from tuning.comparison.verdicts import Verdict, verdicts_of
 
 
 class Comparison(NamedTuple):

@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from tips_ray.errors import listed
-from tuning.compare_run import ComparedRun
+from tuning.comparison.run import ComparedRun
 
 
 class Measure(NamedTuple):

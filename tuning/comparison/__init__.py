@@ -1,0 +1,1 @@
+"""Comparison of runs: settings, pairs, verdicts, and how they are shown."""
