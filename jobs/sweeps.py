@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError: there is no such sweep or setting, or nothing runs the sweep, or something does.
     """
     from tips_ray import storage
+    from tuning.sweeps import keep
 
     uri, words = storage.resolved(arguments.sweep), arguments.words
     takes_words = arguments.action in ("add", "promote")

@@ -12,7 +12,6 @@ from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.config.load import config_tree, override, override_values
 from tips_ray.config.run import RunConfig
 from tips_ray.config.schema import Schema
-from tips_ray.storage.files import join
 
 OWN_KEYS = {
     "name": "the sweep names its runs",
@@ -313,10 +312,6 @@ class SweepConfig(Schema):
         if any(later <= earlier for earlier, later in zip(self.rungs, self.rungs[1:], strict=False)):
             raise ValueError(f"rungs ({list(self.rungs)}) must rise")
         return self
-
-    def scenes_uri(self) -> str:
-        """Where the rendered scenes lie."""
-        return join(self.storage, self.name, "scenes", f"train-{self.scenes}")
 
     def in_order(self) -> Iterator[tuple[str, DomainConfig]]:
         """Keys and domains, each after the key that its condition asks for."""

@@ -28,7 +28,7 @@ from tuning.sweeps.page import page
 from tuning.sweeps.pictures import Picture, pictures
 from tuning.sweeps.queue import Places, Sweep
 from tuning.sweeps.record import Record
-from tuning.sweeps.space import require_valid, run_of
+from tuning.sweeps.space import require_valid, run_of, scenes_uri
 from tuning.sweeps.summary import Summary, seconds_per_step, table
 from tuning.sweeps.tracking import BestEffort, log_scores, settings_csv, show, start_parent
 from tuning.sweeps.trial import Job, Outcome
@@ -219,7 +219,7 @@ def _prepared(config: SweepConfig, base: RunConfig, uri: str, parent: Tracking, 
     if base.captions.source != "column":
         shared["captions.store"] = base.captions.store or storage.join(base.storage, "captions")
     if config.scenes:
-        rate = stored_scenes(config.scenes_uri(), SCENES_SEED, config.scenes, CAPTION_COLUMNS)
+        rate = stored_scenes(scenes_uri(config), SCENES_SEED, config.scenes, CAPTION_COLUMNS)
         tell(f"scenes     {config.scenes:,} {f'rendered, {rate:.0f}/s' if rate else 'are there'}")
     index = index_of(base.data, storage.join(runs, "index"))
     tell(f"data       {index.rows:,} rows in {index.shards.num_rows} shards")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tips_ray import storage
 from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import DomainConfig, SweepConfig
@@ -31,8 +32,13 @@ def run_of(config: SweepConfig, values: Mapping[str, Any], name: str = "setting"
         Faults: the values give no valid run.
     """
     own = {"name": name, **({} if seed is None else {"seed": seed})}
-    scenes = {"data.sources": [{"uri": config.scenes_uri()}]} if config.scenes else {}
+    scenes = {"data.sources": [{"uri": scenes_uri(config)}]} if config.scenes else {}
     return override(RunConfig, config.run, {**scenes, **values, **own})
+
+
+def scenes_uri(config: SweepConfig) -> str:
+    """Where the sweep's rendered scenes lie."""
+    return storage.join(config.storage, config.name, "scenes", f"train-{config.scenes}")
 
 
 def require_valid(config: SweepConfig) -> RunConfig:
