@@ -240,7 +240,7 @@ def test_a_run_folder_and_a_run_of_mlflow_that_we_logged_differ_in_what_differs(
         storage.write_text(f"{folder.uri}/tokenizer.json", "vocabulary")
         folder.log_metrics(1, {"loss/total": alpha})
         batches = run_at(folder.uri).batch_fingerprint()
-        tracking = start_tracking(config, folder.uri, data_fingerprint="a" * 64, batch_fingerprint=batches)
+        tracking = start_tracking(config, folder.uri, data_fingerprint="a" * 64, tags={"batch_fingerprint": batches})
         tracking.log(1, {"loss/total": alpha})
         tracking.finish("FINISHED")
         uris[name] = folder.uri
