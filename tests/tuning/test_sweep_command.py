@@ -221,3 +221,22 @@ def test_the_run_of_a_sweep_may_be_a_file(tmp_path, capsys):
     assert code == 2 and "schedule.total_steps: Input should be greater than 0" in said
     code, said = _command(capsys, "sweep", str(tmp_path / "run.yaml"), "--dry-run")
     assert code == 2 and "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_the_config_of_a_child_trained_once_gives_the_curve_of_its_population(tmp_path):
+    """A child has its donor's steps up to the rung, then its own; the same config from the start has both, bitwise."""
+    space = {"objective.alpha": {"loguniform": [0.1, 10]}, "schedule.peak_lr": {"loguniform": [1e-4, 1e-2]}}
+    data = write_scenes(tmp_path / "scenes", 16)
+    config = _sweep(tmp_path, data, scheduler="pbt", space=space, search="random")
+    assert main(["sweep", _written(config), "--without-ray"]) == 0
+    uri = f"{tmp_path}/tiny"
+    settings = Record(uri).settings
+    child = settings[2]
+    (donor,) = (one for one in (settings[0], settings[1]) if not one.ended)
+    assert child.by == f"child of {donor.number}" and sorted(child.trial(0).scores) == [RUNG, STEPS]
+    child_lines, donor_lines = (metrics_of_run(RunFolder(f"{uri}/runs/{trial_name(n, 0)}")) for n in (2, donor.number))
+    assert child_lines[:RUNG] == donor_lines[:RUNG] and child_lines[-1] != donor_lines[-1]
+    values = {**child.values, "captions.tokenizer": f"{uri}/tokenizer.json", "storage": str(tmp_path / "alone")}
+    alone = pretrain(run_of(config, values, trial_name(2, 0)), RankTrainer())
+    assert metrics_of_run(RunFolder(alone)) == child_lines

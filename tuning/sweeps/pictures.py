@@ -11,10 +11,10 @@ import numpy as np
 from tips_ray import storage
 from tips_ray.config.sweep import DomainConfig, ScoreConfig
 from tips_ray.runs.folder import RunFolder
+from tuning.sweeps.population import current_values
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.record import Setting
 from tuning.sweeps.search import study_of
-from tuning.sweeps.space import value_at
 from tuning.sweeps.summary import FEWEST, Summary
 
 GOOD, OTHER = "#0b6e4f", "#9aa5b1"
@@ -209,13 +209,13 @@ def _pairs(summary: Summary) -> list[tuple[str, str]]:
 
 def _place(summary: Summary, setting: Setting, key: str) -> Any:
     """The value on an axis; a choice that is no number has its text."""
-    value = setting.values.get(key, value_at(summary.base, key))
+    value = current_values(summary.config, setting.values)[key]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number else str(value)
 
 
 def _share(summary: Summary, setting: Setting, key: str) -> float:
-    domain, value = summary.config.space[key], setting.values.get(key, value_at(summary.base, key))
+    domain, value = summary.config.space[key], current_values(summary.config, setting.values)[key]
     if domain.choice is not None:
         return domain.choice.index(value) / max(len(domain.choice) - 1, 1) if value in domain.choice else np.nan
     return domain.share_of(value) if domain.contains(value) else np.nan

@@ -8,9 +8,10 @@ import yaml
 from scipy import stats
 
 from tips_ray.config.sweep import SweepConfig
+from tuning.sweeps.population import current_values
 from tuning.sweeps.record import Record, Setting
 from tuning.sweeps.rungs import Rungs, front_numbers
-from tuning.sweeps.space import lies_in, run_of, value_at
+from tuning.sweeps.space import lies_in, run_of
 
 FEWEST = 5
 """(D) Settings that must have reached both a rung and the end before a rank correlation says anything."""
@@ -114,7 +115,7 @@ class Summary:
         return list({**found, **{one.number: one for one in self.settings if one.number not in found}}.values())
 
     def _row(self, setting: Setting) -> list[str]:
-        values = [setting.values.get(key, value_at(self.base, key)) for key in self.config.space]
+        values = current_values(self.config, setting.values).values()
         scores = [setting.score(step, self.rungs.seeds) for step in self.rungs.steps]
         cells = [f"{value:.4g}" for score in scores for value in score or ()]
         blank = [""] * (len(scores) * len(self.config.scores) - len(cells))
