@@ -85,7 +85,8 @@ def test_the_stopping_form_decides_at_once_and_never_again():
 
 def test_without_a_scheduler_every_setting_has_all_steps():
     rungs = _rungs(scheduler="none")
-    assert rungs.first_step() == 12 and rungs.next_grant(_at_first(1, 2, 3), True) is None
+    assert rungs.first_step() == 12 and rungs.next_grant([_setting(0, 12, {4: 1})], True) is None
+    assert _granted(rungs, _at_first(1)) == (0, 12), "one that another scheduler has let pause"
     assert [rungs.next_step(_setting(0, 12, dict.fromkeys(done, 1.0)), 0) for done in ((), (4,), (4, 8, 12))] == [
         4,
         8,

@@ -18,6 +18,8 @@ from tips_ray.errors import CheckWarning
 from tips_ray.launch.hiding import nothing_hides_a_package
 
 ANSWER_SECONDS = 4
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+"""Settings of glibc that keep freed memory; without them every step asks for new pages (see benchmarks/README.md)."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
 RANK_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

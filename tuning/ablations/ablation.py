@@ -14,11 +14,12 @@ from tips_ray.config import RunConfig
 from tips_ray.config.ablation import AblationConfig
 from tips_ray.data.index_folder import index_of
 from tips_ray.launch.checks import run_is_new_or_the_same
+from tips_ray.launch.surroundings import KEPT_MEMORY
 from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.run import config_fingerprint
 from tips_ray.runs.tracking import prepare_tracking
 from tips_ray.scenes.shards import stored_scenes
-from tuning.ablations.chains import KEPT_MEMORY, Chain, side_by_side
+from tuning.ablations.chains import Chain, side_by_side
 from tuning.ablations.table import RowRun, written_table
 
 SUITE = "suite.yaml"

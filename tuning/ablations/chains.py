@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 from tips_ray.errors import RunFailedError
 
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-"""Settings of glibc that keep freed memory; without them every step asks for new pages (see benchmarks/README.md)."""
 POLL_SECONDS = 0.1
 LEAVE_SECONDS = 30.0
 """Longest wait for an interrupted command, before it is killed with everything that it started."""

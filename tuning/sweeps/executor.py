@@ -5,13 +5,17 @@ import shutil
 import tempfile
 from typing import Any
 
+import ray
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
 from ray.tune.search import Searcher
 
 from tips_ray.config.run import RunConfig
+from tips_ray.errors import RunFailedError, described
 from tips_ray.launch import cluster
+from tips_ray.launch.surroundings import KEPT_MEMORY
 from tips_ray.train.adapter import require_ray
-from tuning.ablations.chains import KEPT_MEMORY
 from tuning.sweeps.queue import Sweep
 from tuning.sweeps.trial import Job, Outcome, advance, is_on_rank
 
@@ -31,14 +35,33 @@ def run_here(sweep: Sweep) -> None:
 
 
 def run_on_tune(sweep: Sweep) -> None:
-    """Run all jobs as trials of Ray Tune, as many at a time as the cluster has room for."""
+    """Run all jobs as trials of Ray Tune, as many at a time as the cluster has room for.
+
+    Raises:
+        ValueError: not even one fits, or Ray cannot be started or joined.
+        RunFailedError: Ray was lost.
+    """
     require_ray()
     os.environ.update(QUIET)
     for name, value in KEPT_MEMORY.items():
         os.environ.setdefault(name, value)  # for the processes of a Ray that starts here
+    is_guest = ray.is_initialized()
     at_a_time, need = room(sweep.base, sweep.config.at_a_time)
     notes = tempfile.mkdtemp(prefix="tune-")
-    tuner = tune.Tuner(
+    try:
+        _tuner(sweep, at_a_time, need, notes).fit()
+    except (RayError, TuneError) as error:
+        raise RunFailedError(
+            f"Ray Tune stopped: {described(error)}; once that is mended, the same command goes on with the sweep"
+        ) from None
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)
+        if not is_guest:
+            ray.shutdown()  # no trial outlives an interrupted driver
+
+
+def _tuner(sweep: Sweep, at_a_time: int, need: dict[str, float], notes: str) -> tune.Tuner:
+    return tune.Tuner(
         tune.with_resources(_advance, tune.PlacementGroupFactory([need])),
         tune_config=tune.TuneConfig(
             search_alg=_Jobs(sweep),
@@ -49,10 +72,6 @@ def run_on_tune(sweep: Sweep) -> None:
         ),
         run_config=tune.RunConfig(name="sweep", storage_path=notes, verbose=0),
     )
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(notes, ignore_errors=True)
 
 
 def _advance(config: dict[str, Any]) -> dict[str, Any]:
@@ -91,25 +110,37 @@ def room(base: RunConfig, most: int | None) -> tuple[int, dict[str, float]]:
     """Trials that fit at a time, and the resources of the Tune actor of each; starts or joins Ray.
 
     Raises:
-        ValueError: not even one fits.
+        ValueError: not even one fits, or this machine cannot be shared by so many.
     """
-    own = _of_rank(base) if is_on_rank(base) else {"CPU": 0.001}
-    whole = own if is_on_rank(base) else {"CPU": cluster.cpus_needed(base), "GPU": cluster.gpus_needed(base)}
+    whole = _of_trial(base)
+    if cluster.address() is None and not ray.is_initialized():
+        _require_cores((most or 1) * whole["CPU"], most or 1)
     cluster.connect((most or 1) * whole["CPU"])
-    import ray
-
-    have = ray.cluster_resources()
-    kinds = [kind for kind, need in whole.items() if need]
-    fit = min(int(have.get(kind, 0) // whole[kind]) for kind in kinds)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = nodes if is_on_rank(base) else [ray.cluster_resources()]  # one process cannot be spread over nodes
+    needs = {kind: need for kind, need in whole.items() if need}
+    fit = sum(min(int(place.get(kind, 0) // need) for kind, need in needs.items()) for place in places)
     if fit < 1:
-        kind = min(kinds, key=lambda one: have.get(one, 0) / whole[one])
+        wanted = " and ".join(f"{need:g} {cluster.UNITS.get(kind, kind)}" for kind, need in needs.items())
+        have = "; ".join(", ".join(f"{place.get(kind, 0):g} {kind}" for kind in needs) for place in places)
+        where = "no node has" if is_on_rank(base) else "the cluster does not have"
         raise ValueError(
-            f"run.resources: a trial needs {whole[kind]:g} {cluster.UNITS.get(kind, kind)}, the cluster has "
-            f"{have.get(kind, 0):g}: lower workers, cpus_per_worker or gpus_per_worker, or add machines"
+            f"run.resources: a trial needs {wanted}, which {where} ({have}): lower workers, cpus_per_worker or "
+            "gpus_per_worker, or add machines"
         )
-    return min(fit, most or fit), {kind: amount for kind, amount in own.items() if amount}
+    return min(fit, most or fit), needs if is_on_rank(base) else {"CPU": 0.001}
 
 
-def _of_rank(base: RunConfig) -> dict[str, float]:
-    """Resources of a trial in one process; its data processes share its CPUs."""
-    return {"CPU": max(base.resources.cpus_per_worker, 0.001), "GPU": base.resources.gpus_per_worker}
+def _of_trial(base: RunConfig) -> dict[str, float]:
+    """Resources of a whole trial; the data processes of one that trains in its Tune actor share its CPUs."""
+    if is_on_rank(base):
+        return {"CPU": max(base.resources.cpus_per_worker, 0.001), "GPU": base.resources.gpus_per_worker}
+    return {"CPU": cluster.cpus_needed(base), "GPU": cluster.gpus_needed(base)}
+
+
+def _require_cores(cpus: float, trials: int) -> None:
+    if cpus > cluster.CPUS_PER_CORE * cluster.cores():
+        raise ValueError(
+            f"at_a_time ({trials}): so many trials need {cpus:g} CPUs, and this machine has {cluster.cores()} cores, "
+            f"which may be shared {cluster.CPUS_PER_CORE} times: lower it, or set RAY_ADDRESS to a cluster"
+        )

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,12 +30,13 @@ from tuning.sweeps.page import page
 from tuning.sweeps.pictures import Picture, pictures
 from tuning.sweeps.queue import Places, Sweep
 from tuning.sweeps.record import Record
+from tuning.sweeps.search import write_study
 from tuning.sweeps.space import require_valid, run_of, scenes_uri
 from tuning.sweeps.summary import Summary, seconds_per_step, table
-from tuning.sweeps.tracking import BestEffort, log_scores, settings_csv, show, start_parent
+from tuning.sweeps.tracking import BestEffort, end_lost, log_scores, settings_csv, show, start_parent
 from tuning.sweeps.trial import Job, Outcome
 
-CONFIG = "sweep.yaml"
+CONFIG, STUDY = "sweep.yaml", "optuna.log"
 SCENES_SEED = 0
 """Seed of the scenes that trials train on; evaluations use others."""
 CAPTION_COLUMNS = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
@@ -130,6 +133,8 @@ def _run(
         status = "SCHEDULED"  # to go on later
         raise
     finally:
+        for job in sweep.running.values():
+            tracked(partial(end_lost, parent, job))
         drawn = write_results(sweep)
         tracked(lambda: show(parent, Summary(config, sweep.record), places.runs, drawn))
         parent.finish(status)
@@ -144,6 +149,8 @@ def told_results(uri: str) -> Iterator[str]:
     yield table(summary.heads(), summary.rows())
     yield from summary.sentences()
     yield f"page: {storage.join(uri, 'sweep.html')}"
+    if storage.is_local(uri):
+        yield f"dashboard: pip install optuna-dashboard; optuna-dashboard {storage.join(uri, STUDY)}"
     if summary.winner():
         yield f"next: tips-ray pretrain {storage.join(uri, 'best.yaml')}"
 
@@ -156,6 +163,8 @@ def write_results(sweep: Sweep) -> Sequence[Picture]:
     storage.write_text(storage.join(uri, "settings.csv"), settings_csv(summary))
     if best := summary.best_config():
         storage.write_text(storage.join(uri, "best.yaml"), best)
+    if storage.is_local(uri):
+        write_study(sweep.config, sweep.rungs, summary.settings, Path(uri) / STUDY)
     return drawn
 
 

@@ -44,8 +44,11 @@ class Rungs:
             is_last_call: no other setting will come and nothing trains: the best of a rung goes on in any case, so that
                 a sweep ends with a setting that was trained to the end.
         """
-        if self.config.scheduler in ("none", "pbt"):
-            return None  # all steps from the start, or generation by generation
+        if self.config.scheduler == "pbt":
+            return None  # see `population`
+        if self.config.scheduler == "none":
+            waiting = (one for one in settings if one.granted < self.steps[-1] and not one.ended)
+            return next((Grant(one, self.steps[-1]) for one in waiting), None)
         if self.config.scheduler == "asha":
             return self._stop_or_go(settings)
         return self._promotion(settings, is_last_call)

@@ -7,6 +7,7 @@ ask Optuna ourselves: Ray's OptunaSearch forgets paused trials when its driver d
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,6 +132,15 @@ def study_of(config: SweepConfig, rungs: Rungs, settings: Sequence[Setting], sto
     for setting in settings:
         study.add_trial(_frozen(config, rungs, setting, step))
     return study
+
+
+def write_study(config: SweepConfig, rungs: Rungs, settings: Sequence[Setting], path: Path) -> None:
+    """Write Optuna's study as a journal, which optuna-dashboard shows; it is made anew and read by nothing of ours."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path.unlink(missing_ok=True)
+    study_of(config, rungs, settings, JournalStorage(JournalFileBackend(str(path))))
 
 
 def _compared_at(config: SweepConfig, rungs: Rungs, settings: Sequence[Setting]) -> int:

@@ -118,6 +118,14 @@ def settings_csv(summary: Summary) -> str:
     return text.getvalue()
 
 
+def end_lost(parent: Tracking, job: Job) -> None:
+    """Mark a trial as killed whose process could not do so."""
+    run_id = stored_run_id(job.run_uri)
+    client = mlflow_client(parent.uri)
+    if run_id and client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id, "KILLED")
+
+
 class BestEffort:
     """Calls MLflow; the first failure is told, and the sweep goes on."""
 
