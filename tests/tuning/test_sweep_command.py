@@ -152,10 +152,20 @@ def test_changes_under_which_scores_mean_nothing_are_refused(swept, capsys):
         ("run.views.mask_ratio=0.5", "run.views.mask_ratio: 0.75 -> 0.5"),
         ("rungs=[2]", "rungs differs"),
         ("scores=[{metric: grad_norm, better: lower}]", "scores differs"),
+        ("run.objective.center_momentum=0.5", "run.objective.center_momentum: 0.9 -> 0.5"),
     ):
         code, said = _command(capsys, "sweep", swept.path, "--without-ray", change)
         assert code == 2 and key in said and "has scores that depend on it" in said
     assert yaml.safe_load(Path(swept.uri, "sweep.yaml").read_text())["rungs"] == [RUNG]
+
+
+@pytest.mark.heavy
+def test_other_data_are_refused(swept, tmp_path, capsys):
+    write_scenes(tmp_path / "scenes", 8)
+    code, said = _command(
+        capsys, "sweep", swept.path, "--without-ray", f"run.data.sources=[{{uri: {tmp_path}/scenes}}]"
+    )
+    assert code == 2 and f"the data are not those that {swept.uri} began with" in said
 
 
 @pytest.mark.heavy

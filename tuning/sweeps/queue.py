@@ -63,6 +63,7 @@ class Sweep:
         """By setting and seed."""
         self.stops_because = ""
         """Why no further job is given; empty: the sweep goes on."""
+        self.is_asked_to_stop = False
         self.failure: RunFailedError | None = None
         """Why the sweep cannot go on."""
 
@@ -126,7 +127,7 @@ class Sweep:
 
     def stop(self, why: str) -> None:
         """Give no further job, and ask those that run to save and leave."""
-        self.stops_because = why
+        self.stops_because, self.is_asked_to_stop = why, True
         for job in list(self.running.values()):
             try:
                 ask_to_stop(job.run_uri, why, kind="pause")

@@ -22,6 +22,7 @@ from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.folder import deciding
 from tips_ray.runs.lease import RunIsTrainedError, leased, newest
 from tips_ray.runs.metric_names import LOGGED_METRICS
+from tips_ray.runs.run import claim_data, require_data
 from tips_ray.runs.stop import stop_asked
 from tips_ray.runs.tracking import Status, Tracking, tracking_uri
 from tips_ray.scenes.shards import stored_scenes
@@ -63,8 +64,9 @@ def run_sweep(config: SweepConfig, execute: Execute, tell: Callable[[str], None]
     """
     base = checked(config)
     uri = storage.resolved(storage.join(config.storage, config.name))
+    storage.mark_output(uri)
     with kept_lease(uri) as generation:
-        _claim(config, uri, tell)
+        _require_unchanged(config, uri)
         return _run(config, base, uri, execute, generation, tell)
 
 
@@ -117,6 +119,7 @@ def _run(
     parent = start_parent(config, base, uri)
     tracked = BestEffort(parent, tell)
     places = _prepared(config, base, uri, parent, tell)
+    tell(_claim(config, uri))
     sweep = Sweep(config, base, places, Record(uri))
 
     def told(job: Job, outcome: Outcome) -> None:
@@ -135,12 +138,23 @@ def _run(
     finally:
         for job in sweep.running.values():
             tracked(partial(end_lost, parent, job))
-        drawn = write_results(sweep)
-        tracked(lambda: show(parent, Summary(config, sweep.record), places.runs, drawn))
+        _show_results(sweep, parent, tracked, tell)
         parent.finish(status)
     if sweep.failure:
         raise sweep.failure
+    if sweep.stops_because:
+        tell(f"budget     {sweep.stops_because}")
     return sweep
+
+
+def _show_results(sweep: Sweep, parent: Tracking, tracked: BestEffort, tell: Callable[[str], None]) -> None:
+    """Best effort: the record has it all, and how the sweep ended matters more."""
+    try:
+        drawn = write_results(sweep)
+    except storage.StorageError as error:
+        tell(f"results    page and table were not written: {error}")
+        return
+    tracked(lambda: show(parent, Summary(sweep.config, sweep.record), sweep.places.runs, drawn))
 
 
 def told_results(uri: str) -> Iterator[str]:
@@ -191,28 +205,32 @@ def sweep_config(uri: str) -> SweepConfig:
         raise ValueError(f"{uri} is no sweep: it has no {CONFIG}; give STORAGE/NAME of the sweep's config") from None
 
 
-def _claim(config: SweepConfig, uri: str, tell: Callable[[str], None]) -> None:
-    """Write the config of a new sweep; of one that is there, refuse changes under which its scores mean nothing."""
-    storage.mark_output(uri)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    if storage.create_text(storage.join(uri, CONFIG), text):
-        tell(f"sweep      {config.name} is new: {uri}")
-        return
-    there = sweep_config(uri)
+def _require_unchanged(config: SweepConfig, uri: str) -> None:
+    """
+    Raises:
+        Faults: the sweep has scores, which mean nothing under a change of its config.
+    """
     has_scores = any(trial.scores for one in Record(uri).settings.values() for trial in one.trials.values())
-    if has_scores and (changes := _changes(there, config)):
+    if has_scores and (changes := _changes(sweep_config(uri), config)):
         cure = f"{uri} has scores that depend on it: give it its old value, or the sweep another name"
         raise Faults([f"{change}; {cure}" for change in changes])
-    is_extended = there != config
+
+
+def _claim(config: SweepConfig, uri: str) -> str:
+    """Write the config; returns a line that says whether the sweep is new, goes on or is extended."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if storage.create_text(storage.join(uri, CONFIG), text):
+        return f"sweep      {config.name} is new: {uri}"
+    is_extended = sweep_config(uri) != config
     if is_extended:
         storage.write_text(storage.join(uri, CONFIG), text)
-    tell(f"sweep      {config.name} {'is extended' if is_extended else 'goes on'}: {uri}")
+    return f"sweep      {config.name} {'is extended' if is_extended else 'goes on'}: {uri}"
 
 
 def _changes(there: SweepConfig, given: SweepConfig) -> list[str]:
-    """Changes that are refused: of the run outside of both spaces, of scores and rungs."""
+    """Changes that are refused: of scores, rungs, and of the run but for keys that every setting so far has given."""
     before, after = (deciding(run_of(one, {}).model_dump(mode="json")) for one in (there, given))
-    free = {*there.space, *given.space}
+    free = {key for key, domain in there.space.items() if not domain.when}
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free)
     told = [f"run.{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in keys]
     fixed = [key for key in FIXED if getattr(there, key) != getattr(given, key)]
@@ -231,6 +249,8 @@ def _prepared(config: SweepConfig, base: RunConfig, uri: str, parent: Tracking, 
         rate = stored_scenes(scenes_uri(config), SCENES_SEED, config.scenes, CAPTION_COLUMNS)
         tell(f"scenes     {config.scenes:,} {f'rendered, {rate:.0f}/s' if rate else 'are there'}")
     index = index_of(base.data, storage.join(runs, "index"))
+    require_data(uri, index.fingerprint, index.earlier)
+    claim_data(uri, index.fingerprint)
     tell(f"data       {index.rows:,} rows in {index.shards.num_rows} shards")
     if base.captions.tokenizer is None and base.captions.source != "live":
         shared["captions.tokenizer"] = _vocabulary(base, index, uri)
@@ -259,7 +279,7 @@ def _execute(sweep: Sweep, execute: Execute, generation: int) -> None:
             execute(sweep)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("interrupted; the same command goes on with the sweep") from None
-    if sweep.stops_because and not sweep.failure and not sweep.stops_because.startswith("budget."):
+    if sweep.is_asked_to_stop:
         raise RunStopped(f"{sweep.stops_because}; running trials are saved, the same command goes on with the sweep")
 
 
