@@ -162,10 +162,10 @@ def test_changes_under_which_scores_mean_nothing_are_refused(swept, capsys):
 @pytest.mark.heavy
 def test_other_data_are_refused(swept, tmp_path, capsys):
     write_scenes(tmp_path / "scenes", 8)
-    code, said = _command(
-        capsys, "sweep", swept.path, "--without-ray", f"run.data.sources=[{{uri: {tmp_path}/scenes}}]"
-    )
+    before, other = Path(swept.uri, "sweep.yaml").read_text(), f"run.data.sources=[{{uri: {tmp_path}/scenes}}]"
+    code, said = _command(capsys, "sweep", swept.path, "--without-ray", other)
     assert code == 2 and f"the data are not those that {swept.uri} began with" in said
+    assert Path(swept.uri, "sweep.yaml").read_text() == before
 
 
 @pytest.mark.heavy
