@@ -15,7 +15,7 @@ from tuning.sweeps.population import current_values
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.record import Setting
 from tuning.sweeps.search import study_of
-from tuning.sweeps.summary import FEWEST, Summary
+from tuning.sweeps.summary import FEWEST, Summary, short
 
 GOOD, OTHER = "#0b6e4f", "#9aa5b1"
 FEWEST_FOR_IMPORTANCE = 6
@@ -186,16 +186,19 @@ def _rungs(axes: Any, summary: Summary) -> bool:
 
 def _front(axes: Any, summary: Summary) -> bool:
     """Both scores of every setting; those that no other beats in both are green."""
-    found = summary.winner()
-    if len(summary.config.scores) < 2 or found is None:
+    ranked, _, step = _scored(summary)
+    if len(summary.config.scores) < 2 or not ranked:
         return False
-    front = {one.number for one in summary.front()}
-    for setting in summary.rungs.ranked(summary.settings, found[1]):
-        score = setting.score(found[1], summary.rungs.seeds) or (0.0, 0.0)
+    front = {one.number for one in summary.front(step)}
+    for setting in ranked:
+        score = setting.score(step, summary.rungs.seeds) or (0.0, 0.0)
         axes.scatter(*score, color=GOOD if setting.number in front else OTHER)
         axes.annotate(str(setting.number), score, (4, 4), textcoords="offset points", fontsize=8)
-    labels = [f"{score.name} ({score.better} is better)" for score in summary.config.scores]
-    axes.set(xlabel=labels[0], ylabel=labels[1], title=f"Pareto front at step {found[1]}")
+    names = short(score.name for score in summary.config.scores)
+    one, other = (
+        f"{name} ({score.better} is better)" for name, score in zip(names, summary.config.scores, strict=True)
+    )
+    axes.set(xlabel=one, ylabel=other, title=f"Both scores at step {step}; green: beaten by no other in both")
     return True
 
 

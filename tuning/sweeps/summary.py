@@ -1,6 +1,6 @@
 """What a sweep has found so far: a row for each setting, the winner, and whether its rungs predict the end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -31,8 +31,8 @@ class Prediction(NamedTuple):
     def __str__(self) -> str:
         if self.correlation is None:
             return (
-                f"the rung at step {self.step}: {self.settings} settings have reached the end from it, too few to say "
-                f"whether it predicts the end ({FEWEST} are needed)"
+                f"the rung at step {self.step}: {counted(self.settings, 'setting')} reached the end, too few to say whether "
+                f"it predicts the end ({FEWEST} are needed)"
             )
         word = "predicts" if self.correlation >= PREDICTS else "does not predict"
         found = f"rank correlation {self.correlation:.2f} over {self.settings} settings"
@@ -57,13 +57,11 @@ class Summary:
                 return ranked[0], step
         return None
 
-    def front(self) -> list[Setting]:
-        """Settings that no other beats in both scores, at the winner's rung."""
-        if not (found := self.winner()):
-            return []
-        ranked = self.rungs.ranked(self.settings, found[1])
+    def front(self, step: int) -> list[Setting]:
+        """Settings that no other beats in both scores at a rung."""
+        ranked = self.rungs.ranked(self.settings, step)
         signs = [1 if score.better == "lower" else -1 for score in self.config.scores]
-        scores = [one.score(found[1], self.rungs.seeds) or () for one in ranked]
+        scores = [one.score(step, self.rungs.seeds) or () for one in ranked]
         fronts = front_numbers([[sign * value for sign, value in zip(signs, one, strict=True)] for one in scores])
         return [one for one, front in zip(ranked, fronts, strict=True) if front == 0]
 
@@ -99,12 +97,19 @@ class Summary:
 
     def heads(self) -> list[str]:
         """Column names of `rows`."""
-        scores = [f"{score.name} at {step}" for step in self.rungs.steps for score in self.config.scores]
-        return ["setting", *self.config.space, *scores, "by", "state"]
+        return ["setting", *short(self.config.space), "step", *short(self._names()), "by", "state"]
 
     def rows(self) -> list[list[str]]:
-        """A row for each setting, the best first: those that came farthest, ranked at their highest rung."""
+        """A row for each setting with its scores at the highest rung that it has reached, the best first."""
         return [self._row(setting) for setting in self.order()]
+
+    def whole_table(self) -> list[list[str]]:
+        """A head and a row for each setting with its scores at all rungs, the best first."""
+        scores = [f"{name} at {step}" for step in self.rungs.steps for name in self._names()]
+        return [["setting", *self.config.space, *scores, "by", "state"], *map(self._whole_row, self.order())]
+
+    def _names(self) -> list[str]:
+        return [score.name for score in self.config.scores]
 
     def order(self) -> list[Setting]:
         """Settings, the best first."""
@@ -115,36 +120,47 @@ class Summary:
         return list({**found, **{one.number: one for one in self.settings if one.number not in found}}.values())
 
     def _row(self, setting: Setting) -> list[str]:
-        values = current_values(self.config, setting.values).values()
-        scores = [setting.score(step, self.rungs.seeds) for step in self.rungs.steps]
-        cells = [f"{value:.4g}" for score in scores for value in score or ()]
-        blank = [""] * (len(scores) * len(self.config.scores) - len(cells))
-        return [str(setting.number), *map(_text, values), *cells, *blank, setting.by, self.state(setting)]
+        step, score = setting.last_score(self.rungs.seeds) or ("", [""] * len(self.config.scores))
+        values = map(_text, current_values(self.config, setting.values).values())
+        return [str(setting.number), *values, str(step), *map(_text, score), setting.by, self.state(setting)]
+
+    def _whole_row(self, setting: Setting) -> list[str]:
+        none = (None,) * len(self.config.scores)
+        scores = [value for step in self.rungs.steps for value in setting.score(step, self.rungs.seeds) or none]
+        cells = ["" if value is None else repr(value) for value in scores]
+        values = map(str, current_values(self.config, setting.values).values())
+        return [str(setting.number), *values, *cells, setting.by, self.state(setting)]
 
     def sentences(self) -> Iterator[str]:
         """The result in words."""
-        counts = f"{len(self.settings)} settings of {len(self.rungs.seeds)} seeds"
-        yield f"{counts}, {self.hours:.2f} trial-hours"
+        seeds = len(self.rungs.seeds)
+        yield f"{counted(len(self.settings), 'setting')}, {counted(seeds, 'seed')} each, {self.hours:.2f} trial-hours"
         if self.outside:
-            yield f"{self.outside} settings of an earlier space do not count"
+            yield f"{counted(self.outside, 'setting')} outside of the space, which has changed: not counted"
         if found := self.winner():
             setting, step = found
             scores = setting.score(step, self.rungs.seeds) or ()
             named = ", ".join(f"{one.name} {value:.4g}" for one, value in zip(self.config.scores, scores, strict=True))
             values = ", ".join(f"{key}={_text(value)}" for key, value in setting.values.items())
             yield f"best: setting {setting.number} ({values}), {named} at step {step}"
-        if len(self.config.scores) > 1:
-            yield f"no other beats in both: settings {', '.join(str(one.number) for one in self.front())}"
+            if len(self.config.scores) > 1:
+                front = ", ".join(str(one.number) for one in self.front(step))
+                yield f"beaten by no other in both scores, at that step: {front}"
         yield from map(str, self.predictions())
         if self.config.replicas == 1 and len(self.settings) > 1:
             yield "one seed says little about small differences: tips-ray compare with six seeds claims or does not"
 
 
-def spent_and_saved(summary: Summary) -> tuple[int, int]:
-    """Optimizer steps of all trials, and those that training every setting to the end would take beyond them."""
-    end = summary.rungs.steps[-1]
-    done = [max(trial.scores, default=0) for one in summary.settings for trial in one.trials.values()]
-    return sum(done), len(summary.settings) * len(summary.rungs.seeds) * end - sum(done)
+def short(names: Iterable[str]) -> list[str]:
+    """The last parts of names with dots or slashes, as long as no two of them are equal."""
+    whole = list(names)
+    lasts = [name.replace("/", ".").rpartition(".")[2] for name in whole]
+    return lasts if len(set(lasts)) == len(lasts) else whole
+
+
+def counted(number: int, what: str) -> str:
+    """`1 setting`, `2 settings`."""
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def seconds_per_step(summary: Summary) -> float | None:

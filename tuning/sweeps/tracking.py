@@ -114,7 +114,7 @@ def _link(parent: Tracking, runs_uri: str, setting: int, seed: int) -> str:
 def settings_csv(summary: Summary) -> str:
     """The table of settings."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([summary.heads(), *summary.rows()])
+    csv.writer(text, lineterminator="\n").writerows(summary.whole_table())
     return text.getvalue()
 
 
