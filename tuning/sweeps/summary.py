@@ -31,8 +31,8 @@ class Prediction(NamedTuple):
     def __str__(self) -> str:
         if self.correlation is None:
             return (
-                f"the rung at step {self.step}: {counted(self.settings, 'setting')} reached the end, too few to say whether "
-                f"it predicts the end ({FEWEST} are needed)"
+                f"the rung at step {self.step}: {counted(self.settings, 'setting')} reached the end, too few to say "
+                f"whether it predicts the end ({FEWEST} are needed)"
             )
         word = "predicts" if self.correlation >= PREDICTS else "does not predict"
         found = f"rank correlation {self.correlation:.2f} over {self.settings} settings"
