@@ -40,8 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         _dry_run(config)
         return
-    from tips_ray import storage
     from tuning.sweeps.executor import run_here, run_on_tune
+    from tuning.sweeps.folder import sweep_uri
     from tuning.sweeps.run import run_sweep, told_results
 
     execute = run_here if arguments.without_ray else run_on_tune
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         print("\n".join(check_transfer(config, factors_of(arguments.check_transfer), execute, _tell)))
         return
     run_sweep(config, execute, _tell)
-    print("\n".join(told_results(storage.resolved(storage.join(config.storage, config.name)))))
+    print("\n".join(told_results(sweep_uri(config))))
 
 
 def _tell(line: str) -> None:

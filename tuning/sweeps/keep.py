@@ -7,8 +7,8 @@ from tips_ray.config.load import override_values
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.runs import lease
 from tips_ray.runs.stop import ask_to_stop, user_here
+from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config
 from tuning.sweeps.record import Record, Setting
-from tuning.sweeps.run import CONFIG, kept_lease, sweep_config
 from tuning.sweeps.rungs import Rungs
 from tuning.sweeps.space import lies_in, run_of
 from tuning.sweeps.summary import Summary, table

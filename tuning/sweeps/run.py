@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from tips_ray import storage
-from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import ScoreConfig, SweepConfig
 from tips_ray.data.index_folder import index_of
@@ -20,12 +19,12 @@ from tips_ray.launch.checks import require_writable
 from tips_ray.launch.stops import LOOK_SECONDS, signals_stop
 from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.folder import deciding
-from tips_ray.runs.lease import RunIsTrainedError, leased, newest
 from tips_ray.runs.metric_names import LOGGED_METRICS
 from tips_ray.runs.run import claim_data, require_data
 from tips_ray.runs.stop import stop_asked
 from tips_ray.runs.tracking import Status, Tracking, tracking_uri
 from tips_ray.scenes.shards import stored_scenes
+from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config, sweep_uri
 from tuning.sweeps.forecast import forecast
 from tuning.sweeps.page import page
 from tuning.sweeps.pictures import Picture, pictures
@@ -37,7 +36,7 @@ from tuning.sweeps.summary import Summary, seconds_per_step, table
 from tuning.sweeps.tracking import BestEffort, end_lost, log_scores, settings_csv, show, start_parent
 from tuning.sweeps.trial import Job, Outcome
 
-CONFIG, STUDY = "sweep.yaml", "optuna.log"
+STUDY = "optuna.log"
 SCENES_SEED = 0
 """Seed of the scenes that trials train on; evaluations use others."""
 CAPTION_COLUMNS = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
@@ -63,7 +62,7 @@ def run_sweep(config: SweepConfig, execute: Execute, tell: Callable[[str], None]
         RunStopped: it was asked to stop.
     """
     base = checked(config)
-    uri = storage.resolved(storage.join(config.storage, config.name))
+    uri = sweep_uri(config)
     storage.mark_output(uri)
     with kept_lease(uri) as generation:
         _require_unchanged(config, uri)
@@ -91,26 +90,6 @@ def _unknown(number: int, score: ScoreConfig) -> str:
     near = get_close_matches(score.metric, LOGGED_METRICS, n=1)
     meant = f"did you mean {near[0]}?" if near else f"it logs {listed(LOGGED_METRICS)}"
     return f"scores.{number}.metric ({score.metric}) is logged by no run; {meant}"
-
-
-@contextmanager
-def kept_lease(uri: str) -> Iterator[int]:
-    """Be the only driver of a sweep during the block; yields the generation of the lease.
-
-    Raises:
-        ValueError: another driver works on it.
-    """
-    generation, holder = newest(uri)
-    if generation and holder and holder.is_here and not holder.is_gone:
-        raise ValueError(f"{uri}: {holder} works on this sweep; wait for it, or end it with tips-ray sweeps stop")
-    try:
-        with leased(uri) as generation:
-            yield generation
-    except RunIsTrainedError:
-        raise ValueError(
-            f"{uri}: {newest(uri)[1] or 'another driver'} works on this sweep; wait for it, or end it with tips-ray "
-            "sweeps stop"
-        ) from None
 
 
 def _run(
@@ -191,18 +170,6 @@ def _ended(sweep: Sweep, job: Job, outcome: Outcome) -> str:
     ranked = [one.number for one in sweep.rungs.ranked(sweep.settings, job.step)]
     place = f", place {ranked.index(job.setting) + 1} of {len(ranked)}" if job.setting in ranked else ""
     return f"{name}{scores}{place}, {outcome.seconds:.0f} s"
-
-
-def sweep_config(uri: str) -> SweepConfig:
-    """The config of the sweep in a folder.
-
-    Raises:
-        ValueError: there is none.
-    """
-    try:
-        return override(SweepConfig, yaml.safe_load(storage.read_text(storage.join(uri, CONFIG))), {})
-    except storage.NotFoundError:
-        raise ValueError(f"{uri} is no sweep: it has no {CONFIG}; give STORAGE/NAME of the sweep's config") from None
 
 
 def _require_unchanged(config: SweepConfig, uri: str) -> None:

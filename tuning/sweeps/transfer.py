@@ -14,8 +14,9 @@ from tips_ray import storage
 from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
+from tuning.sweeps.folder import kept_lease, sweep_uri
 from tuning.sweeps.record import Record, Setting
-from tuning.sweeps.run import Execute, kept_lease, run_sweep
+from tuning.sweeps.run import Execute, run_sweep
 from tuning.sweeps.space import run_of, value_at
 from tuning.sweeps.summary import FEWEST, Summary
 
@@ -45,7 +46,7 @@ def check_transfer(
     Raises:
         ValueError: the sweep has too few scores, or its space varies a size that the check scales.
     """
-    settings, step = chosen(Summary(config, Record(_uri(config))), MOST)
+    settings, step = chosen(Summary(config, Record(sweep_uri(config))), MOST)
     large = larger(config, factors, len(settings))
     add_settings(large, settings, step * factors.get("steps", 1))
     run_sweep(large, execute, tell)
@@ -119,7 +120,7 @@ def chosen(summary: Summary, most: int) -> tuple[list[Setting], int]:
 
 def add_settings(large: SweepConfig, settings: Sequence[Setting], step: int) -> None:
     """Give the larger sweep the settings, which may train up to the step; those that it has stay as they are."""
-    uri = storage.resolved(storage.join(large.storage, large.name))
+    uri = sweep_uri(large)
     storage.mark_output(uri)
     with kept_lease(uri):
         record = Record(uri)
@@ -142,7 +143,7 @@ class Transfer(NamedTuple):
 
 def compared(config: SweepConfig, large: SweepConfig, factors: Mapping[str, int], step: int) -> Transfer:
     """The settings that have scores at both sizes, at the same share of the training."""
-    small_sweep, large_sweep = (Summary(one, Record(_uri(one))) for one in (config, large))
+    small_sweep, large_sweep = (Summary(one, Record(sweep_uri(one))) for one in (config, large))
     sign = 1 if config.scores[0].better == "lower" else -1
     rows = []
     for setting in large_sweep.settings:
@@ -153,10 +154,6 @@ def compared(config: SweepConfig, large: SweepConfig, factors: Mapping[str, int]
             rows.append((_shares(config, setting), sign * early[0], sign * late[0]))
     shares, small, large_scores = zip(*rows, strict=True) if rows else ([], [], [])
     return Transfer(tuple(config.space), np.array(shares), np.array(small), np.array(large_scores))
-
-
-def _uri(config: SweepConfig) -> str:
-    return storage.resolved(storage.join(config.storage, config.name))
 
 
 def _shares(config: SweepConfig, setting: Setting) -> list[float]:
