@@ -62,6 +62,7 @@ def _dry_run(config: "SweepConfig") -> None:
     from itertools import islice
 
     from tips_ray.launch.checks import preflight
+    from tips_ray.launch.cluster import resources_suffice
     from tuning.sweeps.forecast import forecast
     from tuning.sweeps.run import checked
     from tuning.sweeps.rungs import Rungs
@@ -71,5 +72,7 @@ def _dry_run(config: "SweepConfig") -> None:
     print(forecast(config, base))
     for number, (values, by) in enumerate(islice(proposals(config, Rungs(config, base)), 10)):
         print(f"setting {number}: {', '.join(f'{key}={value}' for key, value in values.items())} ({by})")
-    if not config.scenes:  # those are rendered by the first start
+    if config.scenes:  # the first start renders them
+        print(resources_suffice(base))
+    else:
         preflight(base).require()

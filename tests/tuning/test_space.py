@@ -33,7 +33,10 @@ PUBLISHED = {"objective.alpha": 1, "objective.beta": 2, "objective.student_tempe
         ({"space": {"resources.workers": {"choice": [1, 2]}}}, "space.resources.workers: it changes how fast"),
         ({"space": {"schedule.total_steps": {"choice": [10]}}}, "all settings train equally long"),
         ({"space": {"image.width": {"choice": [16, 32]}}}, "space.image.width .32.: text.width .16. must equal"),
-        ({"space__objective": {"uniform": [0, 1]}}, "space.objective .0.0.: objective: .*mapping of keys"),
+        ({"space__objective": {"uniform": [0, 1]}}, "space.objective is a section .* such as objective.alpha"),
+        ({"space": {"schedule": {"choice": [{"total_steps": 2}]}}}, "space.schedule is a section of the config"),
+        ({"space": {"image.depth": {"uniform": [1, 3]}}}, "space.image.depth .1.74.: .*valid integer"),
+        ({"until": 5}, "until .5. must be one of rungs"),
         ({"rungs": [8, 4]}, "rungs .* must rise"),
         ({"rungs": [4, 12]}, "rungs .12. must be below run.schedule.total_steps .12."),
         ({"settings": None}, "search .tpe. needs the number of settings"),
@@ -44,7 +47,7 @@ PUBLISHED = {"objective.alpha": 1, "objective.beta": 2, "objective.student_tempe
         ({"scores": [{"task": "depth", "score": "rmse_m", "better": "lower"}]}, "depth. must be a task of the suite"),
         ({"scores": [{"task": "depth", "better": "lower"}]}, "give metric, or task and score"),
         ({"scenes": 10}, "scenes .10. and run.data.sources: leave one of them out"),
-        ({"run__schedule__total_steps": 0}, "schedule.total_steps: .*greater than 0"),
+        ({"run__schedule__total_steps": 0}, "run.schedule.total_steps: .*greater than 0"),
     ],
 )
 def test_a_wrong_sweep_is_refused_at_once_with_key_value_and_rule(values, sentence, tmp_path):
@@ -59,6 +62,23 @@ def test_conditions_must_name_another_key_and_no_circle():
     circle = {**when, "objective.beta": {"uniform": [0, 2], "when": {"key": "objective.alpha", "above": 0.5}}}
     with pytest.raises(Faults, match="alpha, objective.beta wait for each other"):
         tiny_sweep("a", space=circle)
+
+
+@pytest.mark.parametrize(
+    ("when", "sentence"),
+    [
+        ({"key": "objective.teacher", "above": 0.5}, "above and below need numbers, and objective.teacher has others"),
+        ({"key": "objective.teacher", "among": ["ema_haeds"]}, "among .ema_haeds. is no value of objective.teacher"),
+        ({"key": "objective.alpha", "above": 20}, "it holds never"),
+        ({"key": "objective.alpha", "below": 20}, "it holds always"),
+        ({"key": "objective.alpha", "above": 1, "among": [2]}, "needs either among"),
+    ],
+)
+def test_a_condition_that_can_never_hold_is_refused(when, sentence):
+    teacher = {"objective.teacher": {"choice": ["ema", "ema_heads"]}}
+    space = {**SPACE, **teacher, "objective.visible_weight": {"uniform": [0, 1], "when": when}}
+    with pytest.raises(ValueError, match=sentence):
+        tiny_sweep("a", space=space)
 
 
 def test_a_value_that_another_key_must_allow_is_taken():

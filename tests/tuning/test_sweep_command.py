@@ -180,7 +180,8 @@ def test_sweeps_shows_lists_adds_and_promotes(swept, record, capsys):
     code, said = _command(capsys, "sweeps", "promote", swept.uri, str(worse))
     assert code == 0 and f"setting {worse} may train to step {STEPS}" in said
     changed = Record(swept.uri).settings
-    assert changed[2].values == {"objective.alpha": 3, "objective.beta": 1} and changed[2].granted == RUNG
+    whole = {"objective.alpha": 3, "objective.beta": 1, "objective.student_temperature": 0.1}  # the run's own
+    assert changed[2].values == whole and changed[2].granted == RUNG
     assert changed[worse].granted == STEPS
 
 
@@ -192,7 +193,9 @@ def test_sweeps_shows_lists_adds_and_promotes(swept, record, capsys):
         (("stop", "SWEEP"), "nothing trains it now"),
         (("add", "SWEEP"), "give the setting's values, such as objective.alpha=1"),
         (("add", "SWEEP", "objective.alpha=30"), "objective.alpha=30 lies outside of the sweep's space"),
-        (("add", "SWEEP", "views.flip=0.1"), "views.flip=0.1 lies outside of the sweep's space"),
+        (("add", "SWEEP", "views.flip=0.1"), "views.flip is no key of the sweep's space"),
+        (("add", "SWEEP", "objective.beta=2"), "setting 0 has these values"),
+        (("promote", "SWEEP", "2", "6", "7"), "promote takes SETTING and STEP, not '7' as well"),
         (("add", "SWEEP", "objective.alpha=many"), "objective.alpha: Input should be a valid number"),
         (("promote", "SWEEP"), "SETTING (missing) must be the number of a setting: 0 to"),
         (("promote", "SWEEP", "77"), "SETTING (77) must be the number of a setting"),
@@ -215,7 +218,9 @@ def test_a_second_driver_is_refused(swept, capsys):
 @pytest.mark.heavy
 def test_a_dry_run_checks_and_shows_the_first_settings(swept, capsys):
     code, said = _command(capsys, "sweep", swept.path, "--dry-run", "name=new", "settings=30")
-    assert code == 0 and said.startswith("forecast   30 trials, about 135 steps (75% of training all to the end)")
+    assert code == 0 and said.startswith(
+        "forecast   in all 30 trials, about 135 steps (75% of training all to the end)"
+    )
     assert said.count("setting ") == 10 and "(prior)" in said
     assert not storage.exists(f"{swept.config.storage}/new/sweep.yaml")
     code, said = _command(capsys, "sweep", swept.path, "--dry-run", "name=new", "run.data.sources=[{uri: nowhere}]")

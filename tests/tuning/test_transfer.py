@@ -47,13 +47,13 @@ def test_factors_are_whole_numbers_of_known_names(words):
 def test_a_larger_run_has_wider_networks_longer_schedules_and_the_same_rest():
     changes = [{"from_step": 3, "alpha": 2.0}]
     config = tiny_sweep("a", run__schedule__changes=changes)
-    large = larger(config, FACTORS, 5)
+    large = larger(config, FACTORS, 5, 4)
     before, after = run_of(config, {}), run_of(large, {})
     assert (after.image.width, after.image.num_heads, after.image.ffn_hidden) == (32, 4, 64)
     assert (after.text.width, after.text.num_heads, after.text.ffn_hidden) == (32, 4, 64)
     assert (after.head.hidden, after.head.bottleneck, after.head.num_prototypes) == (64, 32, 24)
     assert after.schedule.total_steps == 48 and after.schedule.changes[0].from_step == 12
-    assert (large.name, large.rungs, large.scheduler, large.settings) == ("tiny-width2x-steps4x", (16, 32), "none", 5)
+    assert (large.name, large.rungs, large.until, large.settings) == ("tiny-width2x-steps4x", (16, 32), 16, 5)
     assert after.model_dump(exclude={"image", "text", "head", "schedule"}) == before.model_dump(
         exclude={"image", "text", "head", "schedule"}
     )
@@ -62,8 +62,8 @@ def test_a_larger_run_has_wider_networks_longer_schedules_and_the_same_rest():
 def test_a_space_over_a_scaled_size_is_refused():
     config = tiny_sweep("a", space={"head.hidden": {"choice": [32, 64]}})
     with pytest.raises(ValueError, match="space.head.hidden: --check-transfer scales this key"):
-        larger(config, {"width": 2}, 5)
-    assert larger(config, {"steps": 2}, 5).name == "tiny-steps2x"
+        larger(config, {"width": 2}, 5, 4)
+    assert larger(config, {"steps": 2}, 5, 4).name == "tiny-steps2x"
 
 
 def test_settings_of_all_ranks_are_repeated_at_the_same_share_of_the_training(tmp_path):
@@ -73,7 +73,7 @@ def test_settings_of_all_ranks_are_repeated_at_the_same_share_of_the_training(tm
     settings, step = chosen(summary, 5)
     ranked = summary.rungs.ranked(summary.settings, 4)
     assert step == 4 and settings == [ranked[place] for place in (0, 2, 4, 6, 8)]
-    large = larger(config, FACTORS, len(settings))
+    large = larger(config, FACTORS, len(settings), step)
     for _ in range(2):  # again after a kill: none is added twice
         add_settings(large, settings, step * 4)
     sweep = queue(large, f"{tmp_path}/{large.name}")
@@ -116,5 +116,5 @@ def test_an_optimum_that_moves_from_one_end_to_the_other_is_seen():
     ],
 )
 def test_one_sentence_says_whether_the_small_sweep_may_choose(small, large, sentence):
-    lines = list(told(_transfer(list(small), list(large)), larger(tiny_sweep("a", space=SPACE), FACTORS, 5)))
+    lines = list(told(_transfer(list(small), list(large)), larger(tiny_sweep("a", space=SPACE), FACTORS, 5, 4)))
     assert sentence in lines[-1]

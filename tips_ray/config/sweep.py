@@ -19,6 +19,7 @@ OWN_KEYS = {
     "seed": "set replicas: every setting is trained with as many seeds, from run.seed on",
     "schedule.total_steps": "all settings train equally long; set run.schedule.total_steps",
     "resources.*": "it changes how fast a run goes, not its numbers; set it below run",
+    "data.*": "all settings train on the same data; set it below run",
     "tracking.*": "all runs of a sweep are tracked in one place; set it below run",
     "micro_batch_images": "it changes how fast a run goes, not its numbers; set it below run",
     "keep_*": "it changes no numbers; set it below run",
@@ -48,9 +49,30 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> "SweepConfig":
     tree, values = config_tree(path), override_values(overrides)
     run = values.pop("run", tree.get("run"))
     if isinstance(run, str):
-        run = config_tree(Path(run))
+        beside = path.parent / run
+        run = config_tree(beside if beside.exists() and not Path(run).exists() else Path(run))
     given = {key: value for key, value in run.items() if key != "name"} if isinstance(run, dict) else run
-    return override(SweepConfig, {**tree, "run": given}, values)
+    space, values = _with_own_keys(tree.get("space"), values)
+    return override(SweepConfig, {**tree, "run": given, **space}, values)
+
+
+def _with_own_keys(space: Any, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Overrides such as `space.objective.alpha.prior=2` put into the space, whose keys have dots, and the others."""
+    left = {}
+    for dotted_key, value in values.items():
+        own = dotted_key.removeprefix("space.")
+        key = (
+            next((key for key in space if own == key or own.startswith(f"{key}.")), "")
+            if (isinstance(space, dict) and own != dotted_key)
+            else ""
+        )
+        if not key:
+            left[dotted_key] = value
+        elif own == key:
+            space = {**space, key: value}
+        elif isinstance(space[key], dict):
+            space = {**space, key: {**space[key], own.removeprefix(f"{key}."): value}}
+    return {} if space is None else {"space": space}, left
 
 
 class ConditionConfig(Schema):
@@ -65,9 +87,20 @@ class ConditionConfig(Schema):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self.among is None and self.above is None and self.below is None:
-            raise ValueError(f"when ({self.key}) needs among: [...], above or below")
+        if (self.among is None) == (self.above is None and self.below is None):
+            raise ValueError(f"when ({self.key}) needs either among: [...], or above and below, or one of these two")
         return self
+
+    def fault(self, other: "DomainConfig") -> str:
+        """Why the condition can never hold, or always does; empty: it depends on the other key's value."""
+        if self.among is not None:
+            unknown = [value for value in self.among if not other.contains(value)]
+            return f"among ({unknown[0]}) is no value of {self.key}" if unknown else ""
+        examples = other.choice if other.choice is not None else other.ends
+        if any(isinstance(value, bool) or not isinstance(value, int | float) for value in examples):
+            return f"above and below need numbers, and {self.key} has others: use among"
+        holds = [self.holds(value) for value in examples]
+        return "" if any(holds) and not all(holds) else f"it holds {'always' if all(holds) else 'never'}"
 
     def holds(self, value: Any) -> bool:
         """Whether the other key's value is one of those."""
@@ -124,8 +157,8 @@ class DomainConfig(Schema):
         return is_number and low <= value <= high and (self.integer is None or value == round(value))
 
     def examples(self) -> tuple[Any, ...]:
-        """Every choice, or both ends: if the schema of a run takes these, it takes what lies between."""
-        return self.choice if self.choice is not None else self.ends
+        """Every choice, or both ends and a number between: if the schema of a run takes these, it takes the others."""
+        return self.choice if self.choice is not None else (*self.ends, self.at(0.37))
 
     def grid(self) -> tuple[Any, ...]:
         """All values of a grid, in rising order.
@@ -223,10 +256,13 @@ class SweepConfig(Schema):
     worst, with the best one's weights and history and changed values."""
     rungs: tuple[PositiveInt, ...] = ()
     """Optimizer steps, in rising order, at which settings are scored and compared; the end of the run is the last."""
+    until: PositiveInt | None = None
+    """The rung beyond which no setting is trained; None: the best are trained to the end."""
     keep: Annotated[int, Field(ge=2)] = 3
     """One in so many settings goes on from a rung to the next."""
     scores: Annotated[tuple[ScoreConfig, ...], Field(min_length=1, max_length=2)]
-    """What settings are compared by; with two, by how many others are better in both."""
+    """What settings are compared by. With two, those that no other beats in both come first, then those that only these
+    beat, and so on; among equals the first score decides."""
     suite: SuiteConfig | None = None
     """Tasks for scores that name one; they run at every rung."""
     at_a_time: PositiveInt | None = None
@@ -255,6 +291,8 @@ class SweepConfig(Schema):
             if domain.when and (domain.when.key == key or domain.when.key not in self.space):
                 others = ", ".join(other for other in self.space if other != key) or "none"
                 raise ValueError(f"space.{key}.when.key ({domain.when.key}) must be another key of the space: {others}")
+            if domain.when and (fault := domain.when.fault(self.space[domain.when.key])):
+                raise ValueError(f"space.{key}.when: {fault}")
         waiting = [key for key in self.space if self.space[key].when]
         while waiting:
             free = [key for key in waiting if self._parent(key) not in waiting]
@@ -331,4 +369,6 @@ class SweepConfig(Schema):
         total = config.schedule.total_steps
         if self.rungs and self.rungs[-1] >= total:
             raise ValueError(f"rungs ({self.rungs[-1]}) must be below run.schedule.total_steps ({total})")
-        return *self.rungs, total
+        if self.until is not None and self.until not in self.rungs:
+            raise ValueError(f"until ({self.until}) must be one of rungs ({list(self.rungs)})")
+        return tuple(step for step in (*self.rungs, total) if step <= (self.until or total))

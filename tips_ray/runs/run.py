@@ -111,7 +111,7 @@ def run_at(uri: str) -> Run:
     tokenizer = config.captions.tokenizer or storage.join(uri, "tokenizer.json")
     found = list_checkpoints(checkpoints_of(uri))
     captioner = found[-1].manifest.get("captioner_fingerprint", "") if found else ""
-    return Run(config, uri, "", tokenizer, _known_data(uri), captioner_fingerprint=captioner)
+    return Run(config, uri, "", tokenizer, known_data(uri), captioner_fingerprint=captioner)
 
 
 def require_data(run_uri: str, fingerprint: str, earlier: str = "") -> None:
@@ -125,7 +125,7 @@ def require_data(run_uri: str, fingerprint: str, earlier: str = "") -> None:
     Raises:
         ValueError: they are others.
     """
-    known = _known_data(run_uri)
+    known = known_data(run_uri)
     if known and known not in (fingerprint, earlier):
         raise ValueError(
             f"the data are not those that {run_uri} began with (fingerprint {known[:12]} -> {fingerprint[:12]}): "
@@ -138,7 +138,7 @@ def claim_data(run_uri: str, fingerprint: str) -> None:
     storage.create_text(storage.join(run_uri, DATA), json.dumps({"fingerprint": fingerprint}))
 
 
-def _known_data(run_uri: str) -> str:
+def known_data(run_uri: str) -> str:
     """Fingerprint of a run's data by its note, else by its newest checkpoint; empty where there is neither."""
     try:
         return str(json.loads(storage.read_bytes(storage.join(run_uri, DATA)))["fingerprint"])

@@ -90,7 +90,7 @@ def runs_of_mlflow(
         every = list(_selected(client, chosen))
         runs = _wanted(chosen, every, leave_out, known)
         parents = {run.data.tags.get("mlflow.parentRunId") for run in every}
-        kept = [run for run in runs if run.data.metrics or run.info.run_id not in parents]
+        kept = [run for run in runs if not _is_parent(run, parents)]
         having = [run for run in kept if all(name in run.data.metrics for name in metrics)]
         _require_two(chosen, kept, having, metrics, len(known))
         found = [_compared(client, run, metrics) for run in having]
@@ -98,6 +98,11 @@ def runs_of_mlflow(
     counts = {"parent runs without metrics": len(runs) - len(kept)}
     counts["runs that --leave-out names, or whose folder is given"] = len(every) - len(runs)
     return Found(found, [*left_out, *(f"{what}: {count}" for what, count in counts.items() if count)])
+
+
+def _is_parent(run: "Run", parents: set[str | None]) -> bool:
+    """A run that stands for others: of a sweep, or one with nested runs and no metrics of its own."""
+    return "sweep_folder" in run.data.tags or (run.info.run_id in parents and not run.data.metrics)
 
 
 def _wanted(chosen: Selection, runs: Sequence["Run"], leave_out: Sequence[str], known: Sequence[str]) -> list["Run"]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import isfinite
 from statistics import fmean, stdev
 
+from tips_ray.config.sweep import WEIGHTS
 from tuning.comparison.compare import Comparison
 from tuning.comparison.setting import Metric, Setting
 from tuning.comparison.verdict import Difference
@@ -17,6 +18,7 @@ def lines_of(found: Comparison) -> Iterator[str]:
     """All that the terminal shows."""
     yield from (f"left out: {sentence}" for sentence in found.left_out)
     yield f"differ in: {', '.join(found.keys) or 'nothing but their seeds'}"
+    yield from (f"note: {sentence}" for sentence in notes(found))
     for setting in found.settings:
         yield f"{named(found, setting)}: {counted(len(setting.runs), 'run')}, {seeds(setting)}"
         for metric in found.metrics:
@@ -26,6 +28,16 @@ def lines_of(found: Comparison) -> Iterator[str]:
     for verdict in found.verdicts:
         yield headline(found, verdict)
         yield from (f"  {sentence}" for sentence in reasons(found, verdict))
+
+
+def notes(found: Comparison) -> Iterator[str]:
+    """What a reader must know before the numbers."""
+    weights = [key for key in found.keys if key in WEIGHTS]
+    if weights and any(metric.name == "loss/total" for metric in found.metrics):
+        yield (
+            f"loss/total sums the losses by {', '.join(weights)}, which differ: it does not say which setting is "
+            "better; give --metric with one of the losses or a score"
+        )
 
 
 def named(found: Comparison, setting: Setting) -> str:
@@ -77,7 +89,7 @@ def reasons(found: Comparison, verdict: Verdict) -> Iterator[str]:
     yield from _about_diverged(found, verdict)
     if verdict.alone:
         yield f"{counted(verdict.alone, 'run')} of {verdict.setting.label} in no pair, not counted"
-    if verdict.claim == "no claim" and verdict.more_seeds:
+    if verdict.claim == "no claim" and verdict.more_seeds and not verdict.is_withheld:
         yield f"a claim needs at least {counted(verdict.more_seeds, 'more seed')} of both"
 
 

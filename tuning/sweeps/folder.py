@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import yaml
-
 from tips_ray import storage
 from tips_ray.config.load import override
 from tips_ray.config.sweep import SweepConfig
+from tips_ray.runs.folder import parsed_config
 from tips_ray.runs.lease import RunIsTrainedError, leased, newest
 
 CONFIG = "sweep.yaml"
@@ -24,8 +23,9 @@ def sweep_config(uri: str) -> SweepConfig:
     Raises:
         ValueError: there is none.
     """
+    place = storage.join(uri, CONFIG)
     try:
-        return override(SweepConfig, yaml.safe_load(storage.read_text(storage.join(uri, CONFIG))), {})
+        return override(SweepConfig, parsed_config(storage.read_text(place), place), {})
     except storage.NotFoundError:
         raise ValueError(f"{uri} is no sweep: it has no {CONFIG}; give STORAGE/NAME of the sweep's config") from None
 

@@ -14,7 +14,7 @@ def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | Non
         base: the run that all settings start from.
         seconds_per_step: of the trials so far; None: there are none.
     """
-    settings, rungs = config.settings or sum(1 for _ in grid(config)), config.all_rungs(base)
+    settings, rungs = _settings(config), config.all_rungs(base)
     trials, steps = settings * config.replicas, _steps(config, settings, rungs) * config.replicas
     student, teacher = parameters(base)
     saved = 4 * (3 * student + teacher)  # fp32: weights, AdamW's two averages, the teacher
@@ -22,12 +22,19 @@ def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | Non
     share = steps / (trials * rungs[-1])
     told = f" ({share:.0%} of training all to the end)" if share < 1 else ""
     time = "" if seconds_per_step is None else f", about {steps * seconds_per_step / 3600:.2f} trial-hours"
-    return f"forecast   {trials} trials, about {steps:,} steps{told}{time}; {disk} of checkpoints"
+    return f"forecast   in all {trials} trials, about {steps:,} steps{told}{time}; {disk} of checkpoints"
+
+
+def _settings(config: SweepConfig) -> int:
+    """Those asked for, or all that there are, if these are fewer."""
+    is_finite = all(domain.choice is not None or domain.integer is not None for domain in config.space.values())
+    most = sum(1 for _ in grid(config)) if config.search == "grid" or is_finite else None
+    return min(filter(None, (config.settings, most)))
 
 
 def _steps(config: SweepConfig, settings: int, rungs: tuple[int, ...]) -> int:
     """Steps of one seed where one in `keep` goes on from each rung."""
-    if config.scheduler == "none":
+    if config.scheduler in ("none", "pbt"):
         return settings * rungs[-1]
     total, going, before = 0, settings, 0
     for step in rungs:

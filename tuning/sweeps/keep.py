@@ -8,9 +8,9 @@ from tips_ray.config.sweep import SweepConfig
 from tips_ray.runs import lease
 from tips_ray.runs.stop import ask_to_stop, user_here
 from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config
-from tuning.sweeps.record import Record, Setting
+from tuning.sweeps.record import ADDED, Record, Setting
 from tuning.sweeps.rungs import Rungs
-from tuning.sweeps.space import lies_in, run_of
+from tuning.sweeps.space import lies_in, run_of, whole_values
 from tuning.sweeps.summary import Summary, table
 
 
@@ -18,8 +18,13 @@ def list_lines(storage_uri: str) -> Iterator[str]:
     """A line for each sweep below a folder or prefix."""
     rows = []
     for uri in storage.list_folders(storage_uri):
-        if storage.exists(storage.join(uri, CONFIG)):
+        if not storage.exists(storage.join(uri, CONFIG)):
+            continue
+        try:
             summary = Summary(sweep_config(uri), Record(uri))
+        except ValueError as error:
+            rows.append([uri, "", "", f"damaged: {' '.join(str(error).split())[:120]}", _holder(uri)])
+        else:
             complete = sum(summary.state(one) == "complete" for one in summary.settings)
             found = summary.winner()
             best = f"setting {found[0].number} at step {found[1]}" if found else "none yet"
@@ -51,15 +56,18 @@ def add_lines(uri: str, words: Sequence[str]) -> Iterator[str]:
     values = override_values(words)
     if not values:
         raise ValueError(f"give the setting's values, such as {next(iter(config.space))}=1")
-    base = run_of(config, values)
-    if not lies_in(config, values):
+    base, whole = run_of(config, values), whole_values(config, values)
+    if unknown := [key for key in values if key not in whole]:
+        kind = "has no effect, since its condition does not hold" if unknown[0] in config.space else "is no key of"
+        raise ValueError(f"{unknown[0]} {kind} the sweep's space ({', '.join(config.space)}): leave it out")
+    if not lies_in(config, whole):
         raise ValueError(f"{' '.join(words)} lies outside of the sweep's space ({', '.join(config.space)}): widen that")
     with kept_lease(uri):
         record = Record(uri)
-        known = next((one for one in record.settings.values() if one.values == values), None)
+        known = next((one for one in record.settings.values() if one.values == whole), None)
         if known:
             raise ValueError(f"setting {known.number} has these values; tips-ray sweeps promote lets it train on")
-        added = record.add_setting(values, "added", Rungs(config, base).first_step())
+        added = record.add_setting(whole, ADDED, Rungs(config, base).first_step())
     yield f"setting {added.number} is added; tips-ray sweep with the sweep's config trains it"
 
 
@@ -90,6 +98,8 @@ def _step(config: SweepConfig, setting: Setting, words: Sequence[str], steps: Se
         raise ValueError(f"setting {setting.number} may train to the end already")
     if not words:
         return higher[0]
+    if len(words) > 1:
+        raise ValueError(f"promote takes SETTING and STEP, not {words[1]!r} as well")
     if words[0] not in map(str, higher):
         raise ValueError(f"STEP ({words[0]}) must be a rung of {config.name} above {setting.granted}: {higher}")
     return int(words[0])

@@ -93,9 +93,13 @@ def _points(score: ScoreConfig, setting: Setting, seed: int, runs_uri: str) -> l
 
 
 def _by_key(axes: Any, summary: Summary, key: str) -> bool:
-    ranked, scores, step = _scored(summary)
-    if not ranked:
+    every, all_scores, step = _scored(summary)
+    own = [
+        (one, score) for one, score in zip(every, all_scores, strict=True) if key in one.values
+    ]  # the condition holds
+    if not own:
         return False
+    ranked, scores = [one for one, _ in own], [score for _, score in own]
     places = [_place(summary, one, key) for one in ranked]
     axes.scatter(places[1:], scores[1:], color=OTHER)
     axes.scatter(places[:1], scores[:1], color=GOOD, label="the best")
@@ -153,7 +157,8 @@ def _importance(axes: Any, summary: Summary) -> bool:
     import optuna
 
     ranked, _, step = _scored(summary)
-    if len(ranked) < FEWEST_FOR_IMPORTANCE or any(domain.when for domain in summary.config.space.values()):
+    changes = any(domain.when for domain in summary.config.space.values()) or summary.config.scheduler == "pbt"
+    if len(ranked) < FEWEST_FOR_IMPORTANCE or changes:
         return False
     sign = 1 if summary.config.scores[0].better == "lower" else -1  # the method looks at the lowest
     study = study_of(summary.config, summary.rungs, ranked)
@@ -211,10 +216,11 @@ def _pairs(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _place(summary: Summary, setting: Setting, key: str) -> Any:
-    """The value on an axis; a choice that is no number has its text."""
-    value = current_values(summary.config, setting.values)[key]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number else str(value)
+    """The value on an axis; a choice has its place among all."""
+    value, domain = current_values(summary.config, setting.values)[key], summary.config.space[key]
+    if domain.choice is None:
+        return value
+    return domain.choice.index(value) if value in domain.choice else np.nan
 
 
 def _share(summary: Summary, setting: Setting, key: str) -> float:
@@ -241,6 +247,11 @@ def _scale(axis: Any, set_scale: Callable[[str], None], domain: DomainConfig) ->
     if domain.choice is None:
         low, high = domain.beside(-0.03), domain.beside(1.03)
         axis.set_view_interval(low, high, ignore=True)
+    else:
+        axis.set_ticks(range(len(domain.choice)), [str(value) for value in domain.choice])
+        axis.set_view_interval(-0.3, len(domain.choice) - 0.7, ignore=True)
+    if domain.integer is not None:
+        axis.get_major_locator().set_params(integer=True)
 
 
 def _label(summary: Summary) -> str:

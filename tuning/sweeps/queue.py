@@ -10,7 +10,7 @@ from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import RunFailedError
 from tips_ray.runs.stop import ask_to_stop
 from tuning.sweeps.population import next_generation
-from tuning.sweeps.record import MOST_FAILURES, Record, Setting
+from tuning.sweeps.record import ADDED, MOST_FAILURES, Record, Setting
 from tuning.sweeps.rungs import Rungs
 from tuning.sweeps.search import next_values
 from tuning.sweeps.space import CHANGES, lies_in, run_of
@@ -130,7 +130,7 @@ class Sweep:
         self.stops_because, self.is_asked_to_stop = why, True
         for job in list(self.running.values()):
             try:
-                ask_to_stop(job.run_uri, why, kind="pause")
+                ask_to_stop(job.run_uri, f"the sweep, which was {why.removeprefix('paused by ')}", kind="pause")
             except (ValueError, OSError):  # it has not begun, has ended, or its storage is away
                 continue
 
@@ -189,7 +189,8 @@ class Sweep:
     def _proposed(self) -> bool:
         """Whether a new setting was made."""
         settings = [one for one in self.settings if CHANGES not in one.values]
-        if self.config.settings is not None and len(settings) >= self.config.settings:
+        proposed = [one for one in settings if one.by != ADDED]
+        if self.config.settings is not None and len(proposed) >= self.config.settings:
             return False
         found = next_values(self.config, self.rungs, settings)
         if found is None:

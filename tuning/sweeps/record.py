@@ -17,6 +17,8 @@ from tuning.sweeps.space import Values
 
 PATIENCE_SECONDS = 600.0
 """How long a line is tried to be written while the storage does not answer."""
+ADDED = "added"
+"""Who proposed a setting of the user's own; it does not count among those that the config asks for."""
 MOST_FAILURES = 3
 """Failures of one trial in a row, without getting to its next rung, after which the setting is given up."""
 
@@ -78,7 +80,13 @@ class Record:
         self._lines = LineLog(storage.join(sweep_uri, "record"), "attempt-{attempt:04d}", ("kind", "time"))
         self.settings: dict[int, Setting] = {}
         for line in self._lines.read():  # driver after driver, whatever their clocks say
-            self._apply(line)
+            try:
+                self._apply(line)
+            except (KeyError, TypeError, ValueError) as error:
+                raise storage.StorageError(
+                    f"{self._lines.uri}: a line ({str(line)[:100]}) does not follow from those before it "
+                    f"({type(error).__name__}: {error}): restore the file from a copy"
+                ) from None
 
     @property
     def seconds(self) -> float:

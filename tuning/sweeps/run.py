@@ -20,9 +20,10 @@ from tips_ray.launch.stops import LOOK_SECONDS, signals_stop
 from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.folder import deciding
 from tips_ray.runs.metric_names import LOGGED_METRICS
+from tips_ray.runs.mlflow_access import without_credentials
 from tips_ray.runs.run import claim_data, require_data
 from tips_ray.runs.stop import stop_asked
-from tips_ray.runs.tracking import Status, Tracking, tracking_uri
+from tips_ray.runs.tracking import Status, Tracking
 from tips_ray.scenes.shards import stored_scenes
 from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config, sweep_uri
 from tuning.sweeps.forecast import forecast
@@ -65,7 +66,7 @@ def run_sweep(config: SweepConfig, execute: Execute, tell: Callable[[str], None]
     uri = sweep_uri(config)
     storage.mark_output(uri)
     with kept_lease(uri) as generation:
-        _require_unchanged(config, uri)
+        require_unchanged(config, uri)
         return _run(config, base, uri, execute, generation, tell)
 
 
@@ -172,7 +173,7 @@ def _ended(sweep: Sweep, job: Job, outcome: Outcome) -> str:
     return f"{name}{scores}{place}, {outcome.seconds:.0f} s"
 
 
-def _require_unchanged(config: SweepConfig, uri: str) -> None:
+def require_unchanged(config: SweepConfig, uri: str) -> None:
     """
     Raises:
         Faults: the sweep has scores, which mean nothing under a change of its config.
@@ -208,8 +209,8 @@ def _prepared(config: SweepConfig, base: RunConfig, uri: str, parent: Tracking, 
     """Make what all trials share: index, captions, vocabulary, database of MLflow."""
     runs = storage.join(uri, "runs")
     shared: dict[str, Any] = {"tracking.experiment": base.tracking.experiment}
-    if tracked := tracking_uri(base):
-        shared["tracking.mlflow_uri"] = tracked
+    if parent.uri:
+        shared["tracking.mlflow_uri"] = parent.uri
     if base.captions.source != "column":
         shared["captions.store"] = base.captions.store or storage.join(base.storage, "captions")
     if config.scenes:
@@ -221,6 +222,7 @@ def _prepared(config: SweepConfig, base: RunConfig, uri: str, parent: Tracking, 
     tell(f"data       {index.rows:,} rows in {index.shards.num_rows} shards")
     if base.captions.tokenizer is None and base.captions.source != "live":
         shared["captions.tokenizer"] = _vocabulary(base, index, uri)
+    tell(f"tracking   {f'MLflow at {without_credentials(parent.uri)}' if parent.uri else 'no MLflow'}")
     tags = {"sweep": config.name, **({"mlflow.parentRunId": parent.run_id} if parent.run_id else {})}
     return Places(uri, shared, tags)
 

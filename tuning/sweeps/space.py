@@ -47,10 +47,15 @@ def require_valid(config: SweepConfig) -> RunConfig:
     Raises:
         Faults: the run's schema refuses a value, whatever the other keys are; each is named.
     """
-    base = run_of(config, {})
+    base = _base_of(config)
     config.all_rungs(base)
     faults = []
     for key, domain in config.space.items():
+        if isinstance(value_at(base, key), dict) or any(isinstance(value, dict) for value in domain.choice or ()):
+            faults.append(
+                f"space.{key} is a section of the config: name one of its keys, such as {key}.{_below(base, key)}"
+            )
+            continue
         for value in domain.examples():
             try:
                 run_of(config, {key: value})
@@ -61,6 +66,24 @@ def require_valid(config: SweepConfig) -> RunConfig:
     if faults:
         raise Faults(faults)
     return base
+
+
+def _base_of(config: SweepConfig) -> RunConfig:
+    try:
+        return run_of(config, {})
+    except Faults as error:
+        raise Faults([f"run.{sentence}" for sentence in error.sentences]) from None
+
+
+def _below(base: RunConfig, key: str) -> str:
+    section = value_at(base, key)
+    return next(iter(section)) if isinstance(section, dict) and section else "KEY"
+
+
+def whole_values(config: SweepConfig, values: Mapping[str, Any]) -> Values:
+    """A setting with the run's value for every key of the space that it lacks and whose condition holds."""
+    base = run_of(config, {})
+    return active_values(config, {key: values.get(key, value_at(base, key)) for key in config.space})
 
 
 def _is_valid_beside_others(config: SweepConfig, key: str, value: Any) -> bool:

@@ -11,7 +11,7 @@ from tips_ray.config.sweep import SweepConfig
 from tuning.sweeps.population import current_values
 from tuning.sweeps.record import Record, Setting
 from tuning.sweeps.rungs import Rungs, front_numbers
-from tuning.sweeps.space import lies_in, run_of
+from tuning.sweeps.space import CHANGES, lies_in, run_of
 
 FEWEST = 5
 """(D) Settings that must have reached both a rung and the end before a rank correlation says anything."""
@@ -71,7 +71,8 @@ class Summary:
         return [self._prediction(step, end) for step in self.rungs.steps[:-1]]
 
     def _prediction(self, step: int, end: int) -> Prediction:
-        both = [(one.score(step, self.rungs.seeds), one.score(end, self.rungs.seeds)) for one in self.settings]
+        own = [one for one in self.settings if CHANGES not in one.values]  # a child has its donor's score at the rung
+        both = [(one.score(step, self.rungs.seeds), one.score(end, self.rungs.seeds)) for one in own]
         pairs = [(early[0], late[0]) for early, late in both if early is not None and late is not None]
         if len(pairs) < FEWEST:
             return Prediction(step, len(pairs), None)
@@ -135,13 +136,15 @@ class Summary:
         """The result in words."""
         seeds = len(self.rungs.seeds)
         yield f"{counted(len(self.settings), 'setting')}, {counted(seeds, 'seed')} each, {self.hours:.2f} trial-hours"
+        if self.config.settings and len(self.settings) < self.config.settings:
+            yield f"{self.config.settings - len(self.settings)} settings are left to propose"
         if self.outside:
             yield f"{counted(self.outside, 'setting')} outside of the space, which has changed: not counted"
         if found := self.winner():
             setting, step = found
             scores = setting.score(step, self.rungs.seeds) or ()
             named = ", ".join(f"{one.name} {value:.4g}" for one, value in zip(self.config.scores, scores, strict=True))
-            values = ", ".join(f"{key}={_text(value)}" for key, value in setting.values.items())
+            values = ", ".join(f"{key}={value}" for key, value in setting.values.items())
             yield f"best: setting {setting.number} ({values}), {named} at step {step}"
             if len(self.config.scores) > 1:
                 front = ", ".join(str(one.number) for one in self.front(step))

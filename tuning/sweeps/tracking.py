@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tips_ray import storage
+from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.runs.mlflow_access import TrackingError, mlflow_client, mlflow_failures, one_line
@@ -21,6 +22,7 @@ from tuning.sweeps.summary import Summary, markdown
 from tuning.sweeps.trial import Job, Outcome
 
 TAG = "sweep_folder"
+DESCRIBED = ("settings", "search", "scheduler", "rungs", "until", "keep", "replicas", "budget", "seed")
 NOTE = "mlflow.note.content"
 MOST_CHARACTERS = 60_000
 """Longest description that MLflow shows in a page."""
@@ -34,7 +36,7 @@ def start_parent(config: SweepConfig, base: RunConfig, uri: str) -> Tracking:
     Raises:
         TrackingError: MLflow cannot take a new run.
     """
-    place = tracking_uri(base)
+    place = tracking_uri(override(RunConfig, base.model_dump(mode="json"), {"storage": config.storage}))
     if place is None:
         return Tracking(None)
     tags = {"sweep": config.name}
@@ -48,7 +50,8 @@ def start_parent(config: SweepConfig, base: RunConfig, uri: str) -> Tracking:
         client = mlflow_client(place)
         known = client.get_run(parent.run_id).data.params
         described = {f"space.{key}": _domain(config, key) for key in config.space}
-        described |= {key: str(getattr(config, key)) for key in ("search", "scheduler", "rungs", "keep", "replicas")}
+        described |= {key: str(getattr(config, key)) for key in DESCRIBED}
+        described["scores"] = ", ".join(f"{score.name} ({score.better} is better)" for score in config.scores)
         for key, value in described.items():
             if known.get(key, value) == value:
                 client.log_param(parent.run_id, key, value)

@@ -14,9 +14,10 @@ from tips_ray import storage
 from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
+from tips_ray.runs.run import claim_data, known_data
 from tuning.sweeps.folder import kept_lease, sweep_uri
 from tuning.sweeps.record import Record, Setting
-from tuning.sweeps.run import Execute, run_sweep
+from tuning.sweeps.run import Execute, require_unchanged, run_sweep
 from tuning.sweeps.space import run_of, value_at
 from tuning.sweeps.summary import FEWEST, Summary
 
@@ -46,9 +47,11 @@ def check_transfer(
     Raises:
         ValueError: the sweep has too few scores, or its space varies a size that the check scales.
     """
+    require_unchanged(config, sweep_uri(config))
     settings, step = chosen(Summary(config, Record(sweep_uri(config))), MOST)
-    large = larger(config, factors, len(settings))
+    large = larger(config, factors, len(settings), step)
     add_settings(large, settings, step * factors.get("steps", 1))
+    claim_data(sweep_uri(large), known_data(sweep_uri(config)))
     run_sweep(large, execute, tell)
     yield from told(compared(config, large, factors, step), large)
 
@@ -71,7 +74,7 @@ def factors_of(words: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def larger(config: SweepConfig, factors: Mapping[str, int], settings: int) -> SweepConfig:
+def larger(config: SweepConfig, factors: Mapping[str, int], settings: int, step: int) -> SweepConfig:
     """The sweep's config at the second size: run and rungs scaled, no further settings proposed.
 
     Raises:
@@ -94,6 +97,7 @@ def larger(config: SweepConfig, factors: Mapping[str, int], settings: int) -> Sw
         "rungs": [step * steps for step in config.rungs],
         "scheduler": "none",
         "settings": settings,
+        "until": step * steps if step in config.rungs else None,
     }
     return override(SweepConfig, {key: value for key, value in tree.items() if key != "scenes"}, {})
 

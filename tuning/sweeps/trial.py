@@ -73,7 +73,8 @@ def advance(job: Job) -> Outcome:
     except RunStopped as stop:
         kind, scores, why = "stopped", (), str(stop)
     except RunFailedError as error:
-        kind, scores, why = "violated" if _is_violated(job, begun) else "failed", (), str(error)
+        violation = _violation(job, begun)
+        kind, scores, why = "violated" if violation else "failed", (), violation or str(error)
     except UnscorableError as error:
         kind, scores, why = "unscorable", (), str(error)
     except (ValueError, OSError) as error:
@@ -111,10 +112,11 @@ def _printed_to(log: str | None) -> Iterator[None]:
                 raise
 
 
-def _is_violated(job: Job, since: str) -> bool:
-    """The run has ended for good, since this job began, by a loss that is not finite or by collapse."""
+def _violation(job: Job, since: str) -> str:
+    """How the run has ended for good since this job began: by a loss that is not finite or by collapse; else empty."""
     failures = RunFolder(job.run_uri).final_failures()
-    return any(event["time"] > since and event["type"] in VIOLATIONS for event in failures)
+    own = [event["error"] for event in failures if event["time"] > since and event["type"] in VIOLATIONS]
+    return own[-1].partition(";")[0][:160] if own else ""
 
 
 def _scores(job: Job) -> tuple[float, ...]:
