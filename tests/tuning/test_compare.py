@@ -48,7 +48,9 @@ def test_six_seeds_on_the_same_batches_give_a_claim_and_say_what_pairs_save(tmp_
     plain = _seeds(tmp_path, "plain", 0)
     alpha = _seeds(tmp_path, "alpha", 0.1, objective__alpha=2.0, resources__workers=1)
     code, said = _compare(capsys, *plain, *alpha)
-    assert code == 0 and "differ in: objective.alpha\n" in said
+    assert (
+        code == 0 and "differ in: objective.alpha\nnote: loss/total sums the losses by objective.alpha, which " in said
+    )
     assert "objective.alpha=1.0 (baseline): 6 runs, seeds 0, 1, 2, 3, 4, 5\n" in said
     assert (
         "against objective.alpha=1.0, loss/total at step 2: better\n  0.125 lower (0.105 to 0.145), p 0.031, " in said

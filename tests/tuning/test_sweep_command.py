@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from toy_run import metrics_of_run, write_scenes
-from toy_sweep import tiny_sweep
+from toy_sweep import queue, run_all, tiny_sweep
 
 from jobs.cli import main
 from tips_ray import storage
 from tips_ray.config import RunConfig, load_config
-from tips_ray.config.sweep import SweepConfig
+from tips_ray.config.sweep import SweepConfig, load_sweep
 from tips_ray.launch import pretrain
 from tips_ray.launch.on_ranks import RankTrainer
 from tips_ray.runs.checkpoint import list_checkpoints
@@ -21,6 +21,7 @@ from tips_ray.runs.lease import leased
 from tips_ray.runs.metric_names import LOGGED_METRICS
 from tips_ray.runs.mlflow_access import mlflow_client
 from tips_ray.runs.tracking import stored_run_id
+from tuning.sweeps.forecast import forecast
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.record import Record
 from tuning.sweeps.space import run_of
@@ -236,6 +237,49 @@ def test_the_run_of_a_sweep_may_be_a_file(tmp_path, capsys):
     assert code == 2 and "schedule.total_steps: Input should be greater than 0" in said
     code, said = _command(capsys, "sweep", str(tmp_path / "run.yaml"), "--dry-run")
     assert code == 2 and "Traceback" not in said
+
+
+def test_a_run_beside_the_sweeps_file_is_found_and_single_keys_of_the_space_may_be_replaced(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"name": "mine", **tiny_sweep(tmp_path).run}))
+    tree = tiny_sweep(tmp_path).model_dump(mode="json", exclude_none=True) | {"run": "run.yaml"}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    words = ["space.objective.alpha.prior=2", "space.objective.beta={uniform: [1, 3]}", "settings=7"]
+    config = load_sweep(tmp_path / "sweep.yaml", words)
+    alpha, beta = config.space["objective.alpha"], config.space["objective.beta"]
+    assert (alpha.prior, alpha.loguniform, beta.uniform, beta.prior, config.settings) == (2, (0.1, 10), (1, 3), None, 7)
+
+
+def test_a_damaged_sweep_is_a_sentence_and_a_row_of_the_list(tmp_path, capsys):
+    for name in ("whole", "record", "config"):
+        (tmp_path / name).mkdir()
+        config = tiny_sweep(tmp_path, name=name).model_dump(mode="json", exclude_none=True)
+        (tmp_path / name / "sweep.yaml").write_text(yaml.safe_dump(config))
+        run_all(queue(tiny_sweep(tmp_path, name=name), f"{tmp_path}/{name}"))
+    (lines,) = (tmp_path / "record" / "record").iterdir()
+    lines.write_text("".join(lines.read_text().splitlines(keepends=True)[1:]))
+    (tmp_path / "config" / "sweep.yaml").write_text("name: [")
+    code, said = _command(capsys, "sweeps", "list", str(tmp_path))
+    rows = {Path(line.split()[0]).name: line for line in said.splitlines()[1:]}
+    assert code == 0 and "damaged: " in rows["record"] and "damaged: " in rows["config"]
+    assert "setting" in rows["whole"] and "damaged" not in rows["whole"]
+    code, said = _command(capsys, "sweeps", "show", f"{tmp_path}/record")
+    assert code == 2 and "does not follow from those before it" in said and "restore the file from a copy" in said
+
+
+def test_the_forecast_counts_what_there_is():
+    def told(**values: Any) -> str:
+        config = tiny_sweep("a", **{"settings": 10, **values})
+        return forecast(config, run_of(config, {}), 36.0)
+
+    space = {"objective.alpha": {"choice": [1, 2]}}
+    assert "in all 2 trials, about 20 steps (83% of training all to the end), about 0.20 trial-hours" in told(
+        space=space
+    )
+    assert "in all 2 trials, about 24 steps, about" in told(space=space, scheduler="none")
+    ranges = {"objective.alpha": {"uniform": [1, 2]}}
+    assert "in all 10 trials, about 120 steps, about 1.20 trial-hours" in told(space=ranges, scheduler="pbt")
+    assert "in all 30 trials, about 240 steps (67% of training all" in told(replicas=3)  # 3 x (40 + 20 + 20)
+    assert "in all 10 trials, about 60 steps (75% of training all" in told(until=8)
 
 
 @pytest.mark.slow
