@@ -163,6 +163,19 @@ def test_a_sweep_whose_trials_all_fail_ends_with_the_reason(tmp_path):
     assert str(sweep.failure).startswith("3 settings failed and none has a score; setting 2: seed 0 failed 3 times")
 
 
+def test_what_was_given_up_is_tried_again_by_the_next_start(tmp_path):
+    folder = str(tmp_path)
+    sweep = queue(tiny_sweep("a"), folder)
+    while job := sweep.next_job():
+        sweep.done(job, Outcome("failed", why="the disk is full"))
+    assert sweep.failure and len(sweep.settings) == 3
+    mended = queue(tiny_sweep("a"), folder)
+    mended.record.start()
+    ended = run_all(mended)
+    assert {setting for setting, _, _ in ended} == set(range(6)) and not any(one.ended for one in mended.settings)
+    assert Record(folder).settings == mended.record.settings
+
+
 def test_a_score_that_no_run_has_ends_the_sweep_at_once(tmp_path):
     sweep = queue(tiny_sweep("a"), str(tmp_path))
     job = sweep.next_job()

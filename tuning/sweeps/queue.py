@@ -116,11 +116,9 @@ class Sweep:
             self.record.end(setting, f"seed {job.seed}: {why}")
 
     def _give_up(self, setting: Setting, why: str) -> None:
-        self.record.end(setting, why)
+        self.record.give_up(setting, why)
         trials = [trial for one in self.record.settings.values() for trial in one.trials.values()]
-        lost = [
-            one for one in self.record.settings.values() if one.ended and any(t.failures for t in one.trials.values())
-        ]
+        lost = [one for one in self.record.settings.values() if one.is_given_up]
         if len(lost) >= MOST_GIVEN_UP and not any(trial.scores for trial in trials):
             self.stops_because = f"{len(lost)} settings failed and none has a score"
             self.failure = RunFailedError(f"{self.stops_because}; setting {setting.number}: {why}")
@@ -128,6 +126,11 @@ class Sweep:
     def stop(self, why: str) -> None:
         """Give no further job, and ask those that run to save and leave."""
         self.stops_because, self.is_asked_to_stop = why, True
+        self.ask_to_leave()
+
+    def ask_to_leave(self) -> None:
+        """Ask the running trials to save and leave; call it again for those that have only begun."""
+        why = self.stops_because
         for job in list(self.running.values()):
             try:
                 ask_to_stop(job.run_uri, f"the sweep, which was {why.removeprefix('paused by ')}", kind="pause")

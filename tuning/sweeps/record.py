@@ -49,6 +49,8 @@ class Setting:
     """Optimizer steps that its trials may do."""
     ended: str = ""
     """Why it gets no further steps; empty: it may."""
+    is_given_up: bool = False
+    """It has ended by failures, which the next start of the sweep tries again."""
     trials: dict[int, Trial] = field(default_factory=dict)
     """By seed."""
 
@@ -128,9 +130,14 @@ class Record:
         """A start of a trial failed, and another may do better."""
         self._write("failure", setting=setting.number, seed=seed, why=why, seconds=round(seconds, 3))
 
-    def note(self, kind: str, **what: Any) -> None:
-        """A line about the sweep itself: `start`, `changed`, `stop`."""
-        self._write(kind, **what)
+    def give_up(self, setting: Setting, why: str) -> None:
+        """Give a setting no further steps until the sweep is started again."""
+        self._write("give_up", setting=setting.number, why=why)
+
+    def start(self) -> None:
+        """Begin a start of the sweep: what failed in an earlier one is tried again."""
+        if any(trial.failures for setting in self.settings.values() for trial in setting.trials.values()):
+            self._write("start")
 
     def _replace(self, line: Mapping[str, Any]) -> None:
         for number in line["survivors"]:
@@ -149,14 +156,18 @@ class Record:
         kind, number = line["kind"], line.get("setting")
         if kind == "generation":
             self._replace(line)
+        elif kind == "start":
+            for setting in self.settings.values():
+                _try_again(setting)
         if number is None:
             return
         if kind == "setting":
             self.settings[number] = Setting(number, line["values"], line["by"], line["step"])
         elif kind == "grant":
             self.settings[number].granted = line["step"]
-        elif kind == "end":
+        elif kind in ("end", "give_up"):
             self.settings[number].ended = line["why"]
+            self.settings[number].is_given_up = kind == "give_up"
         else:
             _add_result(self.settings[number].trial(line["seed"]), line)
 
@@ -164,6 +175,13 @@ class Record:
 def _child(line: Mapping[str, Any], donor: Setting, step: int) -> Setting:
     copied = {seed: Trial(dict(trial.scores)) for seed, trial in donor.trials.items()}
     return Setting(line["number"], line["values"], f"child of {donor.number}", step, trials=copied)
+
+
+def _try_again(setting: Setting) -> None:
+    if setting.is_given_up:
+        setting.ended, setting.is_given_up = "", False
+    for trial in setting.trials.values():
+        trial.failures.clear()
 
 
 def _add_result(trial: Trial, line: Mapping[str, Any]) -> None:

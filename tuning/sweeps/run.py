@@ -107,6 +107,7 @@ def _run(
         tracked(lambda: log_scores(parent, config, job, outcome))
 
     sweep.told = told
+    sweep.record.start()
     tell(forecast(config, base, seconds_per_step(Summary(config, sweep.record))))
     status: Status = "FAILED"
     try:
@@ -259,9 +260,10 @@ def _stop_watched(sweep: Sweep, generation: int) -> Iterator[None]:
 
     def look() -> None:
         while not is_over.wait(LOOK_SECONDS):
-            if request := stop_asked(sweep.places.uri, generation):
+            if sweep.is_asked_to_stop:
+                sweep.ask_to_leave()
+            elif request := stop_asked(sweep.places.uri, generation):
                 sweep.stop(str(request))
-                return
 
     watch = threading.Thread(target=look, name="stop", daemon=True)
     watch.start()
