@@ -147,7 +147,9 @@ def told_results(uri: str) -> Iterator[str]:
     if storage.is_local(uri):
         yield f"dashboard: pip install optuna-dashboard; optuna-dashboard {storage.join(uri, STUDY)}"
     if summary.winner():
-        yield f"next: tips-ray pretrain {storage.join(uri, 'best.yaml')}"
+        best = storage.join(uri, "best.yaml")
+        is_here = storage.is_local(uri)
+        yield f"next: tips-ray pretrain {best if is_here else f'FILE, with a copy of {best} as FILE'}"
 
 
 def write_results(sweep: Sweep) -> Sequence[Picture]:
