@@ -21,7 +21,7 @@ def _rungs(**values) -> Rungs:
 def _setting(number: int, granted: int, scores: Mapping[int, float], violation: str = "") -> Setting:
     """One seed; scores by step."""
     trial = Trial({step: (score,) for step, score in scores.items()}, violation)
-    return Setting(number, {}, "random", granted, violation, {0: trial})
+    return Setting(number, {}, "random", granted, violation, trials={0: trial})
 
 
 def _at_first(*scores: float) -> list[Setting]:
