@@ -76,7 +76,7 @@ def _places(record: Record) -> list[int]:
     return sorted(scores, key=lambda number: scores[number])
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_the_better_half_trains_to_the_end_from_where_it_paused(swept, record):
     better, worse = _places(record)
     assert {*record.settings[better].trial(0).scores} == {RUNG, STEPS}
@@ -89,7 +89,7 @@ def test_the_better_half_trains_to_the_end_from_where_it_paused(swept, record):
     assert [one.step for one in list_checkpoints(f"{swept.trial(worse).uri}/checkpoints")] == [RUNG]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_trial_has_the_numbers_of_the_same_run_trained_at_once(swept, record, tmp_path):
     """Also the best config, given to `pretrain` as it is, but for its vocabulary, which is a file of the sweep."""
     better = _places(record)[0]
@@ -100,7 +100,7 @@ def test_a_trial_has_the_numbers_of_the_same_run_trained_at_once(swept, record, 
     assert Path(uri, "tokenizer.json").read_bytes() == Path(swept.uri, "tokenizer.json").read_bytes()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_mlflow_has_a_parent_with_the_results_and_a_child_for_each_trial(swept, record):
     run = run_of(swept.config, {})
     client = mlflow_client(run.tracking.mlflow_uri)
@@ -123,21 +123,21 @@ def test_mlflow_has_a_parent_with_the_results_and_a_child_for_each_trial(swept, 
         assert child.info.run_id in note
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_the_page_holds_the_result_and_pictures_and_needs_nothing_else(swept, record):
     page = Path(swept.uri, "sweep.html").read_text()
     assert f"best: setting {_places(record)[0]} (" in page and page.count("data:image/png") > 4
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_every_metric_that_a_run_logs_has_a_known_name(swept):
     lines = swept.trial(0).read_metrics()
     logged = {name for line in lines for name in line} - {"step", "time"}
     assert logged <= {*LOGGED_METRICS} and {*LOGGED_METRICS} - logged <= {"mfu", "checkpoint_stall_ms"}
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_tells_the_result(swept, capsys):
     before = {number: swept.trial(number).read_events() for number in (0, 1)}
     code, said = _command(capsys, "sweep", swept.path, "--without-ray")
@@ -146,7 +146,7 @@ def test_the_same_command_again_trains_nothing_and_tells_the_result(swept, capsy
     assert {number: swept.trial(number).read_events() for number in (0, 1)} == before
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_changes_under_which_scores_mean_nothing_are_refused(swept, capsys):
     for change, key in (
         ("run.schedule.total_steps=8", "run.schedule.total_steps: 6 -> 8"),
@@ -160,7 +160,7 @@ def test_changes_under_which_scores_mean_nothing_are_refused(swept, capsys):
     assert yaml.safe_load(Path(swept.uri, "sweep.yaml").read_text())["rungs"] == [RUNG]
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_other_data_are_refused(swept, tmp_path, capsys):
     write_scenes(tmp_path / "scenes", 8)
     before, other = Path(swept.uri, "sweep.yaml").read_text(), f"run.data.sources=[{{uri: {tmp_path}/scenes}}]"
@@ -169,7 +169,7 @@ def test_other_data_are_refused(swept, tmp_path, capsys):
     assert Path(swept.uri, "sweep.yaml").read_text() == before
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_sweeps_shows_lists_adds_and_promotes(swept, record, capsys):
     better, worse = _places(record)
     code, said = _command(capsys, "sweeps", "list", str(Path(swept.uri).parent))
@@ -186,7 +186,7 @@ def test_sweeps_shows_lists_adds_and_promotes(swept, record, capsys):
     assert changed[worse].granted == STEPS
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -208,7 +208,7 @@ def test_mistakes_with_sweeps_are_sentences(words, sentence, swept, capsys):
     assert code == 2 and sentence in said and "Traceback" not in said
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_second_driver_is_refused(swept, capsys):
     with leased(swept.uri):
         for words in (("sweep", swept.path, "--without-ray"), ("sweeps", "add", swept.uri, "objective.alpha=2")):
@@ -216,7 +216,7 @@ def test_a_second_driver_is_refused(swept, capsys):
             assert code == 2 and "works on this sweep; wait for it, or end it with tips-ray sweeps stop" in said
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_dry_run_checks_and_shows_the_first_settings(swept, capsys):
     code, said = _command(capsys, "sweep", swept.path, "--dry-run", "name=new", "settings=30")
     assert code == 0 and said.startswith(
