@@ -11,8 +11,9 @@ from tuning.comparison.charts import CSS, curves, differences, legend
 from tuning.comparison.compare import Comparison
 from tuning.comparison.run import ComparedRun
 from tuning.comparison.setting import Metric, Setting
-from tuning.comparison.text import COLUMNS, counted, headline, mean, named, reasons, seeds, troubles
+from tuning.comparison.text import COLUMNS, headline, mean, named, reasons, seeds, troubles
 from tuning.comparison.verdicts import Verdict
+from tuning.words import counted
 
 NOTHING = Html("")
 NUMBER = "number"

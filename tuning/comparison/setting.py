@@ -5,11 +5,14 @@ from math import nan
 from typing import Literal, NamedTuple
 
 from tuning.comparison.run import ComparedRun, Point
+from tuning.words import short
 
 Better = Literal["higher", "lower"]
 LOWER = ("loss", "rmse", "error", "perplexity")
 HIGHER = ("iou", "recall", "accuracy", "hits", "top1")
 """Parts of a metric's name that say which values are better."""
+FEW = 2
+"""Up to so many keys are written in full in the label of a setting; of more, the last parts."""
 
 
 class Metric(NamedTuple):
@@ -71,13 +74,17 @@ def settings_of(runs: Sequence[ComparedRun], keys: Sequence[str]) -> list[Settin
     groups: dict[tuple[str, ...], list[ComparedRun]] = {}
     for run in runs:
         groups.setdefault(tuple(run.params.get(key, "absent") for key in keys), []).append(run)
-    found = []
+    found, names = [], short(keys) if len(keys) > FEW else keys
     for values, group in groups.items():
         group.sort(key=lambda run: (isinstance(run.seed, str), run.seed if isinstance(run.seed, int) else 0))
         _require_other_seeds(group)
         params = dict(zip(keys, values, strict=True))
-        found.append(Setting("; ".join(f"{key}={value}" for key, value in params.items()) or "all", params, group))
+        found.append(Setting(_label(names, values), params, group))
     return found
+
+
+def _label(names: Sequence[str], values: Sequence[str]) -> str:
+    return "; ".join(f"{name}={value}" for name, value in zip(names, values, strict=True)) or "all"
 
 
 def _require_other_seeds(group: Sequence[ComparedRun]) -> None:

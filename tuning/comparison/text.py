@@ -9,6 +9,7 @@ from tuning.comparison.compare import Comparison
 from tuning.comparison.setting import Metric, Setting
 from tuning.comparison.verdict import Difference
 from tuning.comparison.verdicts import Verdict
+from tuning.words import counted
 
 COLUMNS = ("final", "best", "equal")
 """Fields of `Values` that are shown as numbers."""
@@ -125,7 +126,3 @@ def _why_unpaired(found: Comparison, verdict: Verdict) -> str:
     if lacking:
         return f"no pairs: {lacking} of {counted(len(runs), 'run')} without batch_fingerprint"
     return "no pairs: the runs saw other batches"
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -15,7 +15,8 @@ from tuning.sweeps.population import current_values
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.record import Setting
 from tuning.sweeps.search import study_of
-from tuning.sweeps.summary import FEWEST, Summary, short
+from tuning.sweeps.summary import FEWEST, Summary
+from tuning.words import short
 
 GOOD, OTHER = "#0b6e4f", "#9aa5b1"
 FEWEST_FOR_IMPORTANCE = 6

@@ -1,6 +1,6 @@
 """What a sweep has found so far: a row for each setting, the winner, and whether its rungs predict the end."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from tuning.sweeps.population import current_values
 from tuning.sweeps.record import Record, Setting
 from tuning.sweeps.rungs import Rungs, front_numbers
 from tuning.sweeps.space import CHANGES, lies_in, run_of
+from tuning.words import counted, short
 
 FEWEST = 5
 """(D) Settings that must have reached both a rung and the end before a rank correlation says anything."""
@@ -152,18 +153,6 @@ class Summary:
         yield from map(str, self.predictions())
         if self.config.replicas == 1 and len(self.settings) > 1:
             yield "one seed says little about small differences: tips-ray compare with six seeds claims or does not"
-
-
-def short(names: Iterable[str]) -> list[str]:
-    """The last parts of names with dots or slashes, as long as no two of them are equal."""
-    whole = list(names)
-    lasts = [name.replace("/", ".").rpartition(".")[2] for name in whole]
-    return lasts if len(set(lasts)) == len(lasts) else whole
-
-
-def counted(number: int, what: str) -> str:
-    """`1 setting`, `2 settings`."""
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def seconds_per_step(summary: Summary) -> float | None:
