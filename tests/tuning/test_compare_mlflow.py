@@ -153,7 +153,7 @@ def test_of_repeated_steps_the_latest_counts_and_what_a_restored_run_had_logged_
 
 
 def test_a_run_that_diverged_is_told_and_its_side_is_never_called_better(world, capsys, tmp_path):
-    """Of seven pairs, the new setting loses seed 0 at step 2 and seed 1 at step 3, where settings are compared."""
+    """The new setting loses seed 0 at step 2 and seed 1 at step 3, where settings are compared: two of seven."""
     for seed in range(7):
         end = {0: math.nan, 1: math.inf}.get(seed, 4.0 - seed / 10)
         world.ours("diverged", f"d-base-{seed}", [(1, 0.0, 9.0), (2, 1.0, 5.0), (3, 2.0, 5.0)], seed)

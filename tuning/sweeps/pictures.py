@@ -15,7 +15,7 @@ from tuning.sweeps.population import current_values
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.record import Setting
 from tuning.sweeps.search import study_of
-from tuning.sweeps.summary import FEWEST, Summary
+from tuning.sweeps.summary import Summary
 from tuning.words import short
 
 GOOD, OTHER = "#0b6e4f", "#9aa5b1"
@@ -60,8 +60,7 @@ def _png(draw: Callable[[Any], bool]) -> bytes:
 
 def _scored(summary: Summary) -> tuple[list[Setting], list[float], int]:
     """Settings at a rung, the best first, their first scores, and the rung: the highest that enough have reached."""
-    at = [(summary.rungs.ranked(summary.settings, step), step) for step in reversed(summary.rungs.steps)]
-    ranked, step = next((one for one in at if len(one[0]) >= FEWEST), at[-1])
+    ranked, step = summary.compared()
     if len(ranked) < 2:
         return [], [], 0
     return ranked, [(one.score(step, summary.rungs.seeds) or (0.0,))[0] for one in ranked], step
@@ -177,14 +176,16 @@ def _importance(axes: Any, summary: Summary) -> bool:
 def _rungs(axes: Any, summary: Summary) -> bool:
     """Scores at each rung against those at the end."""
     predictions = [one for one in summary.predictions() if one.settings > 1]
-    end, seeds = summary.rungs.steps[-1], summary.rungs.seeds
     for prediction in predictions:
-        both = [(one.score(prediction.step, seeds), one.score(end, seeds)) for one in summary.settings]
-        pairs = [(early[0], late[0]) for early, late in both if early and late]
+        pairs = summary.early_and_late(prediction.step)
         told = "" if prediction.correlation is None else f", rank correlation {prediction.correlation:.2f}"
         axes.scatter(*zip(*pairs, strict=True), label=f"step {prediction.step}{told}")
     name = summary.config.scores[0].name
-    axes.set(xlabel=f"{name} at the rung", ylabel=f"{name} at step {end}", title="Do the rungs predict the end?")
+    axes.set(
+        xlabel=f"{name} at the rung",
+        ylabel=f"{name} at step {summary.rungs.steps[-1]}",
+        title="Do the rungs predict the end?",
+    )
     if predictions:
         axes.legend(frameon=False)
     return bool(predictions)

@@ -105,10 +105,15 @@ def rank_order(scores: Sequence[Sequence[float]], configs: Sequence[ScoreConfig]
 
     Source: fronts as in NSGA-II, Deb et al. 2002.
     """
-    signs = [1 if config.better == "lower" else -1 for config in configs]
-    losses = [tuple(sign * value for sign, value in zip(signs, score, strict=True)) for score in scores]
+    losses = losses_of(scores, configs)
     fronts = front_numbers(losses)
     return sorted(range(len(losses)), key=lambda place: (fronts[place], losses[place][0], place))
+
+
+def losses_of(scores: Sequence[Sequence[float]], configs: Sequence[ScoreConfig]) -> list[tuple[float, ...]]:
+    """The scores with the sign by which lower is better."""
+    signs = [1 if config.better == "lower" else -1 for config in configs]
+    return [tuple(sign * value for sign, value in zip(signs, score, strict=True)) for score in scores]
 
 
 def front_numbers(losses: Sequence[Sequence[float]]) -> list[int]:

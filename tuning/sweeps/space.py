@@ -117,12 +117,8 @@ def random_values(config: SweepConfig, number: int) -> Values:
 
 
 def _drawn(config: SweepConfig, random: np.random.Generator) -> Values:
-    values: Values = {}
     drawn = {key: _near_or_far(domain, random) for key, domain in config.space.items()}  # whether they count or not
-    for key, domain in config.in_order():
-        if is_active(domain, values):
-            values[key] = drawn[key]
-    return {key: values[key] for key in config.space if key in values}
+    return active_values(config, drawn)
 
 
 def _near_or_far(domain: DomainConfig, random: np.random.Generator) -> Any:

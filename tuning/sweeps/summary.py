@@ -10,7 +10,7 @@ from scipy import stats
 from tips_ray.config.sweep import SweepConfig
 from tuning.sweeps.population import current_values
 from tuning.sweeps.record import Record, Setting
-from tuning.sweeps.rungs import Rungs, front_numbers
+from tuning.sweeps.rungs import Rungs, front_numbers, losses_of
 from tuning.sweeps.space import CHANGES, lies_in, run_of
 from tuning.words import counted, short
 
@@ -61,20 +61,28 @@ class Summary:
     def front(self, step: int) -> list[Setting]:
         """Settings that no other beats in both scores at a rung."""
         ranked = self.rungs.ranked(self.settings, step)
-        signs = [1 if score.better == "lower" else -1 for score in self.config.scores]
         scores = [one.score(step, self.rungs.seeds) or () for one in ranked]
-        fronts = front_numbers([[sign * value for sign, value in zip(signs, one, strict=True)] for one in scores])
+        fronts = front_numbers(losses_of(scores, self.config.scores))
         return [one for one, front in zip(ranked, fronts, strict=True) if front == 0]
 
     def predictions(self) -> list[Prediction]:
         """For each rung below the end, by the first score."""
-        end = self.rungs.steps[-1]
-        return [self._prediction(step, end) for step in self.rungs.steps[:-1]]
+        return [self._prediction(step) for step in self.rungs.steps[:-1]]
 
-    def _prediction(self, step: int, end: int) -> Prediction:
+    def compared(self) -> tuple[list[Setting], int]:
+        """Settings at the highest rung that `FEWEST` have reached, the best first, and the rung; else at the first."""
+        at = [(self.rungs.ranked(self.settings, step), step) for step in reversed(self.rungs.steps)]
+        return next((one for one in at if len(one[0]) >= FEWEST), at[-1])
+
+    def early_and_late(self, step: int) -> list[tuple[float, float]]:
+        """First scores at a rung and at the end, of the settings that have both of their own."""
+        end = self.rungs.steps[-1]
         own = [one for one in self.settings if CHANGES not in one.values]  # a child has its donor's score at the rung
         both = [(one.score(step, self.rungs.seeds), one.score(end, self.rungs.seeds)) for one in own]
-        pairs = [(early[0], late[0]) for early, late in both if early is not None and late is not None]
+        return [(early[0], late[0]) for early, late in both if early is not None and late is not None]
+
+    def _prediction(self, step: int) -> Prediction:
+        pairs = self.early_and_late(step)
         if len(pairs) < FEWEST:
             return Prediction(step, len(pairs), None)
         early, late = zip(*pairs, strict=True)

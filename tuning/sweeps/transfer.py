@@ -112,9 +112,8 @@ def chosen(summary: Summary, most: int) -> tuple[list[Setting], int]:
     Raises:
         ValueError: no rung was reached by enough settings.
     """
-    at = [(summary.rungs.ranked(summary.settings, step), step) for step in reversed(summary.rungs.steps)]
-    ranked, step = next((one for one in at if len(one[0]) >= FEWEST), ([], 0))
-    if not ranked:
+    ranked, step = summary.compared()
+    if len(ranked) < FEWEST:
         raise ValueError(
             f"{summary.config.name}: a check needs {FEWEST} settings with scores at one rung; run it first"
         )
