@@ -5,15 +5,16 @@
   tips-ray ablate --full at_a_time=1 base.resources.gpus_per_worker=1       on a GPU
   tips-ray ablate MY.yaml base.schedule.total_steps=1000 --output out/my    a file like those of jobs/ablations
 
-Each row and seed is trained by `tips-ray pretrain --without-ray` and scored by `tips-ray evaluate`. The same command
-again runs only what is missing. OUTPUT holds table.md, results.json, runs, evaluation, logs.
+An ablation is a sweep with listed settings, docs/sweeps.md: it can be stopped and killed, and the same command again
+runs only what is missing. OUTPUT is the sweep's folder; it also holds table.md and results.json.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 ABLATIONS = Path(__file__).parent / "ablations"
-QUICK, FULL = "seeds=[0]", "seeds=[0, 1, 2, 3, 4]"
+QUICK, FULL = "replicas=1", "replicas=5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument("--quick", action="store_true", help="one seed, as the default file has it")
     sizes.add_argument("--full", action="store_true", help="five seeds")
     parser.add_argument("--output", metavar="FOLDER", default="out/ablation", help="default: out/ablation")
+    parser.add_argument("--without-ray", action="store_true", help="run rows one after the other in this process")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(AblationConfig, path, [*seeds, *overrides])
     out = Path(arguments.output).resolve()
     from tuning.ablations.ablation import run_ablation
+    from tuning.sweeps.executor import run_here, run_on_tune
 
-    print(run_ablation(config, out))
+    print(run_ablation(config, out, run_here if arguments.without_ray else run_on_tune, partial(print, flush=True)))
     print(f"table        {out / 'table.md'}, {out / 'results.json'}")

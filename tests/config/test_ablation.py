@@ -9,16 +9,18 @@ import yaml
 
 from jobs.ablate import ABLATIONS, FULL, QUICK
 from tips_ray.config import ObjectiveConfig, RunConfig, load_config, override
-from tips_ray.config.ablation import MAY_SET, AblationConfig, trained_tokens
+from tips_ray.config.ablation import MAY_SET, AblationConfig
+from tips_ray.config.evaluation import trained_tokens
 from tips_ray.train.state import new_state
+from tuning.ablations.ablation import sweep_of
+from tuning.sweeps.space import run_of
 
 PAPER = ABLATIONS / "paper.yaml"
-PLACES = {"data.sources": [{"uri": "scenes"}], "captions.tokenizer": "vocabulary.json"}
 
 
 def _runs(seed: int = 0) -> dict[str, RunConfig]:
-    config = load_config(AblationConfig, PAPER)
-    return {row: config.run(row, seed, "out", PLACES) for row in config.rows}
+    sweep = sweep_of(load_config(AblationConfig, PAPER), Path("out/ablation"))
+    return {row: run_of(sweep, values, row, seed) for row, values in sweep.listed.items()}
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -63,8 +65,8 @@ def test_the_objectives_are_those_of_the_rows_names():
 
 def test_full_has_five_seeds_and_the_same_runs():
     quick, full = (load_config(AblationConfig, PAPER, [seeds]) for seeds in (QUICK, FULL))
-    assert len(set(full.seeds)) == 5 and quick.seeds == full.seeds[:1]
-    assert full.model_dump(exclude={"seeds"}) == quick.model_dump(exclude={"seeds"})
+    assert (quick.replicas, full.replicas) == (1, 5)
+    assert full.model_dump(exclude={"replicas"}) == quick.model_dump(exclude={"replicas"})
 
 
 def test_the_paper_s_file_holds_the_paper_s_figures():
@@ -92,7 +94,7 @@ def test_a_row_is_scored_by_the_tokens_that_it_trains(weights, tokens):
         ({"rows.tips.set": {"schedule.total_steps": 9}}, r"rows.tips: set.schedule.total_steps: rows may differ in "),
         ({"rows.tips.paper": {"speed": 1}}, r"rows.tips.paper \(speed\) must be one of segmentation, "),
         ({"metrics.depth.task": "deep"}, r"metrics.depth.task \(deep\) must be one of segmentation, "),
-        ({"seeds": []}, "seeds: "),
+        ({"replicas": 0}, "replicas: "),
     ],
 )
 def test_a_mistake_is_named(values, message):

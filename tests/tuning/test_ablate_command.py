@@ -50,24 +50,24 @@ ABLATION = {
 
 def _ablate(folder: Path, *words: str) -> int:
     (folder / "ablation.yaml").write_text(yaml.safe_dump(ABLATION))
-    return main(["ablate", str(folder / "ablation.yaml"), *words, "--output", str(folder / "out")])
+    return main(["ablate", str(folder / "ablation.yaml"), *words, "--output", str(folder / "out"), "--without-ray"])
 
 
 def _times(folder: Path) -> dict[Path, int]:
-    """Time of the last change of each log and each result."""
-    return {path: path.stat().st_mtime_ns for part in ("logs", "evaluation") for path in (folder / part).rglob("*")}
+    """Time of the last change of each run and each result."""
+    return {path: path.stat().st_mtime_ns for part in ("runs", "evaluation") for path in (folder / part).rglob("*")}
 
 
 @pytest.mark.slow
 def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, capsys):
     assert _ablate(tmp_path) == 0
     out, shown = tmp_path / "out", capsys.readouterr().out
-    clip, tips = (RunFolder(f"{out}/runs/{row}-seed0") for row in ("clip", "tips"))
+    clip, tips = (RunFolder(f"{out}/runs/setting-000{number}-seed-0") for number in (1, 0))
     assert clip.read_samples() == tips.read_samples() and len(clip.read_samples()) == 4
     losses = [{key for key in run.read_metrics()[-1] if key.startswith("loss/")} for run in (clip, tips)]
     assert losses[0] == {"loss/contrastive_web", "loss/total"} and len(losses[1]) == 5
     results = json.loads((out / "results.json").read_text())
-    scores = json.loads((out / "evaluation/clip-seed0/results.json").read_text())["tasks"]["captions"]["scores"]
+    scores = json.loads((out / "evaluation/setting-0001-seed-0/step-00000004/results.json").read_text())["tasks"]["captions"]["scores"]
     assert results["rows"]["clip"]["recall"]["values"] == [scores["cls_web/synthetic/text_to_image_recall_at_1"]]
     assert [one["verdict"] for one in results["directions"]][1] in ("shows", "does not show", "cannot tell")
     assert (out / "table.md").read_text().strip() in shown and "(64.4)" in shown
@@ -75,7 +75,7 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
     assert _ablate(tmp_path) == 0
     assert _times(out) == before
     assert _ablate(tmp_path, "base.schedule.total_steps=5") == 2
-    assert "holds a run with another config" in capsys.readouterr().err and _times(out) == before
+    assert "run.schedule.total_steps: 4 -> 5; " in capsys.readouterr().err and _times(out) == before
 
 
 @pytest.mark.parametrize(

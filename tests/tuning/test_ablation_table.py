@@ -9,14 +9,17 @@ from test_ablate_command import ABLATION
 
 from jobs.ablate import ABLATIONS
 from tips_ray.config import load_config, override
-from tips_ray.config.ablation import AblationConfig, trained_tokens
+from tips_ray.config.ablation import AblationConfig
+from tips_ray.config.evaluation import trained_tokens
 from tips_ray.evaluation.encoders import TipsEncoder
 from tips_ray.evaluation.features import encoding_here
 from tips_ray.evaluation.results import run_suite
 from tips_ray.evaluation.suite_tasks import tasks_here
 from tips_ray.models import train_tokenizer
 from tips_ray.train.state import new_state
+from tuning.ablations.ablation import sweep_of
 from tuning.ablations.table import RowRun, written_table
+from tuning.sweeps.space import run_of
 
 SCORES = {"clip": ((0.2, 0.4), (0.1, 0.1)), "tips": ((0.5, 0.7), (0.05, 0.25))}
 """mIoU, and recall of the CLS token that counts, one value per seed; errors over test images are 0.05."""
@@ -25,7 +28,7 @@ TOKENS = {"clip": ("cls_web", "cls_synthetic"), "tips": ("cls_synthetic", "cls_w
 
 
 def _written(folder: Path, seeds: tuple[int, ...]) -> str:
-    config = override(AblationConfig, ABLATION, {"seeds": list(seeds)})
+    config = override(AblationConfig, ABLATION, {"replicas": len(seeds)})
     return written_table(config, [_run(config, folder, row, seed) for row in SCORES for seed in seeds], folder)
 
 
@@ -37,7 +40,8 @@ def _run(config: AblationConfig, folder: Path, row: str, seed: int) -> RowRun:
     results = folder / f"{row}-{seed}"
     results.mkdir()
     (results / "results.json").write_text(json.dumps({"tasks": tasks}))
-    return RowRun(row, seed, config.run(row, seed, "out", {"data.sources": [{"uri": "scenes"}]}), results)
+    sweep = sweep_of(config, folder)
+    return RowRun(row, seed, run_of(sweep, sweep.listed[row], row, seed), results)
 
 
 def _rows(text: str) -> list[list[str]]:
@@ -87,7 +91,8 @@ SMALL += ["suite.data.scenes={kind: scenes, train: 24, test: 24}", "suite.tasks.
 @pytest.mark.heavy
 def test_the_paper_s_suite_gives_every_score_that_its_metrics_name(tmp_path):
     config = load_config(AblationConfig, ABLATIONS / "paper.yaml", SMALL)
-    runs = [config.run(row, 0, "out", {"data.sources": [{"uri": "scenes"}]}) for row in config.rows]
+    sweep = sweep_of(config, tmp_path)
+    runs = [run_of(sweep, values) for values in sweep.listed.values()]
     state = new_state(runs[0])
     assert state.teacher.image is not None
     tokenizer = train_tokenizer(["a red sphere is left of a small blue cube"], 40)

@@ -1,20 +1,15 @@
 """Config of an ablation: runs that differ only in their objective, scores to compare, and the paper's findings."""
 
 from collections.abc import Iterator, Mapping
-from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from tips_ray.config.evaluation import SuiteConfig
-from tips_ray.config.load import override
-from tips_ray.config.run import RunConfig
-from tips_ray.config.schema import ObjectiveConfig, Schema
+from tips_ray.config.evaluation import CAPTION_TOKENS, SuiteConfig, caption_tokens_in
+from tips_ray.config.schema import Schema
 
 MAY_SET = ("objective.", "views.mask_ratio", "captions.per_image")
 """Keys of a run that rows may set: they do not change steps, images, their order or the initial weights."""
-TOKENS = {"web": "cls_web", "synthetic": "cls_synthetic"}
-"""CLS token that is trained on each kind of caption, in a run with both kinds."""
 
 
 class RowConfig(Schema):
@@ -66,14 +61,15 @@ class AblationConfig(Schema):
     """Config of `tips-ray ablate`."""
 
     base: dict[str, Any]
-    """A run without name, seed, storage and data source."""
+    """A run without name, storage and data source."""
     scenes: PositiveInt
     """Number of rendered scenes to train on."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
-    at_a_time: PositiveInt = 2
-    """Number of concurrent runs; they share the CPUs. Use 1 on a GPU."""
+    replicas: PositiveInt = 1
+    """Seeds that every row is trained with, from `base.seed` on."""
+    at_a_time: PositiveInt | None = 2
+    """Most runs at once; None: as many as the cluster has room for."""
     rows: Annotated[dict[str, RowConfig], Field(min_length=1)]
-    metrics: dict[str, MetricConfig]
+    metrics: Annotated[dict[str, MetricConfig], Field(min_length=1)]
     directions: tuple[DirectionConfig, ...] = ()
     suite: SuiteConfig
 
@@ -88,9 +84,8 @@ class AblationConfig(Schema):
         """Each name in the config: its key, the name, and the names that are allowed there."""
         for name, metric in self.metrics.items():
             yield f"metrics.{name}.task", metric.task, self.suite.tasks
-            for _, token, _, _ in Formatter().parse(metric.score):
-                if token is not None:
-                    yield f"metrics.{name}.score", token, TOKENS
+            for token in sorted(caption_tokens_in(metric.score)):
+                yield f"metrics.{name}.score", token, CAPTION_TOKENS
         for row, config in self.rows.items():
             for metric in config.paper:
                 yield f"rows.{row}.paper", metric, self.metrics
@@ -98,27 +93,3 @@ class AblationConfig(Schema):
             for key in ("row", "over"):
                 yield f"directions.{number}.{key}", getattr(direction, key), self.rows
             yield f"directions.{number}.metric", direction.metric, self.metrics
-
-    def run(self, row: str, seed: int, storage: str, places: Mapping[str, Any]) -> RunConfig:
-        """The run of one row and seed.
-
-        Args:
-            row: name of the row.
-            seed: one of `seeds`.
-            storage: folder of all runs.
-            places: dotted keys for the location of data and vocabulary.
-
-        Raises:
-            Faults: `base` and the row give no valid run.
-        """
-        own = {"name": f"{row}-seed{seed}", "seed": seed, "storage": storage}
-        return override(RunConfig, self.base, {**own, **places, **self.rows[row].set})
-
-
-def trained_tokens(objective: ObjectiveConfig) -> dict[str, str]:
-    """CLS token to score for each kind of caption."""
-    if not objective.synthetic_weight:
-        return {"web": "cls_web", "synthetic": "cls_web"}
-    if not objective.web_weight:
-        return {"web": "cls_synthetic", "synthetic": "cls_synthetic"}
-    return TOKENS

@@ -4,12 +4,15 @@ TIPS names its probes but not their settings: learning rates, steps, batch and t
 ours (D).
 """
 
+from string import Formatter
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from tips_ray.config.schema import Schema
+from tips_ray.config.schema import ObjectiveConfig, Schema
 
+CAPTION_TOKENS = {"web": "cls_web", "synthetic": "cls_synthetic"}
+"""CLS token that is trained on each kind of caption, in a run with both kinds."""
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "there is a {} in the scene.", "a {}.")
 """(D) Some of CLIP's templates."""
 
@@ -273,3 +276,17 @@ class SuiteConfig(Schema):
             if task.data not in self.data:
                 raise ValueError(f"tasks.{name}.data ({task.data}) must be one of {', '.join(self.data)}")
         return self
+
+
+def trained_tokens(objective: ObjectiveConfig) -> dict[str, str]:
+    """CLS token to score for each kind of caption."""
+    if not objective.synthetic_weight:
+        return {"web": "cls_web", "synthetic": "cls_web"}
+    if not objective.web_weight:
+        return {"web": "cls_synthetic", "synthetic": "cls_synthetic"}
+    return CAPTION_TOKENS
+
+
+def caption_tokens_in(score: str) -> set[str]:
+    """Names in braces in the name of a score."""
+    return {name for _, name, _, _ in Formatter().parse(score) if name is not None}

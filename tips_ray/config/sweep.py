@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from tips_ray.config.evaluation import SuiteConfig
+from tips_ray.config.evaluation import CAPTION_TOKENS, SuiteConfig, caption_tokens_in
 from tips_ray.config.load import config_tree, override, override_values
 from tips_ray.config.run import RunConfig
 from tips_ray.config.schema import Schema
@@ -207,19 +207,22 @@ class ScoreConfig(Schema):
     task: str | None = None
     """Name of a task of the suite."""
     score: str | None = None
-    """Name of a score of the task."""
+    """Name of a score of the task. `{web}` and `{synthetic}` stand for the CLS token that a setting trains on that
+    caption; a setting with one kind of caption trains one token, which then stands for both."""
     better: Literal["higher", "lower"]
 
     @model_validator(mode="after")
     def _is_metric_or_task(self) -> Self:
         if (self.metric is None) == (self.task is None) or (self.task is None) != (self.score is None):
             raise ValueError("give metric, or task and score")
+        if unknown := caption_tokens_in(self.score or "") - CAPTION_TOKENS.keys():
+            raise ValueError(f"score ({min(unknown)}) must be one of {', '.join(CAPTION_TOKENS)}")
         return self
 
     @property
     def name(self) -> str:
-        """The metric, or `task/score`."""
-        return self.metric or f"{self.task}/{self.score}"
+        """The metric, or `task/score` without braces, which MLflow refuses."""
+        return self.metric or f"{self.task}/{self.score}".replace("{", "").replace("}", "")
 
 
 class BudgetConfig(Schema):
@@ -242,14 +245,17 @@ class SweepConfig(Schema):
     """The run that all settings start from, without name; a file of `tips-ray pretrain` may be named instead."""
     scenes: PositiveInt | None = None
     """Number of rendered scenes to train on, made in the sweep's folder; None: `run.data.sources` says what."""
-    space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
+    space: dict[str, DomainConfig] = {}
     """Dotted keys of the run -> the values that they may take."""
+    listed: dict[str, dict[str, Any]] = {}
+    """Name -> values of a setting, instead of `space`; all have the same keys."""
     settings: PositiveInt | None = None
-    """Number of settings; None with `search: grid`: all of the grid."""
+    """Number of settings; None with a grid or a list: all of it."""
     replicas: PositiveInt = 1
     """Seeds that every setting is trained with, from `run.seed` on; a setting's score is the mean over them."""
-    search: Literal["tpe", "random", "grid"] = "tpe"
-    """`tpe`: Optuna's tree-structured Parzen estimator, after ten settings drawn at random."""
+    search: Literal["tpe", "random", "grid", "listed"] = "tpe"
+    """`tpe`: Optuna's tree-structured Parzen estimator, after ten settings drawn at random. `listed`: those of `listed`,
+    in their order."""
     scheduler: Literal["promotion", "asha", "pbt", "none"] = "promotion"
     """`promotion`: a setting pauses at a rung and goes on when it is among the best of it. `asha`: it goes on at once
     or never. `none`: every setting trains to the end. `pbt`: at each rung a child of the best takes the place of the
@@ -270,6 +276,37 @@ class SweepConfig(Schema):
     budget: BudgetConfig = BudgetConfig()
     seed: NonNegativeInt = 0
     """Of the search; the same seed proposes the same settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _space_of_list(cls, tree: Any) -> Any:
+        """The space of `listed`: the values that occur."""
+        listed = tree.get("listed") if isinstance(tree, dict) else None
+        if not listed or not isinstance(listed, dict) or not all(isinstance(values, dict) for values in listed.values()):
+            return tree
+        if tree.get("search", "listed") != "listed":
+            raise ValueError(f"search ({tree['search']}) and listed: leave one of them out")
+        first = next(iter(listed))
+        for name, values in listed.items():
+            if lacking := listed[first].keys() ^ values.keys():
+                raise ValueError(f"listed.{name} and listed.{first} must have the same keys; one lacks {min(lacking)}")
+        choices = {key: list({repr(one[key]): one[key] for one in listed.values()}.values()) for key in listed[first]}
+        given = tree.get("space") or {}
+        if given and {key: domain.get("choice") for key, domain in given.items()} != choices:
+            raise ValueError("space and listed: leave one of them out")
+        return {**tree, "search": "listed", "space": {key: {"choice": values} for key, values in choices.items()}}
+
+    @model_validator(mode="after")
+    def _has_settings(self) -> Self:
+        if not self.space:
+            raise ValueError("space: it needs at least one key, or listed at least one setting with a key")
+        if self.search == "listed" and not self.listed:
+            raise ValueError("search (listed) needs listed: names and values of settings")
+        names = dict[str, str]()
+        for name, values in self.listed.items():
+            if (other := names.setdefault(repr(sorted(values.items())), name)) != name:
+                raise ValueError(f"listed.{other} and listed.{name} have the same values")
+        return self
 
     @model_validator(mode="after")
     def _space_is_free(self) -> Self:
@@ -313,7 +350,7 @@ class SweepConfig(Schema):
                     domain.grid()
                 except ValueError as error:
                     raise ValueError(f"space.{key}: {error}") from None
-        elif self.settings is None:
+        elif self.search != "listed" and self.settings is None:
             raise ValueError(f"settings: search ({self.search}) needs the number of settings")
         return self
 

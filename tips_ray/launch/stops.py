@@ -22,21 +22,32 @@ LOOK_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
 """How long the request of a signal is tried while the storage does not answer."""
 
+_acting: list[Callable[[str], object]] = []
+"""What a signal calls now, by the blocks of `signals_stop`, the outermost first."""
+
 
 @contextmanager
 def signals_stop(act: Callable[[str], object]) -> Iterator[None]:
-    """During the block a signal of a scheduler calls `act` with who asks, in a thread: see `signals_handled`."""
+    """During the block a signal of a scheduler calls `act` with who asks, in a thread: see `signals_handled`.
+
+    In a block inside another both are called, the outer one first: a sweep hears what ends its trial.
+    """
 
     def told(number: int) -> None:
         by = f"{signal.Signals(number).name} to process {os.getpid()} on {socket.gethostname()}"
         sys.stderr.write(f"{by}: the run saves and leaves\n")
-        act(by)
+        for one in list(_acting):
+            one(by)
 
     def heard(number: int, frame: object) -> None:
         threading.Thread(target=told, args=(number,), daemon=True).start()  # the main thread may be writing to stderr
 
-    with signals_handled(heard):
-        yield
+    _acting.append(act)
+    try:
+        with signals_handled(heard):
+            yield
+    finally:
+        _acting.remove(act)
 
 
 @contextmanager

@@ -1,138 +1,99 @@
-"""Runs an ablation: makes shared data once, trains and evaluates each row and seed, and writes a table."""
+"""An ablation: a sweep over its listed rows, scored by all tasks of its suite, and a table of the scores."""
 
-import json
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tips_ray import storage
-from tips_ray.config import RunConfig
 from tips_ray.config.ablation import AblationConfig
-from tips_ray.data.index_folder import index_of
-from tips_ray.launch.checks import run_is_new_or_the_same
-from tips_ray.launch.surroundings import KEPT_MEMORY
-from tips_ray.launch.vocabulary import trained_vocabulary
-from tips_ray.runs.run import config_fingerprint
-from tips_ray.runs.tracking import prepare_tracking
-from tips_ray.scenes.shards import stored_scenes
-from tuning.ablations.chains import Chain, side_by_side
+from tips_ray.config.load import override
+from tips_ray.config.run import RunConfig
+from tips_ray.config.sweep import SweepConfig
+from tips_ray.errors import Faults, RunFailedError
 from tuning.ablations.table import RowRun, written_table
+from tuning.sweeps.queue import Sweep
+from tuning.sweeps.record import Setting
+from tuning.sweeps.run import Execute, run_sweep
+from tuning.sweeps.space import value_at
+from tuning.sweeps.summary import Summary
 
-SUITE = "suite.yaml"
-TRAIN_SEED = 0
-"""Seed of the training scenes; the evaluation uses others."""
+ALWAYS = "objective.alpha"
+"""Key of the list where no row sets any."""
 
 
-def run_ablation(config: AblationConfig, out: Path) -> str:
+def run_ablation(config: AblationConfig, out: Path, execute: Execute, tell: Callable[[str], None] = print) -> str:
     """Run what is missing, then write `table.md` and `results.json` below `out`; return the table.
 
-    Raises:
-        ValueError: `base` is wrong, `out` holds runs with another config, or a metric names a missing score.
-        RunFailedError: a run failed.
-        KeyboardInterrupt: interrupted; the message says how to continue.
-    """
-    runs = prepared_runs(config, out)
-    run_missing(runs, config.at_a_time, out)
-    return written_table(config, runs, out)
-
-
-def prepared_runs(config: AblationConfig, out: Path) -> list[RowRun]:
-    """All rows with all seeds; makes scenes, vocabulary, index and tracking once for all of them.
+    Args:
+        config: config of the ablation.
+        out: folder of the sweep that trains and scores the rows.
+        execute: `run_on_tune` or `run_here`.
+        tell: gets a line about each step of the work.
 
     Raises:
-        ValueError: `base` is wrong, or `out` holds runs with another config.
+        ValueError: `base` is wrong, `out` holds an ablation with another config, or a metric names a missing score.
+        RunFailedError: a row has no scores.
+        RunStopped: it was asked to stop.
     """
-    places = _places(config, out)
-    runs = [
-        RowRun(row, seed, config.run(row, seed, str(out / "runs"), places), out / "evaluation" / f"{row}-seed{seed}")
-        for row in config.rows
-        for seed in config.seeds
-    ]
-    for one in runs:
-        run_is_new_or_the_same(one.config)
-    _prepare(runs[0].config, config.scenes)
-    (out / SUITE).write_text(yaml.safe_dump(config.suite.model_dump(mode="json"), sort_keys=False))
-    return runs
+    sweep = run_sweep(sweep_of(config, out), execute, tell)
+    return written_table(config, [one for row in config.rows for one in _row_runs(sweep, row)], out)
 
 
-def _places(config: AblationConfig, out: Path) -> dict[str, Any]:
-    size = config.base.get("text", {}).get("vocab_size", "default")
-    source = out / "scenes" / f"train-{config.scenes}"
-    return {"data.sources": [{"uri": str(source)}], "captions.tokenizer": f"{source}-vocabulary-{size}.json"}
-
-
-def _prepare(run: RunConfig, scenes: int) -> None:
-    """Make what several runs would otherwise make at the same time."""
-    columns = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
-    source, tokenizer = run.data.sources[0].uri, run.captions.tokenizer
-    rate = stored_scenes(source, TRAIN_SEED, scenes, columns)
-    print(f"scenes       {scenes:,} {f'rendered, {rate:.0f}/s' if rate else 'are there'}: {source}", flush=True)
-    index = index_of(run.data, storage.join(run.storage, "index"))
-    assert tokenizer is not None
-    if not storage.exists(tokenizer):
-        storage.write_bytes(tokenizer, trained_vocabulary(run, index))
-    prepare_tracking(run)
-
-
-def run_missing(runs: Sequence[RowRun], at_a_time: int, out: Path) -> None:
-    """Train and evaluate the runs that are not complete.
+def sweep_of(config: AblationConfig, out: Path) -> SweepConfig:
+    """The sweep of an ablation in a folder: every row to the end.
 
     Raises:
-        RunFailedError: a run failed.
-        KeyboardInterrupt: interrupted; the message says how to continue.
+        Faults: the rows give no valid sweep.
     """
-    suite = out / SUITE
-    missing = [one for one in runs if not _is_complete(one, suite)]
-    complete = len(runs) - len(missing)
-    names = {one.config.name: one for one in missing}
+    score = next(iter(config.metrics.values()))  # the sweep's own; the table has those of all metrics
+    tree = {
+        "name": out.name,
+        "storage": str(out.parent),
+        "run": config.base,
+        "scenes": config.scenes,
+        "listed": _listed(config),
+        "scheduler": "none",
+        "replicas": config.replicas,
+        "at_a_time": config.at_a_time,
+        "scores": [{"task": score.task, "score": score.score, "better": score.better}],
+        "suite": config.suite.model_dump(mode="json"),
+    }
+    return override(SweepConfig, tree, {})
 
-    def tell(chain: Chain, seconds: float) -> None:
-        nonlocal complete
-        complete += 1
-        _mark_complete(names[chain.name], suite)
-        print(f"{chain.name:28} {seconds:.0f} s; {complete} of {len(runs)} are complete", flush=True)
 
-    # The last rows have the most expensive steps; started first, none of them runs alone at the end.
-    chains = [_chain(one, suite, out) for one in reversed(missing)]
+def _listed(config: AblationConfig) -> dict[str, dict[str, Any]]:
+    """All rows with values for the keys of each, the last row first: it has the most expensive steps."""
+    keys = {key: None for row in config.rows.values() for key in row.set} or {ALWAYS: None}
+    runs = {name: _run(config, f"rows.{name}.set", config.rows[name].set) for name in reversed(config.rows)}
+    return {name: {key: value_at(run, key) for key in keys} for name, run in runs.items()}
+
+
+def _run(config: AblationConfig, place: str, values: Mapping[str, Any]) -> RunConfig:
+    own = {"name": "row", "data.sources": [{"uri": "scenes"}]}
     try:
-        side_by_side(chains, at_a_time, _environment(at_a_time), tell)
-    except KeyboardInterrupt:
-        told = f"interrupted; {complete} of {len(runs)} runs are complete, the same command goes on with the others"
-        raise KeyboardInterrupt(told) from None
+        base = override(RunConfig, config.base, own)
+    except Faults as error:
+        raise Faults([f"base.{sentence}" for sentence in error.sentences]) from None
+    try:
+        return override(RunConfig, base.model_dump(mode="json"), values)
+    except Faults as error:
+        raise Faults([f"{place}: {sentence}" for sentence in error.sentences]) from None
 
 
-def _chain(one: RowRun, suite: Path, out: Path) -> Chain:
-    name = one.config.name
-    path = out / "configs" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(one.config.model_dump(mode="json"), sort_keys=False))
-    command = [sys.executable, "-m", "jobs.cli"]
-    pretrain = [*command, "pretrain", str(path), "--without-ray"]
-    evaluate = [*command, "evaluate", f"{one.config.storage}/{name}", "--suite", str(suite)]
-    return Chain(name, [pretrain, [*evaluate, "--output", str(one.results)]], out / "logs" / f"{name}.log")
+def _row_runs(sweep: Sweep, row: str) -> list[RowRun]:
+    """The runs of a row, one for each seed.
+
+    Raises:
+        RunFailedError: one has no scores.
+    """
+    values = sweep.config.listed[row]
+    setting = next((one for one in sweep.settings if one.values == values), None)
+    return [_row_run(sweep, row, setting, seed) for seed in sweep.rungs.seeds]
 
 
-def _environment(at_a_time: int) -> dict[str, str]:
-    """Environment of the commands: their share of the CPUs, glibc settings that keep freed memory for the next step,
-    and no cluster, which an evaluation would otherwise join."""
-    threads = max((os.cpu_count() or 1) // at_a_time, 1)
-    return {"OMP_NUM_THREADS": str(threads), **KEPT_MEMORY, **os.environ, "RAY_ADDRESS": ""}
-
-
-def _is_complete(one: RowRun, suite: Path) -> bool:
-    """Whether the run was trained and evaluated with exactly these configs."""
-    path = one.results / "complete.json"
-    return path.is_file() and path.read_text() == _done(one, suite)
-
-
-def _mark_complete(one: RowRun, suite: Path) -> None:
-    (one.results / "complete.json").write_text(_done(one, suite))
-
-
-def _done(one: RowRun, suite: Path) -> str:
-    known = {"run": config_fingerprint(one.config.model_dump(mode="json")), "suite": suite.read_text()}
-    return json.dumps(known, indent=1)
+def _row_run(sweep: Sweep, row: str, setting: Setting | None, seed: int) -> RowRun:
+    (step,) = sweep.rungs.steps
+    if setting is None or step not in setting.trial(seed).scores:
+        why = Summary(sweep.config, sweep.record).state(setting) if setting else "it was not trained"
+        raise RunFailedError(f"row {row} has no scores: {why}; see {sweep.places.uri}/logs")
+    job = sweep.job(setting, seed, step)
+    return RowRun(row, seed, job.run, Path(job.results_uri))

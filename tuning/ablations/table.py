@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tips_ray.config import ObjectiveConfig, RunConfig
-from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConfig, trained_tokens
+from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConfig
+from tips_ray.config.evaluation import trained_tokens
 from tuning.ablations.significance import Gain, Measured, Verdict, gain, verdict
 
 Table = dict[str, dict[str, Measured]]
@@ -91,9 +92,10 @@ def markdown(config: AblationConfig, table: Table, judged: Sequence[tuple[Direct
 
 
 def _described(config: AblationConfig, run: RunConfig) -> str:
-    steps, images, seeds = run.schedule.total_steps, run.global_batch_images, ", ".join(map(str, config.seeds))
+    steps, images = run.schedule.total_steps, run.global_batch_images
     spread = "one seed, so that no spread over seeds is known: ± is the standard error over the test images"
-    if len(config.seeds) > 1:
+    if config.replicas > 1:
+        seeds = ", ".join(str(run.seed + number) for number in range(config.replicas))
         spread = f"seeds {seeds}: ± is the standard deviation over them"
     return (
         f"{steps:,} steps of {images} images in every row, {config.scenes:,} rendered scenes; {spread}. "

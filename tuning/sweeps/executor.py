@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from tips_ray.config.run import RunConfig
 from tips_ray.errors import RunFailedError, described
 from tips_ray.launch import cluster
+from tips_ray.launch.stops import signals_stop
 from tips_ray.launch.surroundings import KEPT_MEMORY
 from tips_ray.train.adapter import require_ray
 from tuning.sweeps.queue import Sweep
@@ -30,8 +31,9 @@ QUIET = {
 
 def run_here(sweep: Sweep) -> None:
     """Run all jobs in this process."""
-    while job := sweep.next_job():
-        sweep.done(job, advance(job))
+    with signals_stop(sweep.stop):
+        while job := sweep.next_job():
+            sweep.done(job, advance(job))
 
 
 def run_on_tune(sweep: Sweep) -> None:
@@ -49,7 +51,8 @@ def run_on_tune(sweep: Sweep) -> None:
     at_a_time, need = room(sweep.base, sweep.config.at_a_time)
     notes = tempfile.mkdtemp(prefix="tune-")
     try:
-        _tuner(sweep, at_a_time, need, notes).fit()
+        with signals_stop(sweep.stop):  # Ray sets handlers when it starts
+            _tuner(sweep, at_a_time, need, notes).fit()
     except (RayError, TuneError) as error:
         raise RunFailedError(
             f"Ray Tune stopped: {described(error)}; once that is mended, the same command goes on with the sweep"

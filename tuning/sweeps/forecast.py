@@ -27,6 +27,8 @@ def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | Non
 
 def _settings(config: SweepConfig) -> int:
     """Those asked for, or all that there are, if these are fewer."""
+    if config.listed:
+        return min(config.settings or len(config.listed), len(config.listed))
     is_finite = all(domain.choice is not None or domain.integer is not None for domain in config.space.values())
     most = sum(1 for _ in grid(config)) if config.search == "grid" or is_finite else None
     return min(filter(None, (config.settings, most)))

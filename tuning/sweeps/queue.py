@@ -163,7 +163,7 @@ class Sweep:
             self.config.suite,
             results_uri=storage.join(places.uri, "evaluation", name, f"step-{step:08d}"),
             log=storage.join(places.uri, "logs", f"{name}.log") if local else None,
-            tags={**places.tags, "setting": str(setting.number)},
+            tags={**places.tags, "setting": str(setting.number), "proposed_by": setting.by},
         )
 
     def _granted(self, is_last_call: bool = False) -> bool:

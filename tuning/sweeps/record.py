@@ -44,7 +44,7 @@ class Setting:
     number: int
     values: Values
     by: str
-    """Who proposed it: grid, prior, random, tpe, added."""
+    """Who proposed it: grid, prior, random, tpe, added; of a list the name."""
     granted: int = 0
     """Optimizer steps that its trials may do."""
     ended: str = ""

@@ -16,7 +16,7 @@ from tips_ray.config.sweep import ScoreConfig, SweepConfig
 from tips_ray.data.index_folder import index_of
 from tips_ray.errors import Faults, RunStopped, listed
 from tips_ray.launch.checks import require_writable
-from tips_ray.launch.stops import LOOK_SECONDS, signals_stop
+from tips_ray.launch.stops import LOOK_SECONDS
 from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.folder import deciding
 from tips_ray.runs.metric_names import LOGGED_METRICS
@@ -201,7 +201,7 @@ def _claim(config: SweepConfig, uri: str) -> str:
 def _changes(there: SweepConfig, given: SweepConfig) -> list[str]:
     """Changes that are refused: of scores, rungs, and of the run but for keys that every setting so far has given."""
     before, after = (deciding(run_of(one, {}).model_dump(mode="json")) for one in (there, given))
-    free = {key for key, domain in there.space.items() if not domain.when}
+    free = {key for key, domain in there.space.items() if not domain.when}  # a list gives all its keys too
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free)
     told = [f"run.{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in keys]
     fixed = [key for key in FIXED if getattr(there, key) != getattr(given, key)]
@@ -246,7 +246,7 @@ def _execute(sweep: Sweep, execute: Execute, generation: int) -> None:
     Raises:
         RunStopped: the sweep was asked to stop.
     """
-    with signals_stop(sweep.stop), _stop_watched(sweep, generation):
+    with _stop_watched(sweep, generation):
         try:
             execute(sweep)
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Proposes the next setting of a sweep: from the grid, at random, or by Optuna, whose study is made from the record.
+"""Proposes the next setting of a sweep: from a list or grid, at random, or by Optuna, whose study is of the record.
 
 A proposal is a pure function of the sweep's config and its record, so that a killed sweep proposes the same again. We
 ask Optuna ourselves: Ray's OptunaSearch forgets paused trials when its driver dies, and knows one space for ever.
@@ -39,6 +39,9 @@ def next_values(config: SweepConfig, rungs: Rungs, settings: Sequence[Setting]) 
         settings: all that lie in the space, in the order in which they were proposed.
     """
     known = {repr(one.values) for one in settings}
+    if config.listed:
+        done = [one.values for one in settings]
+        return next(((values, name) for name, values in config.listed.items() if values not in done), None)
     if config.search == "grid":
         values = next((values for values in grid(config) if repr(values) not in known), None)
         return None if values is None else (values, "grid")

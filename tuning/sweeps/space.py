@@ -49,14 +49,14 @@ def require_valid(config: SweepConfig) -> RunConfig:
     """
     base = _base_of(config)
     config.all_rungs(base)
-    faults = []
+    faults = _faults_of_list(config)
     for key, domain in config.space.items():
         if isinstance(value_at(base, key), dict) or any(isinstance(value, dict) for value in domain.choice or ()):
             faults.append(
                 f"space.{key} is a section of the config: name one of its keys, such as {key}.{_below(base, key)}"
             )
             continue
-        for value in domain.examples():
+        for value in () if config.listed else domain.examples():
             try:
                 run_of(config, {key: value})
             except Faults as error:
@@ -66,6 +66,16 @@ def require_valid(config: SweepConfig) -> RunConfig:
     if faults:
         raise Faults(faults)
     return base
+
+
+def _faults_of_list(config: SweepConfig) -> list[str]:
+    faults = []
+    for name, values in config.listed.items():
+        try:
+            run_of(config, values)
+        except Faults as error:
+            faults += [f"listed.{name}: {sentence}" for sentence in error.sentences]
+    return faults
 
 
 def _base_of(config: SweepConfig) -> RunConfig:
@@ -174,11 +184,13 @@ def prior_values(config: SweepConfig) -> Values | None:
 
 
 def lies_in(config: SweepConfig, values: Mapping[str, Any]) -> bool:
-    """Whether a setting, perhaps of an earlier space, is one of this space.
+    """Whether a setting, perhaps of an earlier space, is one of this space or list.
 
     A key that the setting lacks has the run's value, which must lie in its domain. A key that the space lacks must have
     the run's value.
     """
+    if config.listed:
+        return values in config.listed.values()
     if CHANGES in values and config.scheduler != "pbt":
         return False
     base = run_of(config, {})

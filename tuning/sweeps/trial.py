@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Literal
 
 from tips_ray import storage
-from tips_ray.config.evaluation import SuiteConfig
+from tips_ray.config.evaluation import SuiteConfig, trained_tokens
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import ScoreConfig
 from tips_ray.errors import RunFailedError, RunStopped
@@ -127,7 +127,7 @@ def _scores(job: Job) -> tuple[float, ...]:
     """
     records = _evaluated(job) if any(score.task for score in job.scores) else {}
     return tuple(
-        _logged(job, score) if score.metric else _of_task(records[score.task or ""], score) for score in job.scores
+        _logged(job, score) if score.metric else _of_task(job, records[score.task or ""], score) for score in job.scores
     )
 
 
@@ -150,10 +150,11 @@ def _evaluated(job: Job) -> dict:
     return evaluate_model(model, job.suite, job.results_uri, lambda name, record: None, is_alone=True)
 
 
-def _of_task(record: Mapping, score: ScoreConfig) -> float:
+def _of_task(job: Job, record: Mapping, score: ScoreConfig) -> float:
     if "skipped" in record:
         raise UnscorableError(f"task {score.task} was skipped: {record['skipped']}")
-    if score.score not in record["scores"]:
-        raise UnscorableError(f"task {score.task} has no score {score.score}; it has {', '.join(record['scores'])}")
-    value = record["scores"][score.score]
+    name = (score.score or "").format(**trained_tokens(job.run.objective))
+    if name not in record["scores"]:
+        raise UnscorableError(f"task {score.task} has no score {name}; it has {', '.join(record['scores'])}")
+    value = record["scores"][name]
     return nan if value is None else float(value)
