@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -40,3 +41,20 @@ def test_a_signal_while_nothing_is_trained_ends_the_command_with_one_sentence(nu
     assert ended.value.code == 128 + number and signal.getsignal(number) is before
     assert capfd.readouterr().err.startswith(f"{number.name}: no step is being trained")
     signal.signal(number, kept)
+
+
+def test_a_signal_tells_a_sweep_before_the_trial_that_it_ends():
+    kept, told = signal.signal(signal.SIGTERM, signal.SIG_DFL), list[str]()
+    with stops.signals_stop(lambda by: told.append("sweep")):
+        with stops.signals_stop(lambda by: told.append("trial")):
+            _signalled(lambda: len(told) == 2)
+        _signalled(lambda: len(told) == 3)
+    assert told == ["sweep", "trial", "sweep"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    signal.signal(signal.SIGTERM, kept)
+
+
+def _signalled(is_heard: Callable[[], bool]) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    ends = time.monotonic() + 5
+    while not is_heard() and time.monotonic() < ends:
+        time.sleep(0.01)

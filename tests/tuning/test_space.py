@@ -15,6 +15,9 @@ from tuning.sweeps.space import grid, lies_in, prior_values, random_values, requ
 
 PUBLISHED = {"objective.alpha": 1, "objective.beta": 2, "objective.student_temperature": 0.1}
 
+LISTED = {"space": {}, "settings": None, "listed": {"a": {"objective.alpha": 1}}}
+SUITE = {"data": {"scenes": {"kind": "scenes"}}, "tasks": {"found": {"kind": "retrieval", "data": "scenes"}}}
+
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
@@ -47,6 +50,18 @@ PUBLISHED = {"objective.alpha": 1, "objective.beta": 2, "objective.student_tempe
         ({"scores": [{"task": "depth", "score": "rmse_m", "better": "lower"}]}, "depth. must be a task of the suite"),
         ({"scores": [{"task": "depth", "better": "lower"}]}, "give metric, or task and score"),
         ({"scenes": 10}, "scenes .10. and run.data.sources: leave one of them out"),
+        ({"search": "listed"}, "search .listed. needs listed"),
+        ({"space": {}}, "space: it needs at least one key"),
+        ({"space": {}, "search": "tpe", "listed": {"a": {"objective.alpha": 1}}}, "search .tpe. and listed: leave one"),
+        ({"listed": {"a": {"objective.alpha": 1}}}, "space and listed: leave one of them out"),
+        ({**LISTED, "listed__b": {}}, "listed.b and listed.a must have the same keys; one lacks objective.alpha"),
+        ({**LISTED, "listed__b": {"objective.alpha": 1}}, "listed.a and listed.b have the same values"),
+        ({**LISTED, "listed__b": {"objective.alpha": -1}}, "listed.b: objective.alpha: .*greater than or equal to 0"),
+        ({**LISTED, "listed": 3}, "listed: Input should be a mapping"),
+        (
+            {"suite": SUITE, "scores": [{"task": "found", "score": "{wab}/recall", "better": "higher"}]},
+            "scores.0: score .wab. must be one of web, synthetic",
+        ),
         ({"run__schedule__total_steps": 0}, "run.schedule.total_steps: .*greater than 0"),
     ],
 )

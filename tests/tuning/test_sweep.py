@@ -9,6 +9,8 @@ import pytest
 from toy_sweep import SPACE, bowl, measured, queue, run_all, tiny_sweep
 
 from tips_ray import storage
+from tips_ray.config.load import override
+from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import RunFailedError
 from tuning.sweeps import population
 from tuning.sweeps.population import current_values
@@ -206,6 +208,19 @@ def test_more_settings_and_seeds_extend_a_sweep_without_training_anything_again(
     ended = run_all(seeds)
     assert {seed for _, seed, _ in ended} == {1} and {setting for setting, _, _ in ended} == set(range(9))
     assert _known(seeds).items() >= before.items()
+
+
+def test_listed_settings_are_trained_in_their_order_and_those_taken_from_the_list_no_longer_count(tmp_path):
+    one, two, three = ({"objective.alpha": a, "objective.beta": b, "objective.student_temperature": 0.1}
+                       for a, b in ((1.0, 1.0), (2.0, 1.0), (1.0, 3.0)))  # fmt: skip
+    others = {"space": {}, "settings": None, "scheduler": "none", "rungs": []}
+    first = queue(tiny_sweep("a", **others, listed={"one": one, "two": two}), str(tmp_path))
+    assert run_all(first) == [(0, 0, 12), (1, 0, 12)]
+    changed = tiny_sweep("a", **others, listed={"two": two, "three": three})
+    assert changed == override(SweepConfig, changed.model_dump(mode="json"), {}), "a written config is read again"
+    second = queue(changed, str(tmp_path))
+    assert run_all(second) == [(2, 0, 12)]
+    assert [(setting.number, setting.by) for setting in second.settings] == [(1, "two"), (2, "three")]
 
 
 def test_in_a_narrower_space_only_settings_that_lie_there_count(tmp_path):
