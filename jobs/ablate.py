@@ -2,7 +2,7 @@
 
   tips-ray ablate --quick                  one seed; 33 minutes on two CPU cores
   tips-ray ablate --full                   five seeds; reuses the runs of --quick
-  tips-ray ablate --full at_a_time=1 base.resources.gpus_per_worker=1       on a GPU
+  tips-ray ablate --full at_a_time=null base.resources.gpus_per_worker=1    as many rows at once as there are GPUs
   tips-ray ablate MY.yaml base.schedule.total_steps=1000 --output out/my    a file like those of jobs/ablations
 
 An ablation is a sweep with listed settings, docs/sweeps.md: it can be stopped and killed, and the same command again

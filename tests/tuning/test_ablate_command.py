@@ -67,7 +67,8 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
     losses = [{key for key in run.read_metrics()[-1] if key.startswith("loss/")} for run in (clip, tips)]
     assert losses[0] == {"loss/contrastive_web", "loss/total"} and len(losses[1]) == 5
     results = json.loads((out / "results.json").read_text())
-    scores = json.loads((out / "evaluation/setting-0001-seed-0/step-00000004/results.json").read_text())["tasks"]["captions"]["scores"]
+    evaluated = json.loads((out / "evaluation/setting-0001-seed-0/step-00000004/results.json").read_text())
+    scores = evaluated["tasks"]["captions"]["scores"]
     assert results["rows"]["clip"]["recall"]["values"] == [scores["cls_web/synthetic/text_to_image_recall_at_1"]]
     assert [one["verdict"] for one in results["directions"]][1] in ("shows", "does not show", "cannot tell")
     assert (out / "table.md").read_text().strip() in shown and "(64.4)" in shown

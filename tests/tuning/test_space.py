@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toy_sweep import SPACE, tiny_sweep
 
-from tips_ray.config.sweep import DomainConfig
+from tips_ray.config.space import DomainConfig
 from tips_ray.errors import Faults
 from tuning.sweeps.run import checked
 from tuning.sweeps.space import grid, lies_in, prior_values, random_values, require_valid, run_of

@@ -13,7 +13,6 @@ import yaml
 from toy_run import metrics_of_run, write_scenes
 from toy_sweep import tiny_sweep
 
-from jobs.cli import main
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.launch import pretrain
 from tips_ray.launch.on_ranks import RankTrainer

@@ -168,6 +168,8 @@ def write_results(sweep: Sweep) -> Sequence[Picture]:
 def _ended(sweep: Sweep, job: Job, outcome: Outcome) -> str:
     """A line about a job that has ended."""
     name = f"{job.run.name:24} step {job.step}: "
+    if outcome.kind == "stopped":
+        return name + outcome.why
     if outcome.kind != "scored":
         return f"{name}{outcome.kind}: {outcome.why}"
     scores = ", ".join(f"{one.name} {value:.4g}" for one, value in zip(job.scores, outcome.scores, strict=True))

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tips_ray.config.sweep import DomainConfig, SweepConfig
+from tips_ray.config.space import DomainConfig
+from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import Faults
 from tuning.sweeps.record import Setting
 from tuning.sweeps.rungs import Rungs

@@ -10,7 +10,8 @@ import numpy as np
 from tips_ray import storage
 from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
-from tips_ray.config.sweep import DomainConfig, SweepConfig
+from tips_ray.config.space import DomainConfig
+from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import Faults
 
 Values = dict[str, Any]
