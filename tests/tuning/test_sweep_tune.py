@@ -10,15 +10,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from captioning.tiny import write_paligemma
+from toy_captions import caption_inputs, captioned_run, objects
 from toy_run import metrics_of_run, write_scenes
 from toy_sweep import tiny_sweep
 
+from tips_ray.captioning.stream import due_chunks
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.launch import pretrain
 from tips_ray.launch.on_ranks import RankTrainer
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import newest
 from tips_ray.runs.mlflow_access import mlflow_client
+from tips_ray.runs.run import run_at
 from tips_ray.runs.tracking import stored_run_id
 from tuning.sweeps.executor import run_on_tune
 from tuning.sweeps.queue import trial_name
@@ -121,6 +125,21 @@ def test_a_sweep_that_was_stopped_and_then_killed_goes_on_to_the_same_end(data, 
     assert sorted(run.info.status for run in children) == ["FINISHED", "SCHEDULED", "SCHEDULED"]
     parents = {run.data.tags["mlflow.parentRunId"] for run in children}
     assert parents == {stored_run_id(uri)}, "one parent over all starts"
+
+
+def test_live_captions_are_made_once_before_the_trials_and_only_what_these_read(cluster, tmp_path):
+    run = captioned_run(tmp_path, write_paligemma(tmp_path / "paligemma"), rows=400)
+    live = {"run__captions": run.captions.model_dump(mode="json"), "run__data__max_bad_fraction": 0.5}
+    sizes = {"run__schedule__total_steps": 2, "rungs": [1], "settings": 2, "replicas": 2, "at_a_time": 1}
+    config = tiny_sweep(tmp_path, run.data.sources[0].uri, **sizes, **live)
+    index, inputs = caption_inputs(run)
+    due = [due_chunks(index, run.model_copy(update={"seed": seed}), inputs.access.store, 16) for seed in (0, 1)]
+    sweep = run_sweep(config, run_on_tune)
+    read = {chunk for table in due for chunk in table["chunk"].to_pylist()}
+    assert len(objects(inputs.access.store)) == len(read) < len(index.chunks.rows) / 2
+    folders = [RunFolder(f"{sweep.places.runs}/{trial_name(number, seed)}") for number in (0, 1) for seed in (0, 1)]
+    assert {run_at(folder.uri).config.captions.source for folder in folders} == {"store"}
+    assert [folder.read_metrics()[-1]["step"] for folder in folders].count(2) == 2
 
 
 def _started(root: Path) -> subprocess.Popen:

@@ -83,12 +83,13 @@ def _decoded(index: Index, config: RunConfig, tell: Tell) -> Index:
     return write_index(index, index.uri)
 
 
-def caption_data(config: RunConfig, tell: Tell) -> str:
+def caption_data(config: RunConfig, tell: Tell, steps: int | None = None) -> str:
     """Caption all images that have no captions yet, in the order in which the run reads them.
 
     Args:
         config: of the run.
         tell: gets a line about how much there is to do.
+        steps: caption what so many steps read; None: all data.
 
     Returns:
         The folder of the captions.
@@ -104,9 +105,12 @@ def caption_data(config: RunConfig, tell: Tell) -> str:
 
     store, captioner = caption_store(config)
     index = index_of(config.data, _index_folder(config))
-    due = due_chunks(index, config, store)
+    due = due_chunks(index, config, store, None if steps is None else steps * config.global_batch_images)
     total, resources = len(index.chunks.rows), config.resources
-    tell(f"data       {index.rows:,} rows in {total:,} chunks; {total - due.num_rows:,} have their captions")
+    if steps is None:
+        tell(f"data       {index.rows:,} rows in {total:,} chunks; {total - due.num_rows:,} have their captions")
+    elif due.num_rows:
+        tell(f"captions   {due.num_rows:,} chunks to make for {steps:,} steps with seed {config.seed}")
     if not due.num_rows:
         return store.folder
     cluster.require_room_for_captioner(config, READ_CPUS)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from math import inf, isfinite
 from statistics import median
@@ -35,7 +36,7 @@ class Selection(NamedTuple):
     """Which runs of MLflow are compared."""
 
     option: str
-    """`--experiment` or `--sweep`."""
+    """`--experiment`, `--sweep`, or `--from`, which means an experiment."""
     name: str
     uri: str
     key: str
@@ -43,6 +44,13 @@ class Selection(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.option} ({self.name})"
+
+
+class RunValues(NamedTuple):
+    """What a run of MLflow was given, and what it has at its end."""
+
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
 
 
 class Found(NamedTuple):
@@ -81,12 +89,7 @@ def runs_of_mlflow(
         TrackingError: MLflow does not answer.
         ValueError: there is no such experiment or sweep, or fewer than two runs have the metrics.
     """
-    path = database_path(chosen.uri)
-    if path and not path.exists():
-        raise ValueError(f"{chosen.key} ({chosen.uri}): there is no such file; give the database that has the runs")
-    require_answer(chosen.uri, chosen.key)
-    with mlflow_failures(chosen.uri, chosen.key):
-        client = mlflow_client(chosen.uri)
+    with _answering(chosen) as client:
         every = list(_selected(client, chosen))
         runs = _wanted(chosen, every, leave_out, known)
         parents = {run.data.tags.get("mlflow.parentRunId") for run in every}
@@ -98,6 +101,33 @@ def runs_of_mlflow(
     counts = {"parent runs without metrics": len(runs) - len(kept)}
     counts["runs that --leave-out names, or whose folder is given"] = len(every) - len(runs)
     return Found(found, [*left_out, *(f"{what}: {count}" for what, count in counts.items() if count)])
+
+
+def finished_runs(chosen: Selection) -> list[RunValues]:
+    """Finished runs of an experiment with their params and the last value of each metric.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+        ValueError: there is no such experiment.
+    """
+    with _answering(chosen) as client:
+        runs = [run for run in _selected(client, chosen) if run.info.status == "FINISHED"]
+        return [RunValues(_params(run), run.data.metrics) for run in runs if "sweep_folder" not in run.data.tags]
+
+
+@contextmanager
+def _answering(chosen: Selection) -> Iterator["MlflowClient"]:
+    """
+    Raises:
+        TrackingError: MLflow does not answer, now or during the block.
+        ValueError: there is no such database.
+    """
+    path = database_path(chosen.uri)
+    if path and not path.exists():
+        raise ValueError(f"{chosen.key} ({chosen.uri}): there is no such file; give the database that has the runs")
+    require_answer(chosen.uri, chosen.key)
+    with mlflow_failures(chosen.uri, chosen.key):
+        yield mlflow_client(chosen.uri)
 
 
 def _is_parent(run: "Run", parents: set[str | None]) -> bool:
@@ -121,12 +151,12 @@ def _wanted(chosen: Selection, runs: Sequence["Run"], leave_out: Sequence[str], 
 def _selected(client: "MlflowClient", chosen: Selection) -> Iterator["Run"]:
     place = without_credentials(chosen.uri)
     experiments = list(_pages(client.search_experiments))
-    if chosen.option == "--experiment":
+    if chosen.option != "--sweep":
         experiment = client.get_experiment_by_name(chosen.name)
         if experiment is None:
             names = listed(sorted(one.name for one in experiments))
             raise ValueError(f"{chosen} does not exist at {place}; give one of: {names}")
-        require_active(chosen.name, experiment.experiment_id, experiment.lifecycle_stage, chosen.uri, "--experiment")
+        require_active(chosen.name, experiment.experiment_id, experiment.lifecycle_stage, chosen.uri, chosen.option)
         experiments = [experiment]
     ids = [one.experiment_id for one in experiments]
     runs = list(_pages(client.search_runs, ids, order_by=["attributes.start_time ASC"]))
@@ -177,9 +207,7 @@ def _lacking(run: "Run", metrics: Sequence[str]) -> str:
 
 
 def _compared(client: "MlflowClient", run: "Run", metrics: Sequence[str]) -> ComparedRun:
-    tags = run.data.tags
-    changed = {key.removeprefix(CHANGED): value for key, value in tags.items() if key.startswith(CHANGED)}
-    params = _parsed({**run.data.params, **changed})
+    tags, params = run.data.tags, _params(run)
     is_ours = "run_folder" in tags or FACTS[0] in params
     histories = {name: _history(client.get_metric_history(run.info.run_id, name), is_ours) for name in metrics}
     seed = _seed_key(params)
@@ -211,6 +239,13 @@ def _seed_key(params: Mapping[str, Any]) -> str | None:
 
 def _seed(value: Any) -> int | str | None:
     return value if value is None or type(value) is int else str(value)
+
+
+def _params(run: "Run") -> dict[str, Any]:
+    """Params with the values that a resume has changed."""
+    tags = run.data.tags
+    changed = {key.removeprefix(CHANGED): value for key, value in tags.items() if key.startswith(CHANGED)}
+    return _parsed({**run.data.params, **changed})
 
 
 def _parsed(params: Mapping[str, str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Point(NamedTuple):
 
     step: int
     amount: float
-    """Steps, images or hours done by then; see `compare_measure.measured`."""
+    """Steps, images or hours done by then; see `measure.measured`."""
     value: float
 
 

@@ -195,7 +195,7 @@ class Sweep:
         proposed = [one for one in settings if one.by != ADDED]
         if self.config.settings is not None and len(proposed) >= self.config.settings:
             return False
-        found = next_values(self.config, self.rungs, settings)
+        found = next_values(self.config, self.rungs, settings, self.record.earlier)
         if found is None:
             return False
         self.record.add_setting(*found, self.rungs.first_step())

@@ -44,7 +44,7 @@ class Setting:
     number: int
     values: Values
     by: str
-    """Who proposed it: grid, prior, random, tpe, added; of a list the name."""
+    """Who proposed it: grid, prior, earlier, random, tpe, added; of a list the name."""
     granted: int = 0
     """Optimizer steps that its trials may do."""
     ended: str = ""
@@ -81,6 +81,8 @@ class Record:
     def __init__(self, sweep_uri: str) -> None:
         self._lines = LineLog(storage.join(sweep_uri, "record"), "attempt-{attempt:04d}", ("kind", "time"))
         self.settings: dict[int, Setting] = {}
+        self.earlier: list[Values] = []
+        """Values of earlier sweeps or runs, to come before those of the search."""
         for line in self._lines.read():  # driver after driver, whatever their clocks say
             try:
                 self._apply(line)
@@ -100,6 +102,11 @@ class Record:
         number = len(self.settings)
         self._write("setting", setting=number, values=dict(values), by=by, step=step)
         return self.settings[number]
+
+    def add_earlier(self, settings: Sequence[Values]) -> None:
+        """Values that are to be proposed before those of the search."""
+        if new := [values for values in settings if values not in self.earlier]:
+            self._write("earlier", settings=new)
 
     def grant(self, setting: Setting, step: int) -> None:
         """Let the trials of a setting train up to a step."""
@@ -156,6 +163,8 @@ class Record:
         kind, number = line["kind"], line.get("setting")
         if kind == "generation":
             self._replace(line)
+        elif kind == "earlier":
+            self.earlier += line["settings"]
         elif kind == "start":
             for setting in self.settings.values():
                 _try_again(setting)

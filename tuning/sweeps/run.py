@@ -6,53 +6,49 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tips_ray import storage
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import ScoreConfig, SweepConfig
-from tips_ray.data.index_folder import index_of
 from tips_ray.errors import Faults, RunStopped, listed
 from tips_ray.launch.checks import require_writable
 from tips_ray.launch.stops import LOOK_SECONDS
-from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.folder import deciding
 from tips_ray.runs.metric_names import LOGGED_METRICS
-from tips_ray.runs.mlflow_access import without_credentials
-from tips_ray.runs.run import claim_data, require_data
 from tips_ray.runs.stop import stop_asked
 from tips_ray.runs.tracking import Status, Tracking
-from tips_ray.scenes.shards import stored_scenes
+from tuning.sweeps.earlier import Earlier, earlier_settings
 from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config, sweep_uri
 from tuning.sweeps.forecast import forecast
 from tuning.sweeps.page import page
 from tuning.sweeps.pictures import Picture, pictures
-from tuning.sweeps.queue import Places, Sweep
+from tuning.sweeps.queue import Sweep
 from tuning.sweeps.record import Record
 from tuning.sweeps.search import write_study
-from tuning.sweeps.space import require_valid, run_of, scenes_uri
+from tuning.sweeps.shared import prepared
+from tuning.sweeps.space import require_valid, run_of
 from tuning.sweeps.summary import Summary, seconds_per_step, table
 from tuning.sweeps.tracking import BestEffort, end_lost, log_scores, settings_csv, show, start_parent
 from tuning.sweeps.trial import Job, Outcome
 
 STUDY = "optuna.log"
-SCENES_SEED = 0
-"""Seed of the scenes that trials train on; evaluations use others."""
-CAPTION_COLUMNS = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
 FIXED = ("scores", "suite", "rungs")
 """Keys of a sweep that all its scores depend on, beside its run: they may not change."""
 Execute = Callable[[Sweep], None]
 
 
-def run_sweep(config: SweepConfig, execute: Execute, tell: Callable[[str], None] = print) -> Sweep:
+def run_sweep(
+    config: SweepConfig, execute: Execute, tell: Callable[[str], None] = print, earlier: Earlier | None = None
+) -> Sweep:
     """Run the sweep, or go on with it, or extend it, until nothing is left to do.
 
     Args:
         config: of the sweep; the same name again goes on.
         execute: `run_on_tune` or `run_here`.
         tell: gets a line about each step of the work.
+        earlier: whose best settings are trained first.
 
     Returns:
         The sweep, at its end.
@@ -63,10 +59,14 @@ def run_sweep(config: SweepConfig, execute: Execute, tell: Callable[[str], None]
         RunStopped: it was asked to stop.
     """
     base = checked(config)
+    suggested, told = earlier_settings(config, earlier) if earlier else ([], "")
     uri = sweep_uri(config)
     storage.mark_output(uri)
     with kept_lease(uri) as generation:
         require_unchanged(config, uri)
+        if earlier:
+            Record(uri).add_earlier(suggested)
+            tell(f"earlier    {told}; {len(suggested)} of them come first")
         return _run(config, base, uri, execute, generation, tell)
 
 
@@ -98,7 +98,7 @@ def _run(
 ) -> Sweep:
     parent = start_parent(config, base, uri)
     tracked = BestEffort(parent, tell)
-    places = _prepared(config, base, uri, parent, tell)
+    places, base = prepared(config, base, uri, parent, tell)
     tell(_claim(config, uri))
     sweep = Sweep(config, base, places, Record(uri))
 
@@ -208,39 +208,6 @@ def _changes(there: SweepConfig, given: SweepConfig) -> list[str]:
     told = [f"run.{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in keys]
     fixed = [key for key in FIXED if getattr(there, key) != getattr(given, key)]
     return told + [f"{key} differs from that of {CONFIG}" for key in fixed]
-
-
-def _prepared(config: SweepConfig, base: RunConfig, uri: str, parent: Tracking, tell: Callable[[str], None]) -> Places:
-    """Make what all trials share: index, captions, vocabulary, database of MLflow."""
-    runs = storage.join(uri, "runs")
-    shared: dict[str, Any] = {"tracking.experiment": base.tracking.experiment}
-    if parent.uri:
-        shared["tracking.mlflow_uri"] = parent.uri
-    if base.captions.source != "column":
-        shared["captions.store"] = base.captions.store or storage.join(base.storage, "captions")
-    if config.scenes:
-        rate = stored_scenes(scenes_uri(config), SCENES_SEED, config.scenes, CAPTION_COLUMNS)
-        tell(f"scenes     {config.scenes:,} {f'rendered, {rate:.0f}/s' if rate else 'are there'}")
-    index = index_of(base.data, storage.join(runs, "index"))
-    require_data(uri, index.fingerprint, index.earlier)
-    claim_data(uri, index.fingerprint)
-    tell(f"data       {index.rows:,} rows in {index.shards.num_rows} shards")
-    if base.captions.tokenizer is None and base.captions.source != "live":
-        shared["captions.tokenizer"] = _vocabulary(base, index, uri)
-    tell(f"tracking   {f'MLflow at {without_credentials(parent.uri)}' if parent.uri else 'no MLflow'}")
-    tags = {"sweep": config.name, **({"mlflow.parentRunId": parent.run_id} if parent.run_id else {})}
-    return Places(uri, shared, tags)
-
-
-def _vocabulary(base: RunConfig, index: Any, uri: str) -> str:
-    """One vocabulary for all trials, whose batches are then equal."""
-    from tips_ray.launch.driver import captions_of
-
-    place = storage.join(uri, "tokenizer.json")
-    if not storage.exists(place):
-        with captions_of(base, index) as captions:
-            storage.write_bytes(place, trained_vocabulary(base, index, captions))
-    return place
 
 
 def _execute(sweep: Sweep, execute: Execute, generation: int) -> None:

@@ -17,7 +17,7 @@ from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import Faults
 from tuning.sweeps.record import Setting
 from tuning.sweeps.rungs import Rungs
-from tuning.sweeps.space import Values, active_values, grid, is_active, prior_values, random_values, run_of
+from tuning.sweeps.space import Values, active_values, grid, is_active, lies_in, prior_values, random_values, run_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,48 +31,53 @@ ONE_IN = 4
 TRIES = 20
 
 
-def next_values(config: SweepConfig, rungs: Rungs, settings: Sequence[Setting]) -> tuple[Values, str] | None:
+def next_values(
+    config: SweepConfig, rungs: Rungs, settings: Sequence[Setting], earlier: Sequence[Values] = ()
+) -> tuple[Values, str] | None:
     """The next setting and who proposes it; None: the space has no other.
 
     Args:
         config: of the sweep.
         rungs: of the sweep.
         settings: all that lie in the space, in the order in which they were proposed.
+        earlier: settings of earlier work, to come before those of the search.
     """
-    known = {repr(one.values) for one in settings}
+    known = [one.values for one in settings]  # 1 equals 1.0
     if config.listed:
-        done = [one.values for one in settings]
-        return next(((values, name) for name, values in config.listed.items() if values not in done), None)
+        return next(((values, name) for name, values in config.listed.items() if values not in known), None)
     if config.search == "grid":
-        values = next((values for values in grid(config) if repr(values) not in known), None)
+        values = next((values for values in grid(config) if values not in known), None)
         return None if values is None else (values, "grid")
     believed = prior_values(config)
-    if believed is not None and repr(believed) not in known:
+    if believed is not None and believed not in known:
         return believed, "prior"
+    for values in earlier:
+        if values not in known and lies_in(config, values):
+            return values, "earlier"
     number = len(settings)
     if config.search == "tpe" and number >= STARTUP and number % ONE_IN:
         for attempt in range(TRIES):
             values = proposed_by_optuna(config, rungs, settings, attempt)
-            if values is not None and repr(values) not in known:
+            if values is not None and values not in known:
                 return values, "tpe"
     return _random_one(config, number, known)
 
 
-def proposals(config: SweepConfig, rungs: Rungs) -> Iterator[tuple[Values, str]]:
+def proposals(config: SweepConfig, rungs: Rungs, earlier: Sequence[Values] = ()) -> Iterator[tuple[Values, str]]:
     """The first settings of a new sweep, as far as no score decides them."""
     settings: list[Setting] = []
     while config.settings is None or len(settings) < config.settings:
-        found = next_values(config, rungs, settings)
+        found = next_values(config, rungs, settings, earlier)
         if found is None or found[1] == "tpe":
             return
         settings.append(Setting(len(settings), *found))
         yield found
 
 
-def _random_one(config: SweepConfig, number: int, known: set[str]) -> tuple[Values, str] | None:
+def _random_one(config: SweepConfig, number: int, known: Sequence[Values]) -> tuple[Values, str] | None:
     for attempt in range(TRIES):
         values = random_values(config, number + attempt * 1_000_003)
-        if repr(values) not in known:
+        if values not in known:
             return values, "random"
     return None
 
