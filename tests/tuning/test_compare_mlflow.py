@@ -107,7 +107,9 @@ def test_six_pairs_of_an_experiment_give_the_claim_that_run_folders_give(world, 
     assert [pair["gain"] for pair in verdict["pairs"]] == pytest.approx([0.10, 0.11, 0.12, 0.13, 0.14, 0.15])
     first = found["settings"][0]["runs"][0]
     assert first["run"] == world.ids["plain-0"] and first["batch_fingerprint"] == "batches of 0"
-    assert first["metrics"]["loss/total"] == {"final": 5.3, "best": 5.3, "equal": 5.3, "diverged_at_step": None}
+    values = {"final": 5.3, "best": 5.3, "equal": 5.3, "equal_gpu-hours": 5.3}
+    assert first["metrics"]["loss/total"] == {**values, "diverged_at_step": None}
+    assert found["also_at"] == [{"by": "gpu-hours", "unit": "GPU-hours", "value": pytest.approx(40 / 3600)}]
 
 
 def test_a_sweep_is_the_runs_with_its_tag_and_the_baseline_is_any_of_them(world, capsys):
@@ -169,7 +171,7 @@ def test_a_run_that_diverged_is_told_and_its_side_is_never_called_better(world, 
     assert "at step 3: no claim\n" in said and "5 pairs on the same batches" in said
     assert "  2 of 7 runs of objective.alpha=2.0 had diverged by then: not in the numbers\n" in said
     rows = (tmp_path / "runs.csv").read_text().splitlines()
-    assert sum(row.endswith(",nan,4.0,nan,batches of 1,3") for row in rows) == 1
+    assert sum(row.endswith(",nan,4.0,nan,nan,batches of 1,3") for row in rows) == 1
     verdict = json.loads((tmp_path / "runs.json").read_text())["verdicts"][0]
     assert verdict["claim"] == "no claim" and len(verdict["pairs"]) == 5 and verdict["more_seeds"] == 1
     said = _compare(capsys, world, "--experiment", "diverged", "--leave-out", "d-new-1", "--leave-out", "d-base-0")[1]
@@ -203,7 +205,7 @@ def test_equal_images_and_gpu_hours_by_hand(world, capsys):
     said = _compare(capsys, world, "--experiment", "amounts", "--at", "images", "--ignore", "*")[1]
     assert said.startswith("error: ")  # both have seed 0
     said = _compare(capsys, world, "--experiment", "amounts", "--at", "images")[1]
-    assert "loss/total: final 3.5, best 3.5, at 240 images 3.5\n" in said
+    assert "loss/total: final 3.5, best 3.5, at 240 images 3.5\n    at step 30 3.5, at 0.1111 GPU-hours 4.5\n" in said
     assert "loss/total: final 1, best 1, at 240 images 5\n" in said
     said = _compare(capsys, world, "--experiment", "amounts", "--at", "gpu-hours")[1]
     assert "loss/total: final 3.5, best 3.5, at 0.1111 GPU-hours 4.5\n" in said

@@ -8,10 +8,28 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from tuning.comparison.measure import Measure, common_amount, measured
+from tuning.comparison.measure import BATCH, MEASURES, Measure, common_amount, measured
 from tuning.comparison.run import ComparedRun
 from tuning.comparison.setting import Metric, Setting, Values, differing, settings_of, values_of
 from tuning.comparison.verdicts import Verdict, verdicts_of
+
+
+class Equal(NamedTuple):
+    """An amount that all runs have reached, by one measure."""
+
+    measure: Measure
+    amount: float
+    runs: dict[str, ComparedRun]
+    """By URI, with their amounts by this measure."""
+
+    @property
+    def place(self) -> str:
+        """Such as `step 200`."""
+        return self.measure.words(self.amount)
+
+    def value(self, run: ComparedRun, metric: Metric) -> float:
+        """The last value of a run up to the amount; NaN: it had diverged."""
+        return values_of(self.runs[run.uri], metric, self.amount).equal
 
 
 class Comparison(NamedTuple):
@@ -28,6 +46,8 @@ class Comparison(NamedTuple):
     verdicts: list[Verdict]
     left_out: list[str]
     """Sentences about runs that are not compared."""
+    also: list[Equal]
+    """By the other measures, where runs have what these take."""
 
     @property
     def place(self) -> str:
@@ -67,4 +87,23 @@ def compared(
     amount = common_amount(known, [metric.name for metric in metrics], measure)
     others = [setting for setting in settings if setting is not baseline]
     verdicts = verdicts_of(others, baseline, metrics, amount)
-    return Comparison(list(metrics), measure, amount, keys, settings, baseline, verdicts, list(left_out))
+    also = _equals(runs, metrics, by)
+    return Comparison(list(metrics), measure, amount, keys, settings, baseline, verdicts, list(left_out), also)
+
+
+def _equals(runs: Sequence[ComparedRun], metrics: Sequence[Metric], by: str) -> list[Equal]:
+    """The other measures; with one batch size for all, images say no more than steps."""
+    has_one_size = len({run.facts.get(BATCH) for run in runs}) == 1
+    same = {"step", "images"} if has_one_size else {by}
+    others = [other for other in MEASURES if other != by and not (other in same and by in same)]
+    if has_one_size and by == "gpu-hours":
+        others = ["step"]
+    found = []
+    for other in others:
+        try:
+            known, measure = measured(runs, other)
+            amount = common_amount(known, [metric.name for metric in metrics], measure)
+        except ValueError:
+            continue
+        found.append(Equal(measure, amount, {run.uri: run for run in known}))
+    return found

@@ -15,14 +15,16 @@ from tuning.comparison.verdicts import Verdict
 
 def write_csv(path: Path, found: Comparison) -> None:
     """Final, best and equal-amount values; `nan` after a divergence."""
-    head = ["run", "setting", "seed", "metric", "final", "best", f"at {found.place}", "batch_fingerprint"]
+    places = [f"at {found.place}", *(f"at {equal.place}" for equal in found.also)]
+    head = ["run", "setting", "seed", "metric", "final", "best", *places, "batch_fingerprint"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*head, "diverged_at_step"])
         for setting in found.settings:
             for metric in found.metrics:
                 for run in setting.runs:
-                    *values, point = found.values(run, metric)
+                    *own, point = found.values(run, metric)
+                    values = [*own, *(equal.value(run, metric) for equal in found.also)]
                     step = point.step if point else ""
                     writer.writerow([run.uri, setting.label, run.seed, metric.name, *values, run.batches, step])
 
@@ -36,6 +38,7 @@ def write_json(path: Path, found: Comparison) -> None:
 def _tree(found: Comparison) -> dict[str, Any]:
     return {
         "compared_at": {"by": found.measure.by, "unit": found.measure.unit, "value": found.amount},
+        "also_at": [{"by": one.measure.by, "unit": one.measure.unit, "value": one.amount} for one in found.also],
         "metrics": [metric._asdict() for metric in found.metrics],
         "differ_in": found.keys,
         "baseline": found.baseline.label,
@@ -63,7 +66,8 @@ def _run(found: Comparison, run: ComparedRun) -> dict[str, Any]:
     for metric in found.metrics:
         final, best, equal, point = found.values(run, metric)
         values = {"final": final, "best": best, "equal": equal, "diverged_at_step": point.step if point else None}
-        metrics[metric.name] = values
+        also = {f"equal_{one.measure.by}": one.value(run, metric) for one in found.also}
+        metrics[metric.name] = {**values, **also}
     known = {"run": run.uri, "name": run.name, "seed": run.seed, "status": run.status or None}
     return {**known, "batch_fingerprint": run.batches or None, "metrics": metrics}
 

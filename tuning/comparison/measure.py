@@ -8,6 +8,9 @@ from typing import NamedTuple
 from tips_ray.errors import listed
 from tuning.comparison.run import ComparedRun
 
+MEASURES = ("step", "images", "gpu-hours")
+BATCH = "global_batch_images"
+
 
 class Measure(NamedTuple):
     """What runs are compared by: an equal number of steps, images or hours."""
@@ -54,7 +57,7 @@ def _fact(run: ComparedRun, key: str, by: str) -> float:
 
 
 def _images(run: ComparedRun) -> list[float]:
-    each = _fact(run, "global_batch_images", "images")
+    each = _fact(run, BATCH, "images")
     return [line.step * each for line in run.lines]
 
 

@@ -11,7 +11,7 @@ from tuning.comparison.charts import CSS, curves, differences, legend
 from tuning.comparison.compare import Comparison
 from tuning.comparison.run import ComparedRun
 from tuning.comparison.setting import Metric, Setting
-from tuning.comparison.text import COLUMNS, headline, mean, named, reasons, seeds, troubles
+from tuning.comparison.text import COLUMNS, headline, mean, mean_at, named, reasons, seeds, troubles
 from tuning.comparison.verdicts import Verdict
 from tuning.words import counted
 
@@ -72,17 +72,19 @@ def _settings(found: Comparison) -> Html:
     if not found.keys:
         hint = f"{hint} These runs differ by nothing but their seeds."
     told = [tag("li", sentence) for setting in found.settings for sentence in troubles(found, setting)]
-    return _section("Settings", hint, _table(heads, rows, len(COLUMNS)), tag("ul", *told) if told else NOTHING)
+    return _section("Settings", hint, _table(heads, rows, len(_columns(found))), tag("ul", *told) if told else NOTHING)
 
 
 def _columns(found: Comparison) -> list[str]:
-    return [f"at {found.place}" if column == "equal" else column for column in COLUMNS]
+    own = [f"at {found.place}" if column == "equal" else column for column in COLUMNS]
+    return [*own, *(f"at {equal.place}" for equal in found.also)]
 
 
 def _setting_row(found: Comparison, setting: Setting, metric: Metric) -> list[Html]:
     which = "baseline" if setting is found.baseline else ""
     texts = [which, *setting.params.values(), len(setting.runs), seeds(setting).removeprefix("seeds "), metric.name]
     numbers = [mean(found, setting, metric, column) for column in COLUMNS]
+    numbers += [mean_at(setting, metric, equal) for equal in found.also]
     return [*(tag("td", text) for text in texts), *(tag("td", text, class_=NUMBER) for text in numbers)]
 
 
@@ -108,7 +110,7 @@ def _runs(found: Comparison) -> Html:
     places = [(setting, run, metric) for setting in found.settings for run in setting.runs for metric in found.metrics]
     rows = [_run_row(found, *place) for place in places]
     runs = counted(sum(len(setting.runs) for setting in found.settings), "run")
-    table = tag("details", tag("summary", runs), _table(heads, rows, len(COLUMNS) + 1))
+    table = tag("details", tag("summary", runs), _table(heads, rows, len(_columns(found)) + 1))
     return _section("Runs", "Equal batch fingerprints: the runs saw the same batches.", table)
 
 
@@ -116,7 +118,10 @@ def _run_row(found: Comparison, setting: Setting, run: ComparedRun, metric: Metr
     *values, point = found.values(run, metric)
     seed = "unknown" if run.seed is None else run.seed
     texts = [run.label, named(found, setting), seed, run.batches[:12], metric.name]
-    numbers = [*map(number, values), point.step if point else ""]
+    numbers = [
+        *map(number, [*values, *(equal.value(run, metric) for equal in found.also)]),
+        point.step if point else "",
+    ]
     return [*(tag("td", text) for text in texts), *(tag("td", text, class_=NUMBER) for text in numbers)]
 
 

@@ -1,11 +1,11 @@
 """A comparison in words: what the terminal shows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from statistics import fmean, stdev
 
 from tips_ray.config.sweep import WEIGHTS
-from tuning.comparison.compare import Comparison
+from tuning.comparison.compare import Comparison, Equal
 from tuning.comparison.setting import Metric, Setting
 from tuning.comparison.verdict import Difference
 from tuning.comparison.verdicts import Verdict
@@ -25,6 +25,8 @@ def lines_of(found: Comparison) -> Iterator[str]:
         for metric in found.metrics:
             final, best, equal = (mean(found, setting, metric, column) for column in COLUMNS)
             yield f"  {metric.name}: final {final}, best {best}, at {found.place} {equal}"
+            if found.also:
+                yield f"    {', '.join(f'at {one.place} {mean_at(setting, metric, one)}' for one in found.also)}"
         yield from (f"  {sentence}" for sentence in troubles(found, setting))
     for verdict in found.verdicts:
         yield headline(found, verdict)
@@ -57,12 +59,21 @@ def mean(found: Comparison, setting: Setting, metric: Metric, column: str) -> st
     """Mean and, of several runs, standard deviation; over how many of them where not all have a value."""
     every = [found.values(run, metric) for run in setting.runs]
     known = every if column == "equal" else [one for one in every if not one.divergence]
-    values = [value for one in known if isfinite(value := getattr(one, column))]
-    if not values:
+    return _mean([getattr(one, column) for one in known], len(every))
+
+
+def mean_at(setting: Setting, metric: Metric, equal: Equal) -> str:
+    """The same at an amount of another measure."""
+    return _mean([equal.value(run, metric) for run in setting.runs], len(setting.runs))
+
+
+def _mean(values: Sequence[float], runs: int) -> str:
+    finite = [value for value in values if isfinite(value)]
+    if not finite:
         return "diverged"
-    spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
-    part = f" ({len(values)} of {counted(len(every), 'run')})" if len(values) < len(every) else ""
-    return f"{fmean(values):.4g}{spread}{part}"
+    spread = f" ± {stdev(finite):.2g}" if len(finite) > 1 else ""
+    part = f" ({len(finite)} of {counted(runs, 'run')})" if len(finite) < runs else ""
+    return f"{fmean(finite):.4g}{spread}{part}"
 
 
 def troubles(found: Comparison, setting: Setting) -> Iterator[str]:
