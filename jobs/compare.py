@@ -3,6 +3,7 @@
   tips-ray compare out/runs/a out/runs/b                      the first run's setting is the baseline
   tips-ray compare out/runs/* --baseline out/runs/plain-0 --metric loss/total --metric grad_norm:lower
   tips-ray compare --experiment tips --mlflow-uri sqlite:///out/runs/mlflow.db --html compare.html
+  tips-ray compare out/runs/a out/runs/b --html compare.html --images photos/    or scenes, which need no files
   tips-ray compare --sweep alpha --at gpu-hours               from MLflow at MLFLOW_TRACKING_URI
   tips-ray compare out/runs/* --csv runs.csv --json runs.json a line for each run and metric; all that is shown
 
@@ -13,6 +14,8 @@ Runs of other tools in MLflow are compared by their params and metrics; see docs
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from tuning.comparison.compare import Comparison
     from tuning.comparison.run import ComparedRun
     from tuning.comparison.setting import Setting
+    from tuning.comparison.slider import Looks
 
 METRIC = "loss/total"
 MEASURES = ("step", "images", "gpu-hours")
@@ -44,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write final, best and equal-step values of each run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is shown")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables and plots")
+    parser.add_argument(
+        "--images", metavar="IMAGES", help="of --html: what the runs see in these files at each checkpoint; or scenes"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -56,6 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     from tuning.comparison.setting import metric_of
     from tuning.comparison.text import lines_of
 
+    if arguments.images and not arguments.html:
+        raise ValueError(f"--images ({arguments.images}) is shown on the page: give --html FILE as well")
     metrics = [metric_of(text) for text in arguments.metric or [METRIC]]
     runs, left_out = _runs(arguments, [metric.name for metric in metrics])
     runs, baseline_of = _with_baseline(arguments.baseline, runs)
@@ -129,8 +138,18 @@ def _write(arguments: argparse.Namespace, found: "Comparison") -> None:
     from tuning.comparison.files import write_csv, write_json
     from tuning.comparison.page import write_page
 
-    for path, write in ((arguments.csv, write_csv), (arguments.json, write_json), (arguments.html, write_page)):
+    page = partial(write_page, looks=_looks(arguments.images, found))
+    for path, write in ((arguments.csv, write_csv), (arguments.json, write_json), (arguments.html, page)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, found)
             print(path)
+
+
+def _looks(images: str | None, found: "Comparison") -> "Looks | None":
+    """Pictures of the first run of each setting, then of the others."""
+    if images is None:
+        return None
+    from tuning.comparison.images import looks
+
+    return looks([run for runs in zip_longest(*(one.runs for one in found.settings)) for run in runs if run], images)

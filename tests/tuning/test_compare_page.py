@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from tips_ray.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
@@ -11,6 +12,7 @@ from tuning.comparison.compare import Comparison, compared
 from tuning.comparison.page import write_page
 from tuning.comparison.run import ComparedRun, Line
 from tuning.comparison.setting import Metric
+from tuning.comparison.slider import Look, Looks, Pool, pictures
 
 LOSS = Metric("loss", "lower")
 
@@ -91,3 +93,37 @@ def test_differences_lie_where_their_values_are(found):
     assert re.findall(r'cx="([\d.]+)"[^>]* r="5"', svg) == [f"{x[0]:.1f}"]
     assert re.findall(r'cx="([\d.]+)"[^>]* r="2.5"', svg) == [f"{one:.1f}" for one in x[1:]]
     assert "/runs/c against /runs/a: 1<" in svg and "to the right: better" in svg
+
+
+def _looks(found: Comparison, captions: list[str]) -> Looks:
+    """Three images; `a` at steps 5 and 9, `c` at step 7."""
+    images = [np.full((4, 4, 3), shade, np.uint8) for shade in (0, 100, 200)]
+    first, other = (setting.runs[0] for setting in found.settings)
+    looks = [Look(step, [np.full((2, 2, 3), step, np.uint8)] * 3, [[1, 2], [1, 2]]) for step in (5, 9, 7)]
+    return Looks(Pool(images, captions), [(first, looks[:2]), (other, looks[2:])], ["d is in no picture: it is gone"])
+
+
+def test_pictures_of_all_runs_lie_side_by_side_for_each_step(found, tmp_path):
+    write_page(tmp_path / "page.html", found, _looks(found, ["<one>", "two", "three"]))
+    text = (tmp_path / "page.html").read_text()
+    page = _Page()
+    page.feed(re.sub(r"<(input|img)[^>]*>", "", text))
+    assert page.open == [] and "script" not in page.tags and "d is in no picture: it is gone" in text
+    assert re.findall(r'<input type="radio"[^>]*?(checked)?><label for="at-(\d)">step (\d)', text) == [
+        ("", "0", "5"), ("", "1", "7"), ("checked", "2", "9"),
+    ]  # fmt: skip
+    frames = re.split(r'<div class="at-\d scroll">', text)[1:]
+    titles = [re.findall(r"<th>([ac], seed 0: [^<]*)</th>", frame) for frame in frames]
+    assert titles == [
+        ["a, seed 0: step 5", "c, seed 0: no checkpoint yet"],
+        ["a, seed 0: step 5", "c, seed 0: step 7"],
+        ["a, seed 0: step 9", "c, seed 0: step 7"],
+    ]
+    assert [frame.count('class="pixels"') for frame in frames] == [3, 6, 6], "maps of three images"
+    assert [frame.count('class="right"') for frame in frames] == [1, 2, 2], "the second caption finds its own image"
+    assert "&lt;one&gt;" in frames[0] and "<one>" not in text
+
+
+def test_without_captions_images_are_the_queries_and_nothing_is_called_right(found):
+    html = pictures(_looks(found, []))
+    assert html.count("finds</td>") == 2 * 3 and 'class="right"' not in html

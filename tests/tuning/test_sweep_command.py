@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from PIL import Image
 from toy_run import metrics_of_run, write_scenes
 from toy_sweep import queue, run_all, tiny_sweep
 
@@ -128,6 +129,31 @@ def test_the_page_holds_the_result_and_pictures_and_needs_nothing_else(swept, re
     page = Path(swept.uri, "sweep.html").read_text()
     assert f"best: setting {_places(record)[0]} (" in page and page.count("data:image/png") > 4
     assert "http" not in page.replace("http-equiv", "") and "<script" not in page
+
+
+@pytest.mark.slow
+def test_compare_shows_what_the_trials_see_in_scenes_and_in_files(swept, record, tmp_path, capsys):
+    runs, page = [swept.trial(number).uri for number in _places(record)], tmp_path / "page.html"
+    words = ("compare", *runs, "--metric", "loss/contrastive_web", "--html", str(page))
+    assert _command(capsys, *words, "--images", "scenes")[0] == 0
+    text = page.read_text()
+    assert f"step {RUNG}</label>" in text and f"step {STEPS}</label>" in text
+    assert text.count('class="pixels"') == 2 * 6 * 2, "six maps of two runs, for two steps"
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    code, said = _command(capsys, *words, "--images", str(folder))
+    assert code == 2 and "photos: no file is there" in said
+    for number in range(3):
+        Image.new("RGB", (40, 30), (80 * number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no image")
+    assert _command(capsys, *words, "--images", str(folder))[0] == 0
+    assert page.read_text().count("finds</td>") == 2 * 2, "two of three images are queries"
+    (folder / "0.png").unlink()
+    (folder / "1.png").unlink()
+    code, said = _command(capsys, *words, "--images", str(folder))
+    assert code == 2 and "1 of its first 2 files are images, at least two are needed" in said
+    code, said = _command(capsys, *words[:-2], "--images", "scenes")
+    assert code == 2 and "--images (scenes) is shown on the page: give --html FILE as well" in said
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ class Html(str):
     """Text that is markup already."""
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Html:
+def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """An element; children that are not `Html` are escaped. `class_` means class, `_` in names becomes a hyphen.
 
     An attribute that is None is left out; one that is True has no value.

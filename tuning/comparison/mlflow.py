@@ -228,6 +228,7 @@ def _compared(client: "MlflowClient", run: "Run", metrics: Sequence[str]) -> Com
         lines=_lines(histories),
         facts={key: params[key] for key in FACTS if params.get(key) is not None},
         status=run.info.status,
+        folder=tags.get("run_folder", ""),
     )
 
 

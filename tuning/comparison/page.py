@@ -7,8 +7,10 @@ from typing import Any
 
 from tips_ray.report.html import Html, joined, number, tag
 from tips_ray.report.page import document
+from tuning.comparison import slider
 from tuning.comparison.charts import CSS, curves, differences, legend
 from tuning.comparison.compare import Comparison
+from tuning.comparison.images import Looks
 from tuning.comparison.run import ComparedRun
 from tuning.comparison.setting import Metric, Setting
 from tuning.comparison.text import COLUMNS, headline, mean, mean_at, named, reasons, seeds, troubles
@@ -19,8 +21,8 @@ NOTHING = Html("")
 NUMBER = "number"
 
 
-def write_page(path: Path, found: Comparison) -> None:
-    """Write tables, verdicts and plots."""
+def write_page(path: Path, found: Comparison, looks: Looks | None = None) -> None:
+    """Write tables, verdicts and plots; with `looks` also what the runs see in the same images."""
     runs = sum(len(setting.runs) for setting in found.settings)
     title = f"{counted(len(found.settings), 'setting')}, {counted(runs, 'run')}"
     parts = [
@@ -29,10 +31,11 @@ def write_page(path: Path, found: Comparison) -> None:
         _settings(found),
         _curves(found),
         _differences(found),
+        _pictures(looks),
         _runs(found),
         _left_out(found),
     ]
-    path.write_text(document(f"Comparison of {title}", parts, CSS), encoding="utf-8")
+    path.write_text(document(f"Comparison of {title}", parts, CSS + slider.CSS), encoding="utf-8")
 
 
 def _summary(found: Comparison) -> str:
@@ -103,6 +106,19 @@ def _differences(found: Comparison) -> Html:
         return NOTHING
     hint = f"Against {found.baseline.label}. Large dot and line: mean and 95 % interval. Small dots: pairs of runs."
     return _section("Differences", hint, legend(found), tag("div", plots, class_="charts"))
+
+
+def _pictures(looks: Looks | None) -> Html:
+    if looks is None:
+        return NOTHING
+    what = "captions of the first images, and what they find" if looks.pool.captions else "images, and their nearest"
+    hint = (
+        "Patch features by their three main directions as colours; equal colours of a run are equal features, at all "
+        f"steps. Below: {what} among {len(looks.pool.images)} images, the nearest first; a caption's own image "
+        "has a frame. Choose a step; arrow keys move it."
+    )
+    told = [tag("li", sentence) for sentence in looks.left_out]
+    return _section("Pictures", hint, slider.pictures(looks), tag("ul", *told) if told else NOTHING)
 
 
 def _runs(found: Comparison) -> Html:

@@ -62,6 +62,8 @@ class ComparedRun:
     """Those of `FACTS` that are known."""
     status: str = ""
     """By MLflow; empty: it is not known."""
+    folder: str = ""
+    """Its run folder; empty: it is not known."""
     amounts: Sequence[float] = ()
     """For each line the steps, images or hours done by then."""
 
@@ -104,7 +106,7 @@ def run_of_folder(uri: str) -> ComparedRun:
     facts = {key: value for key, value in {**config, **resources}.items() if key in FACTS}
     lines = _with_attempts(folder.read_metrics(), folder.read_events())
     names = sorted({name for line in lines for name in line.values})
-    return ComparedRun(uri, run.config.name, run.config.seed, params, _batches(run), names, lines, facts)
+    return ComparedRun(uri, run.config.name, run.config.seed, params, _batches(run), names, lines, facts, folder=uri)
 
 
 def _with_attempts(lines: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]) -> list[Line]:
