@@ -126,4 +126,4 @@ def test_pictures_of_all_runs_lie_side_by_side_for_each_step(found, tmp_path):
 
 def test_without_captions_images_are_the_queries_and_nothing_is_called_right(found):
     html = pictures(_looks(found, []))
-    assert html.count("finds</td>") == 2 * 3 and 'class="right"' not in html
+    assert html.count("→</td>") == 2 * 3 and 'class="right"' not in html

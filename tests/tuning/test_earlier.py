@@ -70,15 +70,13 @@ def test_finished_runs_of_an_experiment_are_taken_by_their_score(tmp_path, mlflo
 def test_mistakes_are_sentences(swept, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     grid = {key: {"choice": [0.1]} for key in SPACE}
-    for values, place, sentence in (
+    outside = {"space": {"objective.ema_momentum": {"uniform": [0.5, 0.6]}}}
+    cases: list[tuple[dict, str, str]] = [
         ({}, "nothing", "--from (nothing) is no folder of a sweep; for an experiment of MLflow give --mlflow-uri"),
         ({"space": grid, "search": "grid"}, swept, "search (grid) has settings of its own: leave it out"),
-        (
-            {"space": {"objective.ema_momentum": {"uniform": [0.5, 0.6]}}},
-            swept,
-            "of which none lies in the space, such",
-        ),
-    ):
+        (outside, swept, "of which none lies in the space, such"),
+    ]
+    for values, place, sentence in cases:
         config = tiny_sweep(tmp_path, **values)
         path = Path(tmp_path, "sweep.yaml")
         path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))

@@ -147,7 +147,7 @@ def test_compare_shows_what_the_trials_see_in_scenes_and_in_files(swept, record,
         Image.new("RGB", (40, 30), (80 * number, 0, 0)).save(folder / f"{number}.png")
     (folder / "notes.txt").write_text("no image")
     assert _command(capsys, *words, "--images", str(folder))[0] == 0
-    assert page.read_text().count("finds</td>") == 2 * 2, "two of three images are queries"
+    assert page.read_text().count("→</td>") == 2 * 2, "two of three images are queries"
     (folder / "0.png").unlink()
     (folder / "1.png").unlink()
     code, said = _command(capsys, *words, "--images", str(folder))

@@ -111,11 +111,13 @@ def _differences(found: Comparison) -> Html:
 def _pictures(looks: Looks | None) -> Html:
     if looks is None:
         return NOTHING
-    what = "captions of the first images, and what they find" if looks.pool.captions else "images, and their nearest"
+    what = "images, and their nearest"
+    if looks.pool.captions:
+        what = "captions of the first images, and what they find (a caption's own image has a frame)"
     hint = (
         "Patch features by their three main directions as colours; equal colours of a run are equal features, at all "
-        f"steps. Below: {what} among {len(looks.pool.images)} images, the nearest first; a caption's own image "
-        "has a frame. Choose a step; arrow keys move it."
+        f"steps. Below: {what} among {len(looks.pool.images)} images, the nearest first. Choose a step; arrow keys "
+        "move it."
     )
     told = [tag("li", sentence) for sentence in looks.left_out]
     return _section("Pictures", hint, slider.pictures(looks), tag("ul", *told) if told else NOTHING)

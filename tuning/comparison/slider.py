@@ -103,7 +103,7 @@ def _title(run: ComparedRun, look: Look | None) -> str:
 
 def _query(looks: Looks, row: int, small: Sequence[Html]) -> Html:
     captions = looks.pool.captions
-    return tag("td", captions[row] if captions else joined([small[row], "finds"]), class_="query")
+    return tag("td", captions[row] if captions else joined([small[row], "→"]), class_="query")
 
 
 def _found(looks: Looks, look: Look | None, row: int) -> list[Html]:

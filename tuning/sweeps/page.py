@@ -8,7 +8,10 @@ from tips_ray.report.page import document
 from tuning.sweeps.pictures import Picture
 from tuning.sweeps.summary import Summary
 
-WIDE = "main{max-width:72rem} td,th{text-align:left;padding:.2rem .8rem .2rem 0} .shown img{max-width:100%}"
+CSS = """
+main { max-width: 1240px; } ul { margin: 8px 0 0; padding-left: 1.2em; }
+.shown { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(480px, 100%), 1fr)); gap: 18px 22px; }
+"""
 
 
 def page(summary: Summary, drawn: Sequence[Picture]) -> str:
@@ -18,15 +21,15 @@ def page(summary: Summary, drawn: Sequence[Picture]) -> str:
         summary: of the sweep.
         drawn: its pictures.
     """
+    title, sentences = f"Sweep {summary.config.name}", list(summary.sentences())
+    best = next((one for one in sentences if one.startswith("best: ")), "no setting has a score yet")
     parts = [
-        tag("h1", f"Sweep {summary.config.name}"),
-        tag("ul", joined(tag("li", sentence) for sentence in summary.sentences())),
-        tag("h2", "Settings, the best first"),
-        tag("div", _table(summary), class_="scroll"),
-        tag("h2", "Pictures"),
-        tag("div", joined(map(_shown, drawn)), class_="shown"),
+        tag("header", tag("h1", title), tag("p", best, class_="headline")),
+        tag("section", tag("h2", "Result"), tag("ul", *(tag("li", one) for one in sentences if one != best))),
+        tag("section", tag("h2", "Settings, the best first"), tag("div", _table(summary), class_="scroll")),
+        tag("section", tag("h2", "Pictures"), tag("div", joined(map(_shown, drawn)), class_="shown")),
     ]
-    return document(summary.config.name, parts, WIDE)
+    return document(title, parts, CSS)
 
 
 def _table(summary: Summary) -> Html:

@@ -97,10 +97,10 @@ def _by_key(axes: Any, summary: Summary, key: str) -> bool:
     own = [
         (one, score) for one, score in zip(every, all_scores, strict=True) if key in one.values
     ]  # the condition holds
-    if not own:
-        return False
     ranked, scores = [one for one, _ in own], [score for _, score in own]
     places = [_place(summary, one, key) for one in ranked]
+    if len(set(places)) < 2:
+        return False
     axes.scatter(places[1:], scores[1:], color=OTHER)
     axes.scatter(places[:1], scores[:1], color=GOOD, label="the best")
     _scale(axes.xaxis, axes.set_xscale, summary.config.space[key])
@@ -112,11 +112,11 @@ def _by_key(axes: Any, summary: Summary, key: str) -> bool:
 def _map(axes: Any, summary: Summary, one: str, other: str) -> bool:
     """The plane of two keys, with the settings on it."""
     ranked, scores, step = _scored(summary)
-    if not ranked:
+    columns = [[_place(summary, setting, key) for setting in ranked] for key in (one, other)]
+    if any(len({place for place in column if place == place}) < 2 for column in columns):  # NaN: outside of its choices
         return False
     found = axes.scatter(
-        [_place(summary, setting, one) for setting in ranked],
-        [_place(summary, setting, other) for setting in ranked],
+        *columns,
         c=scores,
         s=90,
         cmap="viridis" if summary.config.scores[0].better == "higher" else "viridis_r",
