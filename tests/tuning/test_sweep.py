@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_sweep import SPACE, bowl, measured, queue, run_all, tiny_sweep
@@ -14,11 +15,11 @@ from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import RunFailedError
 from tuning.sweeps import population
 from tuning.sweeps.population import current_values
-from tuning.sweeps.queue import Sweep
+from tuning.sweeps.queue import Room, Sweep
 from tuning.sweeps.record import Record
 from tuning.sweeps.search import next_values, study_of
 from tuning.sweeps.summary import Summary
-from tuning.sweeps.trial import Outcome
+from tuning.sweeps.trial import Job, Outcome, is_on_rank
 
 
 class _Killed(Exception):
@@ -243,6 +244,30 @@ def test_the_budget_ends_a_sweep(tmp_path):
     shutil.rmtree(tmp_path / "record")
     gpus = queue(tiny_sweep("a", budget__gpu_hours=3 / 3600, run__resources__gpus_per_worker=2), str(tmp_path))
     assert len(run_all(gpus)) == 2, "two GPUs for a second each time"
+
+
+def test_trials_share_the_room_and_the_last_ones_get_what_is_free(tmp_path):
+    """Room for 5 workers in two trials; a batch of 8 trains on 1, 2 or 4 workers. Each job is a way to a rung."""
+    elastic: dict[str, Any] = {"run__resources__workers": 4, "run__resources__min_workers": 1, "run__global_batch_images": 8}
+    sweep = queue(tiny_sweep("a", **elastic, settings=3, keep=3, rungs=[6]), str(tmp_path))
+    assert not is_on_rank(sweep.base), "one worker of several is no trial inside an actor"
+    sweep.room = Room(trials=2, workers=5)
+
+    def start() -> Job:
+        assert (job := sweep.next_job())
+        return job
+
+    first, second = start(), start()
+    assert [job.run.resources.workers for job in (first, second)] == [2, 2]
+    sweep.done(first, measured(sweep, first))
+    third = start()
+    assert third.run.resources.workers == 2, "3 are free, and nothing else waits"
+    for job in (second, third):
+        sweep.done(job, measured(sweep, job))
+    last = start()
+    assert (last.step, last.run.resources.workers) == (12, 4), "alone, from its checkpoint"
+    sweep.room = None
+    assert sweep.job(sweep.settings[0], 0, 6).run.resources.workers == 4
 
 
 def test_a_rung_is_judged_by_how_it_ranks_settings_against_the_end(tmp_path):

@@ -3,7 +3,8 @@
 import os
 import shutil
 import tempfile
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ray
 from ray import tune
@@ -11,13 +12,14 @@ from ray.exceptions import RayError
 from ray.tune import TuneError
 from ray.tune.search import Searcher
 
+from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.errors import RunFailedError, described
 from tips_ray.launch import cluster
 from tips_ray.launch.stops import signals_stop
 from tips_ray.launch.surroundings import KEPT_MEMORY
 from tips_ray.train.adapter import require_ray
-from tuning.sweeps.queue import Sweep
+from tuning.sweeps.queue import Room, Sweep
 from tuning.sweeps.trial import Job, Outcome, advance, is_on_rank
 
 QUIET = {
@@ -27,6 +29,16 @@ QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # one waits, so that an autoscaling cluster grows
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+class Slots(NamedTuple):
+    """Where trials run."""
+
+    at_a_time: int
+    need: dict[str, float]
+    """Resources of the Tune actor of each trial."""
+    room: Room | None
+    """For trials with `resources.min_workers`."""
 
 
 def run_here(sweep: Sweep) -> None:
@@ -48,11 +60,12 @@ def run_on_tune(sweep: Sweep) -> None:
     for name, value in KEPT_MEMORY.items():
         os.environ.setdefault(name, value)  # for the processes of a Ray that starts here
     is_guest = ray.is_initialized()
-    at_a_time, need = room(sweep.base, sweep.config.at_a_time)
+    slots = slots_of(sweep.base, sweep.config.at_a_time)
+    sweep.room = slots.room
     notes = tempfile.mkdtemp(prefix="tune-")
     try:
         with signals_stop(sweep.stop):  # Ray sets handlers when it starts
-            _tuner(sweep, at_a_time, need, notes).fit()
+            _tuner(sweep, slots, notes).fit()
     except (RayError, TuneError) as error:
         raise RunFailedError(
             f"Ray Tune stopped: {described(error)}; once that is mended, the same command goes on with the sweep"
@@ -63,13 +76,13 @@ def run_on_tune(sweep: Sweep) -> None:
             ray.shutdown()  # no trial outlives an interrupted driver
 
 
-def _tuner(sweep: Sweep, at_a_time: int, need: dict[str, float], notes: str) -> tune.Tuner:
+def _tuner(sweep: Sweep, slots: Slots, notes: str) -> tune.Tuner:
     return tune.Tuner(
-        tune.with_resources(_advance, tune.PlacementGroupFactory([need])),
+        tune.with_resources(_advance, tune.PlacementGroupFactory([slots.need])),
         tune_config=tune.TuneConfig(
             search_alg=_Jobs(sweep),
             num_samples=-1,
-            max_concurrent_trials=at_a_time,
+            max_concurrent_trials=slots.at_a_time,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -109,8 +122,8 @@ class _Jobs(Searcher):
         pass
 
 
-def room(base: RunConfig, most: int | None) -> tuple[int, dict[str, float]]:
-    """Trials that fit at a time, and the resources of the Tune actor of each; starts or joins Ray.
+def slots_of(base: RunConfig, most: int | None) -> Slots:
+    """How many trials run at a time, and with what; starts or joins Ray.
 
     Raises:
         ValueError: not even one fits, or this machine cannot be shared by so many.
@@ -124,21 +137,42 @@ def room(base: RunConfig, most: int | None) -> tuple[int, dict[str, float]]:
     needs = {kind: need for kind, need in whole.items() if need}
     fit = sum(min(int(place.get(kind, 0) // need) for kind, need in needs.items()) for place in places)
     if fit < 1:
-        wanted = " and ".join(f"{need:g} {cluster.UNITS.get(kind, kind)}" for kind, need in needs.items())
-        have = "; ".join(", ".join(f"{place.get(kind, 0):g} {kind}" for kind in needs) for place in places)
-        where = "no node has" if is_on_rank(base) else "the cluster does not have"
-        raise ValueError(
-            f"run.resources: a trial needs {wanted}, which {where} ({have}): lower workers, cpus_per_worker or "
-            "gpus_per_worker, or add machines"
-        )
-    return min(fit, most or fit), needs if is_on_rank(base) else {"CPU": 0.001}
+        raise ValueError(_no_room(base, needs, places))
+    at_a_time = min(fit, most or fit)
+    if at_a_time < (most or 0):
+        print(f"room       {at_a_time} of {most} trials at a time fit now; others wait for room", flush=True)
+    if is_on_rank(base):
+        return Slots(most or fit, needs, None)  # those beyond what fits wait, which asks an autoscaler for room
+    return Slots(at_a_time, {"CPU": 0.001}, _room(base, at_a_time) if base.resources.min_workers else None)
+
+
+def _room(base: RunConfig, trials: int) -> Room:
+    resources, have = base.resources, ray.cluster_resources()
+    cpus = (have.get("CPU", 0) - trials * base.cpus_beside_workers) / max(resources.cpus_per_worker, 0.001)
+    gpus = have.get("GPU", 0) / resources.gpus_per_worker if resources.gpus_per_worker else cpus
+    return Room(trials, int(min(cpus, gpus)))
+
+
+def _no_room(base: RunConfig, needs: Mapping[str, float], places: Sequence[Mapping[str, float]]) -> str:
+    wanted = " and ".join(f"{need:g} {cluster.UNITS.get(kind, kind)}" for kind, need in needs.items())
+    have = "; ".join(", ".join(f"{place.get(kind, 0):g} {kind}" for kind in needs) for place in places)
+    where = "no node has" if is_on_rank(base) else "the cluster does not have"
+    return (
+        f"run.resources: a trial needs {wanted}, which {where} ({have}): lower workers, cpus_per_worker or "
+        "gpus_per_worker, or add machines"
+    )
 
 
 def _of_trial(base: RunConfig) -> dict[str, float]:
-    """Resources of a whole trial; the data processes of one that trains in its Tune actor share its CPUs."""
+    """Resources of a whole trial, of one with several numbers of workers with the fewest.
+
+    The data processes of a trial that trains in its Tune actor share its CPUs.
+    """
+    resources = base.resources
     if is_on_rank(base):
-        return {"CPU": max(base.resources.cpus_per_worker, 0.001), "GPU": base.resources.gpus_per_worker}
-    return {"CPU": cluster.cpus_needed(base), "GPU": cluster.gpus_needed(base)}
+        return {"CPU": max(resources.cpus_per_worker, 0.001), "GPU": resources.gpus_per_worker}
+    fewest = override(RunConfig, base.model_dump(mode="json"), {"resources.workers": base.worker_counts[0]})
+    return {"CPU": cluster.cpus_needed(fewest), "GPU": cluster.gpus_needed(fewest)}
 
 
 def _require_cores(cpus: float, trials: int) -> None:

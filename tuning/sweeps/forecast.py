@@ -3,7 +3,7 @@
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.launch.sizes import bytes_text, parameters
-from tuning.sweeps.space import grid
+from tuning.sweeps.space import settings_of
 
 
 def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | None = None) -> str:
@@ -14,7 +14,7 @@ def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | Non
         base: the run that all settings start from.
         seconds_per_step: of the trials so far; None: there are none.
     """
-    settings, rungs = _settings(config), config.all_rungs(base)
+    settings, rungs = settings_of(config), config.all_rungs(base)
     trials, steps = settings * config.replicas, _steps(config, settings, rungs) * config.replicas
     student, teacher = parameters(base)
     saved = 4 * (3 * student + teacher)  # fp32: weights, AdamW's two averages, the teacher
@@ -23,15 +23,6 @@ def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | Non
     told = f" ({share:.0%} of training all to the end)" if share < 1 else ""
     time = "" if seconds_per_step is None else f", about {steps * seconds_per_step / 3600:.2f} trial-hours"
     return f"forecast   in all {trials} trials, about {steps:,} steps{told}{time}; {disk} of checkpoints"
-
-
-def _settings(config: SweepConfig) -> int:
-    """Those asked for, or all that there are, if these are fewer."""
-    if config.listed:
-        return min(config.settings or len(config.listed), len(config.listed))
-    is_finite = all(domain.choice is not None or domain.integer is not None for domain in config.space.values())
-    most = sum(1 for _ in grid(config)) if config.search == "grid" or is_finite else None
-    return min(filter(None, (config.settings, most)))
 
 
 def _steps(config: SweepConfig, settings: int, rungs: tuple[int, ...]) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tips_ray import storage
 from tips_ray.config.run import RunConfig
@@ -13,7 +13,7 @@ from tuning.sweeps.population import next_generation
 from tuning.sweeps.record import ADDED, MOST_FAILURES, Record, Setting
 from tuning.sweeps.rungs import Rungs
 from tuning.sweeps.search import next_values
-from tuning.sweeps.space import CHANGES, lies_in, run_of
+from tuning.sweeps.space import CHANGES, lies_in, run_of, settings_of
 from tuning.sweeps.trial import Job, Outcome
 
 MOST_GIVEN_UP = 3
@@ -34,6 +34,15 @@ class Places:
     @property
     def runs(self) -> str:
         return storage.join(self.uri, "runs")
+
+
+class Room(NamedTuple):
+    """Room of a cluster for trials with several numbers of workers."""
+
+    trials: int
+    """At most so many at a time."""
+    workers: int
+    """Of all of them together."""
 
 
 class Sweep:
@@ -66,6 +75,8 @@ class Sweep:
         self.is_asked_to_stop = False
         self.failure: RunFailedError | None = None
         """Why the sweep cannot go on."""
+        self.room: Room | None = None
+        """Where trials have `resources.min_workers`: they share it. None: each has `resources.workers`."""
 
     @property
     def settings(self) -> list[Setting]:
@@ -152,7 +163,8 @@ class Sweep:
     def job(self, setting: Setting, seed: int, step: int) -> Job:
         """The job that brings a trial to a rung."""
         name, places = trial_name(setting.number, seed), self.places
-        run = run_of(self.config, {**setting.values, **places.shared, "storage": places.runs}, name, seed)
+        shared = {**places.shared, "storage": places.runs, "resources.workers": self._share()}
+        run = run_of(self.config, {**setting.values, **shared}, name, seed)
         local = storage.is_local(places.uri)
         return Job(
             setting.number,
@@ -165,6 +177,25 @@ class Sweep:
             log=storage.join(places.uri, "logs", f"{name}.log") if local else None,
             tags={**places.tags, "setting": str(setting.number), "proposed_by": setting.by},
         )
+
+    def _share(self) -> int:
+        """Workers of a trial that starts now: an equal part of the free room among those that may start with it.
+
+        The last trials of a sweep get more of it, each from its next rung on.
+        """
+        if self.room is None:
+            return self.base.resources.workers
+        free = self.room.workers - sum(job.run.resources.workers for job in self.running.values())
+        beside = min(self.room.trials - len(self.running), self._waiting())
+        share = free // max(beside, 1)
+        return max((count for count in self.base.worker_counts if count <= share), default=self.base.worker_counts[0])
+
+    def _waiting(self) -> int:
+        """Trials that may train now and do not, and those of settings that are left to propose."""
+        left = max(settings_of(self.config) - len(self._proposals()), 0) * len(self.rungs.seeds)
+        open_ones = [setting for setting in self.settings if not setting.ended]
+        due = [(one.number, seed) for one in open_ones for seed in self.rungs.seeds if self.rungs.next_step(one, seed)]
+        return left + sum(trial not in self.running for trial in due)
 
     def _granted(self, is_last_call: bool = False) -> bool:
         """Whether a decision was made about settings that were compared."""
@@ -192,14 +223,16 @@ class Sweep:
     def _proposed(self) -> bool:
         """Whether a new setting was made."""
         settings = [one for one in self.settings if CHANGES not in one.values]
-        proposed = [one for one in settings if one.by != ADDED]
-        if self.config.settings is not None and len(proposed) >= self.config.settings:
+        if self.config.settings is not None and len(self._proposals()) >= self.config.settings:
             return False
         found = next_values(self.config, self.rungs, settings, self.record.earlier)
         if found is None:
             return False
         self.record.add_setting(*found, self.rungs.first_step())
         return True
+
+    def _proposals(self) -> list[Setting]:
+        return [one for one in self.settings if CHANGES not in one.values and one.by != ADDED]
 
     def _budget_used(self) -> str:
         """Why the budget ends the sweep; empty: it does not."""

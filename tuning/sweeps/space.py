@@ -161,6 +161,15 @@ def grid(config: SweepConfig) -> Iterator[Values]:
             yield values
 
 
+def settings_of(config: SweepConfig) -> int:
+    """Number of settings: those asked for, or all that there are, if these are fewer."""
+    if config.listed:
+        return min(config.settings or len(config.listed), len(config.listed))
+    is_finite = all(domain.choice is not None or domain.integer is not None for domain in config.space.values())
+    most = sum(1 for _ in grid(config)) if config.search == "grid" or is_finite else None
+    return min(filter(None, (config.settings, most)))
+
+
 def active_values(config: SweepConfig, values: Mapping[str, Any]) -> Values:
     """The values without those of keys whose condition does not hold."""
     active: Values = {}

@@ -94,7 +94,8 @@ def _train(job: Job) -> None:
 
 def is_on_rank(run: RunConfig) -> bool:
     """Whether a trial trains inside its Tune actor, and not on workers of Ray Train."""
-    return run.resources.workers == 1 and run.captions.source != "live"
+    resources = run.resources
+    return resources.workers == 1 and not resources.min_workers and run.captions.source != "live"
 
 
 @contextmanager
