@@ -248,8 +248,9 @@ def test_the_budget_ends_a_sweep(tmp_path):
 
 def test_trials_share_the_room_and_the_last_ones_get_what_is_free(tmp_path):
     """Room for 5 workers in two trials; a batch of 8 trains on 1, 2 or 4 workers. Each job is a way to a rung."""
-    elastic: dict[str, Any] = {"run__resources__workers": 4, "run__resources__min_workers": 1, "run__global_batch_images": 8}
-    sweep = queue(tiny_sweep("a", **elastic, settings=3, keep=3, rungs=[6]), str(tmp_path))
+    workers: dict[str, Any] = {"run__resources__workers": 4, "run__resources__min_workers": 1}
+    sizes = {"run__global_batch_images": 8, "settings": 3, "keep": 3, "rungs": [6]}
+    sweep = queue(tiny_sweep("a", **workers, **sizes), str(tmp_path))
     assert not is_on_rank(sweep.base), "one worker of several is no trial inside an actor"
     sweep.room = Room(trials=2, workers=5)
 

@@ -38,8 +38,8 @@ def earlier_settings(config: SweepConfig, earlier: Earlier) -> tuple[list[Values
     """
     if config.search in ("grid", "listed"):
         raise ValueError(f"--from ({earlier.place}): search ({config.search}) has settings of its own: leave it out")
-    if storage.exists(storage.join(earlier.place, CONFIG)):
-        every, kind = _of_sweep(config, earlier.place), "settings with scores"
+    if storage.exists(storage.join(folder := storage.resolved(earlier.place), CONFIG)):
+        every, kind = _of_sweep(config, folder), "settings with scores"
     else:
         every, kind = _of_experiment(config, earlier), "finished runs"
     found = _in_space(config, every)
