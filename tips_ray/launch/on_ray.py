@@ -17,6 +17,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.launch import cluster
 from tips_ray.launch.failure import failures_as_sentences
+from tips_ray.launch.head import head_watched
 from tips_ray.launch.progress import shown_progress
 from tips_ray.launch.sizes import stream_sizes
 from tips_ray.launch.stops import ask_patiently, signals_stop, stuck_ones_aborted
@@ -29,6 +30,7 @@ from tips_ray.train.worker import found_on_workers, run_worker
 from tips_ray.train.worker_log import LEVEL
 
 FAILURES = (TrainingFailedError, RayError)
+CURE = "once there is a head again, the same command resumes from the newest checkpoint (--supervise does it by itself)"
 """Errors that `fit` raises."""
 
 
@@ -59,7 +61,11 @@ class RayTrainer:
         shorten_waits(run.config)
         start_coordinator(run.config.resources.poll_seconds)
         trainer = _ray_trainer(run, captions)
-        with signals_stop(partial(ask_patiently, run)), stuck_ones_aborted(run):  # Ray sets handlers when it starts
+        with (
+            head_watched(CURE),
+            signals_stop(partial(ask_patiently, run)),  # Ray sets handlers when it starts
+            stuck_ones_aborted(run),
+        ):
             with failures_as_sentences(folder, FAILURES), shown_progress(folder, run.config.schedule.total_steps):
                 trainer.fit()
 

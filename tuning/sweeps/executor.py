@@ -1,5 +1,6 @@
 """Executes the jobs of a sweep: on Ray Tune, one Tune trial for each, or in this process, one after the other."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -16,12 +17,14 @@ from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.errors import RunFailedError, described
 from tips_ray.launch import cluster
+from tips_ray.launch.head import head_watched
 from tips_ray.launch.stops import signals_stop
 from tips_ray.launch.surroundings import KEPT_MEMORY
 from tips_ray.train.adapter import require_ray
 from tuning.sweeps.queue import Room, Sweep
 from tuning.sweeps.trial import Job, Outcome, advance, is_on_rank
 
+CURE = "once that is mended, the same command goes on with the sweep"
 QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a trial's paths are those of the driver
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -57,6 +60,7 @@ def run_on_tune(sweep: Sweep) -> None:
     """
     require_ray()
     os.environ.update(QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a lost trial is told by us, without a traceback
     for name, value in KEPT_MEMORY.items():
         os.environ.setdefault(name, value)  # for the processes of a Ray that starts here
     is_guest = ray.is_initialized()
@@ -64,12 +68,10 @@ def run_on_tune(sweep: Sweep) -> None:
     sweep.room = slots.room
     notes = tempfile.mkdtemp(prefix="tune-")
     try:
-        with signals_stop(sweep.stop):  # Ray sets handlers when it starts
+        with head_watched(CURE), signals_stop(sweep.stop):  # Ray sets handlers when it starts
             _tuner(sweep, slots, notes).fit()
     except (RayError, TuneError) as error:
-        raise RunFailedError(
-            f"Ray Tune stopped: {described(error)}; once that is mended, the same command goes on with the sweep"
-        ) from None
+        raise RunFailedError(f"Ray Tune stopped: {described(error)}; {CURE}") from None
     finally:
         shutil.rmtree(notes, ignore_errors=True)
         if not is_guest:
