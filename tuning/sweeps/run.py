@@ -167,7 +167,8 @@ def write_results(sweep: Sweep) -> Sequence[Picture]:
 
 def _ended(sweep: Sweep, job: Job, outcome: Outcome) -> str:
     """A line about a job that has ended."""
-    name = f"{job.run.name:24} step {job.step}: "
+    row = f" ({sweep.record.settings[job.setting].by})" if sweep.config.listed else ""
+    name = f"{job.run.name + row:24} step {job.step}: "
     if outcome.kind == "stopped":
         return name + outcome.why
     if outcome.kind != "scored":
