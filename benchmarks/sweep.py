@@ -49,7 +49,8 @@ def main() -> None:
 
 
 def _config(root: Path, steps: int, settings: int, workers: int) -> SweepConfig:
-    data, sizes = write_scenes(root / "scenes", 32), {"resources__workers": workers, "checkpoint_every_steps": 1_000}
+    data = write_scenes(root / "scenes", 32)
+    sizes = {"resources__workers": workers, "checkpoint_every_steps": 1_000}
     run = tiny_run(root, data, schedule__total_steps=steps, **sizes).model_dump(mode="json", exclude={"name"})
     space = {"objective.alpha": {"loguniform": [0.1, 10]}, "objective.beta": {"loguniform": [0.1, 10]}}
     scores = [{"metric": "loss/contrastive_web", "better": "lower"}]
