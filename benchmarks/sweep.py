@@ -4,7 +4,8 @@
 
 Both sides train the same tiny settings on rendered scenes, one at a time, without rungs, in a process that has trained
 one run already. Bare: `pretrain` in this process, with several workers on Ray Train. Sweep: jobs on a warm Ray Tune
-actor, with several workers on Ray Train beside it. Ray's start is told apart. The parts are a job in its actor, and what passes between two jobs: Tune, and the driver's record and MLflow.
+actor, with several workers on Ray Train beside it. Ray's start is told apart. The parts are a job in its actor, and
+what passes between two jobs: Tune, and the driver's record and MLflow.
 """
 
 import argparse
