@@ -28,7 +28,7 @@ from tips_ray.launch.checks import captions_come
 from tips_ray.launch.cluster import gpus_here
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.progress import shown_progress
-from tips_ray.launch.sizes import bytes_text, row_bytes, shared_bytes
+from tips_ray.launch.sizes import row_bytes, shared_bytes
 from tips_ray.launch.stops import signals_stop
 from tips_ray.runs import Run, RunFolder
 from tips_ray.runs.checkpoint import DamagedCheckpointError
@@ -39,6 +39,7 @@ from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.micro_batch import find, keep, settled
 from tips_ray.train.worker_log import log_to_stderr
 from tips_ray.train.worker_loop import train_worker
+from tips_ray.words import bytes_text
 
 SHARED_MEMORY = Path("/dev/shm")
 """Data processes pass batches through it (Linux)."""

@@ -9,6 +9,7 @@ from tips_ray.config import RunConfig
 from tips_ray.launch import cluster
 from tips_ray.train.initial_weights import unloaded_teacher
 from tips_ray.train.state import new_state
+from tips_ray.words import bytes_text
 
 STUDENT_BYTES = {"adamw": 16, "adafactor": 8}
 """Bytes per parameter, all fp32: weight, gradient and AdamW's two averages. The teacher has its weight only."""
@@ -89,10 +90,3 @@ def schedule_sizes(config: RunConfig, rows: int) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f}M"
-
-
-def bytes_text(count: float) -> str:
-    """Bytes as text, such as `323 kB`."""
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min((len(str(int(count))) - 1) // 3, len(units) - 1)
-    return f"{count / 1000**power:.3g} {units[power]}"

@@ -179,6 +179,11 @@ class RunFolder:
         """Lines of all attempts in order, without those that a restart from an earlier step has replaced."""
         return [_with_nan(line) for line in self._metrics.read_attempts(steps_done=0)]
 
+    def last_metrics(self) -> dict[str, Any] | None:
+        """The last line of `read_metrics`, of which only the end of a file is read; None where there is none."""
+        line = self._metrics.read_last()
+        return line and _with_nan(line)
+
     def read_samples(self) -> list[dict[str, Any]]:
         """A line per micro-batch of the steps that count, by step and rank; `step` is the stream's, 0 for the first."""
         lines = self._samples.read_attempts(steps_done=1)

@@ -12,6 +12,8 @@ from typing import Any
 from tips_ray import storage
 
 log = logging.getLogger(__name__)
+TAIL_BYTES = 64 * 1024
+"""More than any line has."""
 
 
 class LineLog:
@@ -83,6 +85,15 @@ class LineLog:
             lines = [line for line in lines if line["step"] + steps_done <= first_step]
             lines += [line for name in sorted(parts) for line in self._lines(name)]
         return lines
+
+    def read_last(self) -> dict[str, Any] | None:
+        """The last line of the newest attempt that has one; reads only the end of its file."""
+        for name in sorted(storage.list_names(self.uri), key=lambda name: (_attempt(name), name), reverse=True):
+            uri = storage.join(self.uri, name)
+            whole = storage.read_bytes(uri, max(storage.stat(uri).bytes - TAIL_BYTES, 0)).split(b"\n")[:-1]
+            if whole:
+                return self._parsed(whole[-1], f"the last line of {uri}")
+        return None
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """Whole lines only: a crash while writing leaves a last one without its newline."""

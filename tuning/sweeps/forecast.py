@@ -2,7 +2,8 @@
 
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
-from tips_ray.launch.sizes import bytes_text, parameters
+from tips_ray.launch.sizes import parameters
+from tips_ray.words import bytes_text
 from tuning.sweeps.space import settings_of
 
 

@@ -7,11 +7,12 @@ from tips_ray.config.load import override_values
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.runs import lease
 from tips_ray.runs.stop import ask_to_stop, user_here
+from tips_ray.words import table
 from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config
 from tuning.sweeps.record import ADDED, Record, Setting
 from tuning.sweeps.rungs import Rungs
 from tuning.sweeps.space import lies_in, run_of, whole_values
-from tuning.sweeps.summary import Summary, table
+from tuning.sweeps.summary import Summary
 
 
 def list_lines(storage_uri: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from tips_ray.runs.folder import deciding
 from tips_ray.runs.metric_names import LOGGED_METRICS
 from tips_ray.runs.stop import stop_asked
 from tips_ray.runs.tracking import Status, Tracking
+from tips_ray.words import table
 from tuning.sweeps.earlier import Earlier, earlier_settings
 from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config, sweep_uri
 from tuning.sweeps.forecast import forecast
@@ -29,7 +30,7 @@ from tuning.sweeps.record import Record
 from tuning.sweeps.search import write_study
 from tuning.sweeps.shared import prepared
 from tuning.sweeps.space import require_valid, run_of
-from tuning.sweeps.summary import Summary, seconds_per_step, table
+from tuning.sweeps.summary import Summary, seconds_per_step
 from tuning.sweeps.tracking import BestEffort, end_lost, log_scores, settings_csv, show, start_parent
 from tuning.sweeps.trial import Job, Outcome
 

@@ -169,13 +169,6 @@ def seconds_per_step(summary: Summary) -> float | None:
     return fmean(trial.seconds / max(trial.scores) for trial in trials) if trials else None
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text, aligned."""
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in (heads, *rows)]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
