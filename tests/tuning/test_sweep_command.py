@@ -222,7 +222,7 @@ def test_sweeps_shows_lists_adds_and_promotes(swept, record, capsys):
         (("add", "SWEEP", "objective.alpha=30"), "objective.alpha=30 lies outside of the sweep's space"),
         (("add", "SWEEP", "views.flip=0.1"), "views.flip is no key of the sweep's space"),
         (("add", "SWEEP", "objective.beta=2"), "setting 0 has these values"),
-        (("promote", "SWEEP", "2", "6", "7"), "promote takes SETTING and STEP, not '7' as well"),
+        (("promote", "SWEEP", "0", "6", "7"), "promote takes SETTING and STEP, not '7' as well"),
         (("add", "SWEEP", "objective.alpha=many"), "objective.alpha: Input should be a valid number"),
         (("promote", "SWEEP"), "SETTING (missing) must be the number of a setting: 0 to"),
         (("promote", "SWEEP", "77"), "SETTING (77) must be the number of a setting"),

@@ -94,13 +94,13 @@ def _setting(record: Record, words: Sequence[str]) -> Setting:
 
 
 def _step(config: SweepConfig, setting: Setting, words: Sequence[str], steps: Sequence[int]) -> int:
+    if len(words) > 1:
+        raise ValueError(f"promote takes SETTING and STEP, not {words[1]!r} as well")
     higher = [step for step in steps if step > setting.granted]
     if not higher:
         raise ValueError(f"setting {setting.number} may train to the end already")
     if not words:
         return higher[0]
-    if len(words) > 1:
-        raise ValueError(f"promote takes SETTING and STEP, not {words[1]!r} as well")
     if words[0] not in map(str, higher):
         raise ValueError(f"STEP ({words[0]}) must be a rung of {config.name} above {setting.granted}: {higher}")
     return int(words[0])
