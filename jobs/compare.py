@@ -14,7 +14,6 @@ Runs of other tools in MLflow are compared by their params and metrics; see docs
 
 import argparse
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -138,7 +137,9 @@ def _write(arguments: argparse.Namespace, found: "Comparison") -> None:
     from tuning.comparison.files import write_csv, write_json
     from tuning.comparison.page import write_page
 
-    page = partial(write_page, looks=_looks(arguments.images, found))
+    def page(path: Path, found: "Comparison") -> None:
+        write_page(path, found, _looks(arguments.images, found))
+
     for path, write in ((arguments.csv, write_csv), (arguments.json, write_json), (arguments.html, page)):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
     assert _ablate(tmp_path) == 0
     assert _times(out) == before
     assert _ablate(tmp_path, "base.schedule.total_steps=5") == 2
-    assert "run.schedule.total_steps: 4 -> 5; " in capsys.readouterr().err and _times(out) == before
+    assert "error: base.schedule.total_steps: 4 -> 5; " in capsys.readouterr().err and _times(out) == before
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,11 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
             "schedule.peak_Ir: Extra inputs are not permitted; did you mean schedule.peak_lr?",
         ),
         (("metrics.labels.score='{wab}/miou'",), "metrics.labels.score (wab) must be one of web, synthetic"),
+        (
+            ("rows.tips.set={objective.alpha: 0}", "rows.clip.set={objective.alpha: 0}"),
+            "rows.clip.set and rows.tips.set give the same run: leave one of the rows out",
+        ),
+        (("rows.tips.set={objective.alpha: -1}",), "rows.tips.set: objective.alpha: "),
         (("rows.tips.set={seed: 3}",), "rows.tips: set.seed: rows may differ in objective."),
     ],
 )

@@ -49,7 +49,10 @@ def test_finished_runs_of_an_experiment_are_taken_by_their_score(tmp_path, mlflo
     shutil.copy(mlflow_database, path := tmp_path / "mlflow.db")
     client, uri = mlflow_client(f"sqlite:///{path}"), f"sqlite:///{path}"
     experiment = client.create_experiment("by hand")
-    for alpha, loss, status in ((2.0, 3.0, "FINISHED"), (3.0, 1.0, "FINISHED"), (4.0, 0.0, "FAILED"), (50.0, 0.5, "")):
+    nan = float("nan")
+    for alpha, loss, status in (
+        (2.0, 3.0, "FINISHED"), (5.0, nan, "FINISHED"), (3.0, 1.0, "FINISHED"), (4.0, 0.0, "FAILED"), (50.0, 0.5, ""),
+    ):  # fmt: skip
         run = client.create_run(experiment)
         params = [Param("objective.alpha", str(alpha)), Param("objective.beta", "1.5"), Param("batch", "8")]
         client.log_batch(run.info.run_id, [Metric("loss/contrastive_web", loss, 0, 1)], params)
@@ -61,10 +64,24 @@ def test_finished_runs_of_an_experiment_are_taken_by_their_score(tmp_path, mlflo
     ]
     assert told == "2 of 3 finished runs of by hand lie in the space"
     other = tiny_sweep("a", scores=[{"metric": "loss/masked", "better": "lower"}])
-    with pytest.raises(ValueError, match="3 finished runs, of which none has the metric loss/masked"):
+    with pytest.raises(ValueError, match="4 finished runs, of which none has the metric loss/masked"):
         earlier_settings(other, Earlier("by hand", uri))
     with pytest.raises(ValueError, match=r"--from \(by feet\) does not exist at .*; give one of: .*by hand"):
         earlier_settings(config, Earlier("by feet", uri))
+
+
+def test_settings_that_the_run_refuses_are_not_taken(tmp_path):
+    """Warmup and cooldown of a constant schedule may be the whole run together; of a cosine they are free."""
+    space = {key: {"uniform": [0.1, 0.7]} for key in ("schedule.warmup", "schedule.cooldown")}
+    sizes = {"space": space, "settings": 12, "search": "random"}
+    first = tiny_sweep("a", **sizes)
+    (tmp_path / CONFIG).write_text(yaml.safe_dump(first.model_dump(mode="json")))
+    ended = queue(first, str(tmp_path))
+    run_all(ended, lambda values, seed, step: -sum(values.values()))
+    sums = [sum(one.values.values()) for one in ended.settings]
+    assert max(sums) > 1 > min(sums)
+    found, _ = earlier_settings(tiny_sweep("a", **sizes, run__schedule__shape="constant"), Earlier(str(tmp_path)))
+    assert found and all(sum(values.values()) <= 1 for values in found)
 
 
 def test_mistakes_are_sentences(swept, tmp_path, capsys, monkeypatch):

@@ -16,6 +16,8 @@ from tuning.sweeps.space import grid, lies_in, prior_values, random_values, requ
 PUBLISHED = {"objective.alpha": 1, "objective.beta": 2, "objective.student_temperature": 0.1}
 
 LISTED = {"space": {}, "settings": None, "listed": {"a": {"objective.alpha": 1}}}
+BATCHES = {"global_batch_images": {"choice": [8, 16]}}
+LIVE = {"source": "live", "captioner": {"model": "a folder"}}
 SUITE = {"data": {"scenes": {"kind": "scenes"}}, "tasks": {"found": {"kind": "retrieval", "data": "scenes"}}}
 
 
@@ -54,6 +56,12 @@ SUITE = {"data": {"scenes": {"kind": "scenes"}}, "tasks": {"found": {"kind": "re
         ({"space": {}}, "space: it needs at least one key"),
         ({"space": {}, "search": "tpe", "listed": {"a": {"objective.alpha": 1}}}, "search .tpe. and listed: leave one"),
         ({"listed": {"a": {"objective.alpha": 1}}}, "space and listed: leave one of them out"),
+        ({"space": {"objective.alpha": 3}, "listed": {"a": {"objective.alpha": 3}}}, "space and listed: leave one"),
+        ({"space": {"captions.source": {"choice": ["column"]}}}, "captions.source: all settings train on the same"),
+        (
+            {"space": BATCHES, "run__captions": LIVE},
+            "global_batch_images: captions.source .live. makes captions",
+        ),
         ({**LISTED, "listed__b": {}}, "listed.b and listed.a must have the same keys; one lacks objective.alpha"),
         ({**LISTED, "listed__b": {"objective.alpha": 1}}, "listed.a and listed.b have the same values"),
         ({**LISTED, "listed__b": {"objective.alpha": -1}}, "listed.b: objective.alpha: .*greater than or equal to 0"),

@@ -222,6 +222,10 @@ def test_listed_settings_are_trained_in_their_order_and_those_taken_from_the_lis
     second = queue(changed, str(tmp_path))
     assert run_all(second) == [(2, 0, 12)]
     assert [(setting.number, setting.by) for setting in second.settings] == [(1, "two"), (2, "three")]
+    flips = {"two": {**two, "views.flip": 0.25}, "own": {**three, "views.flip": second.base.views.flip}}
+    third = queue(tiny_sweep("a", **others, listed=flips), str(tmp_path))
+    assert run_all(third) == [(3, 0, 12)], "a row with the run's value for a new key is the old one"
+    assert [setting.number for setting in third.settings] == [2, 3]
 
 
 def test_in_a_narrower_space_only_settings_that_lie_there_count(tmp_path):
@@ -249,6 +253,7 @@ def test_the_budget_ends_a_sweep(tmp_path):
 def test_trials_share_the_room_and_the_last_ones_get_what_is_free(tmp_path):
     """Room for 5 workers in two trials; a batch of 8 trains on 1, 2 or 4 workers. Each job is a way to a rung."""
     workers: dict[str, Any] = {"run__resources__workers": 4, "run__resources__min_workers": 1}
+    workers["run__resources__gpus_per_worker"] = 1
     sizes = {"run__global_batch_images": 8, "settings": 3, "keep": 3, "rungs": [6]}
     sweep = queue(tiny_sweep("a", **workers, **sizes), str(tmp_path))
     assert not is_on_rank(sweep.base), "one worker of several is no trial inside an actor"
@@ -267,6 +272,9 @@ def test_trials_share_the_room_and_the_last_ones_get_what_is_free(tmp_path):
         sweep.done(job, measured(sweep, job))
     last = start()
     assert (last.step, last.run.resources.workers) == (12, 4), "alone, from its checkpoint"
+    sweep.done(last, measured(sweep, last))
+    assert {job.run.images_per_pass for job in (first, second, third, last)} == {2}, "more passes, not larger ones"
+    assert sweep.record.seconds == 4 and sweep.record.gpu_seconds == 2 + 2 + 2 + 4
     sweep.room = None
     assert sweep.job(sweep.settings[0], 0, 6).run.resources.workers == 4
 

@@ -275,6 +275,17 @@ def test_a_run_beside_the_sweeps_file_is_found_and_single_keys_of_the_space_may_
     assert (alpha.prior, alpha.loguniform, beta.uniform, beta.prior, config.settings) == (2, (0.1, 10), (1, 3), None, 7)
 
 
+def test_single_values_of_a_list_may_be_replaced(tmp_path):
+    listed = {"small": {"objective.alpha": 0.3}, "large": {"objective.alpha": 3}}
+    config = tiny_sweep(tmp_path, "a", space={}, settings=None, listed=listed)
+    tree = config.model_dump(mode="json", exclude_none=True, exclude={"space"})
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    changed = load_sweep(
+        tmp_path / "sweep.yaml", ["listed.small.objective.alpha=0.5", "listed.large={objective.alpha: 4}"]
+    )
+    assert changed.listed == {"small": {"objective.alpha": 0.5}, "large": {"objective.alpha": 4}}
+
+
 def test_a_damaged_sweep_is_a_sentence_and_a_row_of_the_list(tmp_path, capsys):
     for name in ("whole", "record", "config"):
         (tmp_path / name).mkdir()

@@ -19,6 +19,8 @@ OWN_KEYS = {
     "seed": "set replicas: every setting is trained with as many seeds, from run.seed on",
     "schedule.total_steps": "all settings train equally long; set run.schedule.total_steps",
     "resources.*": "it changes how fast a run goes, not its numbers; set it below run",
+    "captions.source": "all settings train on the same captions; set it below run",
+    "captions.store": "all settings train on the same captions; set it below run",
     "data.*": "all settings train on the same data; set it below run",
     "tracking.*": "all runs of a sweep are tracked in one place; set it below run",
     "micro_batch_images": "it changes how fast a run goes, not its numbers; set it below run",
@@ -36,6 +38,7 @@ CHANGEABLE = {
     "optimizer.max_grad_norm": "max_grad_norm",
 }
 """Keys that may change during a run, and their names in `schedule.changes`."""
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 WEIGHTS = ("objective.alpha", "objective.beta", "objective.web_weight", "objective.synthetic_weight")
 
 
@@ -51,27 +54,27 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> "SweepConfig":
         beside = path.parent / run
         run = config_tree(beside if beside.exists() and not Path(run).exists() else Path(run))
     given = {key: value for key, value in run.items() if key != "name"} if isinstance(run, dict) else run
-    space, values = _with_own_keys(tree.get("space"), values)
-    return override(SweepConfig, {**tree, "run": given, **space}, values)
+    values, own = _split_overrides(tree, values)
+    return override(SweepConfig, {**tree, "run": given, **own}, values)
 
 
-def _with_own_keys(space: Any, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Overrides such as `space.objective.alpha.prior=2` put into the space, whose keys have dots, and the others."""
+def _split_overrides(tree: dict[str, Any], values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Overrides of other keys, and `space` and `listed` with theirs: names and keys in these have dots.
+
+    Such as `space.objective.alpha.prior=2` and `listed.small.objective.alpha=0.3`.
+    """
+    own = {section: dict(tree[section]) for section in ("space", "listed") if isinstance(tree.get(section), dict)}
     left = {}
     for dotted_key, value in values.items():
-        own = dotted_key.removeprefix("space.")
-        key = (
-            next((key for key in space if own == key or own.startswith(f"{key}.")), "")
-            if (isinstance(space, dict) and own != dotted_key)
-            else ""
-        )
-        if not key:
+        section, _, rest = dotted_key.partition(".")
+        name = next((name for name in own.get(section, ()) if rest == name or rest.startswith(f"{name}.")), None)
+        if name is None:
             left[dotted_key] = value
-        elif own == key:
-            space = {**space, key: value}
-        elif isinstance(space[key], dict):
-            space = {**space, key: {**space[key], own.removeprefix(f"{key}."): value}}
-    return {} if space is None else {"space": space}, left
+        elif rest == name:
+            own[section][name] = value
+        elif isinstance(own[section][name], dict):
+            own[section][name] = {**own[section][name], rest.removeprefix(f"{name}."): value}
+    return left, own
 
 
 def _choices(listed: dict[str, dict[str, Any]]) -> dict[str, list]:
@@ -79,8 +82,13 @@ def _choices(listed: dict[str, dict[str, Any]]) -> dict[str, list]:
     first = next(iter(listed))
     for name, values in listed.items():
         if lacking := listed[first].keys() ^ values.keys():
-            raise ValueError(f"listed.{name} and listed.{first} must have the same keys; one lacks {min(lacking)}")
+            key = min(map(str, lacking))
+            raise ValueError(f"listed.{name} and listed.{first} must have the same keys; one lacks {key}")
     return {key: list({repr(one[key]): one[key] for one in listed.values()}.values()) for key in listed[first]}
+
+
+def _choice(domain: Any) -> Any:
+    return domain.get("choice") if isinstance(domain, dict) else None
 
 
 class ScoreConfig(Schema):
@@ -123,7 +131,7 @@ class BudgetConfig(Schema):
 class SweepConfig(Schema):
     """Config of `tips-ray sweep`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """Folder of the sweep below `storage`; the same name goes on with the sweep, or extends it."""
     storage: str = "out/sweeps"
     """Folder or s3:// prefix that holds sweeps."""
@@ -173,7 +181,7 @@ class SweepConfig(Schema):
         if tree.get("search", "listed") != "listed":
             raise ValueError(f"search ({tree['search']}) and listed: leave one of them out")
         choices, given = _choices(listed), tree.get("space") or {}
-        if given and {key: domain.get("choice") for key, domain in given.items()} != choices:
+        if given and not (isinstance(given, dict) and choices == {key: _choice(one) for key, one in given.items()}):
             raise ValueError("space and listed: leave one of them out")
         return {**tree, "search": "listed", "space": {key: {"choice": values} for key, values in choices.items()}}
 

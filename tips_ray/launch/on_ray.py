@@ -30,8 +30,8 @@ from tips_ray.train.worker import found_on_workers, run_worker
 from tips_ray.train.worker_log import LEVEL
 
 FAILURES = (TrainingFailedError, RayError)
-CURE = "once there is a head again, the same command resumes from the newest checkpoint (--supervise does it by itself)"
 """Errors that `fit` raises."""
+CURE = "once there is a head again, the same command resumes from the newest checkpoint (--supervise does it by itself)"
 
 
 class RayTrainer:

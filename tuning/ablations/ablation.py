@@ -1,19 +1,23 @@
 """An ablation: a sweep over its listed rows, scored by all tasks of its suite, and a table of the scores."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tips_ray.config.ablation import AblationConfig
+from tips_ray import storage
+from tips_ray.config.ablation import AblationConfig, MetricConfig
 from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
-from tips_ray.config.sweep import SweepConfig
+from tips_ray.config.sweep import NAME, SweepConfig
 from tips_ray.errors import Faults, RunFailedError
 from tuning.ablations.table import RowRun, written_table
+from tuning.sweeps.folder import sweep_config
 from tuning.sweeps.queue import Sweep
 from tuning.sweeps.record import Setting
 from tuning.sweeps.run import Execute, run_sweep
-from tuning.sweeps.space import value_at
+from tuning.sweeps.space import are_equal, value_at
 from tuning.sweeps.summary import Summary
 
 ALWAYS = "objective.alpha"
@@ -34,8 +38,19 @@ def run_ablation(config: AblationConfig, out: Path, execute: Execute, tell: Call
         RunFailedError: a row has no scores.
         RunStopped: it was asked to stop.
     """
-    sweep = run_sweep(sweep_of(config, out), execute, tell)
+    with _keys_of_ablation():
+        sweep = run_sweep(sweep_of(config, out), execute, tell)
     return written_table(config, [one for row in config.rows for one in _row_runs(sweep, row)], out)
+
+
+@contextmanager
+def _keys_of_ablation() -> Iterator[None]:
+    """Messages about the sweep's keys name those of the ablation's file."""
+    try:
+        yield
+    except Faults as error:
+        raise Faults([f"base.{one.removeprefix('run.')}" if one.startswith("run.") else one for one in error.sentences]
+                     ) from None  # fmt: skip
 
 
 def sweep_of(config: AblationConfig, out: Path) -> SweepConfig:
@@ -44,7 +59,10 @@ def sweep_of(config: AblationConfig, out: Path) -> SweepConfig:
     Raises:
         Faults: the rows give no valid sweep.
     """
-    score = next(iter(config.metrics.values()))  # the sweep's own; the table has those of all metrics
+    if not re.fullmatch(NAME, out.name):
+        raise ValueError(f"--output ({out}): the last part must begin with a letter or digit and hold no others than "
+                         "these and . _ -")  # fmt: skip
+    score = _score(config, out)
     tree = {
         "name": out.name,
         "storage": str(out.parent),
@@ -60,11 +78,29 @@ def sweep_of(config: AblationConfig, out: Path) -> SweepConfig:
     return override(SweepConfig, tree, {})
 
 
+def _score(config: AblationConfig, out: Path) -> MetricConfig:
+    """What the sweep itself compares rows by; the table has the scores of all metrics.
+
+    It stays what it was when the sweep began, as long as it is one of the metrics.
+    """
+    metrics = list(config.metrics.values())
+    try:
+        known = {(score.task, score.score) for score in sweep_config(storage.resolved(str(out))).scores}
+    except ValueError:  # the ablation is new
+        known = set()
+    return next((metric for metric in metrics if (metric.task, metric.score) in known), metrics[0])
+
+
 def _listed(config: AblationConfig) -> dict[str, dict[str, Any]]:
     """All rows with values for the keys of each, the last row first: it has the most expensive steps."""
     keys = {key: None for row in config.rows.values() for key in row.set} or {ALWAYS: None}
     runs = {name: _run(config, f"rows.{name}.set", config.rows[name].set) for name in reversed(config.rows)}
-    return {name: {key: value_at(run, key) for key in keys} for name, run in runs.items()}
+    listed = {name: {key: value_at(run, key) for key in keys} for name, run in runs.items()}
+    names = list(listed)
+    for place, name in enumerate(names):
+        if equal := next((other for other in names[:place] if listed[other] == listed[name]), None):
+            raise ValueError(f"rows.{name}.set and rows.{equal}.set give the same run: leave one of the rows out")
+    return listed
 
 
 def _run(config: AblationConfig, place: str, values: Mapping[str, Any]) -> RunConfig:
@@ -86,13 +122,13 @@ def _row_runs(sweep: Sweep, row: str) -> list[RowRun]:
         RunFailedError: one has no scores.
     """
     values = sweep.config.listed[row]
-    setting = next((one for one in sweep.settings if one.values == values), None)
+    setting = next((one for one in sweep.settings if are_equal(sweep.config, one.values, values)), None)
     return [_row_run(sweep, row, setting, seed) for seed in sweep.rungs.seeds]
 
 
 def _row_run(sweep: Sweep, row: str, setting: Setting | None, seed: int) -> RowRun:
     (step,) = sweep.rungs.steps
-    if setting is None or step not in setting.trial(seed).scores:
+    if setting is None or None in setting.trial(seed).scores.get(step, (None,)):
         why = Summary(sweep.config, sweep.record).state(setting) if setting else "it was not trained"
         raise RunFailedError(f"row {row} has no scores: {why}; see {sweep.places.uri}/logs")
     job = sweep.job(setting, seed, step)

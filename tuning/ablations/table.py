@@ -66,6 +66,8 @@ def _measured(metric: MetricConfig, objective: ObjectiveConfig, of_seeds: Sequen
     if missing:
         known = ", ".join(missing[0].get("scores", {})) or missing[0].get("skipped")
         raise ValueError(f"task {metric.task} has no score {score}; it has {known}")
+    if any(record["scores"][score] is None for record in records):
+        raise ValueError(f"task {metric.task}: {score} is not a finite number")
     return Measured(tuple(record["scores"][score] for record in records), records[0]["standard_errors"][score])
 
 

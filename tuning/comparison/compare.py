@@ -93,11 +93,9 @@ def compared(
 
 def _equals(runs: Sequence[ComparedRun], metrics: Sequence[Metric], by: str) -> list[Equal]:
     """The other measures; with one batch size for all, images say no more than steps."""
-    has_one_size = len({run.facts.get(BATCH) for run in runs}) == 1
-    same = {"step", "images"} if has_one_size else {by}
-    others = [other for other in MEASURES if other != by and not (other in same and by in same)]
-    if has_one_size and by == "gpu-hours":
-        others = ["step"]
+    others = [measure for measure in MEASURES if measure != by]
+    if len({run.facts.get(BATCH) for run in runs}) == 1:
+        others.remove("step" if by == "images" else "images")
     found = []
     for other in others:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 from tuning.comparison.compare import Comparison
 from tuning.comparison.run import ComparedRun
 from tuning.comparison.setting import Setting
-from tuning.comparison.text import COLUMNS, headline, mean, reasons, troubles
+from tuning.comparison.text import COLUMNS, headline, mean, mean_at, reasons, troubles
 from tuning.comparison.verdicts import Verdict
 
 
@@ -50,7 +50,9 @@ def _tree(found: Comparison) -> dict[str, Any]:
 
 def _setting(found: Comparison, setting: Setting) -> dict[str, Any]:
     means = {
-        metric.name: {column: mean(found, setting, metric, column) for column in COLUMNS} for metric in found.metrics
+        metric.name: {column: mean(found, setting, metric, column) for column in COLUMNS}
+        | {f"equal_{one.measure.by}": mean_at(setting, metric, one) for one in found.also}
+        for metric in found.metrics
     }
     return {
         "setting": setting.label,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 SEEDS = ("seed", "random_seed")
+WORKERS, MIN_WORKERS = "resources.workers", "resources.min_workers"
 CHANGED = "changed."
 """Begins the tags of params that a resume changed."""
 PAUSE_PACES, PAUSE_SECONDS = 20, 60
@@ -226,10 +227,20 @@ def _compared(client: "MlflowClient", run: "Run", metrics: Sequence[str]) -> Com
         batches=tags.get("batch_fingerprint", ""),
         names=sorted(run.data.metrics),
         lines=_lines(histories),
-        facts={key: params[key] for key in FACTS if params.get(key) is not None},
+        facts=_facts(run, params),
         status=run.info.status,
         folder=tags.get("run_folder", ""),
     )
+
+
+def _facts(run: "Run", params: Mapping[str, Any]) -> dict[str, Any]:
+    """Params of `FACTS`. Of a run whose workers have changed, such as a trial that grew, the fewest and the most."""
+    facts = {key: params[key] for key in FACTS if params.get(key) is not None}
+    if f"{CHANGED}{WORKERS}" in run.data.tags and MIN_WORKERS in facts:
+        first = _value(run.data.params.get(WORKERS, "1"))
+        facts[MIN_WORKERS] = min(first, facts[WORKERS], facts[MIN_WORKERS])
+        facts[WORKERS] = max(first, facts[WORKERS])
+    return facts
 
 
 def _seed_key(params: Mapping[str, Any]) -> str | None:

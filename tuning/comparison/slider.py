@@ -21,7 +21,9 @@ CSS = """
 .pictures > div { display: none; }
 .pictures td { vertical-align: top; } .pictures td img { display: inline-block; width: 72px; height: 72px;
   margin: 0 3px 3px 0; }
-.pictures img.right { outline: 3px solid var(--good); outline-offset: -3px; }
+.pictures .image { display: inline-block; width: 72px; height: 72px; margin: 0 3px 3px 0; border-radius: 8px;
+  background: center / cover; }
+.pictures .right { outline: 3px solid var(--good); outline-offset: -3px; }
 .pictures td.query { max-width: 220px; font-size: .8rem; }
 """
 
@@ -65,9 +67,8 @@ def pictures(looks: Looks) -> Html:
     steps = sorted({look.step for _, of_run in looks.of_runs for look in of_run})
     last = len(steps) - 1
     bar = [_choice(number, step, number == last) for number, step in enumerate(steps)]
-    rules = "".join(f"#at-{number}:checked ~ .at-{number} {{ display: block; }}" for number in range(len(steps)))
     frames = [tag("div", _table(looks, step), class_=f"at-{number} scroll") for number, step in enumerate(steps)]
-    return joined([tag("style", Html(rules)), tag("div", *bar, *frames, class_="pictures")])
+    return joined([_rules(looks, len(steps)), tag("div", *bar, *frames, class_="pictures")])
 
 
 def _choice(number: int, step: int, is_chosen: bool) -> Html:
@@ -80,13 +81,13 @@ def _table(looks: Looks, step: int) -> Html:
     """Rows of images and queries; each run is shown at its newest checkpoint up to the step."""
     shown = [(run, _newest(of_run, step)) for run, of_run in looks.of_runs]
     head = tag("tr", tag("th", ""), *(tag("th", _title(run, look)) for run, look in shown))
-    small = [_thumbnail(image) for image in looks.pool.images]
+    small = range(len(looks.pool.images))
     maps = [
-        tag("tr", tag("td", small[row]), *(tag("td", pixels(look.maps[row]) if look else "") for _, look in shown))
+        tag("tr", tag("td", _image(row)), *(tag("td", pixels(look.maps[row]) if look else "") for _, look in shown))
         for row in range(min(MAPS, len(small)))
     ]
     queries = [
-        tag("tr", _query(looks, row, small), *(tag("td", *_found(looks, look, row)) for _, look in shown))
+        tag("tr", _query(looks, row), *(tag("td", *_found(looks, look, row)) for _, look in shown))
         for row in range(looks.pool.queries)
     ]
     return tag("table", head, *maps, *queries)
@@ -101,17 +102,26 @@ def _title(run: ComparedRun, look: Look | None) -> str:
     return f"{run.name}{seed}: " + (f"step {look.step:,}" if look else "no checkpoint yet")
 
 
-def _query(looks: Looks, row: int, small: Sequence[Html]) -> Html:
+def _query(looks: Looks, row: int) -> Html:
     captions = looks.pool.captions
-    return tag("td", captions[row] if captions else joined([small[row], "→"]), class_="query")
+    return tag("td", captions[row] if captions else joined([_image(row), "→"]), class_="query")
 
 
 def _found(looks: Looks, look: Look | None, row: int) -> list[Html]:
     """The images that a query finds; the one that a caption is of has a frame."""
-    numbers, images = look.found[row][:FOUND] if look else [], looks.pool.images
     is_caption = bool(looks.pool.captions)
-    return [_thumbnail(images[number], "right" if is_caption and number == row else None) for number in numbers]
+    return [_image(number, is_caption and number == row) for number in (look.found[row][:FOUND] if look else [])]
 
 
-def _thumbnail(image: np.ndarray, class_: str | None = None) -> Html:
-    return picture(image, THUMBNAIL_PX, class_=class_)
+def _image(number: int, is_right: bool = False) -> Html:
+    return tag("i", class_=f"image of-{number}{' right' if is_right else ''}")
+
+
+def _rules(looks: Looks, steps: int) -> Html:
+    """CSS: which step is shown, and every image that is shown, once in the page however often it is found."""
+    found = {number for _, of_run in looks.of_runs for look in of_run for row in look.found for number in row[:FOUND]}
+    shown = sorted(found | set(range(min(MAPS, len(looks.pool.images)))))
+    sources = {number: picture(looks.pool.images[number], THUMBNAIL_PX).split('"')[1] for number in shown}
+    images = (f".of-{number} {{ background-image: url({source}); }}" for number, source in sources.items())
+    choices = (f"#at-{number}:checked ~ .at-{number} {{ display: block; }}" for number in range(steps))
+    return tag("style", Html("\n".join([*choices, *images])))

@@ -4,7 +4,9 @@ Their scores do not count here: those of another length, model or data set canno
 """
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any, NamedTuple
 
 from tips_ray import storage
@@ -13,7 +15,7 @@ from tuning.comparison.mlflow import URI_VARIABLE, RunValues, finished_runs, sel
 from tuning.sweeps.folder import CONFIG, sweep_config
 from tuning.sweeps.population import current_values
 from tuning.sweeps.record import Record
-from tuning.sweeps.space import Values, active_values, lies_in, run_of, value_at
+from tuning.sweeps.space import Values, active_values, is_valid, lies_in, run_of, value_at
 from tuning.sweeps.summary import Summary
 
 MOST = 5
@@ -39,6 +41,8 @@ def earlier_settings(config: SweepConfig, earlier: Earlier) -> tuple[list[Values
     if config.search in ("grid", "listed"):
         raise ValueError(f"--from ({earlier.place}): search ({config.search}) has settings of its own: leave it out")
     if storage.exists(storage.join(folder := storage.resolved(earlier.place), CONFIG)):
+        if earlier.mlflow_uri:
+            raise ValueError(f"--from ({earlier.place}) is the folder of a sweep: leave --mlflow-uri out")
         every, kind = _of_sweep(config, folder), "settings with scores"
     else:
         every, kind = _of_experiment(config, earlier), "finished runs"
@@ -55,7 +59,7 @@ def _in_space(config: SweepConfig, every: Iterable[Mapping[str, Any]]) -> list[V
     for given in every:
         whole = {key: given.get(key, value_at(base, key)) for key in config.space}
         values = active_values(config, whole)
-        if values not in found and lies_in(config, values):
+        if values not in found and lies_in(config, values) and is_valid(config, values):
             found.append(values)
     return found
 
@@ -78,9 +82,12 @@ def _of_experiment(config: SweepConfig, earlier: Earlier) -> list[Mapping[str, A
     score = config.scores[0]
     name = score.metric or f"final/{score.name}"
     runs = finished_runs(selection("--from", earlier.place, earlier.mlflow_uri))
-    scored = [run for run in runs if name in run.metrics]
+    scored = [run for run in runs if abs(run.metrics.get(name, inf)) < sys.float_info.max]  # a database's infinity
     if not scored:
-        raise ValueError(f"--from ({earlier.place}): {len(runs)} finished runs, of which none has the metric {name}")
+        raise ValueError(
+            f"--from ({earlier.place}): {len(runs)} finished runs, of which none has the metric {name} with a finite "
+            "value"
+        )
     sign = 1 if score.better == "lower" else -1
 
     def loss(run: RunValues) -> float:

@@ -4,7 +4,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import ray
@@ -46,9 +47,13 @@ class Slots(NamedTuple):
 
 def run_here(sweep: Sweep) -> None:
     """Run all jobs in this process."""
-    with signals_stop(sweep.stop):
+    with signals_stop(_stopped(sweep)):
         while job := sweep.next_job():
             sweep.done(job, advance(job))
+
+
+def _stopped(sweep: Sweep) -> Callable[[str], None]:
+    return lambda by: sweep.stop(f"stopped by {by}")
 
 
 def run_on_tune(sweep: Sweep) -> None:
@@ -68,8 +73,8 @@ def run_on_tune(sweep: Sweep) -> None:
     sweep.room = slots.room
     notes = tempfile.mkdtemp(prefix="tune-")
     try:
-        with head_watched(CURE), signals_stop(sweep.stop):  # Ray sets handlers when it starts
-            _tuner(sweep, slots, notes).fit()
+        with head_watched(CURE), signals_stop(_stopped(sweep)), ExitStack() as within:  # Ray sets handlers as it starts
+            _tuner(sweep, slots, notes, within).fit()
     except (RayError, TuneError) as error:
         raise RunFailedError(f"Ray Tune stopped: {described(error)}; {CURE}") from None
     finally:
@@ -78,11 +83,11 @@ def run_on_tune(sweep: Sweep) -> None:
             ray.shutdown()  # no trial outlives an interrupted driver
 
 
-def _tuner(sweep: Sweep, slots: Slots, notes: str) -> tune.Tuner:
+def _tuner(sweep: Sweep, slots: Slots, notes: str, within: ExitStack) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(_advance, tune.PlacementGroupFactory([slots.need])),
         tune_config=tune.TuneConfig(
-            search_alg=_Jobs(sweep),
+            search_alg=_Jobs(sweep, within),
             num_samples=-1,
             max_concurrent_trials=slots.at_a_time,
             reuse_actors=True,
@@ -100,11 +105,16 @@ def _advance(config: dict[str, Any]) -> dict[str, Any]:
 class _Jobs(Searcher):
     """Tune's view of the queue. Tune keeps nothing of it: the record is the truth."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, within: ExitStack) -> None:
+        """`within` ends after `fit`."""
         super().__init__(metric="outcome", mode="max")
-        self._sweep, self._given = sweep, dict[str, Job]()
+        self._sweep, self._given, self._within = sweep, dict[str, Job](), within
+        self._listens = False
 
     def suggest(self, trial_id: str) -> Any:
+        if not self._listens:  # Tune has set a handler of its own, which would leave trials without saving
+            self._within.enter_context(signals_stop(lambda by: None))
+            self._listens = True
         job = self._sweep.next_job()
         if job is None:
             return None if self._sweep.running else Searcher.FINISHED
@@ -142,7 +152,7 @@ def slots_of(base: RunConfig, most: int | None) -> Slots:
         raise ValueError(_no_room(base, needs, places))
     at_a_time = min(fit, most or fit)
     if at_a_time < (most or 0):
-        print(f"room       {at_a_time} of {most} trials at a time fit now; others wait for room", flush=True)
+        print(f"room       {at_a_time} of {most} trials at a time fit now; others wait", flush=True)
     if is_on_rank(base):
         return Slots(most or fit, needs, None)  # those beyond what fits wait, which asks an autoscaler for room
     return Slots(at_a_time, {"CPU": 0.001}, _room(base, at_a_time) if base.resources.min_workers else None)

@@ -104,13 +104,13 @@ class Sweep:
         if outcome.kind == "scored":
             self._add_scores(setting, job, outcome)
         elif outcome.kind == "violated":
-            self.record.add_violation(setting, job.seed, outcome.why, outcome.seconds)
+            self.record.add_violation(setting, job.seed, outcome.why, outcome.seconds, _gpus(job))
             self.record.end(setting, f"seed {job.seed}: {outcome.why}")
         elif outcome.kind == "unscorable":
             self.stops_because = outcome.why
             self.failure = RunFailedError(f"scores: {outcome.why}")
         elif outcome.kind == "failed":
-            self.record.add_failure(setting, job.seed, outcome.why, outcome.seconds)
+            self.record.add_failure(setting, job.seed, outcome.why, outcome.seconds, _gpus(job))
             if len(setting.trial(job.seed).failures) >= MOST_FAILURES:
                 self._give_up(
                     setting, f"seed {job.seed} failed {MOST_FAILURES} times, the last time since {outcome.why}"
@@ -120,10 +120,10 @@ class Sweep:
         self.told(job, outcome)
 
     def _add_scores(self, setting: Setting, job: Job, outcome: Outcome) -> None:
-        self.record.add_scores(setting, job.seed, job.step, outcome.scores, outcome.seconds)
+        self.record.add_scores(setting, job.seed, job.step, outcome.scores, outcome.seconds, _gpus(job))
         if None in setting.trial(job.seed).scores[job.step]:
             why = f"a score at step {job.step} is not a finite number"
-            self.record.add_violation(setting, job.seed, why, 0.0)
+            self.record.add_violation(setting, job.seed, why, 0.0, 0.0)
             self.record.end(setting, f"seed {job.seed}: {why}")
 
     def _give_up(self, setting: Setting, why: str) -> None:
@@ -163,7 +163,7 @@ class Sweep:
     def job(self, setting: Setting, seed: int, step: int) -> Job:
         """The job that brings a trial to a rung."""
         name, places = trial_name(setting.number, seed), self.places
-        shared = {**places.shared, "storage": places.runs, "resources.workers": self._share()}
+        shared = {**places.shared, "storage": places.runs, **self._share()}
         run = run_of(self.config, {**setting.values, **shared}, name, seed)
         local = storage.is_local(places.uri)
         return Job(
@@ -178,17 +178,20 @@ class Sweep:
             tags={**places.tags, "setting": str(setting.number), "proposed_by": setting.by},
         )
 
-    def _share(self) -> int:
+    def _share(self) -> dict[str, Any]:
         """Workers of a trial that starts now: an equal part of the free room among those that may start with it.
 
-        The last trials of a sweep get more of it, each from its next rung on.
+        The last trials of a sweep get more of it, each from its next rung on. Fewer workers take more passes, not
+        larger ones.
         """
         if self.room is None:
-            return self.base.resources.workers
+            return {}
         free = self.room.workers - sum(job.run.resources.workers for job in self.running.values())
         beside = min(self.room.trials - len(self.running), self._waiting())
         share = free // max(beside, 1)
-        return max((count for count in self.base.worker_counts if count <= share), default=self.base.worker_counts[0])
+        counts, images = self.base.worker_counts, self.base.micro_batch_images
+        workers = max((count for count in counts if count <= share), default=counts[0])
+        return {"resources.workers": workers, "micro_batch_images": images or self.base.images_per_pass}
 
     def _waiting(self) -> int:
         """Trials that may train now and do not, and those of settings that are left to propose."""
@@ -237,12 +240,16 @@ class Sweep:
     def _budget_used(self) -> str:
         """Why the budget ends the sweep; empty: it does not."""
         budget, hours = self.config.budget, self.record.seconds / 3600
-        gpus = self.base.resources.gpus_per_worker * self.base.resources.workers
+        gpu_hours = self.record.gpu_seconds / 3600
         if budget.trial_hours is not None and hours >= budget.trial_hours:
             return f"budget.trial_hours ({budget.trial_hours:g}) is used: {hours:.2f}"
-        if budget.gpu_hours is not None and hours * gpus >= budget.gpu_hours:
-            return f"budget.gpu_hours ({budget.gpu_hours:g}) is used: {hours * gpus:.2f}"
+        if budget.gpu_hours is not None and gpu_hours >= budget.gpu_hours:
+            return f"budget.gpu_hours ({budget.gpu_hours:g}) is used: {gpu_hours:.2f}"
         return ""
+
+
+def _gpus(job: Job) -> float:
+    return job.run.resources.workers * job.run.resources.gpus_per_worker
 
 
 def trial_name(setting: int, seed: int) -> str:

@@ -35,6 +35,8 @@ class Trial:
     """Errors since the last rung."""
     seconds: float = 0.0
     """Time of all its starts that have ended."""
+    gpu_seconds: float = 0.0
+    """The same, times the GPUs that it held."""
 
 
 @dataclass
@@ -97,6 +99,11 @@ class Record:
         """Time of all starts of all trials that have ended."""
         return sum(trial.seconds for setting in self.settings.values() for trial in setting.trials.values())
 
+    @property
+    def gpu_seconds(self) -> float:
+        """The same, times the GPUs of each."""
+        return sum(trial.gpu_seconds for setting in self.settings.values() for trial in setting.trials.values())
+
     def add_setting(self, values: Mapping[str, Any], by: str, step: int) -> Setting:
         """A new setting, with the next number, whose trials may train up to a step."""
         number = len(self.settings)
@@ -124,18 +131,20 @@ class Record:
         """Give a setting no further steps."""
         self._write("end", setting=setting.number, why=why)
 
-    def add_scores(self, setting: Setting, seed: int, step: int, scores: Sequence[float], seconds: float) -> None:
+    def add_scores(
+        self, setting: Setting, seed: int, step: int, scores: Sequence[float], seconds: float, gpus: float
+    ) -> None:
         """The scores of a trial at a rung; values that are not finite are kept as none."""
         finite = [float(score) if isfinite(score) else None for score in scores]
-        self._write("score", setting=setting.number, seed=seed, step=step, scores=finite, seconds=round(seconds, 3))
+        self._write("score", setting=setting.number, seed=seed, step=step, scores=finite, **_used(seconds, gpus))
 
-    def add_violation(self, setting: Setting, seed: int, why: str, seconds: float) -> None:
+    def add_violation(self, setting: Setting, seed: int, why: str, seconds: float, gpus: float) -> None:
         """A trial collapsed or diverged: it can go no further."""
-        self._write("violation", setting=setting.number, seed=seed, why=why, seconds=round(seconds, 3))
+        self._write("violation", setting=setting.number, seed=seed, why=why, **_used(seconds, gpus))
 
-    def add_failure(self, setting: Setting, seed: int, why: str, seconds: float) -> None:
+    def add_failure(self, setting: Setting, seed: int, why: str, seconds: float, gpus: float) -> None:
         """A start of a trial failed, and another may do better."""
-        self._write("failure", setting=setting.number, seed=seed, why=why, seconds=round(seconds, 3))
+        self._write("failure", setting=setting.number, seed=seed, why=why, **_used(seconds, gpus))
 
     def give_up(self, setting: Setting, why: str) -> None:
         """Give a setting no further steps until the sweep is started again."""
@@ -181,6 +190,10 @@ class Record:
             _add_result(self.settings[number].trial(line["seed"]), line)
 
 
+def _used(seconds: float, gpus: float) -> dict[str, float]:
+    return {"seconds": round(seconds, 3), "gpus": gpus}
+
+
 def _child(line: Mapping[str, Any], donor: Setting, step: int) -> Setting:
     copied = {seed: Trial(dict(trial.scores)) for seed, trial in donor.trials.items()}
     return Setting(line["number"], line["values"], f"child of {donor.number}", step, trials=copied)
@@ -195,6 +208,7 @@ def _try_again(setting: Setting) -> None:
 
 def _add_result(trial: Trial, line: Mapping[str, Any]) -> None:
     trial.seconds += line["seconds"]
+    trial.gpu_seconds += line["seconds"] * line.get("gpus", 0.0)
     if line["kind"] == "score":
         trial.scores[line["step"]] = tuple(line["scores"])
         trial.failures.clear()

@@ -26,9 +26,9 @@ from tuning.sweeps.forecast import forecast
 from tuning.sweeps.page import page
 from tuning.sweeps.pictures import Picture, pictures
 from tuning.sweeps.queue import Sweep
-from tuning.sweeps.record import Record
+from tuning.sweeps.record import Record, Setting
 from tuning.sweeps.search import write_study
-from tuning.sweeps.shared import prepared
+from tuning.sweeps.shared import prepared, require_same_captions
 from tuning.sweeps.space import require_valid, run_of
 from tuning.sweeps.summary import Summary, seconds_per_step
 from tuning.sweeps.tracking import BestEffort, end_lost, log_scores, settings_csv, show, start_parent
@@ -78,6 +78,7 @@ def checked(config: SweepConfig) -> RunConfig:
         ValueError: the config is wrong; each mistake is named.
     """
     base = require_valid(config)
+    require_same_captions(config, base)
     require_writable("storage", config.storage)
     faults = [fault for number, score in enumerate(config.scores) if (fault := _unknown(number, score))]
     if faults:
@@ -99,7 +100,11 @@ def _run(
 ) -> Sweep:
     parent = start_parent(config, base, uri)
     tracked = BestEffort(parent, tell)
-    places, base = prepared(config, base, uri, parent, tell)
+    try:
+        places, base = prepared(config, base, uri, parent, tell)
+    except BaseException as error:
+        parent.finish("SCHEDULED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
     tell(_claim(config, uri))
     sweep = Sweep(config, base, places, Record(uri))
 
@@ -185,8 +190,8 @@ def require_unchanged(config: SweepConfig, uri: str) -> None:
     Raises:
         Faults: the sweep has scores, which mean nothing under a change of its config.
     """
-    has_scores = any(trial.scores for one in Record(uri).settings.values() for trial in one.trials.values())
-    if has_scores and (changes := _changes(sweep_config(uri), config)):
+    settings = [one for one in Record(uri).settings.values() if any(trial.scores for trial in one.trials.values())]
+    if settings and (changes := _changes(sweep_config(uri), config, settings)):
         cure = f"{uri} has scores that depend on it: give it its old value, or the sweep another name"
         raise Faults([f"{change}; {cure}" for change in changes])
 
@@ -202,10 +207,10 @@ def _claim(config: SweepConfig, uri: str) -> str:
     return f"sweep      {config.name} {'is extended' if is_extended else 'goes on'}: {uri}"
 
 
-def _changes(there: SweepConfig, given: SweepConfig) -> list[str]:
-    """Changes that are refused: of scores, rungs, and of the run but for keys that every setting so far has given."""
+def _changes(there: SweepConfig, given: SweepConfig, settings: Sequence[Setting]) -> list[str]:
+    """Changes that are refused: of scores, rungs, and of the run but for keys that every scored setting gives."""
     before, after = (deciding(run_of(one, {}).model_dump(mode="json")) for one in (there, given))
-    free = {key for key, domain in there.space.items() if not domain.when}  # a list gives all its keys too
+    free = {key for key in there.space if all(key in one.values for one in settings)}
     keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key) and key not in free)
     told = [f"run.{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}" for key in keys]
     fixed = [key for key in FIXED if getattr(there, key) != getattr(given, key)]

@@ -14,10 +14,19 @@ import numpy as np
 
 from tips_ray.config.space import DomainConfig
 from tips_ray.config.sweep import SweepConfig
-from tips_ray.errors import Faults
 from tuning.sweeps.record import Setting
 from tuning.sweeps.rungs import Rungs
-from tuning.sweeps.space import Values, active_values, grid, is_active, lies_in, prior_values, random_values, run_of
+from tuning.sweeps.space import (
+    Values,
+    active_values,
+    are_equal,
+    grid,
+    is_active,
+    is_valid,
+    lies_in,
+    prior_values,
+    random_values,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -44,7 +53,8 @@ def next_values(
     """
     known = [one.values for one in settings]  # 1 equals 1.0
     if config.listed:
-        return next(((values, name) for name, values in config.listed.items() if values not in known), None)
+        left = ((values, name) for name, values in config.listed.items())
+        return next((one for one in left if not any(are_equal(config, one[0], values) for values in known)), None)
     if config.search == "grid":
         values = next((values for values in grid(config) if values not in known), None)
         return None if values is None else (values, "grid")
@@ -52,7 +62,7 @@ def next_values(
     if believed is not None and believed not in known:
         return believed, "prior"
     for values in earlier:
-        if values not in known and lies_in(config, values):
+        if values not in known and lies_in(config, values) and is_valid(config, values):
             return values, "earlier"
     number = len(settings)
     if config.search == "tpe" and number >= STARTUP and number % ONE_IN:
@@ -94,11 +104,7 @@ def proposed_by_optuna(
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):  # of `group`
         study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, group=has_conditions)
     values = _asked(config, study.ask())
-    try:
-        run_of(config, values)
-        return values
-    except Faults:
-        return None
+    return values if is_valid(config, values) else None
 
 
 def _asked(config: SweepConfig, trial: "BaseTrial") -> Values:

@@ -1,6 +1,7 @@
 """What all trials of a sweep share, made once before the first: scenes, index, captions, vocabulary."""
 
 from collections.abc import Callable
+from math import ceil
 from typing import Any
 
 from tips_ray import storage
@@ -8,6 +9,7 @@ from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.data.index_folder import index_of
+from tips_ray.errors import Faults
 from tips_ray.launch.vocabulary import trained_vocabulary
 from tips_ray.runs.mlflow_access import without_credentials
 from tips_ray.runs.run import claim_data, require_data
@@ -19,7 +21,21 @@ from tuning.sweeps.space import run_of, scenes_uri
 
 SCENES_SEED = 0
 """Seed of the scenes that trials train on; evaluations use others."""
+VOCABULARY = {"captions.tokenizer", "text.vocab_size"}
+"""Keys of a space with which each trial has a vocabulary of its own."""
 CAPTION_COLUMNS = {"web_caption": "web_caption", "synthetic_caption": "synthetic_caption"}
+
+
+def require_same_captions(config: SweepConfig, base: RunConfig) -> None:
+    """
+    Raises:
+        Faults: captions are made once, and settings would read others.
+    """
+    differ = [key for key in config.space if key == "global_batch_images" or key.startswith("captions.captioner")]
+    why = "captions.source (live) makes captions once for all settings"
+    cure = "make them before, by tips-ray caption with the run of each value, and set captions.source=store"
+    if differ and base.captions.source == "live":
+        raise Faults([f"space.{key}: {why}; {cure}" for key in differ])
 
 
 def prepared(
@@ -57,7 +73,7 @@ def prepared(
         _caption(config, run_of(config, {**shared, "storage": runs}), tell)
         shared["captions.source"] = "store"
     base = run_of(config, shared)
-    if base.captions.tokenizer is None:
+    if base.captions.tokenizer is None and not VOCABULARY & config.space.keys():
         shared["captions.tokenizer"] = _vocabulary(base, index, uri)
     tell(f"tracking   {f'MLflow at {without_credentials(parent.uri)}' if parent.uri else 'no MLflow'}")
     tags = {"sweep": config.name, **({"mlflow.parentRunId": parent.run_id} if parent.run_id else {})}
@@ -65,15 +81,21 @@ def prepared(
 
 
 def _caption(config: SweepConfig, base: RunConfig, tell: Callable[[str], None]) -> None:
-    """Make the captions that trials read up to the last rung, which the best of them reach: all trials share them."""
+    """Make the captions that trials read up to the last rung, which the best of them reach: all trials share them.
+
+    A stream reads some windows ahead of its steps.
+    """
     import ray
 
     from tips_ray.launch.data_jobs import caption_data
 
     is_guest, rungs = ray.is_initialized(), Rungs(config, base)
+    window_steps = base.data.window_chunks * base.data.chunk_rows / base.global_batch_images
+    ahead = ceil((4 * base.resources.data_cpus + 8) * window_steps)
+    steps = min(rungs.steps[-1] + ahead, base.schedule.total_steps)
     try:
         for seed in rungs.seeds:
-            caption_data(override(RunConfig, base.model_dump(mode="json"), {"seed": seed}), tell, rungs.steps[-1])
+            caption_data(override(RunConfig, base.model_dump(mode="json"), {"seed": seed}), tell, steps)
     finally:
         if not is_guest:
             ray.shutdown()  # trials need a Ray of other sizes

@@ -186,11 +186,7 @@ def prior_values(config: SweepConfig) -> Values | None:
         return None
     known = {key: value_at(base, key) if one.prior is None else one.prior for key, one in config.space.items()}
     values = active_values(config, {key: value for key, value in known.items() if config.space[key].contains(value)})
-    try:
-        run_of(config, values)
-    except Faults:
-        return None
-    return values if lies_in(config, values) else None
+    return values if is_valid(config, values) and lies_in(config, values) else None
 
 
 def lies_in(config: SweepConfig, values: Mapping[str, Any]) -> bool:
@@ -200,7 +196,7 @@ def lies_in(config: SweepConfig, values: Mapping[str, Any]) -> bool:
     the run's value.
     """
     if config.listed:
-        return values in config.listed.values()
+        return any(are_equal(config, values, one) for one in config.listed.values())
     if CHANGES in values and config.scheduler != "pbt":
         return False
     base = run_of(config, {})
@@ -210,6 +206,24 @@ def lies_in(config: SweepConfig, values: Mapping[str, Any]) -> bool:
     return all(config.space[key].contains(value) for key, value in active.items()) and all(
         _equal(value, value_at(base, key)) for key, value in outside.items()
     )
+
+
+def are_equal(config: SweepConfig, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two settings give the same run: a key that one of them lacks has the run's value."""
+    if any(not _equal(one[key], other[key]) for key in one.keys() & other.keys()):
+        return False
+    lacking = {**one, **other}.keys() - (one.keys() & other.keys())
+    base = run_of(config, {}) if lacking else None
+    return base is None or all(_equal({**one, **other}[key], value_at(base, key)) for key in lacking)
+
+
+def is_valid(config: SweepConfig, values: Mapping[str, Any]) -> bool:
+    """Whether the run's schema takes the values."""
+    try:
+        run_of(config, values)
+        return True
+    except Faults:
+        return False
 
 
 def value_at(run: RunConfig, dotted_key: str) -> Any:
