@@ -197,7 +197,7 @@ def connect(logical_cpus: float = 0) -> None:
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(options["num_cpus"]))
     try:
         ray.init(**options)
-    except (OSError, RuntimeError, ValueError) as error:  # OSError: no room, no right to write, a name too long
+    except Exception as error:  # no room, no right to write, a name too long, a machine too busy to start in time
         what = f"join the cluster at RAY_ADDRESS ({address()})" if address() else "start Ray on this machine"
         raise ValueError(f"cannot {what}: {' '.join(str(error).split())}") from None
 
