@@ -7,6 +7,7 @@ heavy imports inside `run`, so that every --help is instant.
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _fit_surroundings(command)
         return job.run(arguments) or 0
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError) as error:
         return _print_error(error, 2)
     except RunFailedError as error:

@@ -153,4 +153,6 @@ def _looks(images: str | None, found: "Comparison") -> "Looks | None":
         return None
     from tuning.comparison.images import looks
 
-    return looks([run for runs in zip_longest(*(one.runs for one in found.settings)) for run in runs if run], images)
+    runs = [run for runs in zip_longest(*(one.runs for one in found.settings)) for run in runs if run]
+    labels = {run.uri: setting.label for setting in found.settings for run in setting.runs}
+    return looks(runs, images)._replace(labels=labels)

@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = load_sweep(arguments.config, arguments.overrides)
     earlier = _earlier(arguments)
+    if arguments.dry_run and arguments.check_transfer:
+        raise ValueError("--dry-run shows a sweep, not a check of its transfer: leave one of the two out")
     if arguments.dry_run:
         _dry_run(config, earlier)
         return
@@ -71,22 +73,31 @@ def _earlier(arguments: argparse.Namespace) -> "Earlier | None":
 
     if arguments.earlier is None and arguments.mlflow_uri:
         raise ValueError(f"--mlflow-uri ({arguments.mlflow_uri}) belongs to --from, which is missing")
+    if arguments.earlier == "":
+        raise ValueError("--from is empty: give the folder of a sweep, or the name of an experiment")
     return Earlier(arguments.earlier, arguments.mlflow_uri) if arguments.earlier else None
 
 
 def _dry_run(config: "SweepConfig", earlier: "Earlier | None") -> None:
     from itertools import islice
 
+    from tips_ray import storage
     from tips_ray.launch.checks import preflight
     from tips_ray.launch.cluster import resources_suffice
     from tuning.sweeps.earlier import earlier_settings
+    from tuning.sweeps.folder import CONFIG, sweep_uri
     from tuning.sweeps.forecast import forecast
-    from tuning.sweeps.run import checked
+    from tuning.sweeps.run import checked, require_unchanged
     from tuning.sweeps.rungs import Rungs
     from tuning.sweeps.search import proposals
 
     base = checked(config)
-    suggested = earlier_settings(config, earlier)[0] if earlier else ()
+    if storage.exists(storage.join(uri := sweep_uri(config), CONFIG)):
+        require_unchanged(config, uri)
+        print(f"sweep      {config.name} is there; this is what a new one would do: {uri}")
+    suggested, told = earlier_settings(config, earlier) if earlier else ((), "")
+    if told:
+        print(f"earlier    {told}")
     print(forecast(config, base))
     for number, (values, by) in enumerate(islice(proposals(config, Rungs(config, base), suggested), 10)):
         print(f"setting {number}: {', '.join(f'{key}={value}' for key, value in values.items())} ({by})")

@@ -75,6 +75,12 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
     before = _times(out)
     assert _ablate(tmp_path) == 0
     assert _times(out) == before
+    boom = "rows.boom={title: Boom, set: {objective.alpha: 1.0e+30}}"
+    assert _ablate(tmp_path, boom) == 1
+    said = capsys.readouterr()
+    assert "error: row boom has no scores: seed 0: step 1 is bad" in said.err
+    assert (out / "table.md").read_text().strip() in said.out and "| TIPS |" in said.out and "Boom" not in said.out
+    before = _times(out)
     assert _ablate(tmp_path, "base.schedule.total_steps=5") == 2
     assert "error: base.schedule.total_steps: 4 -> 5; " in capsys.readouterr().err and _times(out) == before
 

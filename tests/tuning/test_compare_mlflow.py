@@ -205,7 +205,9 @@ def test_equal_images_and_gpu_hours_by_hand(world, capsys):
     said = _compare(capsys, world, "--experiment", "amounts", "--at", "images", "--ignore", "*")[1]
     assert said.startswith("error: ")  # both have seed 0
     said = _compare(capsys, world, "--experiment", "amounts", "--at", "images")[1]
-    assert "loss/total: final 3.5, best 3.5, at 240 images 3.5\n    at step 30 3.5, at 0.1111 GPU-hours 4.5\n" in said
+    assert (
+        "loss/total: final 3.5, best 3.5, at 240 images 3.5\n    also at step 30 3.5, at 0.1111 GPU-hours 4.5\n" in said
+    )
     assert "loss/total: final 1, best 1, at 240 images 5\n" in said
     said = _compare(capsys, world, "--experiment", "amounts", "--at", "gpu-hours")[1]
     assert "loss/total: final 3.5, best 3.5, at 0.1111 GPU-hours 4.5\n" in said

@@ -31,7 +31,8 @@ def test_the_best_of_an_earlier_sweep_that_lie_in_the_space_come_first_and_once(
     found, told = earlier_settings(config, Earlier(swept))
     every = queue(tiny_sweep("a", settings=16, search="random"), swept).settings
     inside = [one.values for one in every if one.values["objective.alpha"] >= 0.5]
-    assert len(found) == MOST and told.startswith(f"{len(inside)} of 16 settings with scores of ") and len(inside) < 16
+    assert len(found) == MOST and f" give {len(inside)} settings of the space (objective.alpha, " in told
+    assert told.startswith("16 settings with scores of ") and len(inside) < 16
     best = min(inside, key=lambda values: bowl(values, 0, 12))
     assert found[0] == best and all(one in inside for one in found)
     sweep = queue(config, str(tmp_path))
@@ -62,7 +63,7 @@ def test_finished_runs_of_an_experiment_are_taken_by_their_score(tmp_path, mlflo
     assert found == [
         {"objective.alpha": alpha, "objective.beta": 1.5, "objective.student_temperature": 0.1} for alpha in (3.0, 2.0)
     ]
-    assert told == "2 of 3 finished runs of by hand lie in the space"
+    assert told.startswith("3 finished runs of by hand give 2 settings of the space (")
     other = tiny_sweep("a", scores=[{"metric": "loss/masked", "better": "lower"}])
     with pytest.raises(ValueError, match="4 finished runs, of which none has the metric loss/masked"):
         earlier_settings(other, Earlier("by hand", uri))
@@ -90,7 +91,7 @@ def test_mistakes_are_sentences(swept, tmp_path, capsys, monkeypatch):
     outside = {"space": {"objective.ema_momentum": {"uniform": [0.5, 0.6]}}}
     cases: list[tuple[dict, str, str]] = [
         ({}, "nothing", "--from (nothing) is no folder of a sweep; for an experiment of MLflow give --mlflow-uri"),
-        ({"space": grid, "search": "grid"}, swept, "search (grid) has settings of its own: leave it out"),
+        ({"space": grid, "search": "grid"}, swept, "a sweep with search (grid) has all its settings"),
         (outside, swept, "of which none lies in the space, such"),
     ]
     for values, place, sentence in cases:

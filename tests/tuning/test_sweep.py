@@ -225,7 +225,8 @@ def test_listed_settings_are_trained_in_their_order_and_those_taken_from_the_lis
     flips = {"two": {**two, "views.flip": 0.25}, "own": {**three, "views.flip": second.base.views.flip}}
     third = queue(tiny_sweep("a", **others, listed=flips), str(tmp_path))
     assert run_all(third) == [(3, 0, 12)], "a row with the run's value for a new key is the old one"
-    assert [setting.number for setting in third.settings] == [2, 3]
+    summary = Summary(third.config, third.record)
+    assert [(one.number, summary.by(one)) for one in third.settings] == [(2, "own"), (3, "two")], "names of today"
 
 
 def test_in_a_narrower_space_only_settings_that_lie_there_count(tmp_path):

@@ -87,7 +87,7 @@ def test_settings_of_all_ranks_are_repeated_at_the_same_share_of_the_training(tm
 
 def test_too_few_scores_are_refused(tmp_path):
     config = _ran(tmp_path, settings=4)
-    with pytest.raises(ValueError, match="tiny: a check needs 5 settings with scores at one rung; run it first"):
+    with pytest.raises(ValueError, match="tiny: a check needs 5 settings with scores at one rung, and 4 have them"):
         chosen(Summary(config, Record(f"{tmp_path}/tiny")), 8)
 
 

@@ -84,7 +84,14 @@ def _choices(listed: dict[str, dict[str, Any]]) -> dict[str, list]:
         if lacking := listed[first].keys() ^ values.keys():
             key = min(map(str, lacking))
             raise ValueError(f"listed.{name} and listed.{first} must have the same keys; one lacks {key}")
-    return {key: list({repr(one[key]): one[key] for one in listed.values()}.values()) for key in listed[first]}
+    return {key: _in_order([one[key] for one in listed.values()]) for key in listed[first]}
+
+
+def _in_order(values: list) -> list:
+    """Each once; numbers in rising order."""
+    found = [value for place, value in enumerate(values) if value not in values[:place]]
+    is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
+    return sorted(found) if is_number else found
 
 
 def _choice(domain: Any) -> Any:
@@ -141,7 +148,7 @@ class SweepConfig(Schema):
     """Number of rendered scenes to train on, made in the sweep's folder; None: `run.data.sources` says what."""
     space: dict[str, DomainConfig] = {}
     """Dotted keys of the run -> the values that they may take."""
-    listed: dict[str, dict[str, Any]] = {}
+    listed: dict[Annotated[str, Field(pattern=f"^{NAME}$")], dict[str, Any]] = {}
     """Name -> values of a setting, instead of `space`; all have the same keys."""
     settings: PositiveInt | None = None
     """Number of settings; None with a grid or a list: all of it."""
@@ -191,10 +198,10 @@ class SweepConfig(Schema):
             raise ValueError("space: it needs at least one key, or listed at least one setting with a key")
         if self.search == "listed" and not self.listed:
             raise ValueError("search (listed) needs listed: names and values of settings")
-        names = dict[str, str]()
-        for name, values in self.listed.items():
-            if (other := names.setdefault(repr(sorted(values.items())), name)) != name:
-                raise ValueError(f"listed.{other} and listed.{name} have the same values")
+        names = list(self.listed)
+        for place, name in enumerate(names):
+            if equal := next((other for other in names[:place] if self.listed[other] == self.listed[name]), ""):
+                raise ValueError(f"listed.{equal} and listed.{name} have the same values")
         return self
 
     @model_validator(mode="after")
@@ -202,7 +209,7 @@ class SweepConfig(Schema):
         for key in self.space:
             reason = next((why for own, why in OWN_KEYS.items() if fnmatchcase(key, own)), None)
             if reason:
-                raise ValueError(f"space.{key}: {reason}")
+                raise ValueError(f"{'listed: ' if self.listed else 'space.'}{key}: {reason}")
         return self
 
     @model_validator(mode="after")
@@ -261,6 +268,8 @@ class SweepConfig(Schema):
     def _population_can_change(self) -> Self:
         if self.scheduler != "pbt":
             return self
+        if self.listed:
+            raise ValueError("scheduler (pbt) changes values during a run and needs a space instead of listed")
         for key, domain in self.space.items():
             if key not in CHANGEABLE or domain.choice is not None or domain.when:
                 raise ValueError(

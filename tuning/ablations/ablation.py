@@ -1,7 +1,7 @@
 """An ablation: a sweep over its listed rows, scored by all tasks of its suite, and a table of the scores."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,29 @@ def run_ablation(config: AblationConfig, out: Path, execute: Execute, tell: Call
 
     Raises:
         ValueError: `base` is wrong, `out` holds an ablation with another config, or a metric names a missing score.
-        RunFailedError: a row has no scores.
+        RunFailedError: a row has no scores; the table of the others is written.
         RunStopped: it was asked to stop.
     """
     with _keys_of_ablation():
         sweep = run_sweep(sweep_of(config, out), execute, tell)
-    return written_table(config, [one for row in config.rows for one in _row_runs(sweep, row)], out)
+    runs, failed = list[RowRun](), list[str]()
+    for row in config.rows:
+        try:
+            runs += _row_runs(sweep, row)
+        except RunFailedError as error:
+            failed.append(str(error))
+    text = written_table(_without_failed(config, {one.row for one in runs}), runs, out) if runs else ""
+    if failed:
+        tell(text)
+        raise RunFailedError("; ".join(failed))
+    return text
+
+
+def _without_failed(config: AblationConfig, rows: Collection[str]) -> AblationConfig:
+    """The ablation of these rows alone."""
+    kept = {row: one for row, one in config.rows.items() if row in rows}
+    directions = tuple(one for one in config.directions if one.row in rows and one.over in rows)
+    return config.model_copy(update={"rows": kept, "directions": directions})
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from tips_ray.errors import listed
 from tuning.comparison.run import ComparedRun
 
 MEASURES = ("step", "images", "gpu-hours")
+SHORT_HOURS = 0.1
+"""Fewer hours are told in seconds."""
 BATCH = "global_batch_images"
 
 
@@ -24,7 +26,11 @@ class Measure(NamedTuple):
         """`step 200`, `1,600 images`, `0.5 GPU-hours`."""
         if self.by == "step":
             return f"step {amount:g}" if amount < 1e6 else f"step {amount:.0f}"
-        return f"{amount:,.0f} {self.unit}" if self.by == "images" else f"{amount:.4g} {self.unit}"
+        if self.by == "images":
+            return f"{amount:,.0f} {self.unit}"
+        if amount < SHORT_HOURS:
+            return f"{3600 * amount:.4g} {self.unit.replace('hours', 'seconds')}"
+        return f"{amount:.4g} {self.unit}"
 
 
 def measured(runs: Sequence[ComparedRun], by: str) -> tuple[list[ComparedRun], Measure]:

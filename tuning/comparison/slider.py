@@ -1,6 +1,6 @@
 """Pictures of runs side by side, with a step to choose, as HTML without scripts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +19,13 @@ CSS = """
 .pictures > input:checked + label { background: var(--accent); color: var(--card); }
 .pictures > input:focus-visible + label { outline: 2px solid var(--text); }
 .pictures > div { display: none; }
-.pictures td { vertical-align: top; } .pictures td img { display: inline-block; width: 72px; height: 72px;
+.pictures td { vertical-align: top; white-space: nowrap; }
+.pictures td img { display: inline-block; width: 72px; height: 72px;
   margin: 0 3px 3px 0; }
 .pictures .image { display: inline-block; width: 72px; height: 72px; margin: 0 3px 3px 0; border-radius: 8px;
   background: center / cover; }
 .pictures .right { outline: 3px solid var(--good); outline-offset: -3px; }
-.pictures td.query { max-width: 220px; font-size: .8rem; }
+.pictures td.query { max-width: 220px; white-space: normal; font-size: .8rem; }
 """
 
 
@@ -60,6 +61,8 @@ class Looks(NamedTuple):
     """Each run's checkpoints, oldest first."""
     left_out: list[str]
     """Sentences about runs that are not shown."""
+    labels: Mapping[str, str] = {}
+    """URI of a run -> its setting."""
 
 
 def pictures(looks: Looks) -> Html:
@@ -80,7 +83,7 @@ def _choice(number: int, step: int, is_chosen: bool) -> Html:
 def _table(looks: Looks, step: int) -> Html:
     """Rows of images and queries; each run is shown at its newest checkpoint up to the step."""
     shown = [(run, _newest(of_run, step)) for run, of_run in looks.of_runs]
-    head = tag("tr", tag("th", ""), *(tag("th", _title(run, look)) for run, look in shown))
+    head = tag("tr", tag("th", ""), *(tag("th", _title(looks, run, look)) for run, look in shown))
     small = range(len(looks.pool.images))
     maps = [
         tag("tr", tag("td", _image(row)), *(tag("td", pixels(look.maps[row]) if look else "") for _, look in shown))
@@ -97,9 +100,9 @@ def _newest(of_run: Sequence[Look], step: int) -> Look | None:
     return next((look for look in reversed(of_run) if look.step <= step), None)
 
 
-def _title(run: ComparedRun, look: Look | None) -> str:
+def _title(looks: Looks, run: ComparedRun, look: Look | None) -> str:
     seed = "" if run.seed is None else f", seed {run.seed}"
-    return f"{run.name}{seed}: " + (f"step {look.step:,}" if look else "no checkpoint yet")
+    return f"{looks.labels.get(run.uri, run.name)}{seed}: " + (f"step {look.step:,}" if look else "no checkpoint yet")
 
 
 def _query(looks: Looks, row: int) -> Html:

@@ -26,7 +26,7 @@ def lines_of(found: Comparison) -> Iterator[str]:
             final, best, equal = (mean(found, setting, metric, column) for column in COLUMNS)
             yield f"  {metric.name}: final {final}, best {best}, at {found.place} {equal}"
             if found.also:
-                yield f"    {', '.join(f'at {one.place} {mean_at(setting, metric, one)}' for one in found.also)}"
+                yield f"    also {', '.join(f'at {one.place} {mean_at(setting, metric, one)}' for one in found.also)}"
         yield from (f"  {sentence}" for sentence in troubles(found, setting))
     for verdict in found.verdicts:
         yield headline(found, verdict)

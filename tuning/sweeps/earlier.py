@@ -39,8 +39,9 @@ def earlier_settings(config: SweepConfig, earlier: Earlier) -> tuple[list[Values
         TrackingError: MLflow does not answer.
     """
     if config.search in ("grid", "listed"):
-        raise ValueError(f"--from ({earlier.place}): search ({config.search}) has settings of its own: leave it out")
-    if storage.exists(storage.join(folder := storage.resolved(earlier.place), CONFIG)):
+        raise ValueError(f"--from ({earlier.place}): a sweep with search ({config.search}) has all its settings")
+    folder = storage.resolved(earlier.place.removesuffix(f"/{CONFIG}"))
+    if storage.exists(storage.join(folder, CONFIG)):
         if earlier.mlflow_uri:
             raise ValueError(f"--from ({earlier.place}) is the folder of a sweep: leave --mlflow-uri out")
         every, kind = _of_sweep(config, folder), "settings with scores"
@@ -50,7 +51,8 @@ def earlier_settings(config: SweepConfig, earlier: Earlier) -> tuple[list[Values
     if not found:
         outside = f", such as {every[0]}" if every else ""
         raise ValueError(f"--from ({earlier.place}): {len(every)} {kind}, of which none lies in the space{outside}")
-    return found[:MOST], f"{len(found)} of {len(every)} {kind} of {earlier.place} lie in the space"
+    keys = ", ".join(config.space)
+    return found[:MOST], f"{len(every)} {kind} of {earlier.place} give {len(found)} settings of the space ({keys})"
 
 
 def _in_space(config: SweepConfig, every: Iterable[Mapping[str, Any]]) -> list[Values]:

@@ -11,7 +11,7 @@ from tips_ray.words import table
 from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config
 from tuning.sweeps.record import ADDED, Record, Setting
 from tuning.sweeps.rungs import Rungs
-from tuning.sweeps.space import lies_in, run_of, whole_values
+from tuning.sweeps.space import lies_in, name_in_list, run_of, whole_values
 from tuning.sweeps.summary import Summary
 
 
@@ -54,6 +54,8 @@ def stop_lines(uri: str) -> Iterator[str]:
 def add_lines(uri: str, words: Sequence[str]) -> Iterator[str]:
     """Add a setting of the user's own."""
     config = sweep_config(uri)
+    if config.listed:
+        raise ValueError(f"{config.name} has its settings in `listed` of its file: add one there, and start it again")
     values = override_values(words)
     if not values:
         raise ValueError(f"give the setting's values, such as {next(iter(config.space))}=1")
@@ -77,7 +79,7 @@ def promote_lines(uri: str, words: Sequence[str]) -> Iterator[str]:
     config = sweep_config(uri)
     with kept_lease(uri):
         record = Record(uri)
-        setting, steps = _setting(record, words), Rungs(config, run_of(config, {})).steps
+        setting, steps = _setting(config, record, words), Rungs(config, run_of(config, {})).steps
         step = _step(config, setting, words[1:], steps)
         if setting.ended:
             raise ValueError(f"setting {setting.number} gets no further steps: {setting.ended}")
@@ -85,8 +87,11 @@ def promote_lines(uri: str, words: Sequence[str]) -> Iterator[str]:
     yield f"setting {setting.number} may train to step {step}; tips-ray sweep with the sweep's config trains it"
 
 
-def _setting(record: Record, words: Sequence[str]) -> Setting:
+def _setting(config: SweepConfig, record: Record, words: Sequence[str]) -> Setting:
     number = int(words[0]) if words and words[0].isdigit() else None
+    if words and words[0] in config.listed:
+        every = record.settings.values()
+        number = next((one.number for one in every if name_in_list(config, one.values) == words[0]), None)
     if number not in record.settings:
         known = f"0 to {len(record.settings) - 1}" if record.settings else "none yet"
         raise ValueError(f"SETTING ({words[0] if words else 'missing'}) must be the number of a setting: {known}")

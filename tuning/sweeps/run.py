@@ -29,7 +29,7 @@ from tuning.sweeps.queue import Sweep
 from tuning.sweeps.record import Record, Setting
 from tuning.sweeps.search import write_study
 from tuning.sweeps.shared import prepared, require_same_captions
-from tuning.sweeps.space import require_valid, run_of
+from tuning.sweeps.space import name_in_list, require_valid, run_of
 from tuning.sweeps.summary import Summary, seconds_per_step
 from tuning.sweeps.tracking import BestEffort, end_lost, log_scores, settings_csv, show, start_parent
 from tuning.sweeps.trial import Job, Outcome
@@ -67,7 +67,7 @@ def run_sweep(
         require_unchanged(config, uri)
         if earlier:
             Record(uri).add_earlier(suggested)
-            tell(f"earlier    {told}; {len(suggested)} of them come first")
+            tell(f"earlier    {told}; the best {len(suggested)} come before those of the search")
         return _run(config, base, uri, execute, generation, tell)
 
 
@@ -173,8 +173,8 @@ def write_results(sweep: Sweep) -> Sequence[Picture]:
 
 def _ended(sweep: Sweep, job: Job, outcome: Outcome) -> str:
     """A line about a job that has ended."""
-    row = f" ({sweep.record.settings[job.setting].by})" if sweep.config.listed else ""
-    name = f"{job.run.name + row:24} step {job.step}: "
+    row = name_in_list(sweep.config, sweep.record.settings[job.setting].values)
+    name = f"{job.run.name}{f' ({row})' if row else ''} step {job.step}: "
     if outcome.kind == "stopped":
         return name + outcome.why
     if outcome.kind != "scored":

@@ -53,9 +53,9 @@ def require_valid(config: SweepConfig) -> RunConfig:
     faults = _faults_of_list(config)
     for key, domain in config.space.items():
         if isinstance(value_at(base, key), dict) or any(isinstance(value, dict) for value in domain.choice or ()):
-            faults.append(
-                f"space.{key} is a section of the config: name one of its keys, such as {key}.{_below(base, key)}"
-            )
+            place = f"{'listed: ' if config.listed else 'space.'}{key}"
+            below = _below(base, key)
+            faults.append(f"{place} is a section of the config: name one of its keys, such as {key}.{below}")
             continue
         for value in () if config.listed else domain.examples():
             try:
@@ -215,6 +215,11 @@ def are_equal(config: SweepConfig, one: Mapping[str, Any], other: Mapping[str, A
     lacking = {**one, **other}.keys() - (one.keys() & other.keys())
     base = run_of(config, {}) if lacking else None
     return base is None or all(_equal({**one, **other}[key], value_at(base, key)) for key in lacking)
+
+
+def name_in_list(config: SweepConfig, values: Mapping[str, Any]) -> str:
+    """The name that a list gives a setting now; empty: the sweep has no list, or no such setting in it."""
+    return next((name for name, one in config.listed.items() if are_equal(config, values, one)), "")
 
 
 def is_valid(config: SweepConfig, values: Mapping[str, Any]) -> bool:

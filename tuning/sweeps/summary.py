@@ -11,7 +11,7 @@ from tips_ray.config.sweep import SweepConfig
 from tuning.sweeps.population import current_values
 from tuning.sweeps.record import Record, Setting
 from tuning.sweeps.rungs import Rungs, front_numbers, losses_of
-from tuning.sweeps.space import CHANGES, lies_in, run_of
+from tuning.sweeps.space import CHANGES, lies_in, name_in_list, run_of
 from tuning.words import counted, short
 
 FEWEST = 5
@@ -132,14 +132,18 @@ class Summary:
     def _row(self, setting: Setting) -> list[str]:
         step, score = setting.last_score(self.rungs.seeds) or ("", [""] * len(self.config.scores))
         values = map(_text, current_values(self.config, setting.values).values())
-        return [str(setting.number), *values, str(step), *map(_text, score), setting.by, self.state(setting)]
+        return [str(setting.number), *values, str(step), *map(_text, score), self.by(setting), self.state(setting)]
 
     def _whole_row(self, setting: Setting) -> list[str]:
         none = (None,) * len(self.config.scores)
         scores = [value for step in self.rungs.steps for value in setting.score(step, self.rungs.seeds) or none]
         cells = ["" if value is None else repr(value) for value in scores]
         values = map(str, current_values(self.config, setting.values).values())
-        return [str(setting.number), *values, *cells, setting.by, self.state(setting)]
+        return [str(setting.number), *values, *cells, self.by(setting), self.state(setting)]
+
+    def by(self, setting: Setting) -> str:
+        """Who proposed a setting; of a list its name there."""
+        return name_in_list(self.config, setting.values) or setting.by
 
     def sentences(self) -> Iterator[str]:
         """The result in words."""
@@ -154,7 +158,8 @@ class Summary:
             scores = setting.score(step, self.rungs.seeds) or ()
             named = ", ".join(f"{one.name} {value:.4g}" for one, value in zip(self.config.scores, scores, strict=True))
             values = ", ".join(f"{key}={value}" for key, value in setting.values.items())
-            yield f"best: setting {setting.number} ({values}), {named} at step {step}"
+            name = f" {found_name}" if (found_name := name_in_list(self.config, setting.values)) else ""
+            yield f"best: setting {setting.number}{name} ({values}), {named} at step {step}"
             if len(self.config.scores) > 1:
                 front = ", ".join(str(one.number) for one in self.front(step))
                 yield f"beaten by no other in both scores, at that step: {front}"

@@ -115,7 +115,8 @@ def chosen(summary: Summary, most: int) -> tuple[list[Setting], int]:
     ranked, step = summary.compared()
     if len(ranked) < FEWEST:
         raise ValueError(
-            f"{summary.config.name}: a check needs {FEWEST} settings with scores at one rung; run it first"
+            f"{summary.config.name}: a check needs {FEWEST} settings with scores at one rung, and {len(ranked)} have "
+            f"them: run the sweep, or give it more settings"
         )
     places = sorted({round(place) for place in np.linspace(0, len(ranked) - 1, min(most, len(ranked)))})
     return [ranked[place] for place in places], step
