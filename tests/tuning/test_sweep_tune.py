@@ -109,7 +109,7 @@ def test_a_sweep_that_was_stopped_and_then_killed_goes_on_to_the_same_end(data, 
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
     first = _started(tmp_path)
     _wait(lambda: _trains(uri))
-    first.terminate()
+    first.send_signal(signal.SIGUSR1)  # for which Tune has a handler of its own
     said, _ = first.communicate(timeout=120)
     assert first.returncode == 75 and "the same command goes on with the sweep" in said
     assert not _holders(uri) and {run.info.status for run in _children(config, uri)} <= {"KILLED", "SCHEDULED"}
