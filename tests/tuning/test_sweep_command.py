@@ -315,6 +315,8 @@ def test_the_forecast_counts_what_there_is():
     assert "in all 10 trials, about 120 steps, about 1.20 trial-hours" in told(space=ranges, scheduler="pbt")
     assert "in all 30 trials, about 204 steps (57% of training all" in told(replicas=3)  # 3 x (40 + 20 + 8)
     assert "in all 10 trials, about 60 steps (75% of training all" in told(until=8)
+    gpus: dict[str, Any] = {"run__resources__workers": 2, "run__resources__gpus_per_worker": 1}
+    assert "1.20 trial-hours (2.40 GPU-hours); " in told(space=ranges, scheduler="none", **gpus)
 
 
 @pytest.mark.slow

@@ -22,7 +22,10 @@ def forecast(config: SweepConfig, base: RunConfig, seconds_per_step: float | Non
     disk = bytes_text(trials * base.keep_last * saved)
     share = steps / (trials * rungs[-1])
     told = f" ({share:.0%} of training all to the end)" if share < 1 else ""
-    time = "" if seconds_per_step is None else f", about {steps * seconds_per_step / 3600:.2f} trial-hours"
+    gpus = base.resources.workers * base.resources.gpus_per_worker
+    hours = None if seconds_per_step is None else steps * seconds_per_step / 3600
+    cost = f" ({hours * gpus:.2f} GPU-hours)" if hours and gpus else ""
+    time = "" if hours is None else f", about {hours:.2f} trial-hours{cost}"
     return f"forecast   in all {trials} trials, about {steps:,} steps{told}{time}; {disk} of checkpoints"
 
 
