@@ -127,6 +127,9 @@ class _Jobs(Searcher):
             outcome = result.get("outcome") if result else None
             self._sweep.done(job, outcome or Outcome("failed", why="its process was lost"))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes it beside its notes, and nothing reads it
+
     def save(self, checkpoint_path: str) -> None:
         pass
 
