@@ -24,7 +24,7 @@ from tips_ray.runs.lease import newest
 from tips_ray.runs.mlflow_access import mlflow_client
 from tips_ray.runs.run import run_at
 from tips_ray.runs.tracking import stored_run_id
-from tuning.sweeps.executor import run_on_tune
+from tuning.sweeps.executor import run_on_tune, slots_of
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.record import Record
 from tuning.sweeps.run import run_sweep
@@ -97,6 +97,12 @@ def test_a_lost_trial_is_trained_on_and_all_numbers_are_those_of_runs_by_themsel
     failures = [line for line in _events(uri) if line["kind"] == "failure"]
     assert [line["why"] for line in failures] == ["its process was lost"] and not sweep.running
     _assert_whole(config, uri, tmp_path / "alone")
+
+
+def test_the_tune_actor_of_a_run_with_workers_takes_no_part_of_a_cpu(cluster):
+    """Where runs fit exactly, their data streams would wait for that part for ever."""
+    slots = slots_of(run_of(tiny_sweep("a", run__resources__workers=4), {}), None)
+    assert slots.at_a_time == 1 and slots.need and not slots.need.keys() & {"CPU", "GPU"}
 
 
 def _events(uri: str) -> list[dict]:

@@ -33,6 +33,9 @@ QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1",  # one waits, so that an autoscaling cluster grows
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+HARDLY_ANY = {"memory": 1.0}
+"""Resources, one byte, of a Tune actor whose run trains on workers of its own: Tune must ask for something. A part of a
+CPU would be missing where runs fit exactly, and their data streams would wait for ever."""
 
 
 class Slots(NamedTuple):
@@ -158,7 +161,7 @@ def slots_of(base: RunConfig, most: int | None) -> Slots:
         print(f"room       {at_a_time} of {most} trials at a time fit now; others wait", flush=True)
     if is_on_rank(base):
         return Slots(most or fit, needs, None)  # those beyond what fits wait, which asks an autoscaler for room
-    return Slots(at_a_time, {"CPU": 0.001}, _room(base, at_a_time) if base.resources.min_workers else None)
+    return Slots(at_a_time, HARDLY_ANY, _room(base, at_a_time) if base.resources.min_workers else None)
 
 
 def _room(base: RunConfig, trials: int) -> Room:
