@@ -18,6 +18,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuning.comparison import MEASURES
+
 if TYPE_CHECKING:
     from tuning.comparison.compare import Comparison
     from tuning.comparison.run import ComparedRun
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from tuning.comparison.slider import Looks
 
 METRIC = "loss/total"
-MEASURES = ("step", "images", "gpu-hours")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+
+from tips_ray.launch.beside import beside
 
 LOOK_SECONDS, LOOKS = 5.0, 4
 """So many looks in a row must find nobody there, with so many seconds between them."""
@@ -15,15 +18,8 @@ def head_watched(cure: str) -> Iterator[None]:
     """During the block, tell once that the head of the cluster that Ray has joined does not answer, and the cure."""
     import ray
 
-    is_over = threading.Event()
-    address = ray.get_runtime_context().gcs_address
-    watch = threading.Thread(target=_watch, args=(address, cure, is_over), name="head", daemon=True)
-    watch.start()
-    try:
+    with beside(partial(_watch, ray.get_runtime_context().gcs_address, cure), "head"):
         yield
-    finally:
-        is_over.set()
-        watch.join()
 
 
 def _watch(address: str, cure: str, is_over: threading.Event) -> None:

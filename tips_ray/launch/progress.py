@@ -4,10 +4,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
+from tips_ray.launch.beside import beside
 from tips_ray.runs.folder import RunFolder
 
 POLL_SECONDS = 2.0
@@ -35,14 +37,8 @@ def tenths(total: int, told: int = 0) -> Callable[[int], bool]:
 @contextmanager
 def shown_progress(folder: RunFolder, total_steps: int) -> Iterator[None]:
     """Show metrics and changes of the workers, read from the run folder, until the block ends."""
-    stop = threading.Event()
-    follower = threading.Thread(target=_follow, args=(folder, total_steps, stop), daemon=True)
-    follower.start()
-    try:
+    with beside(partial(_follow, folder, total_steps), "progress"):
         yield
-    finally:
-        stop.set()
-        follower.join()
 
 
 def _follow(folder: RunFolder, total_steps: int, stop: threading.Event) -> None:

@@ -10,10 +10,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tips_ray import storage
 from tips_ray.errors import RunInterrupted, RunStopped
+from tips_ray.launch.beside import beside
 from tips_ray.runs import Run, RunFolder
 from tips_ray.runs.stop import ask_to_stop, stop_asked
 
@@ -101,19 +103,14 @@ def stuck_ones_aborted(run: Run) -> Iterator[None]:
     Raises:
         RunStopped: the run was asked to stop and was interrupted.
     """
-    is_over = threading.Event()
-    watch = threading.Thread(target=_interrupt_if_stuck, args=(run, is_over), name="stop", daemon=True)
-    watch.start()
-    try:
-        yield
-    except RunInterrupted as error:
-        request = stop_asked(run.uri, run.generation)
-        if request is None:
-            raise
-        raise RunStopped(f"{request}; the workers did not leave by themselves: {error}") from None
-    finally:
-        is_over.set()
-        watch.join()
+    with beside(partial(_interrupt_if_stuck, run), "stop"):
+        try:
+            yield
+        except RunInterrupted as error:
+            request = stop_asked(run.uri, run.generation)
+            if request is None:
+                raise
+            raise RunStopped(f"{request}; the workers did not leave by themselves: {error}") from None
 
 
 def _interrupt_if_stuck(run: Run, is_over: threading.Event) -> None:

@@ -31,9 +31,7 @@ def joined(children: Iterable[Any]) -> Html:
 
 def picture(image: np.ndarray, side_px: int, alt: str = "", class_: str | None = None) -> Html:
     """An inlined JPEG, at most `side_px` on its longer side."""
-    photo = Image.fromarray(image).convert("RGB")
-    photo.thumbnail((side_px, side_px))
-    return _inlined(photo, "JPEG", alt, class_, quality=82)
+    return _inlined(_thumbnail(image, side_px), "JPEG", alt, class_, quality=82)
 
 
 def pixels(image: np.ndarray, alt: str = "") -> Html:
@@ -41,10 +39,30 @@ def pixels(image: np.ndarray, alt: str = "") -> Html:
     return _inlined(Image.fromarray(image), "PNG", alt, "pixels")
 
 
-def _inlined(photo: Image.Image, kind: str, alt: str, class_: str | None, **options: Any) -> Html:
+def picture_uri(image: np.ndarray, side_px: int) -> str:
+    """The URI of `picture`, for a page that shows it in many places."""
+    return _encoded(_thumbnail(image, side_px), "JPEG", quality=82)
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """The encoded image `content` as a URI; `kind` is `png` or `jpeg`."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _thumbnail(image: np.ndarray, side_px: int) -> Image.Image:
+    photo = Image.fromarray(image).convert("RGB")
+    photo.thumbnail((side_px, side_px))
+    return photo
+
+
+def _encoded(photo: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
     photo.save(buffer, kind, optimize=True, **options)
-    source = f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue(), kind.lower())
+
+
+def _inlined(photo: Image.Image, kind: str, alt: str, class_: str | None, **options: Any) -> Html:
+    source = _encoded(photo, kind, **options)
     element = tag("img", src=source, alt=alt, class_=class_, width=photo.width, height=photo.height)
     return Html(element.removesuffix("</img>"))
 

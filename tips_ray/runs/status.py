@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -47,16 +47,28 @@ class RunStatus:
     state: State
     why: str
     """Who trains it, or how its last start ended."""
-    total_steps: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    events: Sequence[Mapping[str, Any]] = ()
     last: Mapping[str, Any] | None = None
     """Last line of its metrics."""
     checkpoint: int = -1
     """Step of the newest checkpoint; -1: there is none."""
-    starts: int = 0
-    seen: str = ""
-    """Time of its last sign: a line of metrics or an event; empty: there is none."""
     bytes: Mapping[str, int] | None = None
     """Disk used, by folder of the run folder."""
+
+    @property
+    def total_steps(self) -> int | None:
+        schedule = self.config.get("schedule")
+        return schedule.get("total_steps") if isinstance(schedule, dict) else None
+
+    @property
+    def starts(self) -> int:
+        return sum(event["kind"] in STARTS for event in self.events)
+
+    @property
+    def seen(self) -> str:
+        """Time of its last sign: a line of metrics or an event; empty: there is none."""
+        return max((line["time"] for line in (*self.events[-1:], self.last) if line), default="")
 
     @property
     def step(self) -> int:
@@ -83,16 +95,13 @@ def status_of(uri: str) -> RunStatus:
 
 def _status(uri: str) -> RunStatus:
     folder, config = RunFolder(uri), read_run_config(uri)
-    schedule = config.get("schedule")
-    total = schedule.get("total_steps") if isinstance(schedule, dict) else None
     events, last = folder.read_events(), folder.last_metrics()
     checkpoint = newest_step(checkpoints_of(uri))
     state, why = _state(*newest(uri), events, last)
-    if state not in ("training", "starting") and total is not None and checkpoint >= total:
-        state, why = "complete", ""
-    signs = [line["time"] for line in (*events[-1:], *([last] if last else []))]
-    starts = sum(event["kind"] in STARTS for event in events)
-    return RunStatus(uri, state, why, total, last, checkpoint, starts, max(signs, default=""), _bytes(uri))
+    found = RunStatus(uri, state, why, config, events, last, checkpoint, _bytes(uri))
+    if state not in ("training", "starting") and found.total_steps is not None and checkpoint >= found.total_steps:
+        return replace(found, state="complete", why="")
+    return found
 
 
 def _state(
@@ -173,8 +182,8 @@ def show_lines(uri: str) -> Iterator[str]:
     if losses:
         yield f"losses     {', '.join(f'{name} {_number(one.last, name)}' for name in losses)}"
     if speed := (one.last or {}).get("images_per_second"):
-        yield f"speed      {speed:,.0f} images/s{_left(one, speed, read_run_config(uri))}"
-    yield f"starts     {one.starts}{_changes(folder.read_events())}"
+        yield f"speed      {speed:,.0f} images/s{_left(one, speed)}"
+    yield f"starts     {one.starts}{_changes(one.events)}"
     if rejects := folder.read_rejects():
         yield f"bad rows   {len(rejects)}; {folder.described_rejects()}"
     parts = sorted((one.bytes or {}).items(), key=lambda item: -item[1])
@@ -201,11 +210,11 @@ def _disk(one: RunStatus) -> str:
     return bytes_text(sum(one.bytes.values())) if one.bytes else ""
 
 
-def _left(one: RunStatus, images_per_second: float, config: Mapping[str, Any]) -> str:
+def _left(one: RunStatus, images_per_second: float) -> str:
     """Time left at this speed, of a run that trains."""
     if one.state != "training" or not one.total_steps:
         return ""
-    images = (one.total_steps - one.step) * config.get("global_batch_images", 0)
+    images = (one.total_steps - one.step) * one.config.get("global_batch_images", 0)
     return f", about {ago(images / images_per_second)} left"
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from tuning.comparison.measure import BATCH, MEASURES, Measure, common_amount, measured
+from tuning.comparison import MEASURES
+from tuning.comparison.measure import BATCH, Measure, common_amount, measured
 from tuning.comparison.run import ComparedRun
 from tuning.comparison.setting import Metric, Setting, Values, differing, settings_of, values_of
 from tuning.comparison.verdicts import Verdict, verdicts_of

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from tips_ray.errors import listed
 from tuning.comparison.run import ComparedRun
 
-MEASURES = ("step", "images", "gpu-hours")
 SHORT_HOURS = 0.1
 """Fewer hours are told in seconds."""
 BATCH = "global_batch_images"

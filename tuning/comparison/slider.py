@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tips_ray.report.html import Html, joined, picture, pixels, tag
+from tips_ray.report.html import Html, joined, picture_uri, pixels, tag
 from tuning.comparison.run import ComparedRun
 
 THUMBNAIL_PX = 96
@@ -36,6 +36,11 @@ class Pool(NamedTuple):
     """uint8 [height, width, 3]."""
     captions: list[str]
     """One for each image, or none: the images themselves are then the queries."""
+
+    @property
+    def maps(self) -> int:
+        """The patch features of so many first images are shown."""
+        return min(MAPS, len(self.images))
 
     @property
     def queries(self) -> int:
@@ -84,10 +89,9 @@ def _table(looks: Looks, step: int) -> Html:
     """Rows of images and queries; each run is shown at its newest checkpoint up to the step."""
     shown = [(run, _newest(of_run, step)) for run, of_run in looks.of_runs]
     head = tag("tr", tag("th", ""), *(tag("th", _title(looks, run, look)) for run, look in shown))
-    small = range(len(looks.pool.images))
     maps = [
         tag("tr", tag("td", _image(row)), *(tag("td", pixels(look.maps[row]) if look else "") for _, look in shown))
-        for row in range(min(MAPS, len(small)))
+        for row in range(looks.pool.maps)
     ]
     queries = [
         tag("tr", _query(looks, row), *(tag("td", *_found(looks, look, row)) for _, look in shown))
@@ -123,8 +127,8 @@ def _image(number: int, is_right: bool = False) -> Html:
 def _rules(looks: Looks, steps: int) -> Html:
     """CSS: which step is shown, and every image that is shown, once in the page however often it is found."""
     found = {number for _, of_run in looks.of_runs for look in of_run for row in look.found for number in row[:FOUND]}
-    shown = sorted(found | set(range(min(MAPS, len(looks.pool.images)))))
-    sources = {number: picture(looks.pool.images[number], THUMBNAIL_PX).split('"')[1] for number in shown}
+    shown = sorted(found | set(range(looks.pool.maps)))
+    sources = {number: picture_uri(looks.pool.images[number], THUMBNAIL_PX) for number in shown}
     images = (f".of-{number} {{ background-image: url({source}); }}" for number, source in sources.items())
     choices = (f"#at-{number}:checked ~ .at-{number} {{ display: block; }}" for number in range(steps))
     return tag("style", Html("\n".join([*choices, *images])))

@@ -1,9 +1,8 @@
 """The page of a sweep: its result in words, a table of settings and all pictures, in one file without scripts."""
 
-import base64
 from collections.abc import Sequence
 
-from tips_ray.report.html import Html, joined, tag
+from tips_ray.report.html import Html, data_uri, joined, tag
 from tips_ray.report.page import document
 from tuning.sweeps.pictures import Picture
 from tuning.sweeps.summary import Summary
@@ -40,5 +39,4 @@ def _table(summary: Summary) -> Html:
 
 def _shown(drawn: Picture) -> Html:
     name, png = drawn
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return Html(tag("img", src=source, alt=name.removesuffix(".png")).removesuffix("</img>"))
+    return Html(tag("img", src=data_uri(png, "png"), alt=name.removesuffix(".png")).removesuffix("</img>"))

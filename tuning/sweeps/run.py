@@ -13,6 +13,7 @@ from tips_ray import storage
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import ScoreConfig, SweepConfig
 from tips_ray.errors import Faults, RunStopped, listed
+from tips_ray.launch.beside import beside
 from tips_ray.launch.checks import require_writable
 from tips_ray.launch.stops import LOOK_SECONDS
 from tips_ray.runs.folder import deciding
@@ -100,38 +101,43 @@ def _run(
 ) -> Sweep:
     parent = start_parent(config, base, uri)
     tracked = BestEffort(parent, tell)
-    try:
+    with _finished(parent):
         places, base = prepared(config, base, uri, parent, tell)
-    except BaseException as error:
-        parent.finish("SCHEDULED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    tell(_claim(config, uri))
-    sweep = Sweep(config, base, places, Record(uri))
+        tell(_claim(config, uri))
+        sweep = Sweep(config, base, places, Record(uri))
 
-    def told(job: Job, outcome: Outcome) -> None:
-        tell(_ended(sweep, job, outcome))
-        tracked(lambda: log_scores(parent, config, job, outcome))
+        def told(job: Job, outcome: Outcome) -> None:
+            tell(_ended(sweep, job, outcome))
+            tracked(lambda: log_scores(parent, config, job, outcome))
 
-    sweep.told = told
-    sweep.record.start()
-    tell(forecast(config, base, seconds_per_step(Summary(config, sweep.record))))
+        sweep.told = told
+        sweep.record.start()
+        tell(forecast(config, base, seconds_per_step(Summary(config, sweep.record))))
+        try:
+            _execute(sweep, execute, generation)
+        finally:
+            for job in sweep.running.values():
+                tracked(partial(end_lost, parent, job))
+            _show_results(sweep, parent, tracked, tell)
+        if sweep.failure:
+            raise sweep.failure
+    if sweep.stops_because:
+        tell(f"budget     {sweep.stops_because}")
+    return sweep
+
+
+@contextmanager
+def _finished(parent: Tracking) -> Iterator[None]:
+    """Tell MLflow how the block ended."""
     status: Status = "FAILED"
     try:
-        _execute(sweep, execute, generation)
-        status = "FAILED" if sweep.failure else "FINISHED"
+        yield
+        status = "FINISHED"
     except (RunStopped, KeyboardInterrupt):
         status = "SCHEDULED"  # to go on later
         raise
     finally:
-        for job in sweep.running.values():
-            tracked(partial(end_lost, parent, job))
-        _show_results(sweep, parent, tracked, tell)
         parent.finish(status)
-    if sweep.failure:
-        raise sweep.failure
-    if sweep.stops_because:
-        tell(f"budget     {sweep.stops_because}")
-    return sweep
 
 
 def _show_results(sweep: Sweep, parent: Tracking, tracked: BestEffort, tell: Callable[[str], None]) -> None:
@@ -222,7 +228,7 @@ def _execute(sweep: Sweep, execute: Execute, generation: int) -> None:
     Raises:
         RunStopped: the sweep was asked to stop.
     """
-    with _stop_watched(sweep, generation):
+    with beside(partial(_watch_requests, sweep, generation), "stop"):
         try:
             execute(sweep)
         except KeyboardInterrupt:
@@ -231,22 +237,10 @@ def _execute(sweep: Sweep, execute: Execute, generation: int) -> None:
         raise RunStopped(f"{sweep.stops_because}; running trials are saved, the same command goes on with the sweep")
 
 
-@contextmanager
-def _stop_watched(sweep: Sweep, generation: int) -> Iterator[None]:
+def _watch_requests(sweep: Sweep, generation: int, is_over: threading.Event) -> None:
     """Stop the sweep when its folder holds a request."""
-    is_over = threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(LOOK_SECONDS):
-            if sweep.is_asked_to_stop:
-                sweep.ask_to_leave()
-            elif request := stop_asked(sweep.places.uri, generation):
-                sweep.stop(str(request))
-
-    watch = threading.Thread(target=look, name="stop", daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        watch.join()
+    while not is_over.wait(LOOK_SECONDS):
+        if sweep.is_asked_to_stop:
+            sweep.ask_to_leave()
+        elif request := stop_asked(sweep.places.uri, generation):
+            sweep.stop(str(request))
