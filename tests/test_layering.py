@@ -36,8 +36,8 @@ MAY_IMPORT = {
     "weights": LEAVES | {"tokenizer", "models", "runs", "checkpoint_io"},
     "report": LEAVES | {"runs"},
     "train": LEAVES | {"models", "objective", "data", "ray_data_adapter", "runs", "checkpoint_io", "weights"},
-    # data: images on disk; scenes: exact truth
-    "evaluation": LEAVES | {"tokenizer", "models", "scenes", "data", "ray_data_adapter", "weights"},
+    # data: images on disk; scenes: exact truth; report: features as colours
+    "evaluation": LEAVES | {"tokenizer", "models", "scenes", "data", "ray_data_adapter", "weights", "report"},
     "embedding": LEAVES | {"data", "ray_data_adapter", "evaluation"},
     "launch": LEAVES
     | {"tokenizer", "data", "captioning", "ray_data_adapter", "runs", "weights", "train"}

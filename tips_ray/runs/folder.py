@@ -30,6 +30,8 @@ MAY_DIFFER = {
     "checkpoint_patience_seconds",
     "keep_last",
     "keep_every_steps",
+    "evaluate_every_steps",
+    "evaluation",
     "data_prefetch_batches",
     "data.max_bad_fraction",
     "data.log_samples",

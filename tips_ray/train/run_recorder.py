@@ -18,6 +18,7 @@ from tips_ray.checkpoint_io import CheckpointWriter
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.errors import is_final, root_cause
 from tips_ray.runs.checkpoint import drop_old_checkpoints
+from tips_ray.runs.evaluations import forget_after, pinned_steps
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import LeaseLostError, require_newest
 from tips_ray.runs.restart import Restart, attempt_before
@@ -55,6 +56,8 @@ class RunRecorder:
         self._first_step, self._restart = step, restart
         self._before = attempt_before(self.folder) if rank() == 0 and restart else None
         self.folder.drop_after(step)
+        if rank() == 0 and run.config.evaluate_every_steps:
+            forget_after(run.uri, step)
         is_tracked = run.tracking_uri is not None and rank() == 0
         self.tracking = TrackingHandle(run.tracking_uri, run.mlflow_run_id) if is_tracked else None
         self._samples: list[dict[str, Any]] = []
@@ -139,8 +142,8 @@ class RunRecorder:
 
     def _new_writer(self, device: torch.device) -> CheckpointWriter:
         run, config = self.run, self.run.config
-        last, every = config.keep_last, config.keep_every_steps
-        drop = partial(drop_old_checkpoints, run.checkpoints_uri, keep_last=last, keep_every_steps=every)
+        kept = {"keep_last": config.keep_last, "keep_every_steps": config.keep_every_steps}
+        drop = partial(drop_old_checkpoints, run.checkpoints_uri, **kept, pinned=partial(pinned_steps, config, run.uri))
         patience = config.checkpoint_patience_seconds
         owned = partial(require_newest, run.uri, run.generation) if run.generation else lambda: None
         return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, owned, drop)
