@@ -44,12 +44,17 @@ def checkpoint_pictures(
     heat_B2L = encoder.attention(pixels_BCHW).float().cpu()
     attended = [[_heated(image, one_L) for one_L in pair] for image, pair in zip(images, heat_B2L, strict=True)]
     found = {
-        "features": grid([[image, colour] for image, colour in zip(images, colours, strict=True)]),
-        "attention": grid([[image, *pair] for image, pair in zip(images, attended, strict=True)]),
+        "features": _side_by_side([[image, colour] for image, colour in zip(images, colours, strict=True)]),
+        "attention": _side_by_side([[image, *pair] for image, pair in zip(images, attended, strict=True)]),
     }
     if dataset.test.captions and encoder.text_embeddings:
         found["captions"] = _caption_rows(encoder, dataset, images, tokens)
     return found
+
+
+def _side_by_side(rows: list[list[np.ndarray]]) -> np.ndarray:
+    """Panels of two images in a row."""
+    return grid([[panel for row in rows[first : first + 2] for panel in row] for first in range(0, len(rows), 2)])
 
 
 def _heated(image_SS3: np.ndarray, weights_L: Tensor) -> np.ndarray:

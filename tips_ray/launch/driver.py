@@ -17,8 +17,8 @@ from tips_ray.launch.checks import preflight
 from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback
 from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
-from tips_ray.runs.checkpoint import drop_later_checkpoints
-from tips_ray.runs.evaluations import evaluations_of, ran_out, waiting
+from tips_ray.runs.checkpoint import drop_later_checkpoints, newest_step
+from tips_ray.runs.evaluations import drop_unneeded, evaluations_of, ran_out, waiting
 from tips_ray.runs.mlflow_access import TrackingError
 from tips_ray.runs.mlflow_catch_up import catch_up_later, complete
 from tips_ray.runs.mlflow_models import send_evaluations

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tips_ray.runs.evaluations import Evaluation
+
 
 @dataclass(frozen=True)
 class CaptionedImage:
@@ -77,6 +79,8 @@ class Report:
     text_queries: Sequence[TextQuery] = ()
     image_queries: Sequence[ImageQuery] = ()
     probes: Sequence[ProbeScore] = ()
+    evaluations: Sequence[Evaluation] = ()
+    """Evaluated checkpoints, by step."""
     task_pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Pictures of evaluation tasks, by title."""
     events: Sequence[Mapping[str, Any]] = ()

@@ -37,6 +37,7 @@ def _page(report: Report, side_px: int) -> str:
         sections.what_was_run(report),
         sections.probes(report),
         sections.curves(report),
+        sections.evaluations(report),
         sections.feature_maps(report, side_px),
         sections.retrieval(report, side_px),
         sections.tasks(report, side_px),

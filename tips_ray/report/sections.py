@@ -55,6 +55,26 @@ def curves(report: Report) -> Html:
     return _section("Loss curves", hint, charts(lines, losses, marks), folded if others else NOTHING)
 
 
+def evaluations(report: Report) -> Html:
+    """Charts of the scores of evaluated checkpoints: those that the run compares, else the first of each task."""
+    if not report.evaluations:
+        return NOTHING
+    names = dict.fromkeys(name for one in report.evaluations for name in one.scores)
+    told = [event["scores"] for event in report.events if event.get("kind") == "evaluation"]
+    of_tasks = {name.partition("/")[0]: name for name in reversed(names)}
+    shown = list(dict.fromkeys([*(told[-1] if told else ()), *reversed(of_tasks.values())]))
+    lines = [{"step": one.step, **_finite(one.scores)} for one in report.evaluations]
+    others = [name for name in names if name not in shown]
+    folded = tag("details", tag("summary", f"{len(others)} other scores"), charts(lines, others))
+    hint = "Scores of checkpoints on images that the run is not trained on."
+    faults = [tag("p", f"Step {one.step}: {one.failure}") for one in report.evaluations[-3:] if one.failure]
+    return _section("Evaluated checkpoints", hint, *faults, charts(lines, shown), folded if others else NOTHING)
+
+
+def _finite(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if value is not None}
+
+
 def gallery(report: Report, side_px: int) -> Html:
     cards = []
     for item in report.gallery:

@@ -8,12 +8,16 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import isfinite
+from typing import Any
+
+from pydantic import ValidationError
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.config.score import EvaluationConfig
-from tips_ray.runs.checkpoint import CheckpointInfo, checkpoints_of, list_checkpoints
+from tips_ray.runs.checkpoint import CheckpointInfo, checkpoints_of, drop_old_checkpoints, list_checkpoints
 
 SCORES = "scores.json"
 AT_ONCE = 16
@@ -133,6 +137,41 @@ def pinned_steps(config: RunConfig, run_uri: str) -> Collection[int]:
     end = ran_out(config, known, waits)
     best = best_steps(config, known, config.evaluation.keep_best)
     return {*best, *(one.step for one in waits), *([] if end is None else [end])}
+
+
+def drop_unneeded(config: RunConfig, run_uri: str, step: int) -> None:
+    """Delete checkpoints before `step`, the newest, that neither retention by the config nor evaluation needs."""
+    drop_old_checkpoints(
+        checkpoints_of(run_uri),
+        step,
+        config.keep_last,
+        config.keep_every_steps,
+        pinned=partial(pinned_steps, config, run_uri),
+    )
+
+
+def in_words(config: Mapping[str, Any], run_uri: str) -> str:
+    """The best and the newest evaluation, and what waits, in one line; empty for a run that evaluates nothing.
+
+    Args:
+        config: as the run folder holds it.
+        run_uri: the run folder.
+    """
+    try:
+        run = RunConfig.model_validate(config)
+    except ValidationError:
+        return ""  # of another version
+    if run.evaluation is None:
+        return ""
+    known = evaluations_of(run_uri)
+    parts = [f"{len(known)} checkpoints", f"{len(waiting(run, run_uri, known))} wait"]
+    if (name := score_name(run)) and (best := best_steps(run, known)):
+        values = {one.step: one.scores.get(name) for one in known}
+        newest = values[known[-1].step]
+        parts.append(f"best {name} {values[best[0]]:.4g} at step {best[0]:,}")
+        parts.append(f"newest {'none' if newest is None else f'{newest:.4g}'} at step {known[-1].step:,}")
+    parts += [f"step {one.step:,} has no score: {one.failure}" for one in known[-1:] if one.failure]
+    return "; ".join(parts)
 
 
 def required(config: RunConfig) -> EvaluationConfig:

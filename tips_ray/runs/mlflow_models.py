@@ -55,12 +55,10 @@ def _weights_there(client: "MlflowClient", run_id: str, experiment_id: str) -> d
     found: dict[int, str] = {}
     token = None
     while True:
-        page = client.search_logged_models(
-            [experiment_id], f"source_run_id = '{run_id}' AND status = 'READY'", page_token=token
-        )
-        found |= {int(model.tags["step"]): model.tags["weights"] for model in page if "weights" in model.tags}
-        token = page.token
-        if not token:
+        page = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", page_token=token)
+        whole = [one for one in page if one.status == "READY" and "weights" in one.tags]  # a filter finds no status
+        found |= {int(model.tags["step"]): model.tags["weights"] for model in whole}
+        if not (token := page.token):
             return found
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tips_ray import storage
 from tips_ray.runs.checkpoint import checkpoints_of, newest_step
+from tips_ray.runs.evaluations import in_words
 from tips_ray.runs.folder import CONFIG, RunFolder, read_run_config
 from tips_ray.runs.lease import BEAT_SECONDS, Holder, newest
 from tips_ray.runs.restart import STARTS
@@ -19,7 +20,7 @@ WIDTH, SHOWN = 120, 4
 """Characters of a reason in the list; parts of the disk that are shown."""
 GO_ON = "the command that started it goes on from the newest checkpoint"
 NEXT: Mapping[str, str] = {
-    "complete": "tips-ray evaluate {uri}; tips-ray export {uri} FOLDER",
+    "complete": "tips-ray evaluate {uri}; tips-ray export {uri} --to transformers OUT",
     "training": "tips-ray runs stop {uri}",
     "starting": "tips-ray runs stop {uri}",
     "waiting": "add nodes, or tips-ray runs stop {uri}",
@@ -183,6 +184,8 @@ def show_lines(uri: str) -> Iterator[str]:
         yield f"losses     {', '.join(f'{name} {_number(one.last, name)}' for name in losses)}"
     if speed := (one.last or {}).get("images_per_second"):
         yield f"speed      {speed:,.0f} images/s{_left(one, speed)}"
+    if evaluated := in_words(one.config, uri):
+        yield f"evaluated  {evaluated}"
     yield f"starts     {one.starts}{_changes(one.events)}"
     if rejects := folder.read_rejects():
         yield f"bad rows   {len(rejects)}; {folder.described_rejects()}"

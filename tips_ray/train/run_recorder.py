@@ -17,8 +17,7 @@ from tips_ray.batch import Batch
 from tips_ray.checkpoint_io import CheckpointWriter
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.errors import is_final, root_cause
-from tips_ray.runs.checkpoint import drop_old_checkpoints
-from tips_ray.runs.evaluations import forget_after, pinned_steps
+from tips_ray.runs.evaluations import drop_unneeded, forget_after
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import LeaseLostError, require_newest
 from tips_ray.runs.restart import Restart, attempt_before
@@ -142,8 +141,7 @@ class RunRecorder:
 
     def _new_writer(self, device: torch.device) -> CheckpointWriter:
         run, config = self.run, self.run.config
-        kept = {"keep_last": config.keep_last, "keep_every_steps": config.keep_every_steps}
-        drop = partial(drop_old_checkpoints, run.checkpoints_uri, **kept, pinned=partial(pinned_steps, config, run.uri))
+        drop = partial(drop_unneeded, config, run.uri)
         patience = config.checkpoint_patience_seconds
         owned = partial(require_newest, run.uri, run.generation) if run.generation else lambda: None
         return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, owned, drop)
