@@ -10,6 +10,7 @@ from tips_ray import storage
 from tips_ray.report.content import Report
 from tips_ray.report.html import number
 from tips_ray.runs.folder import CONFIG, RunFolder, parsed_config
+from tips_ray.runs.loss_health import findings_of, trivial_values_of
 
 Line = Mapping[str, Any]
 
@@ -36,6 +37,8 @@ def report_of(folder: str) -> Report:
         versions=started.get("versions", {}),
         images_per_second=_speeds(metrics),
         metrics=metrics,
+        findings=findings_of(config, metrics),
+        trivial=trivial_values_of(config),
         events=events,
         rejects=run.read_rejects(),
         config=text,

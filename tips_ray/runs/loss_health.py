@@ -63,10 +63,19 @@ def trivial_values(config: RunConfig) -> dict[str, Trivial]:
 
 def findings_of(config: Mapping[str, Any], lines: Sequence[Line]) -> list[Finding]:
     """As `loss_findings`, of a config as a run folder holds it; none if this version cannot read it."""
+    return loss_findings(parsed, lines) if (parsed := _parsed(config)) else []
+
+
+def trivial_values_of(config: Mapping[str, Any]) -> dict[str, Trivial]:
+    """As `trivial_values`, of a config as a run folder holds it; none if this version cannot read it."""
+    return trivial_values(parsed) if (parsed := _parsed(config)) else {}
+
+
+def _parsed(config: Mapping[str, Any]) -> RunConfig | None:
     try:
-        return loss_findings(RunConfig.model_validate(config), lines)
+        return RunConfig.model_validate(config)
     except ValidationError:
-        return []
+        return None
 
 
 def loss_findings(config: RunConfig, lines: Sequence[Line]) -> list[Finding]:
@@ -206,7 +215,7 @@ def _against_teacher(head: str, loss: float, trivial: Trivial, config: RunConfig
     lowest = times * log1p((prototypes - 1) * exp(-2 / temperature))  # scores are cosines
     if loss > (1 + NEAR / 2) * trivial.value:
         seen = (
-            f"{loss:.2f} is above {trivial.words} = {trivial.value:.2f}, which a student that knows nothing reaches: "
+            f"lately {loss:.2f}, above {trivial.words} = {trivial.value:.2f}, which a student that knows nothing reaches: "
             f"it is surer than it is right; {learned.steps:,} steps before it predicted {_percent(learned.first)} of "
             "what the teacher tells"
         )
