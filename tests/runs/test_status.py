@@ -4,9 +4,12 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import yaml
+from toy_run import tiny_run
 
 from jobs.cli import main
 from tips_ray import storage
@@ -107,6 +110,41 @@ def test_only_the_end_of_the_metrics_is_read(tmp_path, monkeypatch):
     assert sizes and max(sizes) <= 500
 
 
+def test_of_long_metrics_a_sample_is_read_in_order_and_without_what_a_restart_has_replaced(folder, monkeypatch):
+    """1,000 steps, the last 400 of them replaced by 300 others, at 40 places."""
+    monkeypatch.setattr(jsonl, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(jsonl, "PLACE_BYTES", 300)
+    run = RunFolder(f"{folder}/run")
+    for step in range(1, 1001):
+        run.log_metrics(step, {"loss/total": 1.0})
+    run.drop_after(600)
+    for step in range(601, 901):
+        run.log_metrics(step, {"loss/total": 2.0})
+    run.flush()
+    sample = RunFolder(run.uri).sampled_metrics()
+    steps = [line["step"] for line in sample]
+    assert steps == sorted(set(steps)) and steps[0] == 1 and steps[-1] == 900 and 60 < len(steps) < 128
+    assert all(line["loss/total"] == (1.0 if line["step"] <= 600 else 2.0) for line in sample)
+    assert max(later - earlier for earlier, later in pairwise(steps)) < 25, "evenly"
+    monkeypatch.setattr(jsonl, "WHOLE_BYTES", 1 << 20)
+    assert len(RunFolder(run.uri).sampled_metrics()) == 900
+
+
+def test_show_says_whether_the_losses_are_healthy(tmp_path, capsys):
+    uri = f"{tmp_path}/run"
+    folder = RunFolder(uri)
+    folder.claim(yaml.safe_dump(tiny_run(tmp_path, "photos", schedule__total_steps=100).model_dump(mode="json")))
+    for step in range(1, 101):
+        folder.log_metrics(step, {"loss/contrastive_web": 1.0, "loss/contrastive_synthetic": 2.08})
+    assert main(["runs", "show", uri]) == 0
+    first, cure, second = [line for line in capsys.readouterr().out.splitlines() if line[:11].strip() in ("", "health")]
+    assert first.startswith(
+        "health     ill   contrastive_synthetic: nothing is learned: 2.08, where guessing gives ln 8"
+    )
+    assert cure.startswith("           try   lower schedule.peak_lr")
+    assert second.startswith("health     good  contrastive_web: 1.00")
+
+
 def test_list_and_show_tell_what_a_person_asks(tmp_path, capsys):
     _run(f"{tmp_path}/a", 50, 40, status="SCHEDULED")
     damaged = _run(f"{tmp_path}/b", 10)
@@ -122,7 +160,7 @@ def test_list_and_show_tell_what_a_person_asks(tmp_path, capsys):
     said = capsys.readouterr().out
     for words in (
         "state      paused\n",
-        "step       50 of 100; newest checkpoint at 40; last sign 0 s ago\n",
+        "step       50 of 100; newest checkpoint at 40; last sign ",
         "losses     loss/total 2\n",
         "speed      4 images/s\n",
         "starts     1\n",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tips_ray.runs.evaluations import Evaluation
+from tips_ray.runs.loss_health import Finding, Trivial
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class Report:
     """Speed of each stage: rendering, captioning, training, embedding."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Lines of `RunFolder.read_metrics`."""
+    findings: Sequence[Finding] = ()
+    """Whether the losses are healthy: `loss_health.loss_findings`."""
+    trivial: Mapping[str, Trivial] = field(default_factory=dict)
+    """Metric of a loss -> the value that it has when nothing is learned."""
     gallery: Sequence[CaptionedImage] = ()
     features: PatchFeatures | None = None
     text_queries: Sequence[TextQuery] = ()

@@ -15,6 +15,7 @@ from tips_ray.report.content import Report
 from tips_ray.report.html import number
 from tips_ray.runs.evaluations import evaluations_of, folder_of
 from tips_ray.runs.folder import CONFIG, RunFolder, parsed_config
+from tips_ray.runs.loss_health import findings_of, trivial_values_of
 
 Line = Mapping[str, Any]
 
@@ -43,6 +44,8 @@ def report_of(folder: str) -> Report:
         metrics=metrics,
         evaluations=evaluations,
         task_pictures=_pictures(run.uri, evaluations[-1].step) if evaluations else {},
+        findings=findings_of(config, metrics),
+        trivial=trivial_values_of(config),
         events=events,
         rejects=run.read_rejects(),
         config=text,

@@ -11,6 +11,7 @@ from tips_ray.runs.checkpoint import checkpoints_of, newest_step
 from tips_ray.runs.evaluations import in_words
 from tips_ray.runs.folder import CONFIG, RunFolder, read_run_config
 from tips_ray.runs.lease import BEAT_SECONDS, Holder, newest
+from tips_ray.runs.loss_health import findings_of
 from tips_ray.runs.restart import STARTS
 from tips_ray.words import ago, bytes_text, table
 
@@ -182,6 +183,10 @@ def show_lines(uri: str) -> Iterator[str]:
     losses = [name for name in one.last or {} if name.startswith("loss/")]
     if losses:
         yield f"losses     {', '.join(f'{name} {_number(one.last, name)}' for name in losses)}"
+    for finding in findings_of(one.config, folder.sampled_metrics()):
+        yield f"health     {finding.level:6}{finding.about}: {finding.seen}"
+        if finding.cure:
+            yield f"           try   {finding.cure}"
     if speed := (one.last or {}).get("images_per_second"):
         yield f"speed      {speed:,.0f} images/s{_left(one, speed)}"
     if evaluated := in_words(one.config, uri):
