@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -73,8 +73,10 @@ def _follow(run: Run, captions: CaptionAccess | None, shown: RunMetrics, stop: t
 
 def _show_captions(shown: RunMetrics, coordinator: Any) -> None:
     with suppress(RayError):  # it is busy, or its node is gone, which the run itself reports
-        ahead = ray.get(coordinator.windows_ahead.remote(), timeout=POLL_SECONDS)
-        if ahead is not None:
+        ahead = cast("int | None", ray.get(coordinator.windows_ahead.remote(), timeout=POLL_SECONDS))
+        if ahead is None:
+            shown.forget("tips_ray_caption_windows_ahead")
+        else:
             shown.set("tips_ray_caption_windows_ahead", ahead)
 
 

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 
 from ray.util.metrics import Counter, Gauge
 
-
 REPEAT_SECONDS = 5.0
 
 
@@ -77,6 +76,10 @@ class RunMetrics:
         tags = {"run": self.run_name, **labels}
         self._values[name, tuple(tags.items())] = float(value)
         _gauge(name).set(float(value), tags)
+
+    def forget(self, name: str) -> None:
+        """Let a gauge without labels of its own disappear."""
+        self._values.pop((name, (("run", self.run_name),)), None)
 
     @contextmanager
     def repeated(self) -> Iterator[None]:

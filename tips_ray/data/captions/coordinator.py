@@ -63,9 +63,11 @@ class CaptionCoordinator:
     async def windows_ahead(self) -> int | None:
         """Windows from what training needs next to what was captioned last, below 0 where training waits.
 
-        None before the first captions of this start.
+        None before the first captions of this start, and when all are made.
         """
-        return None if self._captioned_window is None else self._captioned_window - self._wanted
+        if self._captioned_window is None or self._failure or self._is_over:
+            return None
+        return self._captioned_window - self._wanted
 
     async def news(self, wait_seconds: float = 0.0) -> News:
         """The news after `wait_seconds`, or as soon as no more captions will be written."""
