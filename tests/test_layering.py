@@ -55,6 +55,7 @@ MAY_USE_RAY = {
     "tips_ray/evaluation/suite_pipeline.py",
     "tips_ray/train/adapter.py",
     "tips_ray/train/dataset.py",
+    "tips_ray/train/monitoring.py",
     "tips_ray/train/worker.py",
     "tips_ray/launch/",
     "tuning/",

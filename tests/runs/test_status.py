@@ -195,3 +195,26 @@ def test_what_is_not_there_is_a_sentence(words, sentence, tmp_path, capsys):
 def test_times_and_sizes_in_words():
     assert [ago(seconds) for seconds in (-1, 45, 600, 10_000, 300_000)] == ["0 s", "45 s", "10 min", "3 h", "3 days"]
     assert [bytes_text(count) for count in (0, 999, 323_000, 5e9)] == ["0 B", "999 B", "323 kB", "5 GB"]
+
+
+def test_a_status_is_a_line_and_an_exit_code_and_json_for_programs(tmp_path, capsys):
+    done, left, bad = f"{tmp_path}/done", f"{tmp_path}/left", f"{tmp_path}/bad"
+    _run(done, 100, 100, status="FINISHED")
+    _run(left, 50, 50, status="KILLED", cause="stopped by ada")
+    _run(bad, 20, None, status="FAILED")
+    assert main(["runs", "status", done]) == 0
+    assert capsys.readouterr().out == f"complete 100/100 {done}\n"
+    assert main(["runs", "status", done, left]) == 75
+    assert capsys.readouterr().out.endswith(f"stopped 50/100 {left} stopped by ada\n")
+    with leased(left):
+        assert main(["runs", "status", left, done]) == 10
+    assert main(["runs", "status", str(tmp_path)]) == 1
+    capsys.readouterr()
+    assert main(["runs", "list", str(tmp_path), "--json"]) == 0
+    found = {one["uri"]: one for one in json.loads(capsys.readouterr().out)}
+    assert list(found) == [bad, done, left] and found[left]["why"] == "stopped by ada"
+    assert found[done]["metrics"] == {"loss/total": 1.0, "images_per_second": 4.0} and found[bad]["checkpoint"] == -1
+    main(["runs", "show", done, "--json"])
+    assert json.loads(capsys.readouterr().out) == found[done]
+    assert main(["runs", "status", f"{tmp_path}/none"]) == 2
+    assert "is no run folder and holds none" in capsys.readouterr().err

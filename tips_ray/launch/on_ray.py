@@ -29,6 +29,7 @@ from tips_ray.launch.checkpoint_evaluation import (
 )
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.head import head_watched
+from tips_ray.launch.monitoring import shown_on_prometheus
 from tips_ray.launch.progress import shown_progress
 from tips_ray.launch.sizes import stream_sizes
 from tips_ray.launch.stops import ask_patiently, signals_stop, stuck_ones_aborted
@@ -78,6 +79,7 @@ class RayTrainer:
             head_watched(CURE),
             signals_stop(partial(ask_patiently, run)),  # Ray sets handlers when it starts
             stuck_ones_aborted(run),
+            shown_on_prometheus(run, captions),
         ):
             with (
                 failures_as_sentences(folder, FAILURES),

@@ -7,6 +7,7 @@ sha256 of each file, so that no byte is fetched twice. `checkpoint_io` writes th
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tips_ray import storage
 
 VERSION = 2
 MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-\d{8,}")
 FILES_AT_ONCE = 8
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -105,6 +107,25 @@ def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
         manifest = _manifest(uri)
         if manifest and "damaged" not in manifest:
             found.append(CheckpointInfo(uri, manifest["step"], manifest))
+    return found
+
+
+def unusable_checkpoints(checkpoints_uri: str) -> dict[str, str]:
+    """URI of each checkpoint that no start will take, and why: its manifest is missing, or calls it damaged.
+
+    Damaged ones count only beside a whole one: until then somebody may want to mend them by hand.
+
+    Raises:
+        ValueError: one was written by another version of the format.
+    """
+    has_whole = newest_checkpoint(checkpoints_uri) is not None
+    found = {}
+    for uri in storage.list_folders(checkpoints_uri):
+        manifest = _manifest(uri)
+        if manifest is None and _STEP.fullmatch(uri.rpartition("/")[2]):
+            found[uri] = f"half-written checkpoint: it has no whole {MANIFEST}"
+        elif manifest and "damaged" in manifest and has_whole:
+            found[uri] = f"damaged checkpoint: {' '.join(str(manifest['damaged']).split())}"
     return found
 
 

@@ -1,9 +1,10 @@
 """Where a run stands, by its folder alone: lease, events, the last line of its metrics, checkpoints, disk."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from math import isnan
 from typing import Any, Literal
 
 from tips_ray import storage
@@ -80,11 +81,16 @@ class RunStatus:
 
 def statuses_below(storage_uri: str) -> list[RunStatus]:
     """Every run folder directly below a folder or s3:// prefix, by name."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(status_of, run_folders_below(storage_uri)))
+
+
+def run_folders_below(storage_uri: str) -> list[str]:
+    """URIs of the run folders directly below a folder or s3:// prefix, by name."""
     folders = sorted(storage.list_folders(storage_uri))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         are_runs = pool.map(lambda uri: storage.exists(storage.join(uri, CONFIG)), folders)
-        runs = [uri for uri, is_run in zip(folders, are_runs, strict=True) if is_run]
-        return list(pool.map(status_of, runs))
+        return [uri for uri, is_run in zip(folders, are_runs, strict=True) if is_run]
 
 
 def status_of(uri: str) -> RunStatus:
@@ -153,6 +159,30 @@ def _bytes(uri: str) -> dict[str, int]:
         name = part if below else "other files"
         found[name] = found.get(name, 0) + file.bytes
     return found
+
+
+EXITS: Mapping[State, int] = {"complete": 0, "training": 10, "starting": 10, "waiting": 10, "new": 10}
+EXITS |= {"paused": 75, "stopped": 75, "killed": 75, "failed": 1, "silent": 1, "damaged": 1}
+"""Exit codes of `tips-ray runs status`: done; under way; the same command goes on; a person must look."""
+URGENCY = (0, 10, 75, 1)
+
+
+def exit_code(statuses: Iterable[RunStatus]) -> int:
+    """The most urgent exit code of some runs; 0 where there are none."""
+    return max((EXITS[one.state] for one in statuses), key=URGENCY.index, default=0)
+
+
+def as_json(one: RunStatus) -> dict[str, Any]:
+    """What `--json` prints of a run; numbers that are not finite are null, `checkpoint` is -1 where there is none."""
+    found = {name: getattr(one, name) for name in ("uri", "state", "why", "step", "total_steps", "checkpoint", "seen")}
+    metrics = {name: value for name, value in (one.last or {}).items() if name not in ("step", "time")}
+    found |= {"starts": one.starts, "bytes": sum((one.bytes or {}).values())}
+    return {**found, "metrics": {name: None if isnan(value) else value for name, value in metrics.items()}}
+
+
+def status_line(one: RunStatus) -> str:
+    """`state step/total uri why`: a line for scripts and for the eye."""
+    return f"{one.state} {one.step}/{one.total_steps or '?'} {one.uri} {one.why}".rstrip()
 
 
 def list_lines(storage_uri: str) -> Iterator[str]:

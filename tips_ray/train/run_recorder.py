@@ -5,7 +5,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -29,8 +29,14 @@ from tips_ray.train.state import TrainState
 
 Report = Callable[[dict[str, float]], None]
 """Called by every rank for each checkpoint that all ranks have written, with its step and that step's metrics."""
+Show = Callable[[int, Mapping[str, float]], None]
+"""Called by rank 0 for each logged step, with its metrics."""
 PACKAGES = {"torch": "torch", "ray": "ray", "tips_ray": "tips-ray"}
 log = logging.getLogger(__name__)
+
+
+def show_nothing(step: int, metrics: Mapping[str, float]) -> None:
+    """For a run that nobody watches."""
 
 
 class RunRecorder:
@@ -44,13 +50,15 @@ class RunRecorder:
         report: Report,
         weights_from: dict[str, dict[str, Any]] | None = None,
         restart: Restart | None = None,
+        show: Show = show_nothing,
     ) -> None:
         """
         Args:
             weights_from: sources of a new run's initial weights, as `load_initial_weights` returns them.
             restart: measures this start; None: it is not measured.
+            show: shows a logged step to whoever watches the run; it must not wait.
         """
-        self.run, self.report = run, report
+        self.run, self.report, self.show = run, report, show
         self.folder = RunFolder(run.uri, rank())
         self._first_step, self._restart = step, restart
         self._before = attempt_before(self.folder) if rank() == 0 and restart else None
@@ -162,6 +170,7 @@ class RunRecorder:
         self.folder.flush_if_there()
         if self.tracking:
             self.tracking.log(step, metrics)
+        self.show(step, metrics)
 
     def _event(self, kind: str, step: int, **what: Any) -> None:
         if rank() == 0:
