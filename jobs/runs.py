@@ -5,11 +5,17 @@
   tips-ray runs stop RUN [--pause]    the run saves and leaves with exit code 75; the same command goes on
   tips-ray runs unlock RUN            for a start that will not come back; it can write no checkpoint any more
 
+Each of them also tells MLflow how a run ended whose start was killed.
 RUN is a run folder, local or s3://. A second start of a run that is being trained is refused; a start whose process is
 gone from this machine, or that has been silent for a minute on another, needs no unlock.
 """
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tips_ray.runs.status import RunStatus
 
 ACTIONS = ("list", "show", "stop", "unlock")
 
@@ -27,22 +33,39 @@ def run(arguments: argparse.Namespace) -> None:
         ValueError: nothing trains the run, it is no run folder, or its start is alive and must not be unlocked.
     """
     from tips_ray import storage
-    from tips_ray.runs import lease, status, stop
+    from tips_ray.runs import lease, status
     from tips_ray.runs.folder import require_run
 
     if arguments.action == "list":
-        print("\n".join(status.list_lines(storage.resolved(arguments.run or "out/runs"))))
+        runs = status.statuses_below(place := storage.resolved(arguments.run or "out/runs"))
+        print("\n".join(status.list_lines(place, runs)), flush=True)
+        _tell_ends(runs)
         return
     if arguments.run is None:
         raise ValueError(f"{arguments.action} needs RUN, the folder of a run; tips-ray runs list shows them")
     require_run(uri := storage.resolved(arguments.run))
     if arguments.action == "show":
-        print("\n".join(status.show_lines(uri)))
+        print("\n".join(status.show_lines(found := status.status_of(uri))), flush=True)
+        _tell_ends([found])
         return
-    if arguments.action == "unlock":
-        print(lease.unlock(uri))
-        return
-    asked = stop.ask_to_stop(uri, stop.user_here(), "pause" if arguments.pause else "stop")
+    try:
+        print(lease.unlock(uri) if arguments.action == "unlock" else _stopped(uri, arguments.pause), flush=True)
+    finally:
+        _tell_ends([status.status_of(uri)])
+
+
+def _stopped(uri: str, is_pause: bool) -> str:
+    from tips_ray.runs import lease, stop
+
+    asked = stop.ask_to_stop(uri, stop.user_here(), "pause" if is_pause else "stop")
     _, holder = lease.newest(uri)
     whom = holder or "whoever trains it (its lease is damaged)"
-    print(f"asked {whom} to save and leave; a run that is being trained is {asked} after its step")
+    return f"asked {whom} to save and leave; a run that is being trained is {asked} after its step"
+
+
+def _tell_ends(runs: "Sequence[RunStatus]") -> None:
+    """Tell MLflow how runs ended whose drivers were killed, after what the user asked for has been printed."""
+    from tips_ray.runs.mlflow_ends import tell_ends
+
+    for line in tell_ends(runs):
+        print(line)
