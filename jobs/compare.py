@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _runs(arguments: argparse.Namespace, metrics: Sequence[str]) -> "tuple[list[ComparedRun], list[str]]":
     """Runs in the order in which they are shown, and sentences about those that are left out."""
-    from tips_ray.runs.tracking import stored_run_id
+    from tips_ray.runs.mlflow_note import stored_run_id
     from tuning.comparison.mlflow import runs_of_mlflow, selection
     from tuning.comparison.run import run_of_folder
 

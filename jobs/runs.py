@@ -10,14 +10,19 @@
                                       deletes what nothing needs: half-written and damaged checkpoints, old leases,
                                       unfinished writes, indexes without a run; leaves runs alone that are trained
 
-RUN is a run folder, local or s3://. --json prints list, show and status for programs. A second start of a run that is
-being trained is refused; a start whose process is gone from this machine, or that has been silent for a minute on
-another, needs no unlock.
+Each of them also tells MLflow how a run ended whose start was killed. RUN is a run folder, local or s3://. --json
+prints list, show and status for programs. A second start of a run that is being trained is refused; a start whose process is
+gone from this machine, or that has been silent for a minute on another, needs no unlock.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tips_ray.runs.status import RunStatus
 
 ACTIONS = ("list", "show", "status", "stop", "unlock", "gc")
 OF_ONE = ("show", "stop", "unlock")
@@ -52,10 +57,12 @@ def run(arguments: argparse.Namespace) -> int | None:
     require_run(uri := places[0])
     if action == "show":
         return _show(uri, arguments.json)
-    if action == "unlock":
-        print(lease.unlock(uri))
-    else:
-        _stop(uri, arguments.pause)
+    from tips_ray.runs.status import status_of
+
+    try:
+        print(lease.unlock(uri) if action == "unlock" else _stopped(uri, arguments.pause), flush=True)
+    finally:
+        _tell_ends([status_of(uri)])
 
 
 def _require_arguments(arguments: argparse.Namespace) -> None:
@@ -74,16 +81,20 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
 def _list(uri: str, is_json: bool) -> None:
     from tips_ray.runs import status
 
+    runs = status.statuses_below(uri)
     if is_json:
-        print(json.dumps([status.as_json(one) for one in status.statuses_below(uri)], indent=1))
+        print(json.dumps([status.as_json(one) for one in runs], indent=1), flush=True)
     else:
-        print("\n".join(status.list_lines(uri)))
+        print("\n".join(status.list_lines(uri, runs)), flush=True)
+    _tell_ends(runs)
 
 
 def _show(uri: str, is_json: bool) -> None:
     from tips_ray.runs import status
 
-    print(json.dumps(status.as_json(status.status_of(uri)), indent=1) if is_json else "\n".join(status.show_lines(uri)))
+    found = status.status_of(uri)
+    print(json.dumps(status.as_json(found), indent=1) if is_json else "\n".join(status.show_lines(found)), flush=True)
+    _tell_ends([found])
 
 
 def _status(places: Sequence[str], is_json: bool) -> int:
@@ -101,7 +112,8 @@ def _status(places: Sequence[str], is_json: bool) -> int:
     if is_json:
         print(json.dumps([status.as_json(one) for one in found], indent=1))
     else:
-        print("\n".join(map(status.status_line, found)))
+        print("\n".join(map(status.status_line, found)), flush=True)
+    _tell_ends(found)
     return status.exit_code(found)
 
 
@@ -116,10 +128,18 @@ def _collect(places: Sequence[str], is_dry: bool) -> None:
         print("\n".join(gc.lines(found, is_dry)))
 
 
-def _stop(uri: str, pause: bool) -> None:
+def _stopped(uri: str, pause: bool) -> str:
     from tips_ray.runs import lease, stop
 
     asked = stop.ask_to_stop(uri, stop.user_here(), "pause" if pause else "stop")
     _, holder = lease.newest(uri)
     whom = holder or "whoever trains it (its lease is damaged)"
-    print(f"asked {whom} to save and leave; a run that is being trained is {asked} after its step")
+    return f"asked {whom} to save and leave; a run that is being trained is {asked} after its step"
+
+
+def _tell_ends(runs: "Sequence[RunStatus]") -> None:
+    """Tell MLflow how runs ended whose drivers were killed, after what the user asked for has been printed."""
+    from tips_ray.runs.mlflow_ends import tell_ends
+
+    for line in tell_ends(runs):
+        sys.stderr.write(f"{line}\n")

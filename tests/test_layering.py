@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "evaluation": LEAVES | {"tokenizer", "models", "scenes", "data", "ray_data_adapter", "weights", "report"},
     "embedding": LEAVES | {"data", "ray_data_adapter", "evaluation"},
     "launch": LEAVES
-    | {"tokenizer", "data", "captioning", "ray_data_adapter", "runs", "weights", "train"}
+    | {"tokenizer", "data", "captioning", "ray_data_adapter", "runs", "report", "weights", "train"}
     # the commands that use a finished model on the cluster
     | {"evaluation", "embedding"},
     # it shows all of it at once, and keeps what no other part needs

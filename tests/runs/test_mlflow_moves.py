@@ -11,7 +11,8 @@ from toy import TOY
 from tips_ray.config import override
 from tips_ray.config.run import RunConfig
 from tips_ray.runs import RunFolder
-from tips_ray.runs.tracking import start_tracking, tracking_uri
+from tips_ray.runs.mlflow_runs import tracking_uri
+from tips_ray.runs.tracking import start_tracking
 
 
 def _config(storage: Path) -> RunConfig:

@@ -14,26 +14,30 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 from toy import TOY
-from toy_run import toy_job
 
 from tips_ray.config import override
 from tips_ray.config.run import RunConfig
 from tips_ray.errors import CheckWarning
-from tips_ray.launch import driver
 from tips_ray.launch.checks import tracking_answers
-from tips_ray.runs import RunFolder
+from tips_ray.runs import RunFolder, leased
 from tips_ray.runs.mlflow_access import TrackingError, database_path, mlflow_client
-from tips_ray.runs.mlflow_catch_up import complete
 from tips_ray.runs.mlflow_checks import _revisions
-from tips_ray.runs.tracking import Tracking, TrackingHandle, start_tracking, tracking_uri
+from tips_ray.runs.mlflow_ends import tell_ends
+from tips_ray.runs.mlflow_handle import TrackingHandle
+from tips_ray.runs.mlflow_runs import tracking_uri
+from tips_ray.runs.status import RunStatus, status_of
+from tips_ray.runs.tracking import Tracking, start_tracking
 
 
 def _config(storage: Path | str, **values) -> RunConfig:
@@ -60,6 +64,20 @@ def folder(runs, tmp_path):
 def _run(config: RunConfig, folder: str):
     run_id = json.loads(Path(folder, "mlflow.json").read_text())["run_id"]
     return MlflowClient(tracking_uri(config)).get_run(run_id)
+
+
+def _ended(config: RunConfig, folder: str, step: int | None = None) -> Tracking:
+    """A start that was stopped at once."""
+    tracking = start_tracking(config, folder, step)
+    tracking.finish("KILLED")
+    return tracking
+
+
+def _wait_until(is_so: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _data(run) -> list:
@@ -115,7 +133,7 @@ def test_a_resume_continues_the_same_run(runs, folder):
     changed = _config(runs, resources__workers=2)
     second = start_tracking(changed, folder, resumed_from_step=10)
     second.log(20, {"loss/total": 2.0})
-    assert _run(config, folder).info.status == "RUNNING"
+    _wait_until(lambda: _run(config, folder).info.status == "RUNNING")
     second.finish("KILLED")
     run = _run(config, folder)
     assert first.run_id == second.run_id and run.info.status == "KILLED"
@@ -127,27 +145,27 @@ def test_a_resume_continues_the_same_run(runs, folder):
 def test_a_run_that_the_server_does_not_have_is_made_anew(runs, folder):
     Path(folder, "mlflow.json").write_text('{"run_id": "0123456789abcdef0123456789abcdef"}')
     tracking = start_tracking(_config(runs), folder)
+    tracking.finish("KILLED")
     assert _run(_config(runs), folder).info.run_id == tracking.run_id
 
 
 def test_a_handle_that_was_pickled_logs_more_than_one_request_holds(runs, folder):
     config = _config(runs)
-    handle = pickle.loads(pickle.dumps(start_tracking(config, folder).handle()))
+    handle = pickle.loads(pickle.dumps(_ended(config, folder).handle()))
     points = [(step, 1.0 / step) for step in range(1, 1202)]
     for step, value in points:
         handle.log(step, {"loss/total": value})
-    handle.flush()
+    handle.close()
     assert _history(config, folder, "loss/total") == points
 
 
-def test_metrics_go_out_in_the_background_without_a_flush(runs, folder, monkeypatch):
-    monkeypatch.setattr("tips_ray.runs.tracking.SEND_EVERY_SECONDS", 0.0)
+def test_metrics_go_out_in_the_background_before_the_end(runs, folder, monkeypatch):
+    monkeypatch.setattr("tips_ray.runs.mlflow_handle.SEND_EVERY_SECONDS", 0.01)
     config = _config(runs)
-    handle = start_tracking(config, folder).handle()
+    handle = _ended(config, folder).handle()
     handle.log(1, {"loss/total": 1.0})
-    assert handle._sending is not None
-    handle._sending.result(30)
-    assert _history(config, folder, "loss/total") == [(1, 1.0)]
+    _wait_until(lambda: _history(config, folder, "loss/total") == [(1, 1.0)])
+    handle.close()
 
 
 def test_no_credential_of_a_uri_reaches_mlflow(runs, folder):
@@ -175,23 +193,23 @@ def test_a_server_that_goes_away_costs_a_warning_and_keeps_the_metrics(folder, m
     handle = TrackingHandle("http://127.0.0.1:9", "0123456789abcdef0123456789abcdef")
     handle.log(1, {"loss/total": 1.0})
     with caplog.at_level(logging.WARNING):
-        handle.flush()
+        handle.close()
     assert "MLflow took no metrics, 1 wait" in caplog.text
     assert [metric.value for metric in handle._waiting] == [1.0]
 
 
 def test_metrics_wait_for_a_database_that_is_away_with_one_warning(runs, folder, monkeypatch, caplog):
     config = _config(runs)
-    handle = start_tracking(config, folder).handle()
+    handle = _ended(config, folder).handle()
     caplog.set_level(logging.WARNING, "tips_ray")
     with monkeypatch.context() as away:
-        away.setattr("tips_ray.runs.tracking.mlflow_client", _fail)
+        away.setattr("tips_ray.runs.mlflow_handle.mlflow_client", _fail)
         for step in (1, 2, 3):
             handle.log(step, {"loss/total": 1.0 / step})
-            handle.flush()
+            handle._send()
     assert caplog.text.count("training goes on") == 1 and "MLflow took no metrics, 1 wait" in caplog.text
     assert "database is locked" in caplog.text
-    handle.flush()
+    handle.close()
     assert _history(config, folder, "loss/total") == [(step, 1.0 / step) for step in (1, 2, 3)]
     assert "MLflow takes metrics again" in caplog.text
 
@@ -201,12 +219,13 @@ def _fail(uri):
 
 
 def test_the_newest_metrics_wait(monkeypatch):
-    monkeypatch.setattr("tips_ray.runs.tracking.mlflow_client", _fail)
-    monkeypatch.setattr("tips_ray.runs.tracking.MOST_WAITING", 2)
+    monkeypatch.setattr("tips_ray.runs.mlflow_handle.mlflow_client", _fail)
+    monkeypatch.setattr("tips_ray.runs.mlflow_handle.MOST_WAITING", 2)
     handle = TrackingHandle("sqlite:///none.db", "")
     for step in (1, 2, 3):
         handle.log(step, {"loss/total": 1.0})
-        handle.flush()
+        handle._send()
+    handle.close()
     assert [metric.step for metric in handle._waiting] == [2, 3]
 
 
@@ -224,9 +243,10 @@ def test_a_resume_sends_what_mlflow_lacks_of_the_steps_before_and_the_end_sends_
         run_folder.log_metrics(step, {"loss/total": 1.0 / step, "grad_norm": math.nan})
     first = start_tracking(config, folder)
     first.log(2, {"loss/total": 0.5})
-    first.finish("FAILED")
+    first.finish("KILLED")
     assert _history(config, folder, "loss/total") == [(2, 0.5)]
     second = start_tracking(config, folder, resumed_from_step=3)
+    _wait_until(lambda: len(_history(config, folder, "loss/total")) > 1)
     assert sorted(_history(config, folder, "loss/total")) == [(1, 1.0), (2, 0.5), (3, 1.0 / 3)]
     assert [step for step, _ in _history(config, folder, "grad_norm")] == [1, 3]
     second.finish("FINISHED")
@@ -236,21 +256,23 @@ def test_a_resume_sends_what_mlflow_lacks_of_the_steps_before_and_the_end_sends_
 @pytest.mark.parametrize("content", ["", "junk", "[]", '{"run_id": 5}', '{"run_id": ""}'])
 def test_a_damaged_note_is_written_again_with_the_run_that_has_the_folder_as_its_tag(content, runs, folder):
     config = _config(runs)
-    first = start_tracking(config, folder)
+    first = _ended(config, folder)
     Path(folder, "mlflow.json").write_text(content)
-    assert start_tracking(config, folder, resumed_from_step=0).run_id == first.run_id
+    assert _ended(config, folder, 0).run_id == first.run_id
     assert _run(config, folder).info.run_id == first.run_id
 
 
-def test_an_experiment_that_was_deleted_is_refused_and_taken_again_when_it_is_restored(runs, folder):
+def test_a_run_whose_experiment_was_deleted_goes_on_and_says_how_to_restore_it(runs, folder, caplog):
     config = _config(runs, tracking__experiment=f"of {folder}")
-    first = start_tracking(config, folder)
+    first = _ended(config, folder)
     client = MlflowClient(tracking_uri(config))
     client.delete_experiment(first.experiment_id)
     with pytest.raises(TrackingError, match=f"restore --experiment-id {first.experiment_id}` where"):
-        start_tracking(config, folder)
+        start_tracking(config, f"{folder}-new")
+    _ended(config, folder)
+    assert f"restore --experiment-id {first.experiment_id}` where" in caplog.text
     client.restore_experiment(first.experiment_id)
-    assert start_tracking(config, folder).run_id == first.run_id
+    assert _ended(config, folder).run_id == first.run_id
 
 
 def test_a_database_of_mlflow_itself_has_the_version_that_is_required(runs):
@@ -350,30 +372,38 @@ def _log_three_steps(folder: str) -> None:
 
 def test_a_complete_run_whose_end_mlflow_did_not_take_is_sent_and_finished(folder, runs):
     config = _config(runs, log_every_steps=1)
-    tracking = start_tracking(config, folder)
-    assert tracking.uri
+    _ended(config, folder)
     _log_three_steps(folder)
-    complete(tracking.uri, tracking.run_id, folder, 3, 1)
+    RunFolder(folder).claim(yaml.safe_dump(config.model_dump(mode="json")))
+    with leased(folder):
+        pass
+    complete = replace(status_of(folder), state="complete")
+    assert not list(tell_ends([complete]))
     assert _run(config, folder).info.status == "FINISHED"
     assert [step for step, _ in _history(config, folder, "loss/total")] == [1, 2, 3]
-    before = _run(config, folder).info.end_time
-    complete(tracking.uri, tracking.run_id, folder, 3, 1)
+    assert (before := _run(config, folder).info.end_time) == _milliseconds(complete)
+    with leased(folder):
+        pass
+    assert not list(tell_ends([replace(status_of(folder), state="complete")]))
     assert _run(config, folder).info.end_time == before, "a run that is finished is left as it is"
+
+
+def _milliseconds(run: RunStatus) -> int:
+    return int(datetime.fromisoformat(run.seen).timestamp() * 1000)
 
 
 def test_a_run_that_mlflow_knows_is_resumed_while_mlflow_is_away_and_sent_at_its_end(folder, runs):
     config = _config(runs, log_every_steps=1, schedule__total_steps=3)
-    known, database = start_tracking(config, folder).run_id, database_path(tracking_uri(config))
+    known, database = _ended(config, folder).run_id, database_path(tracking_uri(config))
     assert database
     database.rename(away := database.with_suffix(".away"))
     database.write_text("no database")
     try:
         with pytest.raises(CheckWarning, match="sqlite.*; this run goes on without, and is sent to MLflow once that"):
             tracking_answers(override(RunConfig, config.model_dump(), {"name": Path(folder).name}))
-        job = replace(toy_job(config, folder), tokenizer_uri=str(away))  # any file
-        tracking = driver._tracking(job, 0, {})
+        tracking = start_tracking(config, folder, 0)
         with pytest.raises(TrackingError):
-            driver._tracking(replace(job, uri=f"{folder}-new"), None, {})
+            start_tracking(config, f"{folder}-new")
     finally:
         away.rename(database)
     _log_three_steps(folder)

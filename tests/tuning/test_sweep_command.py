@@ -21,7 +21,7 @@ from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import leased
 from tips_ray.runs.metric_names import LOGGED_METRICS
 from tips_ray.runs.mlflow_access import mlflow_client
-from tips_ray.runs.tracking import stored_run_id
+from tips_ray.runs.mlflow_note import stored_run_id
 from tuning.sweeps.forecast import forecast
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.record import Record

@@ -22,8 +22,8 @@ from tips_ray.launch.on_ranks import RankTrainer
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import newest
 from tips_ray.runs.mlflow_access import mlflow_client
+from tips_ray.runs.mlflow_note import stored_run_id
 from tips_ray.runs.run import run_at
-from tips_ray.runs.tracking import stored_run_id
 from tuning.sweeps.executor import run_on_tune, slots_of
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.record import Record

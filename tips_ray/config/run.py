@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from tips_ray.config.captions import CaptionerConfig
 from tips_ray.config.schema import Schema, Share, TrainConfig
 from tips_ray.config.score import EvaluationConfig
+from tips_ray.config.tracking import TrackingConfig
 from tips_ray.config.watch import GuardConfig, HealthConfig
 
 Scale = Annotated[
@@ -189,14 +190,6 @@ class ResourcesConfig(Schema):
         if self.min_workers and self.min_workers > self.workers:
             raise ValueError(f"min_workers ({self.min_workers}) must be at most workers ({self.workers})")
         return self
-
-
-class TrackingConfig(Schema):
-    """Tracking in MLflow."""
-
-    mlflow_uri: str | None = None
-    """Tracking server; None: `sqlite:///<storage>/mlflow.db` for local storage, no tracking for s3://."""
-    experiment: str = "tips_ray"
 
 
 class RunConfig(TrainConfig):

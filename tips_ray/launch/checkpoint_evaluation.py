@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,7 +36,6 @@ from tips_ray.runs.evaluations import (
     waiting,
     write,
 )
-from tips_ray.runs.mlflow_models import send_evaluations
 
 LOOK_SECONDS = 2.0
 log = logging.getLogger(__name__)
@@ -128,7 +126,7 @@ def _draw(run: Run, encoder: TipsEncoder, folder: str, name: str, dataset: Datas
 
 
 class CheckpointEvaluator:
-    """Evaluates what waits, and sends scores to MLflow in the background."""
+    """Evaluates what waits."""
 
     def __init__(self, run: Run, evaluate: Callable[[CheckpointInfo], object]) -> None:
         """
@@ -140,8 +138,6 @@ class CheckpointEvaluator:
         self.left = threading.Event()
         """Set when nobody waits for evaluations any more."""
         self.folder = RunFolder(run.uri)
-        self._sender = ThreadPoolExecutor(1, "evaluations")
-        self._sending: Future | None = None
 
     def evaluate_next(self) -> bool:
         """Evaluate the oldest checkpoint that waits; returns whether one was evaluated.
@@ -159,7 +155,6 @@ class CheckpointEvaluator:
         except storage.StorageError as error:
             log.warning("checkpoints wait for their evaluation: %s", error)
             return False
-        self._send()
         return True
 
     @property
@@ -171,13 +166,6 @@ class CheckpointEvaluator:
         """
         return end_of(self.run)
 
-    def close(self) -> None:
-        """Wait until MLflow has the scores, or has refused them."""
-        if self.run.config.evaluate_every_steps:
-            self._sender.submit(lambda: None).result()  # what is being sent may lack the last scores
-            self._send()
-        self._sender.shutdown()
-
     def _tell(self, step: int) -> None:
         evaluation = next((one for one in evaluations_of(self.run.uri) if one.step == step), None)
         if evaluation is None:
@@ -186,12 +174,6 @@ class CheckpointEvaluator:
         shown = {name: evaluation.scores[name]} if name and name in evaluation.scores else {}
         failure = {"failure": evaluation.failure} if evaluation.failure else {}
         self.folder.try_event("evaluation", step, seconds=evaluation.seconds, scores=shown, **failure)
-
-    def _send(self) -> None:
-        run = self.run
-        if run.tracking_uri and (self._sending is None or self._sending.done()):
-            places = run.tracking_uri, run.mlflow_run_id, run.config, run.uri
-            self._sending = self._sender.submit(send_evaluations, *places)
 
 
 def end_of(run: Run) -> int | None:
@@ -228,7 +210,6 @@ def evaluated_beside(evaluator: CheckpointEvaluator, at_end: Callable[[str], obj
         evaluator.left.set()
         is_done.set()
         thread.join()
-        evaluator.close()
 
 
 def _follow(evaluator: CheckpointEvaluator, at_end: Callable[[str], object], is_done: threading.Event) -> None:

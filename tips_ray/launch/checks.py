@@ -18,11 +18,10 @@ from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.launch.surroundings import surroundings
+from tips_ray.launch.tracking_check import tracking_answers
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints, newest_checkpoint
 from tips_ray.runs.folder import CONFIG, RunFolder
-from tips_ray.runs.mlflow_access import TrackingError
 from tips_ray.runs.run import require_data
-from tips_ray.runs.tracking import KEY, require_answer, stored_run_id, tracking_uri, without_credentials
 from tips_ray.tokenizer import Tokenizer, tokenizer_at
 from tips_ray.weights import require_its_vocabulary, start_source, teacher_sizes, teacher_source
 
@@ -229,29 +228,6 @@ def can_compile(config: RunConfig) -> str:
         "resources.compile (true) needs a C++ compiler on CPUs, and there is none: install g++ or set "
         "resources.compile=false"
     )
-
-
-def tracking_answers(config: RunConfig, is_readable: bool = True) -> str:
-    """A server or a database could take the run now. `is_readable`: the run folder, which names its MLflow run, is."""
-    uri = tracking_uri(config)
-    if uri is None:
-        raise CheckWarning(
-            "no MLflow: storage is s3:// and tracking.mlflow_uri is not set; set it to see curves while it runs"
-        )
-    folder = storage.resolved(storage.join(config.storage, config.name))
-    run_id = stored_run_id(folder) if is_readable else None
-    try:
-        require_answer(uri, KEY, config.tracking.experiment)
-    except TrackingError as error:
-        if run_id:
-            raise CheckWarning(f"{error}; this run goes on without, and is sent to MLflow once that answers") from None
-        raise
-    if run_id == "":
-        raise CheckWarning(
-            f"{folder}/mlflow.json is damaged: the MLflow run whose tag run_folder is this folder goes on, or a new "
-            'one starts; write {"run_id": "..."} into the file to name another'
-        )
-    return f"MLflow at {without_credentials(uri)}"
 
 
 def shards_are_whole(index: Index, most: float) -> str:

@@ -154,6 +154,30 @@ def cluster_nodes() -> list[dict[str, float]]:
             ray.shutdown()
 
 
+def nodes_of_ray() -> list[dict[str, Any]]:
+    """Host, CPUs, GPUs and memory of each node of the Ray that this process has joined; empty while there is none."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return []
+    try:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+    except Exception:  # Ray ends meanwhile; nothing but a note for people needs the nodes
+        return []
+    return [_described_node(node["NodeManagerHostname"], node["Resources"]) for node in nodes]
+
+
+def _described_node(host: str, has: dict[str, float]) -> dict[str, Any]:
+    kinds = [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
+    memory_gib = round(has.get("memory", 0) / 2**30, 1)
+    return {
+        "host": host,
+        "cpus": has.get("CPU", 0),
+        "gpus": has.get("GPU", 0),
+        "memory_gib": memory_gib,
+        "kinds": kinds,
+    }
+
+
 def require_cluster() -> None:
     """Test the connection to RAY_ADDRESS: Ray itself would try for a minute and then end the process.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Literal, Protocol
 
 from tips_ray import storage
@@ -14,16 +15,15 @@ from tips_ray.errors import RunPaused, RunStopped
 from tips_ray.launch.captions import store_of
 from tips_ray.launch.checkpoint_evaluation import end_of, patience_words
 from tips_ray.launch.checks import preflight
+from tips_ray.launch.cluster import nodes_of_ray
 from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback
 from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
-from tips_ray.runs.checkpoint import drop_later_checkpoints, newest_step
-from tips_ray.runs.evaluations import drop_unneeded, evaluations_of, ran_out, waiting
-from tips_ray.runs.mlflow_access import TrackingError
-from tips_ray.runs.mlflow_catch_up import catch_up_later, complete
-from tips_ray.runs.mlflow_models import send_evaluations
+from tips_ray.runs.checkpoint import drop_later_checkpoints
+from tips_ray.runs.evaluations import evaluations_of, ran_out, waiting
+from tips_ray.runs.mlflow_ends import tell_ends
 from tips_ray.runs.run import last_step_of
-from tips_ray.runs.tracking import Tracking, stored_run_id, tracking_uri
+from tips_ray.runs.status import status_of
 
 SHOWN = ("data", "run", "resources")
 """Checks whose results every start shows; a dry run shows all."""
@@ -110,7 +110,8 @@ def pretrain(
     rest = rest_of(config, folder.uri, until_step)
     if rest == "nothing":
         if until_step is None or until_step >= config.schedule.total_steps:
-            _complete_tracking(config, folder)
+            for line in tell_ends([status_of(folder.uri)]):
+                print(line, flush=True)
         trainer.skip(config)
         return folder.uri
     with suppress(RunPaused), leased(folder.uri) as generation:
@@ -194,7 +195,16 @@ def captions_of(config: RunConfig, index: Index) -> Iterator[CaptionAccess | Non
 @contextmanager
 def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None, tags: Mapping[str, str]) -> Iterator[Run]:
     """The run with its MLflow run; how the block ended is written to MLflow and to the run folder."""
-    tracking = _tracking(run, resumed_from_step, tags)
+    tracking = start_tracking(
+        run.config,
+        run.uri,
+        resumed_from_step,
+        run.data_fingerprint,
+        tags={"batch_fingerprint": run.batch_fingerprint(), **tags},
+        generation=run.generation,
+        cluster=nodes_of_ray,
+        write_report=partial(_write_report, run.uri),
+    )
     status, asked = "FAILED", {}
     try:
         yield replace(run, tracking_uri=tracking.uri, mlflow_run_id=tracking.run_id)
@@ -212,29 +222,8 @@ def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None, tags: M
         tracking.finish(status)
 
 
-def _tracking(run: Run, resumed_from_step: int | None, tags: Mapping[str, str]) -> Tracking:
-    """Tracking of the run; a run that MLflow knows goes on while MLflow is away, and catches up at its end.
+def _write_report(run_uri: str, path: Path) -> None:
+    from tips_ray.report import write_report
+    from tips_ray.report.of_folder import report_of
 
-    Raises:
-        TrackingError: MLflow cannot take a new run.
-    """
-    try:
-        own = {"batch_fingerprint": run.batch_fingerprint(), **tags}
-        return start_tracking(run.config, run.uri, resumed_from_step, run.data_fingerprint, own)
-    except TrackingError:
-        uri, run_id = tracking_uri(run.config), stored_run_id(run.uri)
-        if not uri or not run_id:
-            raise
-    steps = run.config.schedule.total_steps, run.config.log_every_steps
-    return Tracking(uri, run_id, send_missing=partial(catch_up_later, uri, run_id, run.uri, *steps))
-
-
-def _complete_tracking(config: RunConfig, folder: RunFolder) -> None:
-    """Best effort: a run whose end MLflow did not take is sent to it; a failure is only told."""
-    uri, run_id = tracking_uri(config), stored_run_id(folder.uri)
-    if uri and run_id:
-        try:
-            complete(uri, run_id, folder.uri, config.schedule.total_steps, config.log_every_steps)
-            send_evaluations(uri, run_id, config, folder.uri)
-        except TrackingError as error:
-            print(f"tracking   MLflow may lack the end of this run: {error}", flush=True)
+    write_report(path, report_of(run_uri))

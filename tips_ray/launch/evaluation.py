@@ -15,7 +15,8 @@ from tips_ray.evaluation.load_encoder import load_encoder
 from tips_ray.evaluation.results import RunTasks, run_suite
 from tips_ray.evaluation.suite_tasks import EndedTask, Record, tasks_here
 from tips_ray.launch import cluster
-from tips_ray.runs.tracking import require_answer, track_scores
+from tips_ray.runs.mlflow_checks import require_answer
+from tips_ray.runs.tracking import track_scores
 
 
 def evaluate_model(

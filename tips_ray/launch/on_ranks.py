@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -121,7 +121,6 @@ class RankTrainer:
         evaluator = _evaluator(run, device_here(run.config.resources.gpus_per_worker))
         while evaluator.evaluate_next():
             pass
-        evaluator.close()
 
 
 def is_restarted_by_torchrun() -> bool:
@@ -237,7 +236,7 @@ def _train(job: Job, device: torch.device) -> None:
     evaluator = _evaluator(run, str(device))
     is_evaluated = run.config.evaluate_every_steps is not None
     evaluate = partial(_evaluate_at_save, evaluator, background_group()) if is_evaluated else lambda metrics: None
-    with signals_stop(lambda by: graceful_stop.ask(f"stopped by {by}")), closing(evaluator):
+    with signals_stop(lambda by: graceful_stop.ask(f"stopped by {by}")):
         while True:
             open_stream = partial(_opened_stream, run, captions, device.type == "cuda")
             try:

@@ -3,8 +3,9 @@
 from tips_ray.runs.checkpoint import CheckpointInfo, checkpoints_of, list_checkpoints, newest_checkpoint
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import leased
+from tips_ray.runs.mlflow_handle import TrackingHandle
 from tips_ray.runs.run import Run
-from tips_ray.runs.tracking import TrackingHandle, start_tracking
+from tips_ray.runs.tracking import start_tracking
 
 __all__ = [
     "CheckpointInfo",

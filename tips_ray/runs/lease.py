@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tips_ray import storage
+from tips_ray.runs.folder import RunFolder
 
 BEAT_SECONDS, STILL_SECONDS, POLL_SECONDS = 10.0, 60.0, 2.0
 SETTLE_SECONDS = 2.0
@@ -175,6 +176,7 @@ def unlock(run_uri: str) -> str:
     if holder and holder.is_here and holder.is_alive:
         raise ValueError(f"{run_uri} is being trained by {holder}: end it with tips-ray runs stop, or kill it")
     storage.create_text(_uri(run_uri, generation + 1), json.dumps(asdict(replace(_own(), is_released=True))))
+    RunFolder(run_uri).try_event("end", None, status="KILLED", cause=f"unlocked: {holder or 'its holder'} gave no sign")
     return f"{run_uri} is free: {holder or 'its holder'} can write no checkpoint any more"
 
 

@@ -74,6 +74,12 @@ def database_path(uri: str | None) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri and uri.startswith("sqlite:///") else None
 
 
+def mlflow_is_here(uri: str) -> bool:
+    """Whether this machine can reach MLflow: not where it is a file of another machine."""
+    path = database_path(uri)
+    return path is None or path.exists()
+
+
 def _is_empty(path: Path) -> bool:
     return not path.exists() or (path.is_file() and path.stat().st_size == 0)
 

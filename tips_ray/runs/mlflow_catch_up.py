@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tips_ray.runs.folder import RunFolder
-from tips_ray.runs.mlflow_access import mlflow_client, mlflow_failures
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,23 +38,3 @@ def catch_up(client: "MlflowClient", run_id: str, folder: str, last_step: int, l
         client.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
     if missing:
         logger.warning("MLflow lacked %d logged steps, which are sent from %s", len(missing), folder)
-
-
-def catch_up_later(uri: str, run_id: str, folder: str, last_step: int, log_every_steps: int) -> None:
-    """`catch_up` with a client that is made now, for a run that was resumed while MLflow was away."""
-    catch_up(mlflow_client(uri), run_id, folder, last_step, log_every_steps)
-
-
-def complete(uri: str, run_id: str, folder: str, last_step: int, log_every_steps: int) -> None:
-    """Send what MLflow lacks of a run that is complete, and mark it as finished.
-
-    Raises:
-        TrackingError: MLflow is away still, or does not have the run.
-    """
-    with mlflow_failures(uri, "tracking.mlflow_uri"):
-        client = mlflow_client(uri)
-        status = client.get_run(run_id).info.status
-        catch_up(client, run_id, folder, last_step, log_every_steps)
-        if status != "FINISHED":
-            client.set_terminated(run_id, "FINISHED")
-            logger.warning("MLflow had this run as %s; it is marked as finished", status)

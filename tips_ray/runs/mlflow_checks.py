@@ -32,13 +32,16 @@ NEW_DATABASE_BYTES = 4 * 2**20
 REVISION = re.compile(r"^(revision|down_revision)\s*(?::[^=]*)?=\s*[\"']([0-9a-z_]+)[\"']", re.MULTILINE)
 
 
-def require_answer(uri: str, key: str = "tracking.mlflow_uri", experiment: str | None = None) -> None:
+def require_answer(
+    uri: str, key: str = "tracking.mlflow_uri", experiment: str | None = None, seconds: float = ANSWER_SECONDS
+) -> None:
     """Ask the server once, or try the database; what is written is undone. The folder of a database is made.
 
     Args:
         uri: of the tracking server or database.
         key: of the config, which names it.
         experiment: None: it may be in any state.
+        seconds: longest wait for a server.
 
     Raises:
         TrackingError: a run could not be tracked there.
@@ -53,7 +56,7 @@ def require_answer(uri: str, key: str = "tracking.mlflow_uri", experiment: str |
         _require_server_database(uri, key, experiment)
         return
     if uri.startswith("http"):
-        _require_server(uri, key)
+        _require_server(uri, key, seconds)
     elif uri not in OF_DATABRICKS:
         _require_no_folder(uri, key)
     with mlflow_failures(uri, key):
@@ -86,10 +89,10 @@ def _require_no_folder(uri: str, key: str) -> None:
         )
 
 
-def _require_server(uri: str, key: str) -> None:
+def _require_server(uri: str, key: str, seconds: float) -> None:
     address = without_credentials(uri).rstrip("/")
     try:
-        urllib.request.urlopen(f"{address}/health", timeout=ANSWER_SECONDS).close()
+        urllib.request.urlopen(f"{address}/health", timeout=seconds).close()
     except urllib.error.HTTPError:
         pass  # it answers, if only to say that we must log in
     except OSError as error:

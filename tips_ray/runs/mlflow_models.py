@@ -5,7 +5,6 @@ checkpoint of all runs on a data set.
 """
 
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from PIL import Image
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.runs.evaluations import Evaluation, best_steps, evaluations_of, folder_of, score_name
-from tips_ray.runs.mlflow_access import mlflow_client, one_line, without_credentials
+from tips_ray.runs.mlflow_access import without_credentials
 from tips_ray.runs.mlflow_catch_up import MOST_METRICS
 
 if TYPE_CHECKING:
@@ -26,28 +25,25 @@ PREFIX = "evaluation"
 """Section of MLflow's pages that holds the scores."""
 MOST_DIGEST = 36
 """Characters of a data set's digest, by MLflow's limit."""
-log = logging.getLogger(__name__)
 
 
-def send_evaluations(uri: str, run_id: str, config: RunConfig, run_uri: str) -> None:
-    """Send the evaluations that MLflow lacks; what it does not take is sent at the next call. Raises nothing.
+def send_evaluations(client: "MlflowClient", run_id: str, config: RunConfig, run_uri: str) -> None:
+    """Send the evaluations that MLflow lacks.
 
     Args:
-        uri: of MLflow.
+        client: of MLflow.
         run_id: of the run there.
         config: of the run.
         run_uri: its folder, which holds the evaluations.
     """
-    try:
-        client, known = mlflow_client(uri), evaluations_of(run_uri)
-        experiment_id = client.get_run(run_id).info.experiment_id
-        there = _weights_there(client, run_id, experiment_id)
-        for evaluation in known:
-            if evaluation.scores and there.get(evaluation.step) != evaluation.weights:
-                _send(client, run_id, experiment_id, config.name, run_uri, evaluation)
-        _tag_best(client, run_id, config, known)
-    except Exception as error:  # of MLflow, its database or its server: the run folder has the scores
-        log.warning("MLflow took no scores of evaluations; they are in %s/evaluation: %s", run_uri, one_line(error))
+    if config.evaluation is None or not (known := evaluations_of(run_uri)):
+        return
+    experiment_id = client.get_run(run_id).info.experiment_id
+    there = _weights_there(client, run_id, experiment_id)
+    for evaluation in known:
+        if evaluation.scores and there.get(evaluation.step) != evaluation.weights:
+            _send(client, run_id, experiment_id, config.name, run_uri, evaluation)
+    _tag_best(client, run_id, config, known)
 
 
 def _weights_there(client: "MlflowClient", run_id: str, experiment_id: str) -> dict[int, str]:

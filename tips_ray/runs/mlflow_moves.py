@@ -8,27 +8,27 @@ from pathlib import Path
 
 from tips_ray import storage
 from tips_ray.runs.mlflow_access import database_path, without_credentials
+from tips_ray.runs.mlflow_note import stored_run_id
 
 ARTIFACTS = "mlartifacts"
 """Folder beside a database of our own, where MLflow keeps files of its runs."""
 log = logging.getLogger(__name__)
 
 
-def is_copy(folder: str, known: str, note: str) -> bool:
-    """Whether the run folder that MLflow knows still has the same note, and so `folder` is a copy of it.
+def is_copy(folder: str, known: str) -> bool:
+    """Whether the run folder that MLflow knows still has the same run, and so `folder` is a copy of it.
 
     Args:
         folder: the run folder now.
         known: the run folder by MLflow's tag.
-        note: name of the file with the run's id.
     """
     if known in ("", without_credentials(folder)):
         return False
     try:
-        there = storage.read_bytes(storage.join(known, note))
+        there = stored_run_id(known)
     except storage.StorageError:
         return False  # it was moved, or was on another machine
-    return there == storage.read_bytes(storage.join(folder, note)) and not _is_same_place(folder, known)
+    return bool(there) and there == stored_run_id(folder) and not _is_same_place(folder, known)
 
 
 def follow_artifacts(uri: str) -> None:

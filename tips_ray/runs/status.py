@@ -13,6 +13,7 @@ from tips_ray.runs.evaluations import in_words
 from tips_ray.runs.folder import CONFIG, RunFolder, read_run_config
 from tips_ray.runs.lease import BEAT_SECONDS, Holder, newest
 from tips_ray.runs.loss_health import findings_of
+from tips_ray.runs.mlflow_note import MlflowNote, stored_note
 from tips_ray.runs.restart import STARTS
 from tips_ray.words import ago, bytes_text, table
 
@@ -58,6 +59,10 @@ class RunStatus:
     """Step of the newest checkpoint; -1: there is none."""
     bytes: Mapping[str, int] | None = None
     """Disk used, by folder of the run folder."""
+    generation: int = 0
+    """Of its newest lease; 0: it was never leased."""
+    note: MlflowNote | None = None
+    """Its MLflow run."""
 
     @property
     def total_steps(self) -> int | None:
@@ -105,8 +110,9 @@ def _status(uri: str) -> RunStatus:
     folder, config = RunFolder(uri), read_run_config(uri)
     events, last = folder.read_events(), folder.last_metrics()
     checkpoint = newest_step(checkpoints_of(uri))
-    state, why = _state(*newest(uri), events, last)
-    found = RunStatus(uri, state, why, config, events, last, checkpoint, _bytes(uri))
+    generation, holder = newest(uri)
+    state, why = _state(generation, holder, events, last)
+    found = RunStatus(uri, state, why, config, events, last, checkpoint, _bytes(uri), generation, stored_note(uri))
     if state not in ("training", "starting") and found.total_steps is not None and checkpoint >= found.total_steps:
         return replace(found, state="complete", why="")
     return found
@@ -185,9 +191,8 @@ def status_line(one: RunStatus) -> str:
     return f"{one.state} {one.step}/{one.total_steps or '?'} {one.uri} {one.why}".rstrip()
 
 
-def list_lines(storage_uri: str) -> Iterator[str]:
+def list_lines(storage_uri: str, statuses: Sequence[RunStatus]) -> Iterator[str]:
     """A table of all runs below a folder or s3:// prefix."""
-    statuses = statuses_below(storage_uri)
     if not statuses:
         yield f"{storage_uri} holds no runs; give the storage of their configs"
         return
@@ -201,9 +206,9 @@ def _row(one: RunStatus) -> list[str]:
     return [one.uri, one.state, _steps(one), saved, loss, _sign(one), _disk(one), one.why[:WIDTH]]
 
 
-def show_lines(uri: str) -> Iterator[str]:
+def show_lines(one: RunStatus) -> Iterator[str]:
     """What is known of one run, a line for each kind."""
-    one, folder = status_of(uri), RunFolder(uri)
+    uri, folder = one.uri, RunFolder(one.uri)
     yield f"run        {uri}"
     yield f"state      {one.state}{f': {one.why}' if one.why else ''}"
     if one.state == "damaged":

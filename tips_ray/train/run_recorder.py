@@ -2,12 +2,10 @@
 
 import logging
 import os
-import platform
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,9 +18,12 @@ from tips_ray.errors import is_final, root_cause
 from tips_ray.runs.evaluations import drop_unneeded, forget_after
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import LeaseLostError, require_newest
+from tips_ray.runs.mlflow_access import mlflow_is_here
+from tips_ray.runs.mlflow_facts import versions
+from tips_ray.runs.mlflow_handle import CLOSE_SECONDS, TrackingHandle
 from tips_ray.runs.restart import Restart, attempt_before
 from tips_ray.runs.run import Run
-from tips_ray.runs.tracking import TrackingHandle
+from tips_ray.runs.system_metrics import SystemMetrics
 from tips_ray.train.checkpointing import checkpoint_parts
 from tips_ray.train.guard import save_bad_step
 from tips_ray.train.state import TrainState
@@ -31,7 +32,8 @@ Report = Callable[[dict[str, float]], None]
 """Called by every rank for each checkpoint that all ranks have written, with its step and that step's metrics."""
 Show = Callable[[int, Mapping[str, float]], None]
 """Called by rank 0 for each logged step, with its metrics."""
-PACKAGES = {"torch": "torch", "ray": "ray", "tips_ray": "tips-ray"}
+FAILED_SECONDS = 2.0
+"""Longest wait for MLflow where training has failed, and the other workers wait for this one."""
 log = logging.getLogger(__name__)
 
 
@@ -65,17 +67,19 @@ class RunRecorder:
         self.folder.drop_after(step)
         if rank() == 0 and run.config.evaluate_every_steps:
             forget_after(run.uri, step)
-        is_tracked = run.tracking_uri is not None and rank() == 0
-        self.tracking = TrackingHandle(run.tracking_uri, run.mlflow_run_id) if is_tracked else None
+        hosts = gather_objects(_host(device))
+        self._logged_step = step
+        self.tracking = TrackingHandle(run.tracking_uri, run.mlflow_run_id)
+        self._system_metrics = self._measured([host["name"] for host in hosts])
         self._samples: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []  # of the current step
         self._writer = self._new_writer(device)
         self._saved_metrics: dict[str, float] = {}
         """Metrics of the step whose checkpoint is in flight."""
         self._stall: dict[str, float] = {}
-        on, of = machine(device), versions()
         weights = {"from": weights_from} if weights_from else {}
-        self._event("resume" if step else "start", step, workers=world_size(), machine=on, versions=of, **weights)
+        found = {"machine": machine(hosts), "versions": versions()}
+        self._event("resume" if step else "start", step, workers=world_size(), **found, **weights)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write a line to the run folder and a point to MLflow; report a checkpoint that is complete by now."""
@@ -84,7 +88,7 @@ class RunRecorder:
         if rank() == 0:
             self.folder.log_samples(line for lines in samples for line in lines)
             self._log_metrics(step, {**metrics, **self._stall})
-        self._stall = {}
+        self._stall, self._logged_step = {}, step
         self._note_committed()
 
     def save(self, state: TrainState, metrics: dict[str, float]) -> None:
@@ -137,6 +141,7 @@ class RunRecorder:
         """Log an event, see the function `note_failure`; a save in flight ends first."""
         self._writer.wait()
         note_failure(self.folder, step, error)
+        self._close_tracking(FAILED_SECONDS)
 
     def close(self) -> None:
         """Wait for the last checkpoint, and write everything that waits."""
@@ -144,8 +149,21 @@ class RunRecorder:
         self._note_committed(wait=True)
         self._writer.close()
         self._flush_at_last()
-        if self.tracking:
-            self.tracking.flush()
+        self._close_tracking(CLOSE_SECONDS)
+
+    def _measured(self, names: Sequence[str]) -> SystemMetrics | None:
+        """System metrics of this node, from the first of its ranks. `names`: the host of each rank."""
+        nodes = list(dict.fromkeys(names))
+        own = names[rank()]
+        is_here = self.run.tracking_uri is not None and mlflow_is_here(self.run.tracking_uri)
+        if not (is_here and self.run.config.tracking.system_metrics and names.index(own) == rank()):
+            return None
+        return SystemMetrics(self.tracking, nodes.index(own) if len(nodes) > 1 else None, lambda: self._logged_step)
+
+    def _close_tracking(self, seconds: float) -> None:
+        if self._system_metrics:
+            self._system_metrics.close()
+        self.tracking.close(seconds)
 
     def _new_writer(self, device: torch.device) -> CheckpointWriter:
         run, config = self.run, self.run.config
@@ -168,8 +186,7 @@ class RunRecorder:
     def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         self.folder.log_metrics(step, metrics)
         self.folder.flush_if_there()
-        if self.tracking:
-            self.tracking.log(step, metrics)
+        self.tracking.log(step, metrics)
         self.show(step, metrics)
 
     def _event(self, kind: str, step: int, **what: Any) -> None:
@@ -196,9 +213,9 @@ def note_failure(folder: RunFolder, step: int, error: Exception) -> None:
         folder.try_event("failure", step, rank=rank(), **what)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Hosts of all ranks together with their cores, memory and accelerators; every rank calls this."""
-    hosts = {host["name"]: host for host in gather_objects(_host(device))}.values()
+def machine(hosts_of_ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Hosts of all ranks together with their cores, memory and accelerators."""
+    hosts = {host["name"]: host for host in hosts_of_ranks}.values()
     accelerators = sorted({name for host in hosts for name in host["accelerators"]})
     return {
         "hosts": len(hosts),
@@ -206,11 +223,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "memory": f"{sum(host['memory_bytes'] for host in hosts) / 2**30:.0f} GiB",
         "accelerators": ", ".join(accelerators) or "none",
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
-    return {"python": platform.python_version(), **{name: version(package) for name, package in PACKAGES.items()}}
 
 
 def _host(device: torch.device) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tips_ray.runs.checkpoint import (
     newest_checkpoint,
 )
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.mlflow_facts import versions
 from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
 from tips_ray.runs.stop import stop_watched
@@ -28,7 +29,7 @@ from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
-from tips_ray.train.run_recorder import Report, RunRecorder, Show, note_failure, show_nothing, versions
+from tips_ray.train.run_recorder import Report, RunRecorder, Show, note_failure, show_nothing
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.worker_log import follow_step
 

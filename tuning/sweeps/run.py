@@ -19,8 +19,11 @@ from tips_ray.launch.checks import require_writable
 from tips_ray.launch.stops import LOOK_SECONDS
 from tips_ray.runs.folder import deciding
 from tips_ray.runs.metric_names import LOGGED_METRICS
+from tips_ray.runs.mlflow_ends import tell_ends
+from tips_ray.runs.mlflow_follower import Status
+from tips_ray.runs.status import statuses_below
 from tips_ray.runs.stop import stop_asked
-from tips_ray.runs.tracking import Status, Tracking
+from tips_ray.runs.tracking import Tracking
 from tips_ray.words import table
 from tuning.sweeps.earlier import Earlier, earlier_settings
 from tuning.sweeps.folder import CONFIG, kept_lease, sweep_config, sweep_uri
@@ -100,6 +103,8 @@ def _unknown(number: int, score: ScoreConfig) -> str:
 def _run(
     config: SweepConfig, base: RunConfig, uri: str, execute: Execute, generation: int, tell: Callable[[str], None]
 ) -> Sweep:
+    for line in tell_ends(statuses_below(storage.join(uri, "runs"))):
+        tell(line)
     parent = start_parent(config, base, uri)
     tracked = BestEffort(parent, tell)
     with _finished(parent):

@@ -15,7 +15,9 @@ from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.runs.mlflow_access import TrackingError, mlflow_client, mlflow_failures, one_line
-from tips_ray.runs.tracking import KEY, Tracking, stored_run_id, tracked_folder, tracking_uri
+from tips_ray.runs.mlflow_note import stored_run_id
+from tips_ray.runs.mlflow_runs import KEY, tracking_uri
+from tips_ray.runs.tracking import Tracking, tracked_folder
 from tuning.sweeps.pictures import Picture
 from tuning.sweeps.queue import trial_name
 from tuning.sweeps.summary import Summary, markdown
