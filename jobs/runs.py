@@ -10,9 +10,13 @@
                                       deletes what nothing needs: half-written and damaged checkpoints, old leases,
                                       unfinished writes, indexes without a run; leaves runs alone that are trained
 
+  tips-ray runs promote RUN [--champion] [--step N] [--model NAME]
+                                      registers a checkpoint in MLflow, the best by evaluation.score or the newest, as
+                                      candidate or champion: mlflow.pyfunc.load_model("models:/tips@champion")
+
 Each of them also tells MLflow how a run ended whose start was killed. RUN is a run folder, local or s3://. --json
-prints list, show and status for programs. A second start of a run that is being trained is refused; a start whose process is
-gone from this machine, or that has been silent for a minute on another, needs no unlock.
+prints list, show and status for programs. A second start of a run that is being trained is refused; a start whose
+process is gone from this machine, or that has been silent for a minute on another, needs no unlock.
 """
 
 import argparse
@@ -24,8 +28,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tips_ray.runs.status import RunStatus
 
-ACTIONS = ("list", "show", "status", "stop", "unlock", "gc")
-OF_ONE = ("show", "stop", "unlock")
+ACTIONS = ("list", "show", "status", "stop", "unlock", "gc", "promote")
+OF_ONE = ("show", "stop", "unlock", "promote")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pause", action="store_true", help="of stop: note that the run is meant to go on later")
     parser.add_argument("--json", action="store_true", help="of list, show and status: print JSON")
     parser.add_argument("--dry-run", action="store_true", help="of gc: only show what would be deleted")
+    parser.add_argument("--champion", action="store_true", help="of promote: give the alias champion, not candidate")
+    parser.add_argument("--step", type=int, metavar="N", help="of promote: step of the checkpoint")
+    parser.add_argument("--model", default="tips", metavar="NAME", help="of promote: name of the registered model")
 
 
 def run(arguments: argparse.Namespace) -> int | None:
@@ -57,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int | None:
     require_run(uri := places[0])
     if action == "show":
         return _show(uri, arguments.json)
+    if action == "promote":
+        return _promote(uri, arguments)
     from tips_ray.runs.status import status_of
 
     try:
@@ -72,7 +81,9 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
     if count > 1 and action in ("list", *OF_ONE):
         raise ValueError(f"{action} takes one folder, and {count} are given; status and gc take several")
     given = {"json": arguments.json, "dry-run": arguments.dry_run, "pause": arguments.pause}
+    given |= {"champion": arguments.champion, "step": arguments.step is not None}
     takes = {"json": ("list", "show", "status"), "dry-run": ("gc",), "pause": ("stop",)}
+    takes |= {"champion": ("promote",), "step": ("promote",)}
     for option, is_given in given.items():
         if is_given and action not in takes[option]:
             raise ValueError(f"--{option} is for {', '.join(takes[option])}; {action} does not take it")
@@ -115,6 +126,17 @@ def _status(places: Sequence[str], is_json: bool) -> int:
         print("\n".join(map(status.status_line, found)), flush=True)
     _tell_ends(found)
     return status.exit_code(found)
+
+
+def _promote(uri: str, arguments: argparse.Namespace) -> None:
+    from tips_ray.launch.promotion import promote
+    from tips_ray.runs.mlflow_access import without_credentials
+
+    done = promote(uri, arguments.model, "champion" if arguments.champion else "candidate", arguments.step)
+    before = f"; version {done.before} had it before" if done.before not in (None, done.version) else ""
+    print(f"{done.name} version {done.version} (step {done.step} of {uri}) is {done.alias}{before}")
+    print(f"next: MLFLOW_TRACKING_URI={without_credentials(done.uri)} python -c \"import mlflow; "
+          f"print(mlflow.pyfunc.load_model('models:/{done.name}@{done.alias}'))\"")  # fmt: skip
 
 
 def _collect(places: Sequence[str], is_dry: bool) -> None:

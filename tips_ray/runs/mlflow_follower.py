@@ -23,7 +23,7 @@ from tips_ray.runs.mlflow_facts import (
     log_tags,
     machine_tags,
 )
-from tips_ray.runs.mlflow_models import send_evaluations
+from tips_ray.runs.mlflow_models import log_lineage, send_evaluations
 from tips_ray.runs.mlflow_moves import follow_artifacts
 from tips_ray.runs.mlflow_note import keep_told
 from tips_ray.runs.mlflow_runs import KEY, experiment_id, open_run
@@ -125,6 +125,7 @@ class Follower:
             log_tags(client, client.get_run(self.run_id), machine_tags(events))
             send_events(client, self.run_id, events)
             send_evaluations(client, self.run_id, self._start.config, self._start.folder)
+            log_lineage(client, self.run_id, events)
             self._events = len(events)
         if not self._knows_cluster and (nodes := self._start.cluster()):
             log_cluster(client, client.get_run(self.run_id), nodes)

@@ -5,24 +5,27 @@ checkpoint of all runs on a data set.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.runs.checkpoint import CheckpointInfo
 from tips_ray.runs.evaluations import Evaluation, best_steps, evaluations_of, folder_of, score_name
 from tips_ray.runs.mlflow_access import without_credentials
 from tips_ray.runs.mlflow_catch_up import MOST_METRICS
+from tips_ray.runs.mlflow_note import stored_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import LoggedModel, Metric
 
 PREFIX = "evaluation"
 """Section of MLflow's pages that holds the scores."""
+MODEL_TYPE = "tips"
 MOST_DIGEST = 36
 """Characters of a data set's digest, by MLflow's limit."""
 
@@ -46,16 +49,70 @@ def send_evaluations(client: "MlflowClient", run_id: str, config: RunConfig, run
     _tag_best(client, run_id, config, known)
 
 
-def _weights_there(client: "MlflowClient", run_id: str, experiment_id: str) -> dict[int, str]:
-    """Step -> weights of the evaluations that MLflow has whole."""
-    found: dict[int, str] = {}
+def model_of(client: "MlflowClient", run_id: str, name: str, checkpoint: CheckpointInfo) -> "LoggedModel":
+    """The LoggedModel of a checkpoint, made where it is missing: one that was evaluated has its scores.
+
+    Args:
+        client: of MLflow.
+        run_id: of the run that trained it, there.
+        name: of that run.
+        checkpoint: to find.
+    """
+    experiment_id = client.get_run(run_id).info.experiment_id
+    for model in _models_of(client, run_id, experiment_id):
+        if model.tags.get("step") == str(checkpoint.step) and model.status == "READY":
+            return model
+    place = without_credentials(checkpoint.uri)
+    facts = {"step": str(checkpoint.step), "checkpoint": place, "run_name": name}
+    title = f"{name}-step-{checkpoint.step}"
+    made = client.create_logged_model(experiment_id, title, run_id, tags=facts, model_type=MODEL_TYPE)
+    return client.finalize_logged_model(made.model_id, "READY")
+
+
+def log_lineage(client: "MlflowClient", run_id: str, events: Sequence[Mapping[str, Any]]) -> None:
+    """Link the checkpoints that a run starts or learns from as its input models, where MLflow knows their runs.
+
+    Args:
+        client: of MLflow.
+        run_id: of the run there.
+        events: of the run folder; its `start` says where the weights came from.
+    """
+    from mlflow.entities import LoggedModelInput
+    from mlflow.exceptions import MlflowException
+
+    sources = next((event.get("from") or {} for event in events if event["kind"] == "start"), {})
+    there = client.get_run(run_id).data.tags
+    for role, source in sources.items():
+        place, tag = source.get("checkpoint"), f"lineage.{role}"
+        if not place or there.get(tag) == without_credentials(place):
+            continue
+        run_uri, _, step = place.partition("/checkpoints/step-")
+        note = stored_note(run_uri)
+        if note and note.run_id:
+            try:
+                name = str(client.get_run(note.run_id).info.run_name)
+                model = model_of(client, note.run_id, name, CheckpointInfo(place, int(step), {}))
+                client.log_inputs(run_id, models=[LoggedModelInput(model.model_id)])
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise  # else: the run is tracked elsewhere
+        client.set_tag(run_id, tag, without_credentials(place))
+
+
+def _models_of(client: "MlflowClient", run_id: str, experiment_id: str) -> Iterator["LoggedModel"]:
+    """All LoggedModels of a run; MLflow finds none by a filter of their status."""
     token = None
     while True:
         page = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", page_token=token)
-        whole = [one for one in page if one.status == "READY" and "weights" in one.tags]  # a filter finds no status
-        found |= {int(model.tags["step"]): model.tags["weights"] for model in whole}
+        yield from page
         if not (token := page.token):
-            return found
+            return
+
+
+def _weights_there(client: "MlflowClient", run_id: str, experiment_id: str) -> dict[int, str]:
+    """Step -> weights of the evaluations that MLflow has whole."""
+    models = [model for model in _models_of(client, run_id, experiment_id) if model.status == "READY"]
+    return {int(model.tags["step"]): model.tags["weights"] for model in models if "weights" in model.tags}
 
 
 def _send(
@@ -67,7 +124,7 @@ def _send(
     place = without_credentials(evaluation.checkpoint)
     facts = {"step": str(evaluation.step), "checkpoint": place, "weights": evaluation.weights, "run_name": name}
     model = client.create_logged_model(
-        experiment_id, f"{name}-step-{evaluation.step}", run_id, tags=facts, model_type="tips"
+        experiment_id, f"{name}-step-{evaluation.step}", run_id, tags=facts, model_type=MODEL_TYPE
     )
     points = list(_points(evaluation, model.model_id, run_id))
     for start in range(0, len(points), MOST_METRICS):
