@@ -1,17 +1,32 @@
 """Evaluation of checkpoints during a run: nothing of training changes, patience ends it where the scores say."""
 
+import os
+from pathlib import Path
+
+import mlflow
+import pandas as pd
 import pytest
 import torch
-from toy_run import metrics_of_run, numbers_of_run, tiny_run, write_scenes
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
+from torch.nn import functional as F
+from toy_run import metrics_of_run, numbers_of_run, scene_row, tiny_run, write_scenes
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.data.decode import decode
 from tips_ray.errors import Faults
+from tips_ray.evaluation.datasets.examples import squashed_image
+from tips_ray.evaluation.encoders import in_unit_range
+from tips_ray.evaluation.load_encoder import load_encoder
 from tips_ray.launch import on_ranks, pretrain
 from tips_ray.launch.on_ranks import RankTrainer
+from tips_ray.launch.promotion import promote
 from tips_ray.runs.checkpoint import CheckpointInfo, list_checkpoints
-from tips_ray.runs.evaluations import Evaluation, evaluations_of, write
+from tips_ray.runs.evaluations import Evaluation, best_steps, evaluations_of, write
 from tips_ray.runs.folder import RunFolder
+from tips_ray.runs.mlflow_models import send_evaluations
+from tips_ray.runs.mlflow_note import stored_run_id
 from tips_ray.runs.run import Run
 from tips_ray.runs.status import status_of
 
@@ -46,6 +61,24 @@ def _steps(uri: str) -> list[int]:
     return [one.step for one in list_checkpoints(f"{uri}/checkpoints")]
 
 
+@pytest.fixture(scope="module")
+def evaluated(data, tmp_path_factory) -> tuple[RunConfig, RunFolder]:
+    """A run whose checkpoints of steps 4, 8 and 12 were evaluated."""
+    config = _config(tmp_path_factory.mktemp("evaluated"), data)
+    return config, RunFolder(pretrain(config, RankTrainer()))
+
+
+@pytest.fixture
+def client() -> MlflowClient:
+    return MlflowClient(f"sqlite:///{os.environ['TIPS_RAY_TESTS_MLFLOW']}")
+
+
+def _models(client: MlflowClient, folder: RunFolder) -> list[LoggedModel]:
+    run = client.get_run(stored_run_id(folder.uri))
+    found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    return sorted(found, key=lambda model: int(model.tags["step"]))
+
+
 @pytest.fixture
 def prescribed(monkeypatch):
     """Lets evaluations find these scores by step; a step without one fails as a storage that does not answer."""
@@ -61,9 +94,8 @@ def prescribed(monkeypatch):
     return scores
 
 
-def test_an_evaluated_run_computes_the_same_numbers(tmp_path, data, undisturbed):
-    config = _config(tmp_path, data)
-    folder = RunFolder(pretrain(config, RankTrainer()))
+def test_an_evaluated_run_computes_the_same_numbers(evaluated, undisturbed):
+    config, folder = evaluated
     torch.testing.assert_close(numbers_of_run(folder, config), numbers_of_run(undisturbed, config), rtol=0, atol=0)
     assert metrics_of_run(folder) == metrics_of_run(undisturbed)
     found = evaluations_of(folder.uri)
@@ -117,3 +149,61 @@ def test_missing_data_of_an_evaluation_are_told_before_the_run(tmp_path, data):
     config = tiny_run(tmp_path, data, evaluate_every_steps=4, evaluation={"suite": suite})
     with pytest.raises(Faults, match=r"evaluation\.suite\.data\.own\.folder"):
         pretrain(config, RankTrainer())
+
+
+def test_mlflow_has_each_checkpoint_once_with_its_scores_data_and_pictures(evaluated, client):
+    config, folder = evaluated
+    send_evaluations(client, run_id := stored_run_id(folder.uri), config, folder.uri)  # once more changes nothing
+    models, known = _models(client, folder), evaluations_of(folder.uri)
+    assert [model.name for model in models] == ["tiny-step-4", "tiny-step-8", "tiny-step-12"]
+    for model, evaluation in zip(models, known, strict=True):
+        found = {metric.key: metric for metric in model.metrics}
+        assert {name: metric.value for name, metric in found.items()} == {
+            f"evaluation/{name}": value for name, value in evaluation.scores.items()
+        }
+        assert {(metric.dataset_name, metric.step) for metric in found.values()} == {("scenes", evaluation.step)}
+    order = [{"field_name": f"metrics.evaluation/retrieval/{SCORE}", "dataset_name": "scenes", "ascending": False}]
+    experiment = client.get_run(run_id).info.experiment_id
+    (first, *_) = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order)
+    assert int(first.tags["step"]) in best_steps(config, known, 3)
+    assert client.get_run(run_id).data.tags["best_step"] == str(best_steps(config, known)[0])
+    images = [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png")]
+    assert len([path for path in images if path.startswith("images/attention+step+")]) == 3
+    assert [one.model_id for one in client.get_run(run_id).outputs.model_outputs] == [one.model_id for one in models]
+
+
+def test_a_checkpoint_becomes_candidate_then_champion_and_embeds_as_the_run_does(evaluated, client, monkeypatch):
+    config, folder = evaluated
+    step = best_steps(config, evaluations_of(folder.uri))[0]
+    candidate = promote(folder.uri, "tips_tests", "candidate")
+    assert (candidate.step, candidate.before) == (step, None)
+    champion = promote(folder.uri, "tips_tests", "champion")
+    assert champion.version == candidate.version  # nothing was registered twice
+    newest = promote(folder.uri, "tips_tests", "champion", 12)
+    assert newest.before == champion.version if step != 12 else newest.version == champion.version
+    model = _models(client, folder)[2]
+    stored = mlflow.artifacts.download_artifacts(model.artifact_location)
+    names = [path.name for path in Path(stored).rglob("*") if path.is_file()]
+    assert "MLmodel" in names and not [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
+    image, text = scene_row(90)["image"], "a red cone"
+    rows = pd.DataFrame({"image": [image, None], "text": [None, text]})
+    found = mlflow.pyfunc.load_model(stored).predict(rows)
+    assert found["image_embedding"].isna().tolist() == [False, True]
+    encoder = load_encoder(f"{folder.uri}/checkpoints/step-00000012")
+    pixels = squashed_image(decode(image, 1 << 20, 1 << 20), encoder.image_size_px)[None]
+    expected = F.normalize(encoder.features(in_unit_range(pixels)).embeddings["cls_synthetic"], dim=-1)[0]
+    cosine = torch.tensor(found["image_embedding"][0]) @ expected.double()
+    assert cosine == pytest.approx(1, abs=1e-3)  # transformers resizes a little differently
+    torch.testing.assert_close(
+        torch.tensor(found["text_embedding"][1]), encoder.texts([text])[0].double(), atol=1e-5, rtol=0
+    )
+
+
+def test_the_checkpoint_that_a_run_starts_from_is_its_input_model(evaluated, data, client, tmp_path):
+    _, first = evaluated
+    config = tiny_run(tmp_path, data, name="next", resources__workers=1, start={"uri": first.uri})
+    second = pretrain(config, RankTrainer(), until_step=1)
+    run = client.get_run(stored_run_id(second))
+    (given,) = run.inputs.model_inputs
+    assert given.model_id == _models(client, first)[2].model_id
+    assert run.data.tags["lineage.start"].endswith("tiny/checkpoints/step-00000012")
