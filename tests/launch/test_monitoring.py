@@ -223,7 +223,7 @@ def test_a_real_prometheus_has_data_for_every_query_of_rules_and_board(cluster, 
     for check in (["config", "--syntax-only", "prometheus.yaml"], ["rules", "rules.yaml"]):
         subprocess.run(["promtool", "check", *check], cwd=FILES, check=True)
     model = write_paligemma(tmp_path / "paligemma")
-    keys = {"resources__workers": 1, "schedule__total_steps": 100_000, "checkpoint_every_steps": 100}
+    keys = {"resources__workers": 1, "schedule__total_steps": 100_000, "checkpoint_every_steps": 10}
     config = captioned_run(tmp_path / "runs", model, rows=600, name="watched", **keys)
     uri = f"{config.storage}/watched"
     tmp_path.joinpath("prometheus").mkdir()
