@@ -21,8 +21,9 @@ from nodes import running, wait_until
 from toy_captions import captioned_run
 from toy_run import tiny_run
 
-from tips_ray.launch.monitoring import LeaseWatch, show_events, show_limits
+from tips_ray.launch.monitoring import LeaseWatch, show_events, show_folder, show_limits
 from tips_ray.runs import lease
+from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.stop import ask_to_stop
 from tips_ray.train.monitoring import DEFINITIONS, RunMetrics
 from tips_ray.train.worker import shown_steps
@@ -85,6 +86,19 @@ def test_a_lease_that_is_no_longer_renewed_tells_that_nothing_can_be_written(tmp
     assert watch.is_written(1000) and watch.is_written(1029) and not watch.is_written(1030)
     lease._write(str(tmp_path), 1, replace(own, beat=1))
     assert watch.is_written(1031) and watch.is_written(1060) and not watch.is_written(1061)
+
+
+@pytest.mark.heavy
+def test_a_store_that_is_away_is_told_while_it_is(s3, door):
+    folder = RunFolder(f"{s3.make_bucket('watched')}/run")
+    folder.log_event("start", 0, workers=2)
+    folder.flush()
+    shown, lease, seen = Noted(), LeaseWatch(folder.uri), []
+    for is_shut in (False, True, False):
+        door.is_shut = is_shut
+        show_folder(shown, folder, lease)
+        seen.append(shown.there["storage_unreachable"])
+    assert seen == [0, 1, 0] and shown.there["workers"] == 2
 
 
 def _board() -> dict[str, Any]:
