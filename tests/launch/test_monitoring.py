@@ -21,8 +21,9 @@ from nodes import running, wait_until
 from toy_captions import captioned_run
 from toy_run import tiny_run
 
-from tips_ray.launch.monitoring import LeaseWatch, show_events, show_limits
+from tips_ray.launch.monitoring import LeaseWatch, show_events, show_folder, show_limits
 from tips_ray.runs import lease
+from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.stop import ask_to_stop
 from tips_ray.train.monitoring import DEFINITIONS, RunMetrics
 from tips_ray.train.worker import shown_steps
@@ -87,6 +88,19 @@ def test_a_lease_that_is_no_longer_renewed_tells_that_nothing_can_be_written(tmp
     assert watch.is_written(1031) and watch.is_written(1060) and not watch.is_written(1061)
 
 
+@pytest.mark.heavy
+def test_a_store_that_is_away_is_told_while_it_is(s3, door):
+    folder = RunFolder(f"{s3.make_bucket('watched')}/run")
+    folder.log_event("start", 0, workers=2)
+    folder.flush()
+    shown, lease, seen = Noted(), LeaseWatch(folder.uri), []
+    for is_shut in (False, True, False):
+        door.is_shut = is_shut
+        show_folder(shown, folder, lease)
+        seen.append(shown.there["storage_unreachable"])
+    assert seen == [0, 1, 0] and shown.there["workers"] == 2
+
+
 def _board() -> dict[str, Any]:
     return json.loads(FILES.joinpath("tips_ray.json").read_text())
 
@@ -138,6 +152,50 @@ def test_the_board_is_one_that_grafana_imports():
         cells = {(column, row) for column in range(x, x + w) for row in range(y, y + h)}
         assert not cells & places and x + w <= 24, panel["title"]
         places |= cells
+
+
+ALERTS: dict[str, dict[str, str]] = {
+    "TipsRayStalled": {"step": "7x90"},
+    "TipsRayCollapsed": {"step": "1+1x90", "collapse_signs": "0x29 2x60"},
+    "TipsRayWaitingForNodes": {"step": "7x90", "waiting_for_nodes": "1x90"},
+    "TipsRayStoreUnreachable": {"step": "1+1x90", "storage_unreachable": "0x70 1x20"},
+    "TipsRayBadRows": {"step": "1+1x90", "bad_rows_ratio": "0.06x90", "bad_rows_limit_ratio": "0.1x90"},
+    "TipsRayNoCheckpoint": {"step": "1+1x300", "last_checkpoint_timestamp_seconds": "0x300"},
+    "TipsRayFailsOften": {"step": "1+1x90", 'events{kind="stop"}': "0x60 5x30"},
+    "TipsRayWaitsForData": {"step": "1+1x90", "data_wait_ratio": "0.3x90"},
+}
+"""Alert -> metrics of a run in which it fires and no other does, minute by minute, in promtool's notation."""
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed: apt-get install prometheus")
+def test_each_alert_fires_for_its_fault_alone_and_none_for_a_healthy_run(tmp_path):
+    healthy = {
+        "step": "1+1x300",
+        "storage_unreachable": "0x300",
+        "waiting_for_nodes": "0x300",
+        "bad_rows_ratio": "0x300",
+    }
+    shutil.copy(FILES / "rules.yaml", tmp_path)
+    cases = [_rule_case(alert, faults) for alert, faults in {**ALERTS, "": healthy}.items()]
+    text = yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": cases})
+    tmp_path.joinpath("cases.yaml").write_text(text)
+    assert set(ALERTS) == {rule["alert"] for rule in _rules()}
+    found = subprocess.run(["promtool", "test", "rules", "cases.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def _rule_case(alert: str, metrics: dict[str, str]) -> dict[str, Any]:
+    """A test of promtool: which alerts a run with these metrics has at the end."""
+    minutes = max(int(values.rpartition("x")[2]) for values in metrics.values())
+    labels, series = 'run="small", WorkerId="a"', []
+    for name, values in {"run_active": f"1x{minutes}", **metrics}.items():
+        own, _, kind = name.partition("{")
+        more = f", {kind.rstrip('}')}" if kind else ""
+        series.append({"series": f"ray_tips_ray_{own}{{{labels}{more}}}", "values": values})
+    expected = [{"labels": f'{{alertname="{alert}"}}', "value": 1}] if alert else []
+    firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    asked = {"expr": firing, "eval_time": f"{minutes - 1}m", "exp_samples": expected}
+    return {"name": alert or "healthy", "interval": "1m", "input_series": series, "promql_expr_test": [asked]}
 
 
 @pytest.mark.ray
@@ -223,7 +281,7 @@ def test_a_real_prometheus_has_data_for_every_query_of_rules_and_board(cluster, 
     for check in (["config", "--syntax-only", "prometheus.yaml"], ["rules", "rules.yaml"]):
         subprocess.run(["promtool", "check", *check], cwd=FILES, check=True)
     model = write_paligemma(tmp_path / "paligemma")
-    keys = {"resources__workers": 1, "schedule__total_steps": 100_000, "checkpoint_every_steps": 100}
+    keys = {"resources__workers": 1, "schedule__total_steps": 100_000, "checkpoint_every_steps": 10}
     config = captioned_run(tmp_path / "runs", model, rows=600, name="watched", **keys)
     uri = f"{config.storage}/watched"
     tmp_path.joinpath("prometheus").mkdir()

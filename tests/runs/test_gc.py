@@ -113,6 +113,7 @@ def test_a_run_that_may_be_trained_is_left_alone(tmp_path, whose, capsys):
     else:
         storage.write_text(f"{run}/lease/00000003.json", "{")
     before = _names(run)
+    assert not find_orphans(run).orphans
     assert main(["runs", "gc", run]) == 0
     told = capsys.readouterr().out
     assert "left alone: " in told and "is held by" in told and "nothing to collect" in told
