@@ -79,7 +79,7 @@ def _tell(client: "MlflowClient", run: RunStatus) -> None:
     if known != status:
         if status == "FINISHED":
             catch_up(client, run_id, run.uri, run.total_steps or 0, run.config.get("log_every_steps", 1))
-        send_events(client, run_id, run.events)
+        send_events(client, run_id, run.uri, run.events)
         client.set_terminated(run_id, status, end_time=_milliseconds(run.seen))
     with suppress(storage.StorageError):  # a storage that cannot be written: the next command asks again
         keep_told(run.uri, run.generation)

@@ -122,7 +122,7 @@ class Follower:
         events = self._folder.read_events()
         if len(events) != self._events:
             log_tags(client, client.get_run(self.run_id), machine_tags(events))
-            send_events(client, self.run_id, events)
+            send_events(client, self.run_id, self._start.folder, events)
             self._events = len(events)
         if not self._knows_cluster and (nodes := self._start.cluster()):
             log_cluster(client, client.get_run(self.run_id), nodes)
