@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from test_status import _held, _run
 
 from jobs.cli import main
@@ -42,7 +43,7 @@ class _Mlflow:
 
     def get_run(self, run_id: str) -> Any:
         if run_id == "deleted":
-            raise MlflowException("no such run", error_code=5)  # RESOURCE_DOES_NOT_EXIST
+            raise MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST)
         return SimpleNamespace(info=SimpleNamespace(status=self.ends.get(run_id, "RUNNING")))
 
     def set_terminated(self, run_id: str, status: str, end_time: int | None) -> None:
@@ -140,5 +141,5 @@ def test_a_list_ends_the_page_of_a_killed_run_when_it_was_last_seen(tmp_path, ml
     assert main(["runs", "list", str(tmp_path)]) == 0
     run = client.get_run(run_id)
     assert run.info.status == "KILLED" and run.data.metrics["event/start"] == 1
-    assert abs(run.info.end_time / 1000 - (tmp_path / "killed" / "metrics").stat().st_mtime) < 5
+    assert run.info.end_time and abs(run.info.end_time / 1000 - (tmp_path / "killed" / "metrics").stat().st_mtime) < 5
     assert len(capsys.readouterr().out.splitlines()) == 2, "the table alone"

@@ -131,11 +131,8 @@ def log_cluster(client: "MlflowClient", run: "Run", nodes: list[dict[str, Any]])
     cpus, gpus = (sum(node[key] for node in nodes) for key in ("cpus", "gpus"))
     kinds = sorted({kind for node in nodes for kind in node["kinds"]})
     named = f" ({', '.join(kinds)})" if kinds else ""
-    log_tags(
-        client,
-        run,
-        {"cluster": f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus:g} CPUs, {gpus:g} GPUs{named}"},
-    )
+    told = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus:g} CPUs, {gpus:g} GPUs{named}"
+    log_tags(client, run, {"cluster": told})
     client.log_text(run.info.run_id, json.dumps(nodes, indent=1), "environment/cluster.json")
 
 
