@@ -36,8 +36,8 @@ MAY_IMPORT = {
     "weights": LEAVES | {"tokenizer", "models", "runs", "checkpoint_io"},
     "report": LEAVES | {"runs"},
     "train": LEAVES | {"models", "objective", "data", "ray_data_adapter", "runs", "checkpoint_io", "weights"},
-    # data: images on disk; scenes: exact truth
-    "evaluation": LEAVES | {"tokenizer", "models", "scenes", "data", "ray_data_adapter", "weights"},
+    # data: images on disk; scenes: exact truth; report: features as colours
+    "evaluation": LEAVES | {"tokenizer", "models", "scenes", "data", "ray_data_adapter", "weights", "report"},
     "embedding": LEAVES | {"data", "ray_data_adapter", "evaluation"},
     "launch": LEAVES
     | {"tokenizer", "data", "captioning", "ray_data_adapter", "runs", "report", "weights", "train"}
@@ -55,6 +55,7 @@ MAY_USE_RAY = {
     "tips_ray/evaluation/suite_pipeline.py",
     "tips_ray/train/adapter.py",
     "tips_ray/train/dataset.py",
+    "tips_ray/train/monitoring.py",
     "tips_ray/train/worker.py",
     "tips_ray/launch/",
     "tuning/",

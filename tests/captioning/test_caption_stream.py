@@ -61,6 +61,20 @@ def test_captioning_stays_its_lead_ahead_of_training_and_ends_with_it():
     ]
 
 
+def test_the_lead_of_captioning_is_told_until_all_is_made():
+    async def story() -> list[int | None]:
+        coordinator, leads = CaptionCoordinator(lead_windows=2), []
+        leads.append(await coordinator.windows_ahead())
+        for reached, wanted in ((3, 1), (3, 5)):
+            await coordinator.reached(reached)
+            await coordinator.want(wanted)
+            leads.append(await coordinator.windows_ahead())
+        await coordinator.finish()
+        return [*leads, await coordinator.windows_ahead()]
+
+    assert asyncio.run(story()) == [None, 2, -2, None]
+
+
 def test_chunks_are_due_in_the_order_in_which_the_run_reads_them(tmp_path, model):
     config = captioned_run(tmp_path, model)
     index, inputs = caption_inputs(config)

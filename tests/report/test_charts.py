@@ -59,3 +59,9 @@ def test_a_metric_that_some_lines_lack_is_drawn_over_the_others():
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+def test_a_level_is_drawn_at_its_value_and_widens_the_picture():
+    svg = line_chart("loss", [(0, 2.0), (10, 1.0)], levels=[("ln 55", 4.0)])
+    assert re.findall(r'text-anchor="end">([\d.]+)<', svg)[:-1] == ["1", "2", "3", "4"]
+    assert f'y1="{TOP:.1f}" y2="{TOP:.1f}" class="level"' in svg and ">ln 55<" in svg and "ln 55 = 4" in svg

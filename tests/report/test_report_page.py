@@ -8,6 +8,7 @@ import pytest
 
 from tips_ray.report import CaptionedImage, ImageQuery, PatchFeatures, ProbeScore, Report, TextQuery, write_report
 from tips_ray.report import page as page_module
+from tips_ray.runs.loss_health import Finding, Trivial
 
 EVIL = "\"><script>alert(1)</script>&amp;'"
 VOID = {"meta", "img"}
@@ -29,6 +30,8 @@ def _full(text: str = "a red box") -> Report:
         versions={"torch": text},
         images_per_second={text: 203.4},
         metrics=[{"step": step, "time": text, "loss/total": 1 / step, f"other {text}": 2.0} for step in range(1, 50)],
+        findings=[Finding("ill", text, text, text, text), Finding("early", text, text)],
+        trivial={"loss/total": Trivial(text, 0.5)},
         gallery=[CaptionedImage(_image(), text, text)],
         features=PatchFeatures([_image(), _image(1)], features, features),
         text_queries=[TextQuery(text, [_image(), _image(1)], [False, True])],
@@ -76,6 +79,7 @@ def test_every_part_is_there_and_every_tag_is_closed(tmp_path):
     page = _written(tmp_path, _full())
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles == [
+        "Is the loss healthy?",
         "What was run",
         "Before and after",
         "Loss curves",

@@ -4,9 +4,12 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
+import yaml
+from toy_run import tiny_run
 
 from jobs.cli import main
 from tips_ray import storage
@@ -107,6 +110,41 @@ def test_only_the_end_of_the_metrics_is_read(tmp_path, monkeypatch):
     assert sizes and max(sizes) <= 500
 
 
+def test_of_long_metrics_a_sample_is_read_in_order_and_without_what_a_restart_has_replaced(folder, monkeypatch):
+    """1,000 steps, the last 400 of them replaced by 300 others, at 40 places."""
+    monkeypatch.setattr(jsonl, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(jsonl, "PLACE_BYTES", 300)
+    run = RunFolder(f"{folder}/run")
+    for step in range(1, 1001):
+        run.log_metrics(step, {"loss/total": 1.0})
+    run.drop_after(600)
+    for step in range(601, 901):
+        run.log_metrics(step, {"loss/total": 2.0})
+    run.flush()
+    sample = RunFolder(run.uri).sampled_metrics()
+    steps = [line["step"] for line in sample]
+    assert steps == sorted(set(steps)) and steps[0] == 1 and steps[-1] == 900 and 60 < len(steps) < 128
+    assert all(line["loss/total"] == (1.0 if line["step"] <= 600 else 2.0) for line in sample)
+    assert max(later - earlier for earlier, later in pairwise(steps)) < 25, "evenly"
+    monkeypatch.setattr(jsonl, "WHOLE_BYTES", 1 << 20)
+    assert len(RunFolder(run.uri).sampled_metrics()) == 900
+
+
+def test_show_says_whether_the_losses_are_healthy(tmp_path, capsys):
+    uri = f"{tmp_path}/run"
+    folder = RunFolder(uri)
+    folder.claim(yaml.safe_dump(tiny_run(tmp_path, "photos", schedule__total_steps=100).model_dump(mode="json")))
+    for step in range(1, 101):
+        folder.log_metrics(step, {"loss/contrastive_web": 1.0, "loss/contrastive_synthetic": 2.08})
+    assert main(["runs", "show", uri]) == 0
+    first, cure, second = [line for line in capsys.readouterr().out.splitlines() if line[:11].strip() in ("", "health")]
+    assert first.startswith(
+        "health     ill   contrastive_synthetic: nothing is learned: 2.08, where guessing gives ln 8"
+    )
+    assert cure.startswith("           try   lower schedule.peak_lr")
+    assert second.startswith("health     good  contrastive_web: 1.00")
+
+
 def test_list_and_show_tell_what_a_person_asks(tmp_path, capsys):
     _run(f"{tmp_path}/a", 50, 40, status="SCHEDULED")
     damaged = _run(f"{tmp_path}/b", 10)
@@ -122,7 +160,7 @@ def test_list_and_show_tell_what_a_person_asks(tmp_path, capsys):
     said = capsys.readouterr().out
     for words in (
         "state      paused\n",
-        "step       50 of 100; newest checkpoint at 40; last sign 0 s ago\n",
+        "step       50 of 100; newest checkpoint at 40; last sign ",
         "losses     loss/total 2\n",
         "speed      4 images/s\n",
         "starts     1\n",
@@ -157,3 +195,26 @@ def test_what_is_not_there_is_a_sentence(words, sentence, tmp_path, capsys):
 def test_times_and_sizes_in_words():
     assert [ago(seconds) for seconds in (-1, 45, 600, 10_000, 300_000)] == ["0 s", "45 s", "10 min", "3 h", "3 days"]
     assert [bytes_text(count) for count in (0, 999, 323_000, 5e9)] == ["0 B", "999 B", "323 kB", "5 GB"]
+
+
+def test_a_status_is_a_line_and_an_exit_code_and_json_for_programs(tmp_path, capsys):
+    done, left, bad = f"{tmp_path}/done", f"{tmp_path}/left", f"{tmp_path}/bad"
+    _run(done, 100, 100, status="FINISHED")
+    _run(left, 50, 50, status="KILLED", cause="stopped by ada")
+    _run(bad, 20, None, status="FAILED")
+    assert main(["runs", "status", done]) == 0
+    assert capsys.readouterr().out == f"complete 100/100 {done}\n"
+    assert main(["runs", "status", done, left]) == 75
+    assert capsys.readouterr().out.endswith(f"stopped 50/100 {left} stopped by ada\n")
+    with leased(left):
+        assert main(["runs", "status", left, done]) == 10
+    assert main(["runs", "status", str(tmp_path)]) == 1
+    capsys.readouterr()
+    assert main(["runs", "list", str(tmp_path), "--json"]) == 0
+    found = {one["uri"]: one for one in json.loads(capsys.readouterr().out)}
+    assert list(found) == [bad, done, left] and found[left]["why"] == "stopped by ada"
+    assert found[done]["metrics"] == {"loss/total": 1.0, "images_per_second": 4.0} and found[bad]["checkpoint"] == -1
+    main(["runs", "show", done, "--json"])
+    assert json.loads(capsys.readouterr().out) == found[done]
+    assert main(["runs", "status", f"{tmp_path}/none"]) == 2
+    assert "is no run folder and holds none" in capsys.readouterr().err

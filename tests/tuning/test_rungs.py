@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 from toy_sweep import tiny_sweep
 
-from tips_ray.config.sweep import ScoreConfig
+from tips_ray.config.score import ScoreConfig
 from tuning.sweeps.record import Setting, Trial
 from tuning.sweeps.rungs import Grant, Rungs, front_numbers, rank_order
 from tuning.sweeps.space import run_of

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from tips_ray.config.captions import CaptionerConfig
 from tips_ray.config.schema import Schema, Share, TrainConfig
+from tips_ray.config.score import EvaluationConfig
 from tips_ray.config.tracking import TrackingConfig
 from tips_ray.config.watch import GuardConfig, HealthConfig
 
@@ -219,11 +220,19 @@ class RunConfig(TrainConfig):
     """Number of newest checkpoints to keep."""
     keep_every_steps: PositiveInt | None = None
     """Checkpoints whose step is a multiple of this are kept for ever, beside the newest; None: none are."""
+    evaluate_every_steps: PositiveInt | None = None
+    """Checkpoints whose step is a multiple of this are evaluated, and the last one; None: none are."""
+    evaluation: EvaluationConfig | None = None
+    """How they are evaluated."""
     checkpoint_patience_seconds: NonNegativeFloat = 600
     """(D) Longest time that writing a checkpoint file is retried while the storage is away, before the run stops.
     Training continues meanwhile, until the next checkpoint is due."""
     data_prefetch_batches: NonNegativeInt = 2
     """Micro-batches that are kept ready for each worker."""
+
+    def __hash__(self) -> int:
+        """Caches have configs as keys; equality looks at all fields, some of which are dictionaries without a hash."""
+        return hash((self.name, self.storage, self.seed))
 
     @model_validator(mode="after")
     def _name_is_free(self) -> Self:
@@ -261,6 +270,19 @@ class RunConfig(TrainConfig):
         return self
 
     @model_validator(mode="after")
+    def _evaluated_steps_are_saved(self) -> Self:
+        evaluated, saved = self.evaluate_every_steps, self.checkpoint_every_steps
+        if evaluated and self.evaluation is None:
+            raise ValueError(f"evaluate_every_steps ({evaluated}) needs evaluation.suite: name tasks and data sets")
+        if self.evaluation and not evaluated:
+            raise ValueError("evaluation needs evaluate_every_steps: a multiple of checkpoint_every_steps")
+        if evaluated and evaluated % saved:
+            raise ValueError(
+                f"evaluate_every_steps ({evaluated}) must be a multiple of checkpoint_every_steps ({saved})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         workers, total = self.resources.workers, self.global_batch_images
         given = self.micro_batch_images
@@ -283,15 +305,15 @@ class RunConfig(TrainConfig):
 
     @property
     def cpus_beside_workers(self) -> float:
-        """CPUs of the data stream and, with `live` captions, of its actors, their reader, and `data_cpus` again.
+        """CPUs of evaluation and the data stream; with `live` captions of its actors, their reader, `data_cpus` again.
 
         Ray divides CPUs that no stream has asked for evenly between both streams, so training gets its `data_cpus` if
         twice as many are left.
         """
-        resources = self.resources
+        resources, evaluation = self.resources, self.evaluation.cpus if self.evaluation else 0
         if self.captions.source != "live":
-            return resources.data_cpus
-        return 2 * resources.data_cpus + resources.captioners * resources.cpus_per_captioner + 1
+            return resources.data_cpus + evaluation
+        return 2 * resources.data_cpus + resources.captioners * resources.cpus_per_captioner + 1 + evaluation
 
     @property
     def images_per_pass(self) -> int:

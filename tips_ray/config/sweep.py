@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from tips_ray.config.evaluation import CAPTION_TOKENS, SuiteConfig, caption_tokens_in
+from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.config.load import config_tree, override, override_values
 from tips_ray.config.run import RunConfig
 from tips_ray.config.schema import Schema
+from tips_ray.config.score import ScoreConfig
 from tips_ray.config.space import DomainConfig
 
 OWN_KEYS = {
@@ -27,6 +28,7 @@ OWN_KEYS = {
     "keep_*": "it changes no numbers; set it below run",
     "log_*": "it changes no numbers; set it below run",
     "checkpoint_*": "it changes no numbers; set it below run",
+    "evaluat*": "it changes no numbers; set it below run",
 }
 """Keys of a run that no space may hold, and why."""
 CHANGEABLE = {
@@ -96,34 +98,6 @@ def _in_order(values: list) -> list:
 
 def _choice(domain: Any) -> Any:
     return domain.get("choice") if isinstance(domain, dict) else None
-
-
-class ScoreConfig(Schema):
-    """What settings are compared by: a logged metric, or a score of a task of the suite."""
-
-    metric: str | None = None
-    """Name of a logged metric, such as `loss/contrastive_synthetic`."""
-    over_steps: PositiveInt = 1
-    """With `metric`: the mean of what was logged in so many steps up to the rung."""
-    task: str | None = None
-    """Name of a task of the suite."""
-    score: str | None = None
-    """Name of a score of the task. `{web}` and `{synthetic}` stand for the CLS token that a setting trains on that
-    caption; a setting with one kind of caption trains one token, which then stands for both."""
-    better: Literal["higher", "lower"]
-
-    @model_validator(mode="after")
-    def _is_metric_or_task(self) -> Self:
-        if (self.metric is None) == (self.task is None) or (self.task is None) != (self.score is None):
-            raise ValueError("give metric, or task and score")
-        if unknown := caption_tokens_in(self.score or "") - CAPTION_TOKENS.keys():
-            raise ValueError(f"score ({min(unknown)}) must be one of {', '.join(CAPTION_TOKENS)}")
-        return self
-
-    @property
-    def name(self) -> str:
-        """The metric, or `task/score` without braces, which MLflow refuses."""
-        return self.metric or f"{self.task}/{self.score}".replace("{", "").replace("}", "")
 
 
 class BudgetConfig(Schema):

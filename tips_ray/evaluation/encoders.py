@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tips_ray.models import ImageEncoder, TextEncoder, TipsModel, Tokenizer, dense_features, layer_features
+from tips_ray.models import (
+    ImageEncoder,
+    TextEncoder,
+    TipsModel,
+    Tokenizer,
+    cls_attention,
+    dense_features,
+    layer_features,
+)
 
 TEXTS_AT_ONCE = 256
 
@@ -120,6 +128,11 @@ class TipsEncoder(Encoder):
     @torch.inference_mode()
     def text_patches(self, images_BCHW: Tensor) -> Tensor:
         return dense_features(self.image, images_BCHW.to(device_of(self.image)), "values").flatten(1, 2)
+
+    @torch.inference_mode()
+    def attention(self, images_BCHW: Tensor) -> Tensor:
+        """Attention of both CLS tokens to the patches, [B, 2, L]; see `cls_attention`."""
+        return cls_attention(self.image, images_BCHW.to(device_of(self.image)))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -88,7 +88,7 @@ class _Results:
         if task.pictures:
             storage.mark_output(storage.join(self.folder, "pictures"))
         for title, pixels_HWC in task.pictures.items():
-            storage.write_bytes(storage.join(self.folder, "pictures", f"{task.name}-{title}.png"), _png(pixels_HWC))
+            storage.write_bytes(storage.join(self.folder, "pictures", f"{task.name}-{title}.png"), png(pixels_HWC))
         self.tasks[task.name] = {**task.record, "config": key}
         content = {"model": self.model, "weights": self.weights, "tasks": self.tasks}
         storage.write_text(storage.join(self.folder, RESULTS), json.dumps(content, indent=1) + "\n")
@@ -107,7 +107,7 @@ def _key(suite: SuiteConfig, name: str, encoder: Encoder) -> Record:
     }
 
 
-def _png(pixels_HWC: np.ndarray) -> bytes:
+def png(pixels_HWC: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, "PNG")
     return buffer.getvalue()

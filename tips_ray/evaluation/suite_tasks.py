@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tips_ray.config.evaluation import ScenesConfig, SuiteConfig, ZeroShotSegmentationConfig
-from tips_ray.evaluation.datasets import load_dataset
+from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import Encoding, FrozenData, Scratch
 from tips_ray.evaluation.tasks import TaskSkipped, task_result
@@ -54,7 +54,13 @@ def not_given(suite: SuiteConfig, name: str) -> EndedTask | None:
     return EndedTask(name, {"skipped": f"data.{task.data}.folder is not given"}, {})
 
 
-def tasks_here(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, names: Sequence[str]) -> Iterator[EndedTask]:
+def tasks_here(
+    encoder: Encoder,
+    suite: SuiteConfig,
+    encoding: Encoding,
+    names: Sequence[str],
+    look: Callable[[str, Dataset], None] = lambda name, dataset: None,
+) -> Iterator[EndedTask]:
     """Run the named tasks one after the other, grouped by the images that they read.
 
     Args:
@@ -62,6 +68,7 @@ def tasks_here(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, names: 
         suite: tasks and data sets.
         encoding: passes images through the encoder.
         names: names of tasks.
+        look: called with the name and the images of each data set, after its tasks.
 
     Raises:
         ValueError: a task cannot be scored.
@@ -70,6 +77,7 @@ def tasks_here(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, names: 
         frozen = cache(partial(_frozen, encoder, suite, encoding, key, group))
         for name in group:
             yield _ended(suite, name, frozen)
+        look(key.data, frozen().dataset)
 
 
 def _ended(suite: SuiteConfig, name: str, read: Callable[[], FrozenData]) -> EndedTask:

@@ -10,6 +10,7 @@ import yaml
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.config.evaluation import ScenesConfig
 from tips_ray.data.caption_sample import bad_rows, gaps, joined, sampled_rows
 from tips_ray.data.index import Index, bad_rows_and_damages, build_index, unread_bytes
 from tips_ray.data.index_folder import check_apart, index_of
@@ -74,6 +75,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         "tokenizer": lambda: tokenizer_fits(config),
         "captions": lambda: captions_come(config),
         "resources": lambda: cluster.resources_suffice(config),
+        "evaluation": lambda: evaluation_has_data(config),
         "compile": lambda: can_compile(config),
         "tracking": lambda: (
             tracking_answers(config, is_writable) if is_writable or config.tracking.mlflow_uri else "unknown"
@@ -94,6 +96,27 @@ def storage_is_writable(config: RunConfig) -> str:
     """Create and delete a small object."""
     require_writable("storage", config.storage)
     return f"{storage.resolved(config.storage)} can be written"
+
+
+def evaluation_has_data(config: RunConfig) -> str:
+    """The folders of the data sets that checkpoints are evaluated on are there.
+
+    Raises:
+        ValueError: one is not given or not there.
+    """
+    if config.evaluation is None:
+        return "checkpoints are not evaluated"
+    suite = config.evaluation.suite
+    for name in {task.data for task in suite.tasks.values()}:
+        data = suite.data[name]
+        if not isinstance(data, ScenesConfig) and data.folder is None:
+            raise ValueError(f"evaluation.suite.data.{name}.folder is not given: name it, or leave out its tasks")
+        if not isinstance(data, ScenesConfig):
+            try:
+                storage.list_files(str(data.folder))
+            except storage.StorageError as error:
+                raise ValueError(f"evaluation.suite.data.{name}.folder: {error}") from None
+    return f"{', '.join(suite.tasks)} every {config.evaluate_every_steps} steps"
 
 
 def require_writable(key: str, place: str) -> None:

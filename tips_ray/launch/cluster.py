@@ -26,19 +26,20 @@ def address() -> str | None:
 
 
 def cpus_needed(config: RunConfig) -> float:
-    """CPUs of all workers, of the data stream and of live captioning."""
+    """CPUs of all workers, of the data stream, of live captioning and of evaluation."""
     return config.resources.workers * config.resources.cpus_per_worker + config.cpus_beside_workers
 
 
 def gpus_needed(config: RunConfig) -> float:
-    """GPUs of all workers and live captioners."""
-    return config.resources.workers * config.resources.gpus_per_worker + captioning_gpus(config)
+    """GPUs of all workers, of live captioners and of evaluation."""
+    return config.resources.workers * config.resources.gpus_per_worker + gpus_beside_workers(config)
 
 
-def captioning_gpus(config: RunConfig) -> float:
-    """GPUs of the captioners beside training."""
-    resources = config.resources
-    return resources.captioners * resources.gpus_per_captioner if config.captions.source == "live" else 0
+def gpus_beside_workers(config: RunConfig) -> float:
+    """GPUs of captioners and of evaluation beside training."""
+    resources, evaluation = config.resources, config.evaluation.gpus if config.evaluation else 0
+    is_live = config.captions.source == "live"
+    return evaluation + (resources.captioners * resources.gpus_per_captioner if is_live else 0)
 
 
 def cores() -> int:
@@ -243,6 +244,9 @@ def _require_enough(config: RunConfig, have: dict[str, float], where: str) -> No
         cpus += f"{captioners} cpus_per_captioner ({resources.cpus_per_captioner:g}) + 1 to read for them"
         cpus += " + data_cpus once more for their stream"
         gpus += f"{captioners} gpus_per_captioner ({resources.gpus_per_captioner:g})"
+    if config.evaluation:
+        cpus += f" + evaluation.cpus ({config.evaluation.cpus})"
+        gpus += f" + evaluation.gpus ({config.evaluation.gpus:g})"
     needs = [("CPU", cpus, cpus_needed(config), ""), ("GPU", gpus, gpus_needed(config), " (0 trains on CPUs)")]
     needs += [(name, f"resources.roles and {keys}", need, " or turn roles off") for name, keys, need in _roles(config)]
     faults = [
@@ -269,7 +273,7 @@ def _roles(config: RunConfig) -> list[tuple[str, str, float]]:
 
 def _room_for_some(config: RunConfig, have: dict[str, float]) -> str:
     counts, resources = config.worker_counts, config.resources
-    left = {"CPU": config.cpus_beside_workers, "GPU": captioning_gpus(config)}
+    left = {"CPU": config.cpus_beside_workers, "GPU": gpus_beside_workers(config)}
     room = min(
         (int((have.get(kind, 0) - left.get(kind, 0)) // take) for kind, take in resources.of_worker.items() if take),
         default=counts[-1],

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
@@ -13,11 +13,14 @@ from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunPaused, RunStopped
 from tips_ray.launch.captions import store_of
+from tips_ray.launch.checkpoint_evaluation import end_of, patience_words
 from tips_ray.launch.checks import preflight
 from tips_ray.launch.cluster import nodes_of_ray
 from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback
 from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
+from tips_ray.runs.checkpoint import drop_later_checkpoints
+from tips_ray.runs.evaluations import evaluations_of, ran_out, waiting
 from tips_ray.runs.mlflow_ends import tell_ends
 from tips_ray.runs.run import last_step_of
 from tips_ray.runs.status import status_of
@@ -55,6 +58,10 @@ class Trainer(Protocol):
         Raises:
             RunFailedError: training stopped.
         """
+        ...
+
+    def evaluate(self, run: Run) -> None:
+        """Evaluate checkpoints that wait, of a run of which no step is left."""
         ...
 
     def skip(self, config: RunConfig) -> None:
@@ -100,8 +107,9 @@ def pretrain(
     for check, level, text in checked.results:
         if check in SHOWN or level == "warn":
             print(f"{check:10} {text}", flush=True)
-    if (step := _done_step(folder)) >= last_step_of(config, until_step):
-        if step >= config.schedule.total_steps:
+    rest = rest_of(config, folder.uri, until_step)
+    if rest == "nothing":
+        if until_step is None or until_step >= config.schedule.total_steps:
             for line in tell_ends([status_of(folder.uri)]):
                 print(line, flush=True)
         trainer.skip(config)
@@ -127,7 +135,41 @@ def _train(
         data = index.uri, tokenizer, index.fingerprint, index.earlier
         run = Run(config, folder.uri, *data, captioner, generation=generation, until_step=until_step)
         with _tracked(run, folder, step if step >= 0 else None, tags) as tracked_run:
-            trainer.train(tracked_run, captions)
+            _finish(trainer, tracked_run, captions)
+
+
+def _finish(trainer: Trainer, run: Run, captions: CaptionAccess | None) -> None:
+    """Train and evaluate what is left; where `evaluation.patience` runs out, drop the checkpoints after that one."""
+    try:
+        rest = rest_of(run.config, run.uri, run.until_step)
+        if rest == "steps":
+            trainer.train(run, captions)
+        elif rest == "evaluations":
+            trainer.evaluate(run)
+    except RunStopped:
+        if end_of(run) is None:
+            raise
+    if (end := end_of(run)) is not None:
+        drop_later_checkpoints(run.checkpoints_uri, end)
+        print(
+            f"{'evaluation':10} the run ends with the checkpoint of step {end}: its patience ran out there", flush=True
+        )
+
+
+def rest_of(config: RunConfig, uri: str, until_step: int | None = None) -> Literal["steps", "evaluations", "nothing"]:
+    """What is left of a run: steps, evaluations of its checkpoints, or nothing.
+
+    After `evaluation.patience` has run out no steps are left, but later checkpoints may have to be dropped: a run that
+    was killed before that still has `evaluations` left.
+    """
+    found, known = newest_checkpoint(checkpoints_of(uri)), evaluations_of(uri) if config.evaluation else []
+    newest = found.step if found else -1
+    waits = waiting(config, uri, known)
+    end = ran_out(config, known, waits)
+    if end is None and newest < last_step_of(config, until_step):
+        return "steps"
+    is_over = newest == end if end is not None else not waits
+    return "nothing" if is_over else "evaluations"
 
 
 def _done_step(folder: RunFolder) -> int:
@@ -167,6 +209,8 @@ def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None, tags: M
     try:
         yield replace(run, tracking_uri=tracking.uri, mlflow_run_id=tracking.run_id)
         status = "FINISHED"
+        if (end := end_of(run)) is not None:
+            asked = {"cause": patience_words(end)}
     except RunPaused:
         status = "SCHEDULED"  # MLflow's word for a run that goes on later
         raise

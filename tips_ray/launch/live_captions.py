@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
@@ -21,6 +21,7 @@ from tips_ray.errors import last_line
 from tips_ray.launch import cluster
 from tips_ray.launch.captions import caption_store
 from tips_ray.launch.progress import tenths
+from tips_ray.train.monitoring import RunMetrics
 
 END_SECONDS = 10
 """Longest wait at the end of a run for chunks in progress, which the next run would otherwise make again."""
@@ -72,10 +73,15 @@ def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
     if not due.num_rows:
         return made
     inputs.access.store.describe(description(inputs.captioner, model_folder(inputs.captioner)))
+    shown = RunMetrics(inputs.config.name)
     stream, is_due = caption_stream(inputs, due), tenths(due.num_rows, told=-1)
     cluster.quiet_data()
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
-        made.add(cast("dict[str, Any]", batch))
+        columns = cast("dict[str, Any]", batch)
+        made.add(columns)
+        _show(shown, columns)
+        if inputs.access.coordinator:  # the stream is in the order of `due`
+            inputs.access.coordinator.reached.remote(due["window"][made.chunks - 1].as_py())
         if is_due(made.chunks):
             rate = made.images / (time.monotonic() - started)
             print(
@@ -84,6 +90,13 @@ def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
     if made.bad_images:
         print(f"captions   {made.bad_images:,} images have none; the store has the reasons", flush=True)
     return made
+
+
+def _show(shown: RunMetrics, columns: Mapping[str, Any]) -> None:
+    """Show Prometheus what was captioned."""
+    bad = int(columns["bad_images"].sum())
+    shown.add("tips_ray_captioned_images_total", int(columns["images"].sum()) - bad)
+    shown.add("tips_ray_uncaptioned_images_total", bad)
 
 
 def _beside(inputs: CaptionInputs, due: pa.Table) -> None:

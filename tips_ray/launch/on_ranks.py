@@ -22,8 +22,14 @@ from torch._C._distributed_c10d import HashStore
 from tips_ray.config import RunConfig, override
 from tips_ray.data.local_stream import local_stream
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.distributed import gather_objects, rank, world_size
+from tips_ray.distributed import alone, background_group, gather_objects, rank, world_size
 from tips_ray.errors import CheckWarning, RunFailedError, RunStopped, described, is_echo
+from tips_ray.launch.checkpoint_evaluation import (
+    CheckpointEvaluator,
+    device_here,
+    evaluate_checkpoint,
+    patience_words,
+)
 from tips_ray.launch.checks import captions_come
 from tips_ray.launch.cluster import gpus_here
 from tips_ray.launch.failure import failures_as_sentences
@@ -108,6 +114,13 @@ class RankTrainer:
         with failures_as_sentences(folder, (Exception,)), shown_progress(folder, run.config.schedule.total_steps):
             with _process_group(run.config) as device:
                 _train(_broadcast((run, captions)), device)
+
+    def evaluate(self, run: Run) -> None:
+        """Evaluate what waits, in this process, while other ranks have nothing to do."""
+        self.skip(run.config)
+        evaluator = _evaluator(run, device_here(run.config.resources.gpus_per_worker))
+        while evaluator.evaluate_next():
+            pass
 
 
 def is_restarted_by_torchrun() -> bool:
@@ -220,14 +233,35 @@ def _train(job: Job, device: torch.device) -> None:
     """Train on every rank; starts again where a checkpoint turns out to be damaged."""
     run, captions = _with_micro_batch(job[0], device), job[1]
     graceful_stop.ask("")  # whatever asked an earlier run of this process
+    evaluator = _evaluator(run, str(device))
+    is_evaluated = run.config.evaluate_every_steps is not None
+    evaluate = partial(_evaluate_at_save, evaluator, background_group()) if is_evaluated else lambda metrics: None
     with signals_stop(lambda by: graceful_stop.ask(f"stopped by {by}")):
         while True:
             open_stream = partial(_opened_stream, run, captions, device.type == "cuda")
             try:
-                train_worker(run, device, open_stream, lambda metrics: None, graceful_stop.asked)
+                train_worker(run, device, open_stream, evaluate, graceful_stop.asked)
                 return
             except DamagedCheckpointError:
                 pass  # it is marked now, so the one before is the newest
+
+
+def _evaluator(run: Run, device: str) -> CheckpointEvaluator:
+    return CheckpointEvaluator(run, lambda checkpoint: evaluate_checkpoint(run, checkpoint, device))
+
+
+def _evaluate_at_save(
+    evaluator: CheckpointEvaluator, group: dist.ProcessGroup | None, metrics: Mapping[str, float]
+) -> None:
+    """Evaluate on rank 0 what waits; the other ranks wait for it here, where a day is no timeout."""
+    if rank() == 0:
+        with alone():
+            while evaluator.evaluate_next():
+                pass
+            end = evaluator.end
+        if end is not None:
+            graceful_stop.ask(f"stopped by {patience_words(end)}")
+    gather_objects(None, group)
 
 
 def _opened_stream(run: Run, captions: CaptionAccess | None, pin_memory: bool) -> tuple[int, Iterator[dict[str, Any]]]:

@@ -1,13 +1,16 @@
 """Training on Ray Train: the trainer that `pretrain` takes by default."""
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import ray
 import ray.data
 import ray.train
+import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -15,14 +18,25 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.errors import described, root_cause
 from tips_ray.launch import cluster
+from tips_ray.launch.checkpoint_evaluation import (
+    CheckpointEvaluator,
+    device_here,
+    evaluate_checkpoint,
+    evaluated_beside,
+    note_lost,
+)
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.head import head_watched
+from tips_ray.launch.monitoring import shown_on_prometheus
 from tips_ray.launch.progress import shown_progress
 from tips_ray.launch.sizes import stream_sizes
 from tips_ray.launch.stops import ask_patiently, signals_stop, stuck_ones_aborted
 from tips_ray.ray_data_adapter import InOrder, start_coordinator
 from tips_ray.runs import Run, RunFolder
+from tips_ray.runs.checkpoint import CheckpointInfo
+from tips_ray.runs.evaluations import required
 from tips_ray.train.adapter import ElasticTrainer, shorten_waits
 from tips_ray.train.dataset import RestOfRun
 from tips_ray.train.micro_batch import keep, settled
@@ -65,9 +79,51 @@ class RayTrainer:
             head_watched(CURE),
             signals_stop(partial(ask_patiently, run)),  # Ray sets handlers when it starts
             stuck_ones_aborted(run),
+            shown_on_prometheus(run, captions),
         ):
-            with failures_as_sentences(folder, FAILURES), shown_progress(folder, run.config.schedule.total_steps):
+            with (
+                failures_as_sentences(folder, FAILURES),
+                shown_progress(folder, run.config.schedule.total_steps),
+                evaluated_beside(_evaluator(run), partial(ask_patiently, run)),
+            ):
                 trainer.fit()
+
+    def evaluate(self, run: Run) -> None:
+        cluster.connect(cluster.cpus_needed(run.config))
+        with evaluated_beside(_evaluator(run), lambda reason: None):
+            pass
+
+
+def _evaluator(run: Run) -> CheckpointEvaluator:
+    evaluator = CheckpointEvaluator(run, lambda checkpoint: _evaluated_in_task(run, checkpoint, evaluator.left))
+    return evaluator
+
+
+def _evaluated_in_task(run: Run, checkpoint: CheckpointInfo, left: threading.Event) -> None:
+    """Evaluate a checkpoint in a Ray task; a task that Ray loses again and again makes an evaluation that failed.
+
+    Raises:
+        StorageError: the storage does not answer, the checkpoint is damaged, or nobody waits any more.
+    """
+    config = required(run.config)
+    options: Any = {"num_cpus": config.cpus, "num_gpus": config.gpus, "max_retries": 3, "max_calls": 1}
+    ref = ray.remote(**options)(_evaluated_there).remote(run, checkpoint)
+    while not ray.wait([ref], timeout=1)[0]:
+        if left.is_set():
+            ray.cancel(ref, force=True)
+            raise storage.StorageError("the run ends before the evaluation does", may_pass=True)
+    try:
+        ray.get(ref)
+    except RayError as error:
+        if isinstance(cause := root_cause(error), storage.StorageError):
+            raise cause from None
+        note_lost(run, checkpoint, described(error))
+
+
+def _evaluated_there(run: Run, checkpoint: CheckpointInfo) -> None:
+    config = required(run.config)
+    torch.set_num_threads(config.cpus)
+    evaluate_checkpoint(run, checkpoint, device_here(config.gpus))
 
 
 def _ray_trainer(run: Run, captions: CaptionAccess | None) -> ElasticTrainer:

@@ -68,7 +68,7 @@ def _read(lines: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def news(event: dict[str, Any]) -> str:
-    """A sentence about an event that changes the workers, empty for others."""
+    """A sentence about an event that changes the workers, or a checkpoint's evaluation; empty for others."""
     if event["kind"] == "waiting":
         return f"workers wait for nodes: there is room for {event['room']}, at least {event['min_workers']} must train"
     if event["kind"] == "idle":
@@ -81,7 +81,15 @@ def news(event: dict[str, Any]) -> str:
     if event["kind"] == "change":
         again = f"{event['steps_recomputed']} steps again, {event['seconds_lost']:.0f} s lost"
         return f"training goes on from step {event['step']}; workers: {event['to']} ({event['from']} before); {again}"
+    if event["kind"] == "evaluation":
+        scores = ", ".join(f"{name} {_shown(value)}" for name, value in event["scores"].items())
+        told = "; ".join(filter(None, (scores, event.get("failure", "")))) or f"done, {event['seconds']:.0f} s"
+        return f"evaluation of step {event['step']}: {told}"
     return ""
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _instead(event: dict[str, Any]) -> str:

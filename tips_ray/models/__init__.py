@@ -5,7 +5,14 @@ from tips_ray.models.official import load_official, load_official_image, load_of
 from tips_ray.models.text import TextEncoder, text_encoder
 from tips_ray.models.timm_folder import export_timm
 from tips_ray.models.transformers_folder import export_transformers, load_transformers
-from tips_ray.models.vision import ImageEncoder, ImageFeatures, dense_features, image_encoder, layer_features
+from tips_ray.models.vision import (
+    ImageEncoder,
+    ImageFeatures,
+    cls_attention,
+    dense_features,
+    image_encoder,
+    layer_features,
+)
 from tips_ray.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 __all__ = [
@@ -14,6 +21,7 @@ __all__ = [
     "TextEncoder",
     "TipsModel",
     "Tokenizer",
+    "cls_attention",
     "dense_features",
     "export_timm",
     "export_transformers",

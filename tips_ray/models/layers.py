@@ -54,6 +54,11 @@ class Attention(nn.Module):
         """Each token's own value through the output projection, without mixing: the values trick."""
         return self.proj(self.qkv(tokens_PD).chunk(3, dim=-1)[2])
 
+    def weights(self, tokens_PD: Tensor, group: Group) -> Tensor:
+        """How much each token takes from each, [B, heads, T, T]; rows sum to 1. All tokens are one group, no mask."""
+        qkv = self.qkv(tokens_PD).view(group.samples, group.length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return (qkv[0] @ qkv[1].mT * qkv.shape[-1] ** -0.5).softmax(dim=-1)
+
     def _mix(self, qkv_P: Tensor, group: Group) -> Tensor:
         qkv = qkv_P.view(group.samples, group.length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         mask = None if group.key_mask_BT is None else group.key_mask_BT[:, None, None, :]

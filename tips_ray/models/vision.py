@@ -189,6 +189,17 @@ def layer_features(encoder: ImageEncoder, images_BCHW: Tensor, places: Sequence[
     return [found[place] for place in places]
 
 
+def cls_attention(encoder: ImageEncoder, images_BCHW: Tensor) -> Tensor:
+    """Attention of both CLS tokens to the patches in the last block, mean over heads, [B, 2, L]: web, synthetic."""
+    tokens_BTD = encoder._embed(View(images_BCHW))
+    group = Group(tokens_BTD.shape[0], tokens_BTD.shape[1])
+    tokens_PD, (*blocks, last) = tokens_BTD.flatten(0, 1), encoder.blocks
+    for block in blocks:
+        tokens_PD = block(tokens_PD, [group])
+    weights_BhTT = last.attn.weights(last.norm1(tokens_PD), group)  # pyright: ignore
+    return weights_BhTT.mean(dim=1)[:, :NUM_CLS, NUM_CLS:]
+
+
 def _unpacked(tokens_PD: Tensor, groups: Sequence[Group]) -> list[ImageFeatures]:
     parts = tokens_PD.split([group.samples * group.length for group in groups])
     shaped = [part.view(group.samples, group.length, -1) for part, group in zip(parts, groups, strict=True)]

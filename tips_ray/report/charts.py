@@ -1,7 +1,8 @@
 """Line charts as inline SVG; they use the page's colours and so follow its dark mode."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, floor, isfinite, log10
+from types import MappingProxyType
 
 import numpy as np
 
@@ -14,15 +15,20 @@ SMOOTHING_POINTS = 30  # a curve with more gets a smoothed line over the measure
 Point = tuple[float, float]
 
 
-def line_chart(title: str, points: Sequence[Point], marks: Iterable[float] = ()) -> Html:
-    """Values over steps, with a dashed line at each of `marks`; points that are not finite leave a gap."""
+Level = tuple[str, float]
+"""Name and value of a horizontal line."""
+
+
+def line_chart(title: str, points: Sequence[Point], marks: Iterable[float] = (), levels: Sequence[Level] = ()) -> Html:
+    """Values over steps, with a dashed line at each of `marks` and `levels`; points that are not finite leave a gap."""
     finite = [point for point in points if isfinite(point[1])]
     if not finite:
         return Html("")
-    ticks = round_ticks(*value_range([y for _, y in finite]))
+    ticks = round_ticks(*value_range([*(y for _, y in finite), *(value for _, value in levels)]))
     steps = [x for x, _ in points]
     frame = Frame(min(steps), max(steps), ticks[0], ticks[-1])
     parts = [*grid(frame, ticks), *(_mark(frame, step) for step in marks if frame.left < step <= frame.right)]
+    parts += [part for level in levels for part in _level(frame, *level)]
     parts += _curves(frame, thinned(points))
     last = tag("span", number(finite[-1][1]), class_="last")
     label = f"{title}, from {number(finite[0][1])} to {number(finite[-1][1])}"
@@ -77,6 +83,12 @@ def _mark(frame: Frame, step: float) -> Html:
     )
 
 
+def _level(frame: Frame, name: str, value: float) -> list[Html]:
+    y = f"{frame.y(value):.1f}"
+    line = tag("line", tag("title", f"{name} = {number(value)}"), x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="level")
+    return [line, tag("text", name, x=WIDTH - RIGHT, y=y, dy="-0.35em", text_anchor="end")]
+
+
 def _curves(frame: Frame, points: Sequence[Point]) -> list[Html]:
     if len(points) < SMOOTHING_POINTS:
         return [tag("path", d=path(frame, points), class_="curve")]
@@ -120,7 +132,13 @@ def _smoothed(points: Sequence[Point]) -> list[Point]:
     return smoothed
 
 
-def charts(metrics: Sequence[dict], names: Sequence[str], marks: Sequence[float] = ()) -> Html:
-    """One chart for each metric, side by side where there is room."""
+def charts(
+    metrics: Sequence[dict],
+    names: Sequence[str],
+    marks: Sequence[float] = (),
+    levels: Mapping[str, Level] = MappingProxyType({}),
+) -> Html:
+    """One chart for each metric, side by side where there is room; `levels` has the horizontal lines of some."""
     curves = {name: [(line["step"], line[name]) for line in metrics if name in line] for name in names}
-    return tag("div", joined(line_chart(name, points, marks) for name, points in curves.items()), class_="charts")
+    shown = (line_chart(name, curve, marks, [levels[name]] if name in levels else []) for name, curve in curves.items())
+    return tag("div", joined(shown), class_="charts")

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from tips_ray.runs.evaluations import Evaluation
+from tips_ray.runs.loss_health import Finding, Trivial
+
 
 @dataclass(frozen=True)
 class CaptionedImage:
@@ -72,11 +75,17 @@ class Report:
     """Speed of each stage: rendering, captioning, training, embedding."""
     metrics: Sequence[Mapping[str, Any]] = ()
     """Lines of `RunFolder.read_metrics`."""
+    findings: Sequence[Finding] = ()
+    """Whether the losses are healthy: `loss_health.loss_findings`."""
+    trivial: Mapping[str, Trivial] = field(default_factory=dict)
+    """Metric of a loss -> the value that it has when nothing is learned."""
     gallery: Sequence[CaptionedImage] = ()
     features: PatchFeatures | None = None
     text_queries: Sequence[TextQuery] = ()
     image_queries: Sequence[ImageQuery] = ()
     probes: Sequence[ProbeScore] = ()
+    evaluations: Sequence[Evaluation] = ()
+    """Evaluated checkpoints, by step."""
     task_pictures: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Pictures of evaluation tasks, by title."""
     events: Sequence[Mapping[str, Any]] = ()

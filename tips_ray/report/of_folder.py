@@ -1,15 +1,21 @@
 """Report made from a run folder alone: config, curves, events, bad rows."""
 
+import io
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from tips_ray import storage
 from tips_ray.report.content import Report
 from tips_ray.report.html import number
+from tips_ray.runs.evaluations import evaluations_of, folder_of
 from tips_ray.runs.folder import CONFIG, RunFolder, parsed_config
+from tips_ray.runs.loss_health import findings_of, trivial_values_of
 
 Line = Mapping[str, Any]
 
@@ -25,7 +31,7 @@ def report_of(folder: str) -> Report:
     config, metrics, events = parsed_config(text, uri), run.read_metrics(), run.read_events()
     times = sorted(line["time"] for line in (*metrics, *events))
     total_steps = _value(config, "schedule", "total_steps")
-    started = _last_of(events, "start")
+    started, evaluations = _last_of(events, "start"), evaluations_of(run.uri)
     return Report(
         name=str(config.get("name", Path(folder).name)),
         headline=_headline(metrics, total_steps),
@@ -36,11 +42,25 @@ def report_of(folder: str) -> Report:
         versions=started.get("versions", {}),
         images_per_second=_speeds(metrics),
         metrics=metrics,
+        evaluations=evaluations,
+        task_pictures=_pictures(run.uri, evaluations[-1].step) if evaluations else {},
+        findings=findings_of(config, metrics),
+        trivial=trivial_values_of(config),
         events=events,
         rejects=run.read_rejects(),
         config=text,
         next_commands=_next_commands(folder, metrics, total_steps),
     )
+
+
+def _pictures(run_uri: str, step: int) -> dict[str, np.ndarray]:
+    """Pictures of the checkpoint of a step, by title."""
+    files = storage.list_files(storage.join(folder_of(run_uri, step), "pictures"))
+    titles = {file.uri: file.uri.rpartition("/")[2].removesuffix(".png").replace("-", ", ") for file in files}
+    return {
+        f"step {step}: {title}": np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))).convert("RGB"))
+        for uri, title in titles.items()
+    }
 
 
 def _headline(metrics: Sequence[Line], total_steps: Any) -> str:

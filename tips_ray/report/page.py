@@ -34,9 +34,11 @@ def write_report(path: Path, report: Report) -> None:
 def _page(report: Report, side_px: int) -> str:
     parts = [
         sections.header(report),
+        sections.loss_health(report),
         sections.what_was_run(report),
         sections.probes(report),
         sections.curves(report),
+        sections.evaluations(report),
         sections.feature_maps(report, side_px),
         sections.retrieval(report, side_px),
         sections.tasks(report, side_px),

@@ -13,6 +13,9 @@ from tips_ray.report.pca import pca_rgb
 
 MOST_EVENTS, MOST_REJECTS = 200, 20
 NOTHING = Html("")
+WORDS = {"early": "too early"}
+CLASSES = {"ill": "worse", "watch": "watch", "good": "better"}
+"""Words for levels that are not words, and CSS classes of levels."""
 
 
 def header(report: Report) -> Html:
@@ -50,9 +53,46 @@ def curves(report: Report) -> Html:
         return NOTHING
     lines = [dict(line) for line in report.metrics]
     marks = [event["step"] for event in report.events if event.get("kind") == "resume" and event.get("step")]
-    hint = "Thin: measured. Bold: running mean." + (" Dashed: the run was resumed." if marks else "")
+    hint = "Thin: measured. Bold: running mean." + (" Dashed upright: the run was resumed." if marks else "")
+    hint += " Dashed level: the loss when nothing is learned." if report.trivial else ""
     folded = tag("details", tag("summary", f"{len(others)} other metrics"), charts(lines, others, marks))
-    return _section("Loss curves", hint, charts(lines, losses, marks), folded if others else NOTHING)
+    return _section("Loss curves", hint, charts(lines, losses, marks, report.trivial), folded if others else NOTHING)
+
+
+def loss_health(report: Report) -> Html:
+    """What was found about each loss, with what to try where it is not well."""
+    if not report.findings:
+        return NOTHING
+    rows = []
+    for finding in report.findings:
+        level = tag("td", tag("span", WORDS.get(finding.level, finding.level), class_=CLASSES.get(finding.level)))
+        cure = tag("p", tag("b", "Try: "), finding.cure, class_="hint") if finding.cure else NOTHING
+        rows.append(tag("tr", level, tag("td", finding.about), tag("td", finding.seen, cure)))
+    hint = (
+        "Each loss beside the value that it has when nothing is learned: ln N for guessing among N pairs, ln K for "
+        "calling all K prototypes equally likely. Directions are of the last third, by a Mann-Kendall test at 1 %."
+    )
+    return _section("Is the loss healthy?", hint, _scrolled(tag("table", *rows)))
+
+
+def evaluations(report: Report) -> Html:
+    """Charts of the scores of evaluated checkpoints: those that the run compares, else the first of each task."""
+    if not report.evaluations:
+        return NOTHING
+    names = dict.fromkeys(name for one in report.evaluations for name in one.scores)
+    told = [event["scores"] for event in report.events if event.get("kind") == "evaluation"]
+    of_tasks = {name.partition("/")[0]: name for name in reversed(names)}
+    shown = list(dict.fromkeys([*(told[-1] if told else ()), *reversed(of_tasks.values())]))
+    lines = [{"step": one.step, **_finite(one.scores)} for one in report.evaluations]
+    others = [name for name in names if name not in shown]
+    folded = tag("details", tag("summary", f"{len(others)} other scores"), charts(lines, others))
+    hint = "Scores of checkpoints on images that the run is not trained on."
+    faults = [tag("p", f"Step {one.step}: {one.failure}") for one in report.evaluations[-3:] if one.failure]
+    return _section("Evaluated checkpoints", hint, *faults, charts(lines, shown), folded if others else NOTHING)
+
+
+def _finite(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def gallery(report: Report, side_px: int) -> Html:

@@ -34,6 +34,7 @@ figure { margin: 0; }
 .chart svg { width: 100%; display: block; }
 .chart text { fill: var(--soft); font-size: 11px; }
 .grid { stroke: var(--line); } .mark { stroke: var(--soft); stroke-dasharray: 3 4; }
+.level { stroke: var(--bad); stroke-dasharray: 6 4; }
 .curve, .raw { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .raw { stroke: var(--raw); stroke-width: 1.2; }
 img { display: block; width: 100%; height: auto; border-radius: 8px; background: var(--line); }
@@ -62,6 +63,7 @@ th { color: var(--soft); font-weight: 500; font-size: .85rem; } tr:last-child td
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-right: 4px;
   padding-left: 10px; }
 .better { color: var(--good); font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
+.watch { color: var(--accent); font-weight: 600; } td .hint { margin: 4px 0 0; }
 pre { background: var(--page); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; overflow-x: auto;
   font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", monospace; margin: 8px 0 0;
   overflow-wrap: normal; }

@@ -7,7 +7,8 @@ sha256 of each file, so that no byte is fetched twice. `checkpoint_io` writes th
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tips_ray import storage
 
 VERSION = 2
 MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-\d{8,}")
 FILES_AT_ONCE = 8
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
@@ -108,6 +110,25 @@ def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
     return found
 
 
+def unusable_checkpoints(checkpoints_uri: str) -> dict[str, str]:
+    """URI of each checkpoint that no start will take, and why: its manifest is missing, or calls it damaged.
+
+    Damaged ones count only beside a whole one: until then somebody may want to mend them by hand.
+
+    Raises:
+        ValueError: one was written by another version of the format.
+    """
+    has_whole = newest_checkpoint(checkpoints_uri) is not None
+    found = {}
+    for uri in storage.list_folders(checkpoints_uri):
+        manifest = _manifest(uri)
+        if manifest is None and _STEP.fullmatch(uri.rpartition("/")[2]):
+            found[uri] = f"half-written checkpoint: it has no whole {MANIFEST}"
+        elif manifest and "damaged" in manifest and has_whole:
+            found[uri] = f"damaged checkpoint: {' '.join(str(manifest['damaged']).split())}"
+    return found
+
+
 def newest_step(checkpoints_uri: str) -> int:
     """Step of the newest checkpoint with a manifest; -1 where there is none, or while the storage does not answer."""
     try:
@@ -117,8 +138,14 @@ def newest_step(checkpoints_uri: str) -> int:
     return found[-1].step if found else -1
 
 
-def drop_old_checkpoints(checkpoints_uri: str, step: int, keep_last: int, keep_every_steps: int | None = None) -> None:
-    """Delete checkpoints below `step`, which was just saved, except the newest and those kept for ever.
+def drop_old_checkpoints(
+    checkpoints_uri: str,
+    step: int,
+    keep_last: int,
+    keep_every_steps: int | None = None,
+    pinned: Callable[[], Collection[int]] = tuple,
+) -> None:
+    """Delete checkpoints below `step`, which was just saved, except the newest, those kept for ever and pinned ones.
 
     Broken saves below it are deleted too. A checkpoint beyond `step` stays and is not counted: it is damaged, or this
     run would have started from it, and it must not displace a good one.
@@ -128,12 +155,21 @@ def drop_old_checkpoints(checkpoints_uri: str, step: int, keep_last: int, keep_e
         step: of the newest one.
         keep_last: number of newest checkpoints up to `step` to keep.
         keep_every_steps: checkpoints whose step is a multiple of it are kept as well.
+        pinned: gives steps that are kept as well.
     """
     found = [checkpoint for checkpoint in list_checkpoints(checkpoints_uri) if checkpoint.step <= step]
-    for_ever = [checkpoint for checkpoint in found if keep_every_steps and checkpoint.step % keep_every_steps == 0]
-    kept = {checkpoint.uri for checkpoint in (*found[-keep_last:], *for_ever)}
+    held = pinned()
+    stay = [one for one in found if one.step in held or (keep_every_steps and one.step % keep_every_steps == 0)]
+    kept = {checkpoint.uri for checkpoint in (*found[-keep_last:], *stay)}
     for uri in storage.list_folders(checkpoints_uri):
         if uri < uri_of(checkpoints_uri, step) and uri not in kept:
+            remove_checkpoint(uri)
+
+
+def drop_later_checkpoints(checkpoints_uri: str, step: int) -> None:
+    """Delete every checkpoint after `step`."""
+    for uri in storage.list_folders(checkpoints_uri):
+        if uri > uri_of(checkpoints_uri, step):
             remove_checkpoint(uri)
 
 

@@ -30,6 +30,8 @@ MAY_DIFFER = {
     "checkpoint_patience_seconds",
     "keep_last",
     "keep_every_steps",
+    "evaluate_every_steps",
+    "evaluation",
     "data_prefetch_batches",
     "data.max_bad_fraction",
     "data.log_samples",
@@ -178,6 +180,11 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Lines of all attempts in order, without those that a restart from an earlier step has replaced."""
         return [_with_nan(line) for line in self._metrics.read_attempts(steps_done=0)]
+
+    def sampled_metrics(self) -> list[dict[str, Any]]:
+        """`read_metrics` of a short run; of a long one lines at even places and the last, in milliseconds."""
+        lines, last = [_with_nan(line) for line in self._metrics.read_sample()], self.last_metrics()
+        return [*lines, last] if last and (not lines or last["step"] > lines[-1]["step"]) else lines
 
     def last_metrics(self) -> dict[str, Any] | None:
         """The last line of `read_metrics`, of which only the end of a file is read; None where there is none."""

@@ -5,8 +5,10 @@ An *attempt* is one process that writes: each takes the next free number, so no 
 
 import json
 import logging
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from itertools import groupby
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, groupby
 from typing import Any
 
 from tips_ray import storage
@@ -14,6 +16,12 @@ from tips_ray import storage
 log = logging.getLogger(__name__)
 TAIL_BYTES = 64 * 1024
 """More than any line has."""
+WHOLE_BYTES = 1 << 20
+"""Files of together at most so many bytes are read whole by `read_sample`."""
+PLACE_BYTES = 16 * 1024
+"""Bytes that `read_sample` reads at a place, to find a whole line."""
+AT_ONCE = 16
+"""Places that are read at a time: on an object store each is a request."""
 
 
 class LineLog:
@@ -95,6 +103,33 @@ class LineLog:
                 return self._parsed(whole[-1], f"the last line of {uri}")
         return None
 
+    def read_sample(self, places: int = 128) -> list[dict[str, Any]]:
+        """As `read_attempts` of completed steps; of large files only one line at each of `places` even places."""
+        sizes = self._sizes()
+        if sum(sizes.values()) <= WHOLE_BYTES:
+            return self.read_attempts(steps_done=0)
+        names, starts = zip(*_even_places(sizes, places), strict=True)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            lines = list(pool.map(self._line_at, names, starts))
+        attempts = {_attempt_and_step(name) for name in sizes}
+        found = [(_attempt_and_step(name), line) for name, line in zip(names, lines, strict=True) if line]
+        kept = {line["step"]: line for attempt, line in found if not _is_replaced(line["step"], attempt, attempts)}
+        return [kept[step] for step in sorted(kept)]
+
+    def _sizes(self) -> dict[str, int]:
+        """Name -> bytes of all files, oldest attempt first."""
+        names = sorted(storage.list_names(self.uri), key=lambda name: (_attempt_and_step(name), name))
+        files = storage.list_files(self.uri, hidden=True) if names else []
+        sizes = {file.uri.rpartition("/")[2]: file.bytes for file in files}
+        return {name: sizes[name] for name in names}
+
+    def _line_at(self, name: str, start: int) -> dict[str, Any] | None:
+        """The first whole line from byte `start` on; None where none is near."""
+        uri = storage.join(self.uri, name)
+        parts = storage.read_bytes(uri, start, start + PLACE_BYTES).split(b"\n")
+        whole = parts[1 if start else 0 : -1]
+        return self._parsed(whole[0], f"the line after byte {start} of {uri}") if whole else None
+
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """Whole lines only: a crash while writing leaves a last one without its newline."""
         if name in self._known:
@@ -159,6 +194,19 @@ def _attempt(name: str) -> int:
 
 def _attempt_and_step(name: str) -> tuple[int, int]:
     return _attempt(name), int(name.partition("-from-")[2].partition(".")[0])
+
+
+def _even_places(sizes: Mapping[str, int], places: int) -> list[tuple[str, int]]:
+    """File and byte of evenly spaced places in all files, one after the other."""
+    ends = list(accumulate(sizes.values()))
+    starts = [ends[-1] * place // places for place in range(places)]
+    files = [(list(sizes)[index], start - ends[index]) for start in starts for index in [bisect_right(ends, start)]]
+    return [(name, sizes[name] + before_end) for name, before_end in files]
+
+
+def _is_replaced(step: int, attempt: tuple[int, int], attempts: Iterable[tuple[int, int]]) -> bool:
+    """A later attempt has restored an earlier step."""
+    return any(later > attempt and step > later[1] for later in attempts)
 
 
 def _plain(value: Any) -> Any:

@@ -70,8 +70,12 @@ class Holder:
 
 
 @contextmanager
-def leased(run_uri: str) -> Iterator[int]:
+def leased(run_uri: str, leaves: Holder | None = None) -> Iterator[int]:
     """Hold the lease of a run during the block; yields the generation.
+
+    Args:
+        run_uri: the run folder.
+        leaves: holder that the lease names after the block; None: this start, which has released it.
 
     Raises:
         RunIsTrainedError: another start trains the run.
@@ -86,7 +90,37 @@ def leased(run_uri: str) -> Iterator[int]:
         is_over.set()
         beating.join()
         with suppress(storage.StorageError):  # the process ends, or is silent for a minute: then the lease is free too
-            _write(run_uri, generation, replace(own, is_released=True))
+            _write(run_uri, generation, leaves or replace(own, is_released=True))
+
+
+@contextmanager
+def borrowed(run_uri: str) -> Iterator[None]:
+    """Hold a lease that nobody holds, so that no start takes it; afterwards it names the last holder as before.
+
+    Raises:
+        RunIsTrainedError: as `require_free`, or another start takes the run at this moment.
+    """
+    with leased(run_uri, require_free(run_uri)):
+        yield
+
+
+def require_free(run_uri: str) -> Holder | None:
+    """The last holder of a lease that nobody holds; None if the run was never leased. Does not wait.
+
+    Raises:
+        RunIsTrainedError: its holder lives, or is on another machine and may live.
+    """
+    generation, holder = newest(run_uri)
+    if generation and not (holder and holder.is_gone):
+        whom = holder or "another start, whose lease is damaged"
+        raise RunIsTrainedError(f"{run_uri} is held by {whom}; if nothing trains it, tips-ray runs unlock frees it")
+    return holder
+
+
+def old_leases(run_uri: str) -> list[str]:
+    """URIs of the leases of earlier starts."""
+    names = [name for name in storage.list_names(_folder(run_uri)) if name.removesuffix(".json").isdigit()]
+    return [storage.join(_folder(run_uri), name) for name in sorted(names)[:-1]]
 
 
 def take(run_uri: str) -> tuple[int, Holder]:

@@ -7,7 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from tips_ray import storage
+from tips_ray.config import RunConfig
 from tips_ray.runs.lease import newest
 from tips_ray.runs.mlflow_access import (
     TrackingError,
@@ -20,6 +23,7 @@ from tips_ray.runs.mlflow_catch_up import catch_up
 from tips_ray.runs.mlflow_checks import require_answer
 from tips_ray.runs.mlflow_events import send_events
 from tips_ray.runs.mlflow_follower import Status
+from tips_ray.runs.mlflow_models import send_evaluations
 from tips_ray.runs.mlflow_note import keep_told
 from tips_ray.runs.mlflow_runs import KEY, absolute_uri
 from tips_ray.runs.status import RunStatus, State
@@ -79,6 +83,8 @@ def _tell(client: "MlflowClient", run: RunStatus) -> None:
     if known != status:
         if status == "FINISHED":
             catch_up(client, run_id, run.uri, run.total_steps or 0, run.config.get("log_every_steps", 1))
+            with suppress(ValidationError):  # of another version
+                send_evaluations(client, run_id, RunConfig.model_validate(run.config), run.uri)
         send_events(client, run_id, run.uri, run.events)
         client.set_terminated(run_id, status, end_time=_milliseconds(run.seen))
     with suppress(storage.StorageError):  # a storage that cannot be written: the next command asks again

@@ -23,6 +23,7 @@ from tips_ray.runs.mlflow_facts import (
     log_tags,
     machine_tags,
 )
+from tips_ray.runs.mlflow_models import send_evaluations
 from tips_ray.runs.mlflow_moves import follow_artifacts
 from tips_ray.runs.mlflow_note import keep_told
 from tips_ray.runs.mlflow_runs import KEY, experiment_id, open_run
@@ -123,6 +124,7 @@ class Follower:
         if len(events) != self._events:
             log_tags(client, client.get_run(self.run_id), machine_tags(events))
             send_events(client, self.run_id, self._start.folder, events)
+            send_evaluations(client, self.run_id, self._start.config, self._start.folder)
             self._events = len(events)
         if not self._knows_cluster and (nodes := self._start.cluster()):
             log_cluster(client, client.get_run(self.run_id), nodes)

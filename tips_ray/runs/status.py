@@ -1,15 +1,18 @@
 """Where a run stands, by its folder alone: lease, events, the last line of its metrics, checkpoints, disk."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from math import isnan
 from typing import Any, Literal
 
 from tips_ray import storage
 from tips_ray.runs.checkpoint import checkpoints_of, newest_step
+from tips_ray.runs.evaluations import in_words
 from tips_ray.runs.folder import CONFIG, RunFolder, read_run_config
 from tips_ray.runs.lease import BEAT_SECONDS, Holder, newest
+from tips_ray.runs.loss_health import findings_of
 from tips_ray.runs.mlflow_note import MlflowNote, stored_note
 from tips_ray.runs.restart import STARTS
 from tips_ray.words import ago, bytes_text, table
@@ -20,7 +23,7 @@ WIDTH, SHOWN = 120, 4
 """Characters of a reason in the list; parts of the disk that are shown."""
 GO_ON = "the command that started it goes on from the newest checkpoint"
 NEXT: Mapping[str, str] = {
-    "complete": "tips-ray evaluate {uri}; tips-ray export {uri} FOLDER",
+    "complete": "tips-ray evaluate {uri}; tips-ray export {uri} --to transformers OUT",
     "training": "tips-ray runs stop {uri}",
     "starting": "tips-ray runs stop {uri}",
     "waiting": "add nodes, or tips-ray runs stop {uri}",
@@ -83,11 +86,16 @@ class RunStatus:
 
 def statuses_below(storage_uri: str) -> list[RunStatus]:
     """Every run folder directly below a folder or s3:// prefix, by name."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(status_of, run_folders_below(storage_uri)))
+
+
+def run_folders_below(storage_uri: str) -> list[str]:
+    """URIs of the run folders directly below a folder or s3:// prefix, by name."""
     folders = sorted(storage.list_folders(storage_uri))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         are_runs = pool.map(lambda uri: storage.exists(storage.join(uri, CONFIG)), folders)
-        runs = [uri for uri, is_run in zip(folders, are_runs, strict=True) if is_run]
-        return list(pool.map(status_of, runs))
+        return [uri for uri, is_run in zip(folders, are_runs, strict=True) if is_run]
 
 
 def status_of(uri: str) -> RunStatus:
@@ -159,6 +167,30 @@ def _bytes(uri: str) -> dict[str, int]:
     return found
 
 
+EXITS: Mapping[State, int] = {"complete": 0, "training": 10, "starting": 10, "waiting": 10, "new": 10}
+EXITS |= {"paused": 75, "stopped": 75, "killed": 75, "failed": 1, "silent": 1, "damaged": 1}
+"""Exit codes of `tips-ray runs status`: done; under way; the same command goes on; a person must look."""
+URGENCY = (0, 10, 75, 1)
+
+
+def exit_code(statuses: Iterable[RunStatus]) -> int:
+    """The most urgent exit code of some runs; 0 where there are none."""
+    return max((EXITS[one.state] for one in statuses), key=URGENCY.index, default=0)
+
+
+def as_json(one: RunStatus) -> dict[str, Any]:
+    """What `--json` prints of a run; numbers that are not finite are null, `checkpoint` is -1 where there is none."""
+    found = {name: getattr(one, name) for name in ("uri", "state", "why", "step", "total_steps", "checkpoint", "seen")}
+    metrics = {name: value for name, value in (one.last or {}).items() if name not in ("step", "time")}
+    found |= {"starts": one.starts, "bytes": sum((one.bytes or {}).values())}
+    return {**found, "metrics": {name: None if isnan(value) else value for name, value in metrics.items()}}
+
+
+def status_line(one: RunStatus) -> str:
+    """`state step/total uri why`: a line for scripts and for the eye."""
+    return f"{one.state} {one.step}/{one.total_steps or '?'} {one.uri} {one.why}".rstrip()
+
+
 def list_lines(storage_uri: str, statuses: Sequence[RunStatus]) -> Iterator[str]:
     """A table of all runs below a folder or s3:// prefix."""
     if not statuses:
@@ -186,8 +218,14 @@ def show_lines(one: RunStatus) -> Iterator[str]:
     losses = [name for name in one.last or {} if name.startswith("loss/")]
     if losses:
         yield f"losses     {', '.join(f'{name} {_number(one.last, name)}' for name in losses)}"
+    for finding in findings_of(one.config, folder.sampled_metrics()):
+        yield f"health     {finding.level:6}{finding.about}: {finding.seen}"
+        if finding.cure:
+            yield f"           try   {finding.cure}"
     if speed := (one.last or {}).get("images_per_second"):
         yield f"speed      {speed:,.0f} images/s{_left(one, speed)}"
+    if evaluated := in_words(one.config, uri):
+        yield f"evaluated  {evaluated}"
     yield f"starts     {one.starts}{_changes(one.events)}"
     if rejects := folder.read_rejects():
         yield f"bad rows   {len(rejects)}; {folder.described_rejects()}"

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from tips_ray.batch import Batch
 from tips_ray.checkpoint_io import CheckpointWriter
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.errors import is_final, root_cause
-from tips_ray.runs.checkpoint import drop_old_checkpoints
+from tips_ray.runs.evaluations import drop_unneeded, forget_after
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import LeaseLostError, require_newest
 from tips_ray.runs.mlflow_access import mlflow_is_here
@@ -30,9 +30,15 @@ from tips_ray.train.state import TrainState
 
 Report = Callable[[dict[str, float]], None]
 """Called by every rank for each checkpoint that all ranks have written, with its step and that step's metrics."""
+Show = Callable[[int, Mapping[str, float]], None]
+"""Called by rank 0 for each logged step, with its metrics."""
 FAILED_SECONDS = 2.0
 """Longest wait for MLflow where training has failed, and the other workers wait for this one."""
 log = logging.getLogger(__name__)
+
+
+def show_nothing(step: int, metrics: Mapping[str, float]) -> None:
+    """For a run that nobody watches."""
 
 
 class RunRecorder:
@@ -46,17 +52,21 @@ class RunRecorder:
         report: Report,
         weights_from: dict[str, dict[str, Any]] | None = None,
         restart: Restart | None = None,
+        show: Show = show_nothing,
     ) -> None:
         """
         Args:
             weights_from: sources of a new run's initial weights, as `load_initial_weights` returns them.
             restart: measures this start; None: it is not measured.
+            show: shows a logged step to whoever watches the run; it must not wait.
         """
-        self.run, self.report = run, report
+        self.run, self.report, self.show = run, report, show
         self.folder = RunFolder(run.uri, rank())
         self._first_step, self._restart = step, restart
         self._before = attempt_before(self.folder) if rank() == 0 and restart else None
         self.folder.drop_after(step)
+        if rank() == 0 and run.config.evaluate_every_steps:
+            forget_after(run.uri, step)
         hosts = gather_objects(_host(device))
         self._logged_step = step
         self.tracking = TrackingHandle(run.tracking_uri, run.mlflow_run_id)
@@ -157,8 +167,7 @@ class RunRecorder:
 
     def _new_writer(self, device: torch.device) -> CheckpointWriter:
         run, config = self.run, self.run.config
-        last, every = config.keep_last, config.keep_every_steps
-        drop = partial(drop_old_checkpoints, run.checkpoints_uri, keep_last=last, keep_every_steps=every)
+        drop = partial(drop_unneeded, config, run.uri)
         patience = config.checkpoint_patience_seconds
         owned = partial(require_newest, run.uri, run.generation) if run.generation else lambda: None
         return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, owned, drop)
@@ -178,6 +187,7 @@ class RunRecorder:
         self.folder.log_metrics(step, metrics)
         self.folder.flush_if_there()
         self.tracking.log(step, metrics)
+        self.show(step, metrics)
 
     def _event(self, kind: str, step: int, **what: Any) -> None:
         if rank() == 0:

@@ -1,6 +1,6 @@
 """A rank of a run inside a Ray Train worker."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -10,12 +10,16 @@ import ray.train
 import ray.train.torch
 import torch
 
+from tips_ray.config import RunConfig
 from tips_ray.data.pipeline import followed
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.distributed import rank
 from tips_ray.runs.run import Run
 from tips_ray.train.adapter import asked_here
+from tips_ray.train.health import signs
 from tips_ray.train.micro_batch import Found, find
+from tips_ray.train.monitoring import RunMetrics
+from tips_ray.train.run_recorder import Show
 from tips_ray.train.worker_log import log_to_stderr
 from tips_ray.train.worker_loop import train_worker
 
@@ -41,7 +45,23 @@ def run_worker(told: dict[str, Any]) -> None:
     log_to_stderr(told["log_level"])
     run, open_stream = told["run"], partial(_opened_stream, told["run"], told["captions"])
     # Only metrics go to Ray. With checkpoints it would keep notes, and restart no run whose notes are lost or damaged.
-    train_worker(run, ray.train.torch.get_device(), open_stream, ray.train.report, asked_here)
+    shown = RunMetrics(run.config.name)
+    with shown.repeated():
+        show = shown_steps(shown, run.config)
+        train_worker(run, ray.train.torch.get_device(), open_stream, ray.train.report, asked_here, show)
+
+
+def shown_steps(shown: RunMetrics, config: RunConfig) -> Show:
+    """A function that shows a logged step, and how many signs of collapse it has."""
+    of_collapse = signs(config)
+
+    def show(step: int, metrics: Mapping[str, float]) -> None:
+        shown.log(step, metrics)
+        is_judged = step > config.schedule.warmup_steps
+        count = sum(sign.is_there(metrics) for sign in of_collapse) if is_judged else 0
+        shown.set("tips_ray_collapse_signs", count)
+
+    return show
 
 
 def _opened_stream(run: Run, captions: CaptionAccess | None) -> tuple[int, Iterator[dict[str, Any]]]:

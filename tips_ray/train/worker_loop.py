@@ -29,7 +29,7 @@ from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
-from tips_ray.train.run_recorder import Report, RunRecorder, note_failure
+from tips_ray.train.run_recorder import Report, RunRecorder, Show, note_failure, show_nothing
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.worker_log import follow_step
 
@@ -44,6 +44,7 @@ def train_worker(
     open_stream: OpenStream,
     report: Report,
     asked: Callable[[], str] = lambda: "",
+    show: Show = show_nothing,
 ) -> None:
     """Train from where the stream begins to the end, or to the pause; every rank calls this.
 
@@ -53,6 +54,7 @@ def train_worker(
         open_stream: called once the networks are built.
         report: called for every checkpoint.
         asked: why this rank should leave, empty while it should not.
+        show: rank 0 calls it for every logged step; it must not wait.
 
     Raises:
         GracefulStop: a rank was asked to leave; all that was done is saved, and all ranks raise.
@@ -70,7 +72,7 @@ def train_worker(
     log.info("data begin at step %d, sample %d", first_step, first_step * config.global_batch_images)
     with restart.part("load"):
         weights_from = _filled(state, run, first_step)
-        recorder = RunRecorder(run, state.step, device, report, weights_from, restart)
+        recorder = RunRecorder(run, state.step, device, report, weights_from, restart, show)
     with stop_watched(run, watches=rank() == 0) as asked_in_folder:
         why = partial(_first, asked, asked_in_folder)
         try:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from tips_ray import storage
-from tips_ray.config.sweep import DomainConfig, ScoreConfig
+from tips_ray.config.score import ScoreConfig
+from tips_ray.config.sweep import DomainConfig
 from tips_ray.runs.folder import RunFolder
 from tuning.sweeps.population import current_values
 from tuning.sweeps.queue import trial_name

@@ -11,7 +11,8 @@ import yaml
 
 from tips_ray import storage
 from tips_ray.config.run import RunConfig
-from tips_ray.config.sweep import ScoreConfig, SweepConfig
+from tips_ray.config.score import ScoreConfig
+from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import Faults, RunStopped, listed
 from tips_ray.launch.beside import beside
 from tips_ray.launch.checks import require_writable

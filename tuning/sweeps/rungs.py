@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tips_ray.config.run import RunConfig
-from tips_ray.config.sweep import ScoreConfig, SweepConfig
+from tips_ray.config.score import ScoreConfig
+from tips_ray.config.sweep import SweepConfig
 from tuning.sweeps.record import Setting
 
 BEATEN = "is not among the best at step {step}"

@@ -14,7 +14,7 @@ from typing import Literal
 from tips_ray import storage
 from tips_ray.config.evaluation import SuiteConfig, trained_tokens
 from tips_ray.config.run import RunConfig
-from tips_ray.config.sweep import ScoreConfig
+from tips_ray.config.score import ScoreConfig
 from tips_ray.errors import RunFailedError, RunStopped
 from tips_ray.runs.checkpoint import checkpoint_at, checkpoints_of
 from tips_ray.runs.folder import RunFolder

@@ -25,6 +25,7 @@ class CaptionCoordinator:
         self.lead_windows, self._wanted, self._moved = lead_windows, 0, asyncio.Event()
         self._made, self._failure, self._is_over = 0, "", False
         self._waited_seconds, self._held_seconds = 0.0, 0.0
+        self._captioned_window: int | None = None
 
     async def want(self, window: int) -> None:
         """The next steps of training end in this window."""
@@ -54,6 +55,19 @@ class CaptionCoordinator:
     async def add_made(self, chunks: int) -> None:
         """Count `chunks` more chunks that have their captions."""
         self._made += chunks
+
+    async def reached(self, window: int) -> None:
+        """Captioning, which goes by the order of the samples, has come to this window."""
+        self._captioned_window = window
+
+    async def windows_ahead(self) -> int | None:
+        """Windows from what training needs next to what was captioned last, below 0 where training waits.
+
+        None before the first captions of this start, and when all are made.
+        """
+        if self._captioned_window is None or self._failure or self._is_over:
+            return None
+        return self._captioned_window - self._wanted
 
     async def news(self, wait_seconds: float = 0.0) -> News:
         """The news after `wait_seconds`, or as soon as no more captions will be written."""

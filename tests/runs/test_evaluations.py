@@ -1,0 +1,154 @@
+"""Decisions about a run's checkpoints: functions of the scores by step, in whatever order they came."""
+
+import json
+from itertools import permutations
+
+import pytest
+from toy_run import tiny_run
+
+from tips_ray.config import RunConfig
+from tips_ray.runs.checkpoint import drop_later_checkpoints, drop_old_checkpoints
+from tips_ray.runs.evaluations import (
+    Evaluation,
+    best_steps,
+    evaluations_of,
+    folder_of,
+    forget_after,
+    in_words,
+    pinned_steps,
+    ran_out,
+    waiting,
+    write,
+)
+
+SUITE = {"data": {"scenes": {"kind": "scenes"}}, "tasks": {"retrieval": {"kind": "retrieval", "data": "scenes"}}}
+SCORE = "retrieval/cls_synthetic/web/recall"
+
+
+def _config(storage, better="higher", **values) -> RunConfig:
+    score = {"task": "retrieval", "score": "{synthetic}/web/recall", "better": better}
+    return tiny_run(storage, "unused", evaluate_every_steps=4, evaluation={"suite": SUITE, "score": score, **values})
+
+
+def _scored(*values: float | None) -> list[Evaluation]:
+    """Evaluations of steps 4, 8, 12 and so on."""
+    return [Evaluation(4 * number, "unused", scores={SCORE: value}) for number, value in enumerate(values, 1)]
+
+
+def _save(run_uri: str, *steps: int) -> None:
+    for step in steps:
+        (folder := run_uri / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"version": 2, "step": step, "files": {}}))
+
+
+def _saved(run_uri) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (run_uri / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "better", "end"),
+    [
+        ((0.1, 0.2, 0.3), 1, "higher", None),
+        ((0.1, 0.3, 0.2, 0.4), 1, "higher", 12),
+        ((0.1, 0.3, 0.2, 0.4), 2, "higher", None),
+        ((0.1, 0.3, 0.3, 0.3), 2, "higher", 16),  # equal is no better
+        ((0.5, 0.4, 0.45, 0.41), 2, "lower", 16),
+        ((0.5, None, 0.6), 1, "higher", 8),  # no score is no better
+        ((None, None, 0.6), 2, "higher", 8),
+        ((), 1, "higher", None),
+    ],
+)
+def test_patience_runs_out_after_so_many_evaluations_that_are_no_better(tmp_path, scores, patience, better, end):
+    assert ran_out(_config(tmp_path, better, patience=patience), _scored(*scores)) == end
+
+
+def test_a_checkpoint_that_waits_holds_the_decision_until_its_score_is_there(tmp_path):
+    config, run = _config(tmp_path, patience=1), tmp_path / "tiny"
+    _save(run, 4, 8, 12)
+    ends = set()
+    for order in permutations(_scored(0.3, 0.5, 0.4)):  # 12 is the first that is no better
+        for evaluation in order:
+            known = evaluations_of(str(run))
+            assert ran_out(config, known, waiting(config, str(run), known)) is None
+            write(str(run), evaluation)
+        known = evaluations_of(str(run))
+        ends.add(ran_out(config, known, waiting(config, str(run), known)))
+        forget_after(str(run), 0)
+    assert ends == {12}
+
+
+def test_the_best_are_named_best_first_and_earlier_before_later(tmp_path):
+    assert best_steps(_config(tmp_path), _scored(0.3, 0.5, None, 0.5), 3) == [8, 16, 4]
+    assert best_steps(_config(tmp_path, "lower"), _scored(0.3, 0.5, None, float("nan")), 3) == [4, 8]
+
+
+def test_what_waits_and_the_best_and_the_end_are_never_deleted(tmp_path):
+    config, run = _config(tmp_path, patience=1, keep_best=1), tmp_path / "tiny"
+    _save(run, 4, 6, 8, 12, 16)
+    for evaluation in _scored(0.3, 0.5, 0.4):
+        write(str(run), evaluation)
+    assert set(pinned_steps(config, str(run))) == {8, 12, 16}
+    drop_old_checkpoints(str(run / "checkpoints"), 16, 1, pinned=lambda: pinned_steps(config, str(run)))
+    assert _saved(run) == [8, 12, 16]
+    drop_later_checkpoints(str(run / "checkpoints"), 12)
+    assert _saved(run) == [8, 12]
+
+
+def test_a_run_without_evaluation_pins_nothing(tmp_path):
+    _save(tmp_path / "tiny", 4)
+    assert not pinned_steps(tiny_run(tmp_path, "unused"), str(tmp_path / "tiny"))
+
+
+def test_the_last_step_is_evaluated_and_steps_in_between_are_not(tmp_path):
+    config = _config(tmp_path).model_copy(update={"evaluate_every_steps": 8})
+    _save(tmp_path / "tiny", 4, 8, 10, 12)
+    assert [one.step for one in waiting(config, str(tmp_path / "tiny"), [])] == [8, 12]
+
+
+def test_evaluations_after_the_step_that_a_run_goes_on_from_are_forgotten(tmp_path):
+    for evaluation in _scored(0.1, 0.2, 0.3):
+        write(str(tmp_path), evaluation)
+    forget_after(str(tmp_path), 8)
+    assert [one.step for one in evaluations_of(str(tmp_path))] == [4, 8]
+
+
+def test_a_damaged_evaluation_is_made_again(tmp_path):
+    write(str(tmp_path), _scored(0.1)[0])
+    (tmp_path / "evaluation" / "step-00000004" / "scores.json").write_text('{"step": 4, "chec')
+    assert evaluations_of(str(tmp_path)) == []
+
+
+def test_one_line_names_the_best_the_newest_and_what_waits(tmp_path):
+    config, run = _config(tmp_path), tmp_path / "tiny"
+    _save(run, 8, 12, 16)
+    for evaluation in _scored(0.25, 0.5, 0.125):
+        write(str(run), evaluation)
+    assert in_words(config.model_dump(mode="json"), str(run)) == (
+        f"3 checkpoints; 1 wait; best {SCORE} 0.5 at step 8; newest 0.125 at step 12"
+    )
+    assert folder_of(str(run), 8).endswith("evaluation/step-00000008")
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"evaluate_every_steps": 4}, "needs evaluation.suite"),
+        ({"evaluation": {"suite": SUITE}}, "needs evaluate_every_steps"),
+        ({"evaluate_every_steps": 6, "evaluation": {"suite": SUITE}}, "must be a multiple of checkpoint_every_steps"),
+        ({"evaluate_every_steps": 4, "evaluation": {"suite": SUITE, "patience": 2}}, "needs score"),
+        (
+            {
+                "evaluate_every_steps": 4,
+                "evaluation": {"suite": SUITE, "score": {"task": "depth", "score": "rmse_m", "better": "lower"}},
+            },
+            "must be a task of the suite: retrieval",
+        ),
+        (
+            {"evaluate_every_steps": 4, "evaluation": {"suite": {**SUITE, "mlflow_uri": "http://other"}}},
+            "leave out mlflow_uri and ray",
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_meant_is_refused(tmp_path, values, fault):
+    with pytest.raises(ValueError, match=fault):
+        tiny_run(tmp_path, "unused", **values)

@@ -1,0 +1,235 @@
+"""Evaluation of a run's own checkpoints: in a Ray task beside training, or on rank 0 while the ranks wait.
+
+Checkpoints are evaluated one after the other, oldest first. What follows from the scores is in `runs.evaluations`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from math import isfinite
+
+import torch
+
+from tips_ray import storage
+from tips_ray.config.evaluation import trained_tokens
+from tips_ray.evaluation.checkpoint_pictures import checkpoint_pictures
+from tips_ray.evaluation.datasets import Dataset
+from tips_ray.evaluation.encoders import TipsEncoder
+from tips_ray.evaluation.features import encoding_here
+from tips_ray.evaluation.load_encoder import load_encoder
+from tips_ray.evaluation.results import Record, png, run_suite
+from tips_ray.evaluation.suite_tasks import tasks_here
+from tips_ray.runs import Run, RunFolder
+from tips_ray.runs.checkpoint import CheckpointInfo, DamagedCheckpointError, mark_damaged
+from tips_ray.runs.evaluations import (
+    Evaluation,
+    evaluations_of,
+    folder_of,
+    ran_out,
+    required,
+    score_name,
+    waiting,
+    write,
+)
+
+LOOK_SECONDS = 2.0
+log = logging.getLogger(__name__)
+
+
+def evaluate_checkpoint(run: Run, checkpoint: CheckpointInfo, device: str = "cpu") -> Evaluation:
+    """Run the suite on a checkpoint, and write its scores, table and pictures.
+
+    Tasks that cannot be scored make an evaluation with a `failure`: the next checkpoint may do better.
+
+    Args:
+        run: whose config names the suite.
+        checkpoint: to evaluate.
+        device: of the encoder, such as `cuda`.
+
+    Raises:
+        DamagedCheckpointError: it cannot be loaded; it is marked, and no longer waits.
+        StorageError: the storage does not answer.
+    """
+    started, bare = time.monotonic(), Evaluation(checkpoint.step, checkpoint.uri)
+    try:
+        found = _scored(run, bare, device)
+    except DamagedCheckpointError as error:
+        mark_damaged(checkpoint, str(error))
+        raise
+    except storage.StorageError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # a device without memory is a RuntimeError
+        found = replace(bare, failure=" ".join(str(error).split())[:500])
+    evaluation = replace(found, time=_now(), seconds=round(time.monotonic() - started, 1))
+    write(run.uri, evaluation)
+    return evaluation
+
+
+def note_lost(run: Run, checkpoint: CheckpointInfo, why: str) -> None:
+    """Write an evaluation without scores, whose process was lost: it must not be tried for ever."""
+    failure = f"its process was lost: {why}"
+    write(run.uri, Evaluation(checkpoint.step, checkpoint.uri, time=_now(), failure=failure))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _scored(run: Run, bare: Evaluation, device: str) -> Evaluation:
+    """The evaluation with scores, their standard errors, data and weights."""
+    config = required(run.config)
+    folder = folder_of(run.uri, bare.step)
+    storage.delete_folder(folder)  # what an evaluation that was killed has left
+    encoder = load_encoder(bare.checkpoint, config.suite.image_size_px)
+    assert isinstance(encoder, TipsEncoder)
+    weights = encoder.fingerprint
+    for network in encoder.networks:
+        network.to(device)
+    look = partial(_draw, run, encoder, folder)
+    run_tasks = partial(tasks_here, encoder, config.suite, encoding_here(encoder, config.suite.batch_images), look=look)
+    records = run_suite(encoder, bare.checkpoint, config.suite, folder, lambda name, record: None, run_tasks)
+    scores, errors = _flat(records, "scores"), _flat(records, "standard_errors")
+    data = {task: (config.suite.tasks[task].data, one["config"]["files"]) for task, one in records.items()}
+    why = _why_incomplete(run, records, scores)
+    return replace(bare, scores=scores, standard_errors=errors, data=data, weights=weights, failure=why)
+
+
+def _flat(records: Mapping[str, Record], kind: str) -> dict[str, float | None]:
+    return {
+        f"{task}/{name}": float(value) if isfinite(value) else None
+        for task, record in records.items()
+        for name, value in record.get(kind, {}).items()
+    }
+
+
+def _why_incomplete(run: Run, records: Mapping[str, Record], scores: Mapping[str, float | None]) -> str:
+    """Tasks that were skipped, and the score of the config that does not exist; empty where there is neither."""
+    faults = [f"{task}: {record['skipped']}" for task, record in records.items() if "skipped" in record]
+    name = score_name(run.config)
+    if name and name not in scores:
+        faults.append(f"evaluation.score: there is no {name}; there are {', '.join(scores)}")
+    return "; ".join(faults)
+
+
+def _draw(run: Run, encoder: TipsEncoder, folder: str, name: str, dataset: Dataset) -> None:
+    """Write the pictures of the suite's first data set."""
+    config = required(run.config)
+    if config.pictures and name == next(iter(config.suite.data)):
+        tokens = trained_tokens(run.config.objective)
+        for title, pixels_HWC in checkpoint_pictures(encoder, dataset, config.pictures, tokens).items():
+            storage.write_bytes(storage.join(folder, "pictures", f"{title}.png"), png(pixels_HWC))
+
+
+class CheckpointEvaluator:
+    """Evaluates what waits."""
+
+    def __init__(self, run: Run, evaluate: Callable[[CheckpointInfo], object]) -> None:
+        """
+        Args:
+            run: whose checkpoints are evaluated.
+            evaluate: `evaluate_checkpoint` of the run, here or in a Ray task.
+        """
+        self.run, self._evaluate = run, evaluate
+        self.left = threading.Event()
+        """Set when nobody waits for evaluations any more."""
+        self.folder = RunFolder(run.uri)
+
+    def evaluate_next(self) -> bool:
+        """Evaluate the oldest checkpoint that waits; returns whether one was evaluated.
+
+        A storage that does not answer leaves it waiting.
+        """
+        try:
+            waits = waiting(self.run.config, self.run.uri, evaluations_of(self.run.uri))
+            if not waits or self.end is not None:
+                return False
+            self._evaluate(waits[0])
+            self._tell(waits[0].step)
+        except DamagedCheckpointError as error:
+            log.warning("%s; it is not evaluated", error)
+        except storage.StorageError as error:
+            log.warning("checkpoints wait for their evaluation: %s", error)
+            return False
+        return True
+
+    @property
+    def end(self) -> int | None:
+        """The step at which `evaluation.patience` ran out; None: it has not.
+
+        Raises:
+            StorageError: the storage does not answer.
+        """
+        return end_of(self.run)
+
+    def _tell(self, step: int) -> None:
+        evaluation = next((one for one in evaluations_of(self.run.uri) if one.step == step), None)
+        if evaluation is None:
+            return
+        name = score_name(self.run.config)
+        shown = {name: evaluation.scores[name]} if name and name in evaluation.scores else {}
+        failure = {"failure": evaluation.failure} if evaluation.failure else {}
+        self.folder.try_event("evaluation", step, seconds=evaluation.seconds, scores=shown, **failure)
+
+
+def end_of(run: Run) -> int | None:
+    """The step at which a run's `evaluation.patience` ran out; None: it has not.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    if run.config.evaluation is None or run.config.evaluation.patience is None:
+        return None
+    known = evaluations_of(run.uri)
+    return ran_out(run.config, known, waiting(run.config, run.uri, known))
+
+
+@contextmanager
+def evaluated_beside(evaluator: CheckpointEvaluator, at_end: Callable[[str], object]) -> Iterator[None]:
+    """Evaluate checkpoints in a thread during the block, and what waits at its end; an error in it leaves that waiting.
+
+    Args:
+        evaluator: of a run; nothing happens where its config evaluates nothing.
+        at_end: called with the reason once patience has run out.
+    """
+    if not evaluator.run.config.evaluate_every_steps:
+        yield
+        return
+    is_done = threading.Event()
+    thread = threading.Thread(target=_follow, args=(evaluator, at_end, is_done), name="evaluation", daemon=True)
+    thread.start()
+    try:
+        yield
+        is_done.set()
+        thread.join()
+    finally:
+        evaluator.left.set()
+        is_done.set()
+        thread.join()
+
+
+def _follow(evaluator: CheckpointEvaluator, at_end: Callable[[str], object], is_done: threading.Event) -> None:
+    while not evaluator.left.is_set():
+        is_last = is_done.is_set()  # before it looks: a checkpoint that is saved after the look is found by the next
+        if evaluator.evaluate_next():
+            continue
+        if evaluator.end is not None:
+            at_end(patience_words(evaluator.end))
+            return
+        if is_last:
+            return
+        is_done.wait(LOOK_SECONDS)
+
+
+def patience_words(step: int) -> str:
+    """Why a run ends before its last step."""
+    return f"evaluation.patience, which ran out at step {step}"
+
+
+def device_here(gpus: float) -> str:
+    """Device of an evaluation that holds GPUs or not."""
+    return "cuda" if gpus and torch.cuda.is_available() else "cpu"
