@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -410,3 +411,60 @@ def test_a_run_that_mlflow_knows_is_resumed_while_mlflow_is_away_and_sent_at_its
     tracking.finish("FINISHED")
     assert (tracking.run_id, _run(config, folder).info.status) == (known, "FINISHED")
     assert [step for step, _ in _history(config, folder, "loss/total")] == [1, 2, 3]
+
+
+def test_a_resume_trains_before_mlflow_has_answered(runs, folder, monkeypatch):
+    config = _config(runs)
+    known = _ended(config, folder).run_id
+    answers = threading.Event()
+    monkeypatch.setattr("tips_ray.runs.mlflow_follower.require_answer", lambda *arguments: answers.wait(60))
+    tracking = start_tracking(config, folder, resumed_from_step=7)
+    assert tracking.run_id == known and "resumed_from_step" not in _run(config, folder).data.tags
+    answers.set()
+    tracking.finish("FINISHED")
+    assert _run(config, folder).data.tags["resumed_from_step"] == "7"
+
+
+def test_an_end_that_mlflow_never_answers_is_given_up(runs, folder, monkeypatch, caplog):
+    config = _config(runs)
+    _ended(config, folder)
+    answers = threading.Event()
+    monkeypatch.setattr("tips_ray.runs.mlflow_follower.require_answer", lambda *arguments: answers.wait(60))
+    monkeypatch.setattr("tips_ray.runs.tracking.END_SECONDS", {"KILLED": 0.1})
+    start_tracking(config, folder, 0).finish("KILLED")
+    answers.set()
+    assert "did not take the end (KILLED)" in caplog.text
+
+
+def test_no_metric_is_sent_by_the_thread_that_logs_it(runs, folder, monkeypatch):
+    threads = set[str]()
+
+    def sent(handle: TrackingHandle, points: list) -> None:
+        threads.add(threading.current_thread().name)
+
+    monkeypatch.setattr(TrackingHandle, "_send_points", sent)
+    handle = TrackingHandle("sqlite:///none.db", "1")
+    handle.log(1, {"loss/total": 1.0})
+    handle.close()
+    assert threads == {"mlflow"} and threading.current_thread().name != "mlflow" and not handle._waiting
+
+
+def test_a_run_shows_what_was_started_where_and_how_it_ended(runs, folder):
+    config = _config(runs, tracking__tags={"team": "vision"})
+    nodes = [{"host": "a", "cpus": 8, "gpus": 2, "memory_gib": 64, "kinds": ["H200"]}] * 2
+    tracking = start_tracking(
+        config, folder, generation=3, cluster=lambda: nodes, write_report=lambda path: path.write_text("report")
+    )
+    RunFolder(folder).log_event("end", None, status="FINISHED")
+    tracking.finish("FINISHED")
+    run, client = _run(config, folder), MlflowClient(tracking_uri(config))
+    tags = run.data.tags
+    assert tags["team"] == "vision" and tags["cluster"] == "2 nodes, 16 CPUs, 4 GPUs (H200)" and tags["host"]
+    assert run.data.metrics == {"event/end": 1}
+    files = {one.path for one in client.list_artifacts(run.info.run_id)}
+    assert files == {"config.yaml", "environment", "events.json", "report.html"}
+    assert (
+        yaml.safe_load(Path(client.download_artifacts(run.info.run_id, "config.yaml")).read_text())["name"] == "small"
+    )
+    assert json.loads(Path(folder, "mlflow.json").read_text())["told_generation"] == 3
+    assert "tracking.tags.team" not in run.data.params

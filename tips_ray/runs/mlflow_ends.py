@@ -85,7 +85,7 @@ def _tell(client: "MlflowClient", run: RunStatus) -> None:
             catch_up(client, run_id, run.uri, run.total_steps or 0, run.config.get("log_every_steps", 1))
             with suppress(ValidationError):  # of another version
                 send_evaluations(client, run_id, RunConfig.model_validate(run.config), run.uri)
-        send_events(client, run_id, run.events)
+        send_events(client, run_id, run.uri, run.events)
         client.set_terminated(run_id, status, end_time=_milliseconds(run.seen))
     with suppress(storage.StorageError):  # a storage that cannot be written: the next command asks again
         keep_told(run.uri, run.generation)

@@ -131,7 +131,8 @@ def log_cluster(client: "MlflowClient", run: "Run", nodes: list[dict[str, Any]])
     cpus, gpus = (sum(node[key] for node in nodes) for key in ("cpus", "gpus"))
     kinds = sorted({kind for node in nodes for kind in node["kinds"]})
     named = f" ({', '.join(kinds)})" if kinds else ""
-    log_tags(client, run, {"cluster": f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs{named}"})
+    told = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {cpus:g} CPUs, {gpus:g} GPUs{named}"
+    log_tags(client, run, {"cluster": told})
     client.log_text(run.info.run_id, json.dumps(nodes, indent=1), "environment/cluster.json")
 
 
@@ -142,7 +143,7 @@ def machine_tags(events: list[dict[str, Any]]) -> dict[str, str]:
         return {}
     machine, workers = start["machine"], start["workers"]
     hosts = f"{machine['hosts']} host{'s' if machine['hosts'] > 1 else ''}"
-    parts = [f"{workers} workers on {hosts}", f"{machine['cores']} cores", machine["memory"]]
+    parts = [f"{workers} worker{'s' if workers > 1 else ''} on {hosts}", f"{machine['cores']} cores", machine["memory"]]
     return {"machine": ", ".join([*parts, f"accelerators: {machine['accelerators']}"])}
 
 

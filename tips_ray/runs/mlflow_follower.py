@@ -123,7 +123,7 @@ class Follower:
         events = self._folder.read_events()
         if len(events) != self._events:
             log_tags(client, client.get_run(self.run_id), machine_tags(events))
-            send_events(client, self.run_id, events)
+            send_events(client, self.run_id, self._start.folder, events)
             send_evaluations(client, self.run_id, self._start.config, self._start.folder)
             log_lineage(client, self.run_id, events)
             self._events = len(events)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 KEY = "tracking.mlflow_uri"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment that MLflow's pages show as training; they would show it as one of language models."""
 
 
 def tracking_uri(config: RunConfig) -> str | None:
@@ -47,7 +49,7 @@ def experiment_id(client: "MlflowClient", uri: str, name: str, key: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts)
+            return client.create_experiment(name, artifact_location=artifacts, tags=KIND)
         except MlflowException:
             experiment = client.get_experiment_by_name(name)  # another driver was faster
             if experiment is None:
