@@ -8,6 +8,7 @@ from typing import Protocol
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.console import tell
 from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunPaused, RunStopped
@@ -98,7 +99,7 @@ def pretrain(
     index = checked.require()
     for check, level, text in checked.results:
         if check in SHOWN or level == "warn":
-            print(f"{check:10} {text}", flush=True)
+            tell("check", f"{check:10} {text}", check=check, level=level)
     if (step := _done_step(folder)) >= last_step_of(config, until_step):
         if step >= config.schedule.total_steps:
             _complete_tracking(config, folder)
@@ -191,4 +192,4 @@ def _complete_tracking(config: RunConfig, folder: RunFolder) -> None:
         try:
             complete(uri, run_id, folder.uri, config.schedule.total_steps, config.log_every_steps)
         except TrackingError as error:
-            print(f"tracking   MLflow may lack the end of this run: {error}", flush=True)
+            tell("tracking", f"tracking   MLflow may lack the end of this run: {error}")

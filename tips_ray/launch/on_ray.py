@@ -14,6 +14,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.console import tell
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.launch import cluster
 from tips_ray.launch.failure import failures_as_sentences
@@ -29,6 +30,7 @@ from tips_ray.train.micro_batch import keep, settled
 from tips_ray.train.worker import found_on_workers, run_worker
 from tips_ray.train.worker_log import LEVEL
 
+WORKER_LOGS = "logs of the workers are in /tmp/ray/session_latest/logs of their nodes"
 FAILURES = (TrainingFailedError, RayError)
 """Errors that `fit` raises."""
 CURE = "once there is a head again, the same command resumes from the newest checkpoint (--supervise does it by itself)"
@@ -66,7 +68,7 @@ class RayTrainer:
             signals_stop(partial(ask_patiently, run)),  # Ray sets handlers when it starts
             stuck_ones_aborted(run),
         ):
-            with failures_as_sentences(folder, FAILURES), shown_progress(folder, run.config.schedule.total_steps):
+            with failures_as_sentences(folder, FAILURES), shown_progress(folder, run.config, WORKER_LOGS):
                 trainer.fit()
 
 
@@ -92,7 +94,7 @@ def _with_micro_batch(run: Run) -> Run:
     found = found_on_workers(run)
     keep(run.uri, found)
     config = settled(run, found)
-    print(f"micro-batch {config.images_per_pass} images; {stream_sizes(config)}", flush=True)
+    tell("micro_batch", f"micro-batch {config.images_per_pass} images; {stream_sizes(config)}")
     return replace(run, config=config)
 
 
