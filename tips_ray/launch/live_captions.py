@@ -21,6 +21,7 @@ from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import last_line
 from tips_ray.launch import cluster
 from tips_ray.launch.captions import caption_store
+from tips_ray.launch.noise import quietly_begun
 from tips_ray.launch.progress import tenths
 
 END_SECONDS = 10
@@ -75,7 +76,7 @@ def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
     inputs.access.store.describe(description(inputs.captioner, model_folder(inputs.captioner)))
     stream, is_due = caption_stream(inputs, due), tenths(due.num_rows, told=-1)
     cluster.quiet_data()
-    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+    for batch in quietly_begun(stream.iter_batches(batch_size=None, batch_format="numpy")):
         made.add(cast("dict[str, Any]", batch))
         if is_due(made.chunks):
             rate = made.images / (time.monotonic() - started)
