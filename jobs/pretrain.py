@@ -4,7 +4,7 @@
   tips-ray pretrain RUN.yaml --dry-run           prints the resolved config and checks what can be known before
   tips-ray pretrain RUN.yaml --supervise         starts again when the driver or the cluster's head is lost
   tips-ray pretrain RUN.yaml --without-ray       one process; below torchrun (-m jobs.cli pretrain ...) one per rank
-  tips-ray pretrain RUN.yaml --log-format json   progress, events and errors as one JSON object per line (docs/log.md)
+  tips-ray pretrain RUN.yaml --log-format json   progress, events and errors as JSON lines (docs/formats.md)
 
 The same name again resumes the run from its newest checkpoint, with or without Ray. Without a cluster (RAY_ADDRESS),
 Ray runs on this machine.
