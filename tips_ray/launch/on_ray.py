@@ -57,6 +57,9 @@ class RayTrainer:
             RunFailedError: training stopped.
             RunStopped: it was asked to.
         """
+        if not ray.is_initialized():
+            where = cluster.address()
+            tell("ray", f"joining the cluster at {where}" if where else "starting Ray on this machine")
         cluster.connect(cluster.cpus_needed(run.config))
         ray.data.DataContext.get_current().enable_progress_bars = False
         run, folder = _with_micro_batch(run), RunFolder(run.uri)
