@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from tips_ray import console
 from tips_ray.errors import RunFailedError, RunStopped, sentences, shortened
 
 COMMANDS = {
@@ -47,6 +48,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, 1 failure, 2 user's mistake, 75 stopped and saved, 130 Ctrl-C."""
     _print_any_name()
+    console.speak("lines")
     argv = sys.argv[1:] if argv is None else argv
     command = _command(argv[:1])
     job = importlib.import_module(f"jobs.{command}")
@@ -66,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailedError as error:
         return _print_error(error, 1)
     except RunStopped as stop:
-        print(stop, file=sys.stderr)
+        console.tell_error(str(stop), "stopped", mark="", exit_code=stop.exit_code)
         return stop.exit_code
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted", file=sys.stderr)
+        console.tell_error(str(error) or "interrupted", "interrupted", mark="", exit_code=130)
         return 130
 
 
@@ -98,7 +100,7 @@ def _fit_surroundings(command: str) -> None:
 
 def _print_error(error: Exception, code: int) -> int:
     for sentence in sentences(error):
-        print("error:", sentence, file=sys.stderr)
+        console.tell_error(sentence, exit_code=code)
     return code
 
 

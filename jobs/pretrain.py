@@ -4,6 +4,7 @@
   tips-ray pretrain RUN.yaml --dry-run           prints the resolved config and checks what can be known before
   tips-ray pretrain RUN.yaml --supervise         starts again when the driver or the cluster's head is lost
   tips-ray pretrain RUN.yaml --without-ray       one process; below torchrun (-m jobs.cli pretrain ...) one per rank
+  tips-ray pretrain RUN.yaml --log-format json   progress, events and errors as JSON lines (docs/formats.md)
 
 The same name again resumes the run from its newest checkpoint, with or without Ray. Without a cluster (RAY_ADDRESS),
 Ray runs on this machine.
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop before Ray starts")
     parser.add_argument("--supervise", action="store_true", help="start again when the driver or the head was lost")
     parser.add_argument("--without-ray", action="store_true", help="train in this process, or as a rank of torchrun")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--quiet", action="store_true", help="print errors alone")
+    form.add_argument("--log-format", choices=("lines", "json"), default="lines", help="json: an object per line")
 
 
 def run(arguments: argparse.Namespace) -> int | None:
@@ -37,8 +41,10 @@ def run(arguments: argparse.Namespace) -> int | None:
         ValueError: config, data, storage or resources are wrong.
         RunFailedError: training stopped.
     """
+    from tips_ray import console
     from tips_ray.config import RunConfig, load_config
 
+    console.speak("quiet" if arguments.quiet else arguments.log_format)
     config = load_config(RunConfig, arguments.config, arguments.overrides)
     is_on_ranks = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if is_on_ranks and not arguments.without_ray:
@@ -58,11 +64,12 @@ def run(arguments: argparse.Namespace) -> int | None:
 
 
 def _train(config: "RunConfig", trainer: "Trainer") -> None:
+    from tips_ray.console import tell
     from tips_ray.launch import pretrain
 
     uri = pretrain(config, trainer)
     if int(os.environ.get("RANK", 0)) == 0:
-        print(f"run folder: {uri}\nnext: tips-ray report {uri}")
+        tell("run", f"run folder: {uri}\nnext: tips-ray report {uri}", uri=uri)
 
 
 def start_command(arguments: Sequence[str]) -> list[str]:
@@ -85,8 +92,10 @@ def _supervise(arguments: argparse.Namespace, config: "RunConfig") -> int:
     from tips_ray.launch.supervisor import supervise
     from tips_ray.runs import RunFolder
 
-    alone = ["--without-ray"] if arguments.without_ray else []
-    command = start_command([str(arguments.config), *arguments.overrides, *alone])
+    given = {"--without-ray": arguments.without_ray, "--quiet": arguments.quiet}
+    given["--log-format=json"] = arguments.log_format == "json"
+    options = [option for option, is_given in given.items() if is_given]
+    command = start_command([str(arguments.config), *arguments.overrides, *options])
     return supervise(command, RunFolder(storage.resolved(storage.join(config.storage, config.name))))
 
 

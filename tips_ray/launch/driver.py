@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.console import tell
 from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunPaused, RunStopped
@@ -106,12 +107,12 @@ def pretrain(
     index = checked.require()
     for check, level, text in checked.results:
         if check in SHOWN or level == "warn":
-            print(f"{check:10} {text}", flush=True)
+            tell("check", f"{check:10} {text}", check=check, level=level)
     rest = rest_of(config, folder.uri, until_step)
     if rest == "nothing":
         if until_step is None or until_step >= config.schedule.total_steps:
             for line in tell_ends([status_of(folder.uri)]):
-                print(line, flush=True)
+                tell("tracking", line)
         trainer.skip(config)
         return folder.uri
     with suppress(RunPaused), leased(folder.uri) as generation:

@@ -20,6 +20,7 @@ from tips_ray.errors import RunFailedError, RunInterrupted, last_line
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.load_encoder import load_encoder
 from tips_ray.launch import cluster
+from tips_ray.launch.noise import quietly_begun
 from tips_ray.launch.progress import tenths
 
 BESIDE_CPUS = 1
@@ -114,7 +115,7 @@ def embed_all(inputs: EmbedInputs, missing: Sequence[range], tell: Tell) -> Made
 def _follow(inputs: EmbedInputs, missing: Sequence[range], made: Made, tell: Tell) -> None:
     started, is_due = time.monotonic(), tenths(len(missing))
     cluster.quiet_data()
-    for batch in embed_stream(inputs, missing).iter_batches(batch_size=None, batch_format="numpy"):
+    for batch in quietly_begun(embed_stream(inputs, missing).iter_batches(batch_size=None, batch_format="numpy")):
         made.add(cast("dict[str, Any]", batch))
         if is_due(made.files):
             rate = made.rows / (time.monotonic() - started)

@@ -15,11 +15,13 @@ from ray.exceptions import RayError
 from tips_ray.captioning.model_folder import description, model_folder
 from tips_ray.captioning.stream import READERS, CaptionInputs, caption_stream, due_chunks, new_caption_coordinator
 from tips_ray.config import RunConfig
+from tips_ray.console import tell
 from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import last_line
 from tips_ray.launch import cluster
 from tips_ray.launch.captions import caption_store
+from tips_ray.launch.noise import quietly_begun
 from tips_ray.launch.progress import tenths
 from tips_ray.train.monitoring import RunMetrics
 
@@ -38,7 +40,7 @@ def captions_beside_training(config: RunConfig, index: Index) -> Iterator[Captio
     access = CaptionAccess(store, coordinator)
     due = due_chunks(index, config, store, config.schedule.total_steps * config.global_batch_images)
     if due.num_rows:
-        print(f"captions   {due.num_rows:,} chunks to make; training begins with the first of them", flush=True)
+        tell("captions", f"captions   {due.num_rows:,} chunks to make; training begins with the first of them")
     inputs = CaptionInputs(config, captioner, index.uri, access)
     thread = threading.Thread(target=_beside, args=(inputs, due), name="captioning", daemon=True)
     thread.start()
@@ -76,7 +78,7 @@ def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
     shown = RunMetrics(inputs.config.name)
     stream, is_due = caption_stream(inputs, due), tenths(due.num_rows, told=-1)
     cluster.quiet_data()
-    for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
+    for batch in quietly_begun(stream.iter_batches(batch_size=None, batch_format="numpy")):
         columns = cast("dict[str, Any]", batch)
         made.add(columns)
         _show(shown, columns)
@@ -84,11 +86,10 @@ def caption_all(inputs: CaptionInputs, due: pa.Table) -> Made:
             inputs.access.coordinator.reached.remote(due["window"][made.chunks - 1].as_py())
         if is_due(made.chunks):
             rate = made.images / (time.monotonic() - started)
-            print(
-                f"captions   {made.images:,} images, {made.chunks} of {due.num_rows} chunks, {rate:.0f}/s", flush=True
-            )
+            text = f"captions   {made.images:,} images, {made.chunks} of {due.num_rows} chunks, {rate:.0f}/s"
+            tell("captions", text, images=made.images, chunks=made.chunks, of_chunks=due.num_rows)
     if made.bad_images:
-        print(f"captions   {made.bad_images:,} images have none; the store has the reasons", flush=True)
+        tell("captions", f"captions   {made.bad_images:,} images have none; the store has the reasons")
     return made
 
 
@@ -124,9 +125,9 @@ def _tell_balance(made: Made, seconds: float, waits: tuple[float, float], config
         return
     per_actor = made.images / made.busy_seconds
     wanted = made.images / max(seconds - waited_seconds, seconds / 10)
-    print(
+    tell(
+        "captions",
         f"captions   training waited {waited_seconds:.0f} of {seconds:.0f} s for them: an actor writes {per_actor:.0f} "
         f"images/s, about {ceil(wanted / per_actor)} would keep up (resources.captioners is "
         f"{config.resources.captioners})",
-        flush=True,
     )

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from tips_ray.config import RunConfig, override
+from tips_ray.console import tell
 from tips_ray.data.local_stream import local_stream
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.distributed import alone, background_group, gather_objects, rank, world_size
@@ -111,7 +112,7 @@ class RankTrainer:
         if is_restarted_by_torchrun() and (request := stop_asked(run.uri, run.generation - 1)):
             self.skip(run.config)
             raise RunStopped(f"{request}; torchrun started it again: leave out --max-restarts to stop at once")
-        with failures_as_sentences(folder, (Exception,)), shown_progress(folder, run.config.schedule.total_steps):
+        with failures_as_sentences(folder, (Exception,)), shown_progress(folder, run.config):
             with _process_group(run.config) as device:
                 _train(_broadcast((run, captions)), device)
 
@@ -279,5 +280,5 @@ def _with_micro_batch(run: Run, device: torch.device) -> Run:
     config = settled(run, found)
     if rank() == 0:
         keep(run.uri, found)
-        print(f"micro-batch {config.images_per_pass} images; {batches_fit_shared_memory(config)}", flush=True)
+        tell("micro_batch", f"micro-batch {config.images_per_pass} images; {batches_fit_shared_memory(config)}")
     return replace(run, config=config)

@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.console import tell
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import described, root_cause
 from tips_ray.launch import cluster
@@ -43,6 +44,7 @@ from tips_ray.train.micro_batch import keep, settled
 from tips_ray.train.worker import found_on_workers, run_worker
 from tips_ray.train.worker_log import LEVEL
 
+WORKER_LOGS = "logs of the workers are in /tmp/ray/session_latest/logs of their nodes"
 FAILURES = (TrainingFailedError, RayError)
 """Errors that `fit` raises."""
 CURE = "once there is a head again, the same command resumes from the newest checkpoint (--supervise does it by itself)"
@@ -69,6 +71,9 @@ class RayTrainer:
             RunFailedError: training stopped.
             RunStopped: it was asked to.
         """
+        if not ray.is_initialized():
+            where = cluster.address()
+            tell("ray", f"joining the cluster at {where}" if where else "starting Ray on this machine")
         cluster.connect(cluster.cpus_needed(run.config))
         ray.data.DataContext.get_current().enable_progress_bars = False
         run, folder = _with_micro_batch(run), RunFolder(run.uri)
@@ -83,7 +88,7 @@ class RayTrainer:
         ):
             with (
                 failures_as_sentences(folder, FAILURES),
-                shown_progress(folder, run.config.schedule.total_steps),
+                shown_progress(folder, run.config, WORKER_LOGS),
                 evaluated_beside(_evaluator(run), partial(ask_patiently, run)),
             ):
                 trainer.fit()
@@ -148,7 +153,7 @@ def _with_micro_batch(run: Run) -> Run:
     found = found_on_workers(run)
     keep(run.uri, found)
     config = settled(run, found)
-    print(f"micro-batch {config.images_per_pass} images; {stream_sizes(config)}", flush=True)
+    tell("micro_batch", f"micro-batch {config.images_per_pass} images; {stream_sizes(config)}")
     return replace(run, config=config)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from tips_ray import storage
+from tips_ray.console import tell
 from tips_ray.errors import RunFailedError, RunStopped
 from tips_ray.launch.stops import signals_handled
 from tips_ray.memory_kills import memory_kills, memory_kills_since
@@ -50,7 +51,7 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
                 f"the driver {ending}: mend what its last lines say, then the same command goes on"
             )
         seconds = min(FIRST_WAIT_SECONDS * 2 ** (failed - 1), LONGEST_WAIT_SECONDS)
-        print(f"the driver {ending}; it starts again in {seconds:.0f} s", flush=True)
+        tell("restart", f"the driver {ending}; it starts again in {seconds:.0f} s", seconds=seconds)
         sleep(seconds)
 
 

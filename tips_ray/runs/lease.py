@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tips_ray import storage
+from tips_ray.console import tell
 from tips_ray.runs.folder import RunFolder
 
 BEAT_SECONDS, STILL_SECONDS, POLL_SECONDS = 10.0, 60.0, 2.0
@@ -183,7 +184,8 @@ def unlock(run_uri: str) -> str:
 def _is_free(run_uri: str, generation: int, holder: Holder | None) -> bool:
     if holder and (holder.is_released or holder.is_here):
         return holder.is_gone
-    print(f"{'lease':10} {holder or 'another start'} trained this run last: waiting up to a minute for a sign of it")
+    who = holder or "another start"
+    tell("lease", f"{'lease':10} {who} trained this run last: waiting up to a minute for a sign of it")
     before, deadline = _content(run_uri, generation), time.monotonic() + STILL_SECONDS
     while time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

@@ -20,8 +20,8 @@ Level = Literal["early", "good", "watch", "ill"]
 Line = Mapping[str, Any]
 NEAR = 0.02
 """Share of a trivial value within which a loss counts as being there: losses of batches scatter by more than 1 %."""
-SETTLED_POINTS = 20
-"""Logged steps after the warm-up from which on a loss that has learned nothing is ill; before it is only watched."""
+SETTLED_POINTS, SETTLED_STEPS = 20, 80
+"""Logged and optimizer steps after the warm-up from which on a loss at chance is ill; before it is watched."""
 LEAST_STEPS = 30
 """Optimizer steps after the warm-up before which nothing is judged."""
 SLOWER = "lower schedule.peak_lr, lengthen schedule.warmup"
@@ -141,12 +141,16 @@ def _contrastive(config: RunConfig, curves: Curves) -> Iterator[Finding]:
             if loss > (1 + NEAR) * chance:
                 yield Finding("ill", about, f"worse than guessing: {beside}", cure, f"{about} above ln N")
             else:
-                level = "ill" if len(curves) >= SETTLED_POINTS else "watch"
+                level = "ill" if _is_settled(config, curves) else "watch"
                 yield Finding(level, about, f"nothing is learned: {beside}", cure, f"{about} at ln N")
         elif trend.direction == "rising" and trend.last - trend.first > chance / 10:
             yield Finding("watch", about, f"it gets worse: {beside}", SLOWER)
         else:
             yield Finding("good", about, f"{beside}{_own_caption_found(about, curves, config)}")
+
+
+def _is_settled(config: RunConfig, curves: Curves) -> bool:
+    return len(curves) >= SETTLED_POINTS and curves.step >= config.schedule.warmup_steps + SETTLED_STEPS
 
 
 def _own_caption_found(about: str, curves: Curves, config: RunConfig) -> str:
@@ -215,9 +219,9 @@ def _against_teacher(head: str, loss: float, trivial: Trivial, config: RunConfig
     lowest = times * log1p((prototypes - 1) * exp(-2 / temperature))  # scores are cosines
     if loss > (1 + NEAR / 2) * trivial.value:
         seen = (
-            f"lately {loss:.2f}, above {trivial.words} = {trivial.value:.2f}, which a student that knows nothing reaches: "
-            f"it is surer than it is right; {learned.steps:,} steps before it predicted {_percent(learned.first)} of "
-            "what the teacher tells"
+            f"lately {loss:.2f}, above {trivial.words} = {trivial.value:.2f}, which a student that knows nothing "
+            f"reaches: it is surer than it is right; {learned.steps:,} steps before it predicted "
+            f"{_percent(learned.first)} of what the teacher tells"
         )
         cure = f"{SLOWER}, raise objective.student_temperature ({temperature:.3g}) or objective.ema_momentum"
         return Finding("ill", head, seen, cure, f"{head} above {trivial.words}")
@@ -227,7 +231,7 @@ def _against_teacher(head: str, loss: float, trivial: Trivial, config: RunConfig
         return Finding("ill", head, seen, cure, f"{head} student temperature too high")
     told = f"{beside}: {_share_in_words(learned)}"
     if learned.last < 0.1 and learned.direction != "rising":
-        level = "ill" if learned.last < NEAR and len(curves) >= SETTLED_POINTS else "watch"
+        level = "ill" if learned.last < NEAR and _is_settled(config, curves) else "watch"
         return Finding(level, head, f"hardly anything is learned: {told}", SLOWER, f"{head} at {trivial.words}")
     if learned.direction == "falling" and learned.last < 0.5 and learned.first - learned.last > 0.25:
         cure = f"{SLOWER} or raise objective.ema_momentum, if it goes on"
