@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel
 from torch.nn import functional as F
 from toy_run import metrics_of_run, numbers_of_run, scene_row, tiny_run, write_scenes
@@ -73,8 +74,12 @@ def client() -> MlflowClient:
     return MlflowClient(f"sqlite:///{os.environ['TIPS_RAY_TESTS_MLFLOW']}")
 
 
+def run_id_of(run_uri: str) -> str:
+    return str(stored_run_id(run_uri))
+
+
 def _models(client: MlflowClient, folder: RunFolder) -> list[LoggedModel]:
-    run = client.get_run(stored_run_id(folder.uri))
+    run = client.get_run(run_id_of(folder.uri))
     found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     return sorted(found, key=lambda model: int(model.tags["step"]))
 
@@ -153,7 +158,7 @@ def test_missing_data_of_an_evaluation_are_told_before_the_run(tmp_path, data):
 
 def test_mlflow_has_each_checkpoint_once_with_its_scores_data_and_pictures(evaluated, client):
     config, folder = evaluated
-    send_evaluations(client, run_id := stored_run_id(folder.uri), config, folder.uri)  # once more changes nothing
+    send_evaluations(client, run_id := run_id_of(folder.uri), config, folder.uri)  # once more changes nothing
     models, known = _models(client, folder), evaluations_of(folder.uri)
     assert [model.name for model in models] == ["tiny-step-4", "tiny-step-8", "tiny-step-12"]
     for model, evaluation in zip(models, known, strict=True):
@@ -164,12 +169,12 @@ def test_mlflow_has_each_checkpoint_once_with_its_scores_data_and_pictures(evalu
         assert {(metric.dataset_name, metric.step) for metric in found.values()} == {("scenes", evaluation.step)}
     order = [{"field_name": f"metrics.evaluation/retrieval/{SCORE}", "dataset_name": "scenes", "ascending": False}]
     experiment = client.get_run(run_id).info.experiment_id
-    (first, *_) = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order)
-    assert int(first.tags["step"]) in best_steps(config, known, 3)
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order)
+    assert int(list(found or ())[0].tags["step"]) in best_steps(config, known, 3)
     assert client.get_run(run_id).data.tags["best_step"] == str(best_steps(config, known)[0])
     images = [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png")]
     assert len([path for path in images if path.startswith("images/attention+step+")]) == 3
-    assert [one.model_id for one in client.get_run(run_id).outputs.model_outputs] == [one.model_id for one in models]
+    assert {one.model_id for one in client.get_run(run_id).outputs.model_outputs} == {one.model_id for one in models}
 
 
 def test_a_checkpoint_becomes_candidate_then_champion_and_embeds_as_the_run_does(evaluated, client, monkeypatch):
@@ -182,7 +187,7 @@ def test_a_checkpoint_becomes_candidate_then_champion_and_embeds_as_the_run_does
     newest = promote(folder.uri, "tips_tests", "champion", 12)
     assert newest.before == champion.version if step != 12 else newest.version == champion.version
     model = _models(client, folder)[2]
-    stored = mlflow.artifacts.download_artifacts(model.artifact_location)
+    stored = download_artifacts(str(model.artifact_location))
     names = [path.name for path in Path(stored).rglob("*") if path.is_file()]
     assert "MLmodel" in names and not [name for name in names if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
     image, text = scene_row(90)["image"], "a red cone"
@@ -192,7 +197,7 @@ def test_a_checkpoint_becomes_candidate_then_champion_and_embeds_as_the_run_does
     encoder = load_encoder(f"{folder.uri}/checkpoints/step-00000012")
     pixels = squashed_image(decode(image, 1 << 20, 1 << 20), encoder.image_size_px)[None]
     expected = F.normalize(encoder.features(in_unit_range(pixels)).embeddings["cls_synthetic"], dim=-1)[0]
-    cosine = torch.tensor(found["image_embedding"][0]) @ expected.double()
+    cosine = torch.tensor(found["image_embedding"][0], dtype=torch.double) @ expected.double()
     assert cosine == pytest.approx(1, abs=1e-3)  # transformers resizes a little differently
     torch.testing.assert_close(
         torch.tensor(found["text_embedding"][1]), encoder.texts([text])[0].double(), atol=1e-5, rtol=0
@@ -201,9 +206,16 @@ def test_a_checkpoint_becomes_candidate_then_champion_and_embeds_as_the_run_does
 
 def test_the_checkpoint_that_a_run_starts_from_is_its_input_model(evaluated, data, client, tmp_path):
     _, first = evaluated
-    config = tiny_run(tmp_path, data, name="next", resources__workers=1, start={"uri": first.uri})
+    config = tiny_run(
+        tmp_path,
+        data,
+        name="next",
+        resources__workers=1,
+        start={"uri": first.uri},
+        captions__tokenizer=f"{first.uri}/tokenizer.json",
+    )
     second = pretrain(config, RankTrainer(), until_step=1)
-    run = client.get_run(stored_run_id(second))
+    run = client.get_run(run_id_of(second))
     (given,) = run.inputs.model_inputs
     assert given.model_id == _models(client, first)[2].model_id
     assert run.data.tags["lineage.start"].endswith("tiny/checkpoints/step-00000012")

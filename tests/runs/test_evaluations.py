@@ -2,6 +2,7 @@
 
 import json
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 from toy_run import tiny_run
@@ -35,13 +36,13 @@ def _scored(*values: float | None) -> list[Evaluation]:
     return [Evaluation(4 * number, "unused", scores={SCORE: value}) for number, value in enumerate(values, 1)]
 
 
-def _save(run_uri: str, *steps: int) -> None:
+def _save(run_uri: Path, *steps: int) -> None:
     for step in steps:
         (folder := run_uri / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
         (folder / "manifest.json").write_text(json.dumps({"version": 2, "step": step, "files": {}}))
 
 
-def _saved(run_uri) -> list[int]:
+def _saved(run_uri: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run_uri / "checkpoints").iterdir())
 
 

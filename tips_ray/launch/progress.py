@@ -203,13 +203,13 @@ def news(event: dict[str, Any]) -> str:
         again = f"{event['steps_recomputed']} steps again, {event['seconds_lost']:.0f} s lost"
         return f"training goes on from step {event['step']}; workers: {event['to']} ({event['from']} before); {again}"
     if event["kind"] == "evaluation":
-        scores = ", ".join(f"{name} {_shown(value)}" for name, value in event["scores"].items())
+        scores = ", ".join(f"{name} {_value(value)}" for name, value in event["scores"].items())
         told = "; ".join(filter(None, (scores, event.get("failure", "")))) or f"done, {event['seconds']:.0f} s"
         return f"evaluation of step {event['step']}: {told}"
     return ""
 
 
-def _shown(value: float | None) -> str:
+def _value(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.4g}"
 
 

@@ -105,7 +105,7 @@ def _registered(client: "MlflowClient", name: str, config: RunConfig, checkpoint
             raise
     model = model_of(client, run_id, config.name, checkpoint)
     for known in client.search_model_versions(f"name = '{name}'"):
-        if known.model_id == model.model_id:
+        if known.source == model.artifact_location:
             return str(known.version)
     with TemporaryDirectory(prefix="tips-ray-model-") as scratch:
         folder = Path(scratch, "pyfunc")
