@@ -136,7 +136,8 @@ def test_stop_of_a_killed_run_is_refused_and_tells_mlflow(tmp_path, mlflow, caps
 def test_a_list_ends_the_page_of_a_killed_run_when_it_was_last_seen(tmp_path, mlflow_database, capsys):
     shutil.copy(mlflow_database, tmp_path / "mlflow.db")
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run_id = client.create_run("0").info.run_id
+    experiment = client.create_experiment("ends", artifact_location=(tmp_path / "mlartifacts").as_uri())
+    run_id = client.create_run(experiment).info.run_id
     _held(_begun(tmp_path, "killed", run_id=run_id), **GONE)
     assert main(["runs", "list", str(tmp_path)]) == 0
     run = client.get_run(run_id)
