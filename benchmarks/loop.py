@@ -71,7 +71,9 @@ def run_config(variant: str, images: int) -> RunConfig:
     tree = train_config(variant).model_dump(exclude={"variant"})
     run = {"name": "loop", "data": {"sources": [{"uri": "unused"}]}, "global_batch_images": images}
     keys = {"schedule.total_steps": ENDLESS, "checkpoint_every_steps": ENDLESS}
-    return override(RunConfig, {**tree, **run}, keys | {"views.global_px": tree["image"]["image_size_px"]})
+    image_px, patch_px = tree["image"]["image_size_px"], tree["image"]["patch_size_px"]
+    views = {"views.global_px": image_px, "views.local_px": round(image_px * 7 / 16 / patch_px) * patch_px}
+    return override(RunConfig, {**tree, **run}, keys | views)
 
 
 def _rounds(config: RunConfig, batch: Batch, folder: Path, steps: int, rounds: int) -> list[dict[str, Spent]]:

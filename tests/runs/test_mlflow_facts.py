@@ -148,9 +148,10 @@ def test_a_node_is_measured_under_mlflows_names_until_it_is_closed(monkeypatch):
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= one
     assert {"system/disk_usage_percentage", "system/network_receive_megabytes"} <= one
     assert _measured(_Handle(), 3, monkeypatch) == {name.replace("system/", "system/node_3/") for name in one}
-    deadline = threading.Event()
-    while any(thread.name == "system metrics" for thread in threading.enumerate()):
-        assert not deadline.wait(0.02)
+    for thread in threading.enumerate():
+        if thread.name == "system metrics":
+            thread.join(30)
+            assert not thread.is_alive(), "it ends with close"
 
 
 def test_without_psutil_training_goes_on_with_a_line_in_the_log(monkeypatch, caplog):

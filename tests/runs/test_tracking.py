@@ -418,6 +418,7 @@ def test_a_resume_trains_before_mlflow_has_answered(runs, folder, monkeypatch):
     known = _ended(config, folder).run_id
     answers = threading.Event()
     monkeypatch.setattr("tips_ray.runs.mlflow_follower.require_answer", lambda *arguments: answers.wait(60))
+    monkeypatch.setattr("tips_ray.runs.tracking.require_answer", lambda *arguments: pytest.fail("it is asked first"))
     tracking = start_tracking(config, folder, resumed_from_step=7)
     assert tracking.run_id == known and "resumed_from_step" not in _run(config, folder).data.tags
     answers.set()
