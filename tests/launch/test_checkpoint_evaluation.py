@@ -162,7 +162,7 @@ def test_mlflow_has_each_checkpoint_once_with_its_scores_data_and_pictures(evalu
     models, known = _models(client, folder), evaluations_of(folder.uri)
     assert [model.name for model in models] == ["tiny-step-4", "tiny-step-8", "tiny-step-12"]
     for model, evaluation in zip(models, known, strict=True):
-        found = {metric.key: metric for metric in model.metrics}
+        found = {metric.key: metric for metric in model.metrics or ()}
         assert {name: metric.value for name, metric in found.items()} == {
             f"evaluation/{name}": value for name, value in evaluation.scores.items()
         }
@@ -199,9 +199,8 @@ def test_a_checkpoint_becomes_candidate_then_champion_and_embeds_as_the_run_does
     expected = F.normalize(encoder.features(in_unit_range(pixels)).embeddings["cls_synthetic"], dim=-1)[0]
     cosine = torch.tensor(found["image_embedding"][0], dtype=torch.double) @ expected.double()
     assert cosine == pytest.approx(1, abs=1e-3)  # transformers resizes a little differently
-    torch.testing.assert_close(
-        torch.tensor(found["text_embedding"][1]), encoder.texts([text])[0].double(), atol=1e-5, rtol=0
-    )
+    embedded, expected = torch.tensor(found["text_embedding"][1]), encoder.texts([text])[0]
+    torch.testing.assert_close(embedded.float(), expected.float(), atol=1e-5, rtol=0)
 
 
 def test_the_checkpoint_that_a_run_starts_from_is_its_input_model(evaluated, data, client, tmp_path):
