@@ -218,3 +218,15 @@ def test_the_checkpoint_that_a_run_starts_from_is_its_input_model(evaluated, dat
     (given,) = run.inputs.model_inputs
     assert given.model_id == _models(client, first)[2].model_id
     assert run.data.tags["lineage.start"].endswith("tiny/checkpoints/step-00000012")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_on_ray_the_scores_are_the_same_and_patience_ends_at_the_same_checkpoint(evaluated, data, tmp_path, cluster):
+    scores = {one.step: one.scores[f"retrieval/{SCORE}"] for one in evaluations_of(evaluated[1].uri)}
+    better = "higher" if scores[8] <= scores[4] else "lower"  # step 8 is no better than step 4
+    score = {"task": "retrieval", "score": SCORE, "better": better}
+    uri = pretrain(_config(tmp_path, data, score=score, patience=1))
+    found = {one.step: one.scores[f"retrieval/{SCORE}"] for one in evaluations_of(uri)}
+    assert found == {4: scores[4], 8: scores[8]}  # none of step 12: nothing depends on it any more
+    assert _steps(uri)[-1] == 8 and status_of(uri).state == "complete"

@@ -71,6 +71,8 @@ SUITE = {"data": {"scenes": {"kind": "scenes"}}, "tasks": {"found": {"kind": "re
             "scores.0: score .wab. must be one of web, synthetic",
         ),
         ({"run__schedule__total_steps": 0}, "run.schedule.total_steps: .*greater than 0"),
+        ({"run__evaluation__patience": 2}, "run.evaluation.patience ends a run by itself"),
+        ({"space": {"evaluate_every_steps": {"choice": [4, 8]}}}, "evaluate_every_steps.* changes no numbers"),
     ],
 )
 def test_a_wrong_sweep_is_refused_at_once_with_key_value_and_rule(values, sentence, tmp_path):

@@ -239,6 +239,13 @@ class SweepConfig(Schema):
         return self
 
     @model_validator(mode="after")
+    def _rungs_are_reached(self) -> Self:
+        evaluation = self.run.get("evaluation")
+        if isinstance(evaluation, dict) and evaluation.get("patience"):
+            raise ValueError("run.evaluation.patience ends a run by itself, and the sweep decides here: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _population_can_change(self) -> Self:
         if self.scheduler != "pbt":
             return self
