@@ -1,12 +1,16 @@
 """Evaluation of checkpoints during a run: nothing of training changes, patience ends it where the scores say."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel
@@ -20,15 +24,18 @@ from tips_ray.errors import Faults
 from tips_ray.evaluation.datasets.examples import squashed_image
 from tips_ray.evaluation.encoders import in_unit_range
 from tips_ray.evaluation.load_encoder import load_encoder
-from tips_ray.launch import on_ranks, pretrain
+from tips_ray.launch import checkpoint_evaluation, on_ranks, pretrain
+from tips_ray.launch.checkpoint_evaluation import evaluate_checkpoint
 from tips_ray.launch.on_ranks import RankTrainer
 from tips_ray.launch.promotion import promote
+from tips_ray.report import write_report
+from tips_ray.report.of_folder import report_of
 from tips_ray.runs.checkpoint import CheckpointInfo, list_checkpoints
-from tips_ray.runs.evaluations import Evaluation, best_steps, evaluations_of, write
+from tips_ray.runs.evaluations import Evaluation, Standing, evaluations_of, standing_of, write
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.mlflow_models import send_evaluations
 from tips_ray.runs.mlflow_note import stored_run_id
-from tips_ray.runs.run import Run
+from tips_ray.runs.run import Run, run_at
 from tips_ray.runs.status import status_of
 
 pytestmark = pytest.mark.heavy
@@ -170,8 +177,9 @@ def test_mlflow_has_each_checkpoint_once_with_its_scores_data_and_pictures(evalu
     order = [{"field_name": f"metrics.evaluation/retrieval/{SCORE}", "dataset_name": "scenes", "ascending": False}]
     experiment = client.get_run(run_id).info.experiment_id
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order)
-    assert int(list(found or ())[0].tags["step"]) in best_steps(config, known, 3)
-    assert client.get_run(run_id).data.tags["best_step"] == str(best_steps(config, known)[0])
+    best = standing_of(config, folder.uri).best_steps(3)
+    assert int(list(found or ())[0].tags["step"]) in best
+    assert client.get_run(run_id).data.tags["best_step"] == str(best[0])
     images = [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png")]
     assert len([path for path in images if path.startswith("images/attention+step+")]) == 3
     assert {one.model_id for one in client.get_run(run_id).outputs.model_outputs} == {one.model_id for one in models}
@@ -179,7 +187,8 @@ def test_mlflow_has_each_checkpoint_once_with_its_scores_data_and_pictures(evalu
 
 def test_a_checkpoint_becomes_candidate_then_champion_and_embeds_as_the_run_does(evaluated, client, monkeypatch):
     config, folder = evaluated
-    step = best_steps(config, evaluations_of(folder.uri))[0]
+    (step,) = standing_of(config, folder.uri).best_steps()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{os.environ['TIPS_RAY_TESTS_MLFLOW']}")
     candidate = promote(folder.uri, "tips_tests", "candidate")
     assert (candidate.step, candidate.before) == (step, None)
     champion = promote(folder.uri, "tips_tests", "champion")
@@ -218,6 +227,54 @@ def test_the_checkpoint_that_a_run_starts_from_is_its_input_model(evaluated, dat
     (given,) = run.inputs.model_inputs
     assert given.model_id == _models(client, first)[2].model_id
     assert run.data.tags["lineage.start"].endswith("tiny/checkpoints/step-00000012")
+
+
+def test_an_outage_of_the_storage_delays_patience_and_stops_nothing(tmp_path, data, prescribed, monkeypatch):
+    prescribed.update({4: 0.5, 8: 0.4, 12: 0.3})
+    real, outages = checkpoint_evaluation.standing_of, iter([True, True])
+
+    def away_twice(config: RunConfig, run_uri: str) -> Standing:
+        if next(outages, False):
+            raise storage.StorageError("the storage does not answer", may_pass=True)
+        return real(config, run_uri)
+
+    monkeypatch.setattr(checkpoint_evaluation, "standing_of", away_twice)
+    assert _steps(pretrain(_config(tmp_path, data, patience=1), RankTrainer())) == [4, 8]
+
+
+def test_an_evaluation_without_pictures_or_with_data_that_are_gone_goes_on(tmp_path, data, client):
+    folder = tmp_path / "classes"
+    for split in ("train", "val"):
+        (place := folder / split / "cone").mkdir(parents=True)
+        (place / "1.jpg").write_bytes(scene_row(1)["image"])
+    suite = {"data": {"own": {"kind": "class_folder", "folder": str(folder)}},
+             "tasks": {"neighbours": {"kind": "neighbours", "data": "own", "neighbours": [1]}}}  # fmt: skip
+    config = tiny_run(tmp_path, data, name="plain", resources__workers=1, evaluate_every_steps=4,
+                      evaluation={"suite": suite, "pictures": 0})  # fmt: skip
+    uri = pretrain(config, RankTrainer(), until_step=4)
+    shutil.rmtree(folder / "val")
+    run = run_at(uri)
+    found = evaluate_checkpoint(run, list_checkpoints(run.checkpoints_uri)[0])
+    assert "val" in found.failure and not found.scores
+    assert [model.status for model in _models(client, RunFolder(uri))] == ["READY"]
+    write_report(tmp_path / "report.html", report_of(uri))
+
+
+def test_two_ranks_end_with_patience_and_exit_code_0(tmp_path, data):
+    probe = {"optimizer": "sgd", "steps": 2, "warmup": 0.0, "batch_images": 4, "learning_rates": [0.1]}
+    suite = {**SUITE, "tasks": {"classes": {"kind": "classification", "data": "scenes", "probe": probe}}}
+    score = {"task": "classes", "score": "cls_web/learning_rate", "better": "lower"}  # is always the same: no better
+    config = _config(tmp_path, data, suite=suite, score=score, patience=1)
+    tree = config.model_dump(mode="json") | {"schedule": {**config.schedule.model_dump(mode="json"), "total_steps": 60}}
+    (path := tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "jobs.cli", "pretrain"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *torchrun, str(path), "--without-ray"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    uri = f"{config.storage}/tiny"
+    assert _steps(uri)[-1] == 8 and RunFolder(uri).read_events()[-1]["status"] == "FINISHED"
+    assert "the run ends with the checkpoint of step 8" in done.stdout and status_of(uri).state == "complete"
 
 
 @pytest.mark.ray

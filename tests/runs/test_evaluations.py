@@ -8,17 +8,17 @@ import pytest
 from toy_run import tiny_run
 
 from tips_ray.config import RunConfig
-from tips_ray.runs.checkpoint import drop_later_checkpoints, drop_old_checkpoints
+from tips_ray.runs.checkpoint import CheckpointInfo, drop_later_checkpoints
 from tips_ray.runs.evaluations import (
     Evaluation,
-    best_steps,
+    Standing,
+    drop_unneeded,
     evaluations_of,
     folder_of,
     forget_after,
     in_words,
-    pinned_steps,
-    ran_out,
-    waiting,
+    is_over,
+    standing_of,
     write,
 )
 
@@ -42,6 +42,10 @@ def _save(run_uri: Path, *steps: int) -> None:
         (folder / "manifest.json").write_text(json.dumps({"version": 2, "step": step, "files": {}}))
 
 
+def _infos(*steps: int) -> list[CheckpointInfo]:
+    return [CheckpointInfo("unused", step, {}) for step in steps]
+
+
 def _saved(run_uri: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run_uri / "checkpoints").iterdir())
 
@@ -54,13 +58,15 @@ def _saved(run_uri: Path) -> list[int]:
         ((0.1, 0.3, 0.2, 0.4), 2, "higher", None),
         ((0.1, 0.3, 0.3, 0.3), 2, "higher", 16),  # equal is no better
         ((0.5, 0.4, 0.45, 0.41), 2, "lower", 16),
-        ((0.5, None, 0.6), 1, "higher", 8),  # no score is no better
-        ((None, None, 0.6), 2, "higher", 8),
+        ((0.5, None, None, 0.6), 1, "higher", None),  # without a score nothing is known
+        ((0.5, None, 0.4), 1, "higher", 12),
+        ((0.5, float("nan"), 0.6), 1, "higher", None),
         ((), 1, "higher", None),
     ],
 )
 def test_patience_runs_out_after_so_many_evaluations_that_are_no_better(tmp_path, scores, patience, better, end):
-    assert ran_out(_config(tmp_path, better, patience=patience), _scored(*scores)) == end
+    standing = Standing(_config(tmp_path, better, patience=patience), _scored(*scores), _infos(4, 8, 12, 16))
+    assert standing.end == end
 
 
 def test_a_checkpoint_that_waits_holds_the_decision_until_its_score_is_there(tmp_path):
@@ -69,18 +75,16 @@ def test_a_checkpoint_that_waits_holds_the_decision_until_its_score_is_there(tmp
     ends = set()
     for order in permutations(_scored(0.3, 0.5, 0.4)):  # 12 is the first that is no better
         for evaluation in order:
-            known = evaluations_of(str(run))
-            assert ran_out(config, known, waiting(config, str(run), known)) is None
+            assert standing_of(config, str(run)).end is None
             write(str(run), evaluation)
-        known = evaluations_of(str(run))
-        ends.add(ran_out(config, known, waiting(config, str(run), known)))
+        ends.add(standing_of(config, str(run)).end)
         forget_after(str(run), 0)
     assert ends == {12}
 
 
 def test_the_best_are_named_best_first_and_earlier_before_later(tmp_path):
-    assert best_steps(_config(tmp_path), _scored(0.3, 0.5, None, 0.5), 3) == [8, 16, 4]
-    assert best_steps(_config(tmp_path, "lower"), _scored(0.3, 0.5, None, float("nan")), 3) == [4, 8]
+    assert Standing(_config(tmp_path), _scored(0.3, 0.5, None, 0.5), ()).best_steps(3) == [8, 16, 4]
+    assert Standing(_config(tmp_path, "lower"), _scored(0.3, 0.5, None, float("nan")), ()).best_steps(3) == [4, 8]
 
 
 def test_what_waits_and_the_best_and_the_end_are_never_deleted(tmp_path):
@@ -88,8 +92,8 @@ def test_what_waits_and_the_best_and_the_end_are_never_deleted(tmp_path):
     _save(run, 4, 6, 8, 12, 16)
     for evaluation in _scored(0.3, 0.5, 0.4):
         write(str(run), evaluation)
-    assert set(pinned_steps(config, str(run))) == {8, 12, 16}
-    drop_old_checkpoints(str(run / "checkpoints"), 16, 1, pinned=lambda: pinned_steps(config, str(run)))
+    assert standing_of(config, str(run)).pinned == {8, 12, 16}
+    drop_unneeded(config.model_copy(update={"keep_last": 1}), str(run), 16)
     assert _saved(run) == [8, 12, 16]
     drop_later_checkpoints(str(run / "checkpoints"), 12)
     assert _saved(run) == [8, 12]
@@ -97,13 +101,13 @@ def test_what_waits_and_the_best_and_the_end_are_never_deleted(tmp_path):
 
 def test_a_run_without_evaluation_pins_nothing(tmp_path):
     _save(tmp_path / "tiny", 4)
-    assert not pinned_steps(tiny_run(tmp_path, "unused"), str(tmp_path / "tiny"))
+    assert not standing_of(tiny_run(tmp_path, "unused"), str(tmp_path / "tiny")).pinned
 
 
 def test_the_last_step_is_evaluated_and_steps_in_between_are_not(tmp_path):
     config = _config(tmp_path).model_copy(update={"evaluate_every_steps": 8})
     _save(tmp_path / "tiny", 4, 8, 10, 12)
-    assert [one.step for one in waiting(config, str(tmp_path / "tiny"), [])] == [8, 12]
+    assert [one.step for one in standing_of(config, str(tmp_path / "tiny")).waits] == [8, 12]
 
 
 def test_evaluations_after_the_step_that_a_run_goes_on_from_are_forgotten(tmp_path):
@@ -113,9 +117,34 @@ def test_evaluations_after_the_step_that_a_run_goes_on_from_are_forgotten(tmp_pa
     assert [one.step for one in evaluations_of(str(tmp_path))] == [4, 8]
 
 
-def test_a_damaged_evaluation_is_made_again(tmp_path):
+def test_patience_that_is_given_later_drops_no_checkpoint_of_before(tmp_path):
+    run = tmp_path / "tiny"
+    _save(run, 4, 12)  # that of step 8 was no better than that of step 4, and was deleted
+    for evaluation in _scored(0.5, 0.4, 0.6):
+        write(str(run), evaluation)
+    assert standing_of(_config(tmp_path, patience=1), str(run)).end is None
+
+
+def test_a_run_is_over_with_its_steps_and_evaluations_or_with_its_patience(tmp_path):
+    run, config = tmp_path / "tiny", _config(tmp_path, patience=1)
+    tree = config.model_dump(mode="json")
+    _save(run, 4, 8, 12)
+    assert not is_over(tree, str(run), 12)
+    for evaluation in _scored(0.3, 0.4, 0.5):
+        write(str(run), evaluation)
+    assert is_over(tree, str(run), 12)
+    write(str(run), _scored(0.3, 0.2)[1])
+    assert not is_over(tree, str(run), 12)  # later checkpoints are to be dropped
+    drop_later_checkpoints(str(run / "checkpoints"), 8)
+    assert is_over(tree, str(run), 8)
+    plain = tiny_run(tmp_path, "unused").model_dump(mode="json")
+    assert is_over(plain, str(run), 12) and not is_over(plain, str(run), 8)
+
+
+@pytest.mark.parametrize("text", ['{"step": 4, "chec', "[]", '{"step": 4, "checkpoint": "a", "scores": null}', "{}"])
+def test_a_damaged_evaluation_is_made_again(text, tmp_path):
     write(str(tmp_path), _scored(0.1)[0])
-    (tmp_path / "evaluation" / "step-00000004" / "scores.json").write_text('{"step": 4, "chec')
+    (tmp_path / "evaluation" / "step-00000004" / "scores.json").write_text(text)
     assert evaluations_of(str(tmp_path)) == []
 
 
@@ -147,6 +176,13 @@ def test_one_line_names_the_best_the_newest_and_what_waits(tmp_path):
         (
             {"evaluate_every_steps": 4, "evaluation": {"suite": {**SUITE, "mlflow_uri": "http://other"}}},
             "leave out mlflow_uri and ray",
+        ),
+        (
+            {
+                "evaluate_every_steps": 4,
+                "evaluation": {"suite": {**SUITE, "tasks": {"a/b": {"kind": "retrieval", "data": "scenes"}}}},
+            },
+            "the name 'a/b' must have letters",
         ),
     ],
 )

@@ -264,6 +264,7 @@ def test_a_damaged_note_is_written_again_with_the_run_that_has_the_folder_as_its
 
 
 def test_a_run_whose_experiment_was_deleted_goes_on_and_says_how_to_restore_it(runs, folder, caplog):
+    caplog.set_level(logging.WARNING, "tips_ray")
     config = _config(runs, tracking__experiment=f"of {folder}")
     first = _ended(config, folder)
     client = MlflowClient(tracking_uri(config))
@@ -427,6 +428,7 @@ def test_a_resume_trains_before_mlflow_has_answered(runs, folder, monkeypatch):
 
 
 def test_an_end_that_mlflow_never_answers_is_given_up(runs, folder, monkeypatch, caplog):
+    caplog.set_level(logging.WARNING, "tips_ray")
     config = _config(runs)
     _ended(config, folder)
     answers = threading.Event()

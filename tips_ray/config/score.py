@@ -1,5 +1,6 @@
 """Config of scores: what settings of a sweep or checkpoints of a run are compared by, and a run's own evaluation."""
 
+from re import fullmatch
 from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -69,6 +70,13 @@ class EvaluationConfig(Schema):
             raise ValueError(
                 f"patience ({self.patience}) needs score: name the task and the score that must get better"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_plain(self) -> Self:
+        for name in (*self.suite.tasks, *self.suite.data):
+            if not fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"suite: the name {name!r} must have letters, digits, '.', '_' and '-' alone")
         return self
 
     @model_validator(mode="after")

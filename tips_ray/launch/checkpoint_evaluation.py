@@ -12,11 +12,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from math import isfinite
+from typing import Literal
 
 import torch
 
 from tips_ray import storage
 from tips_ray.config.evaluation import trained_tokens
+from tips_ray.console import tell
+from tips_ray.errors import RunPaused
 from tips_ray.evaluation.checkpoint_pictures import checkpoint_pictures
 from tips_ray.evaluation.datasets import Dataset
 from tips_ray.evaluation.encoders import TipsEncoder
@@ -27,17 +30,17 @@ from tips_ray.evaluation.suite_tasks import tasks_here
 from tips_ray.runs import Run, RunFolder
 from tips_ray.runs.checkpoint import CheckpointInfo, DamagedCheckpointError, mark_damaged
 from tips_ray.runs.evaluations import (
+    PATIENCE,
     Evaluation,
     evaluations_of,
     folder_of,
-    ran_out,
     required,
     score_name,
-    waiting,
+    standing_of,
     write,
 )
 
-LOOK_SECONDS = 2.0
+LOOK_SECONDS, RETRY_SECONDS = 2.0, 30.0
 log = logging.getLogger(__name__)
 
 
@@ -61,13 +64,27 @@ def evaluate_checkpoint(run: Run, checkpoint: CheckpointInfo, device: str = "cpu
     except DamagedCheckpointError as error:
         mark_damaged(checkpoint, str(error))
         raise
-    except storage.StorageError:
-        raise
-    except (ValueError, OSError, RuntimeError) as error:  # a device without memory is a RuntimeError
-        found = replace(bare, failure=" ".join(str(error).split())[:500])
+    except Exception as error:  # of a task: data that are not there, a device without memory
+        if isinstance(error, storage.StorageError) and error.may_pass:
+            raise
+        found = replace(bare, failure=" ".join(f"{type(error).__name__}: {error}".split())[:500])
     evaluation = replace(found, time=_now(), seconds=round(time.monotonic() - started, 1))
     write(run.uri, evaluation)
     return evaluation
+
+
+def with_whole_places(run: Run) -> Run:
+    """The run with absolute folders of the data that its checkpoints are evaluated on."""
+    config = run.config.evaluation
+    if config is None:
+        return run
+    folders = {name: getattr(data, "folder", None) for name, data in config.suite.data.items()}
+    whole = {
+        name: data.model_copy(update={"folder": storage.resolved(folder)}) if (folder := folders[name]) else data
+        for name, data in config.suite.data.items()
+    }
+    suite = config.suite.model_copy(update={"data": whole})
+    return replace(run, config=run.config.model_copy(update={"evaluation": config.model_copy(update={"suite": suite})}))
 
 
 def note_lost(run: Run, checkpoint: CheckpointInfo, why: str) -> None:
@@ -117,9 +134,10 @@ def _why_incomplete(run: Run, records: Mapping[str, Record], scores: Mapping[str
 
 
 def _draw(run: Run, encoder: TipsEncoder, folder: str, name: str, dataset: Dataset) -> None:
-    """Write the pictures of the suite's first data set."""
+    """Write the pictures of the suite's first data set; some tasks read it at a larger size as well."""
     config = required(run.config)
-    if config.pictures and name == next(iter(config.suite.data)):
+    is_whole = dataset.test.images_NSS3.shape[1] == encoder.image_size_px
+    if config.pictures and is_whole and name == next(iter(config.suite.data)):
         tokens = trained_tokens(run.config.objective)
         for title, pixels_HWC in checkpoint_pictures(encoder, dataset, config.pictures, tokens).items():
             storage.write_bytes(storage.join(folder, "pictures", f"{title}.png"), png(pixels_HWC))
@@ -137,34 +155,36 @@ class CheckpointEvaluator:
         self.run, self._evaluate = run, evaluate
         self.left = threading.Event()
         """Set when nobody waits for evaluations any more."""
+        self.end: int | None = None
+        """The step at which patience ran out, once it has."""
         self.folder = RunFolder(run.uri)
 
-    def evaluate_next(self) -> bool:
-        """Evaluate the oldest checkpoint that waits; returns whether one was evaluated.
+    def advance(self) -> Literal["evaluated", "nothing", "away", "ended"]:
+        """Evaluate the oldest checkpoint that waits.
 
-        A storage that does not answer leaves it waiting.
+        Returns:
+            `nothing`: none waits. `away`: the storage does not answer, so it waits on. `ended`: patience has run out.
         """
         try:
-            waits = waiting(self.run.config, self.run.uri, evaluations_of(self.run.uri))
-            if not waits or self.end is not None:
-                return False
-            self._evaluate(waits[0])
-            self._tell(waits[0].step)
+            standing = standing_of(self.run.config, self.run.uri)
+            if standing.end is not None:
+                self.end = standing.end
+                return "ended"
+            if not standing.waits:
+                return "nothing"
+            self._evaluate(standing.waits[0])
+            self._tell(standing.waits[0].step)
         except DamagedCheckpointError as error:
             log.warning("%s; it is not evaluated", error)
         except storage.StorageError as error:
             log.warning("checkpoints wait for their evaluation: %s", error)
-            return False
-        return True
+            return "away"
+        return "evaluated"
 
-    @property
-    def end(self) -> int | None:
-        """The step at which `evaluation.patience` ran out; None: it has not.
-
-        Raises:
-            StorageError: the storage does not answer.
-        """
-        return end_of(self.run)
+    def advance_all(self, is_asked: Callable[[], bool]) -> None:
+        """Evaluate all that waits, until the run is asked to stop or the storage does not answer."""
+        while not is_asked() and self.advance() == "evaluated":
+            pass
 
     def _tell(self, step: int) -> None:
         evaluation = next((one for one in evaluations_of(self.run.uri) if one.step == step), None)
@@ -176,21 +196,11 @@ class CheckpointEvaluator:
         self.folder.try_event("evaluation", step, seconds=evaluation.seconds, scores=shown, **failure)
 
 
-def end_of(run: Run) -> int | None:
-    """The step at which a run's `evaluation.patience` ran out; None: it has not.
-
-    Raises:
-        StorageError: the storage does not answer.
-    """
-    if run.config.evaluation is None or run.config.evaluation.patience is None:
-        return None
-    known = evaluations_of(run.uri)
-    return ran_out(run.config, known, waiting(run.config, run.uri, known))
-
-
 @contextmanager
 def evaluated_beside(evaluator: CheckpointEvaluator, at_end: Callable[[str], object]) -> Iterator[None]:
-    """Evaluate checkpoints in a thread during the block, and what waits at its end; an error in it leaves that waiting.
+    """Evaluate checkpoints in a thread during the block, and what waits at its end or at a pause.
+
+    Any other error in the block leaves that waiting for the next start.
 
     Args:
         evaluator: of a run; nothing happens where its config evaluates nothing.
@@ -203,31 +213,43 @@ def evaluated_beside(evaluator: CheckpointEvaluator, at_end: Callable[[str], obj
     thread = threading.Thread(target=_follow, args=(evaluator, at_end, is_done), name="evaluation", daemon=True)
     thread.start()
     try:
-        yield
-        is_done.set()
-        thread.join()
+        try:
+            yield
+        except RunPaused:
+            _wait_for(thread, is_done)
+            raise
+        _wait_for(thread, is_done)
     finally:
         evaluator.left.set()
         is_done.set()
         thread.join()
 
 
+def _wait_for(thread: threading.Thread, is_done: threading.Event) -> None:
+    """Let the thread evaluate what waits, and end."""
+    is_done.set()
+    thread.join(LOOK_SECONDS)
+    if thread.is_alive():
+        tell("evaluation", f"{'evaluation':10} training is done; the run ends when its checkpoints are evaluated")
+    thread.join()
+
+
 def _follow(evaluator: CheckpointEvaluator, at_end: Callable[[str], object], is_done: threading.Event) -> None:
     while not evaluator.left.is_set():
         is_last = is_done.is_set()  # before it looks: a checkpoint that is saved after the look is found by the next
-        if evaluator.evaluate_next():
-            continue
-        if evaluator.end is not None:
+        found = evaluator.advance()
+        if found == "ended":
             at_end(patience_words(evaluator.end))
             return
-        if is_last:
-            return
-        is_done.wait(LOOK_SECONDS)
+        if found != "evaluated":
+            if is_last:
+                return
+            is_done.wait(LOOK_SECONDS if found == "nothing" else RETRY_SECONDS)
 
 
-def patience_words(step: int) -> str:
+def patience_words(step: int | None) -> str:
     """Why a run ends before its last step."""
-    return f"evaluation.patience, which ran out at step {step}"
+    return f"{PATIENCE}, which ran out at step {step}"
 
 
 def device_here(gpus: float) -> str:

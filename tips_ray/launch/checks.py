@@ -112,10 +112,9 @@ def evaluation_has_data(config: RunConfig) -> str:
         if not isinstance(data, ScenesConfig) and data.folder is None:
             raise ValueError(f"evaluation.suite.data.{name}.folder is not given: name it, or leave out its tasks")
         if not isinstance(data, ScenesConfig):
-            try:
-                storage.list_files(str(data.folder))
-            except storage.StorageError as error:
-                raise ValueError(f"evaluation.suite.data.{name}.folder: {error}") from None
+            folder = storage.resolved(str(data.folder))
+            if not storage.list_names(folder) and not storage.list_folders(folder):
+                raise ValueError(f"evaluation.suite.data.{name}.folder ({folder}) holds nothing: correct it")
     return f"{', '.join(suite.tasks)} every {config.evaluate_every_steps} steps"
 
 

@@ -14,14 +14,14 @@ from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunPaused, RunStopped
 from tips_ray.launch.captions import store_of
-from tips_ray.launch.checkpoint_evaluation import end_of, patience_words
+from tips_ray.launch.checkpoint_evaluation import patience_words
 from tips_ray.launch.checks import preflight
 from tips_ray.launch.cluster import nodes_of_ray
 from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback
 from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
-from tips_ray.runs.checkpoint import drop_later_checkpoints
-from tips_ray.runs.evaluations import evaluations_of, ran_out, waiting
+from tips_ray.runs.checkpoint import drop_later_checkpoints, newest_step
+from tips_ray.runs.evaluations import PATIENCE, drop_unneeded, forget_after, standing_of
 from tips_ray.runs.mlflow_ends import tell_ends
 from tips_ray.runs.run import last_step_of
 from tips_ray.runs.status import status_of
@@ -141,20 +141,30 @@ def _train(
 
 def _finish(trainer: Trainer, run: Run, captions: CaptionAccess | None) -> None:
     """Train and evaluate what is left; where `evaluation.patience` runs out, drop the checkpoints after that one."""
+    rest = rest_of(run.config, run.uri, run.until_step)
     try:
-        rest = rest_of(run.config, run.uri, run.until_step)
         if rest == "steps":
             trainer.train(run, captions)
         elif rest == "evaluations":
             trainer.evaluate(run)
-    except RunStopped:
-        if end_of(run) is None:
+        else:
+            trainer.skip(run.config)  # another start has finished the run while this one waited for the lease
+    except RunStopped as stop:
+        if isinstance(stop, RunPaused) or PATIENCE not in str(stop):
             raise
-    if (end := end_of(run)) is not None:
+    if run.config.evaluation:
+        storage.keep_trying(partial(_drop, run), run.config.checkpoint_patience_seconds)
+
+
+def _drop(run: Run) -> None:
+    """Delete checkpoints that no evaluation needs any more, and all after the one at which patience ran out."""
+    if (end := standing_of(run.config, run.uri).end) is not None:
         drop_later_checkpoints(run.checkpoints_uri, end)
-        print(
-            f"{'evaluation':10} the run ends with the checkpoint of step {end}: its patience ran out there", flush=True
-        )
+        forget_after(run.uri, end)
+        text = f"{'evaluation':10} the run ends with the checkpoint of step {end}: patience ran out there"
+        tell("evaluation", text, step=end)
+    if (newest := newest_step(run.checkpoints_uri)) > 0:
+        drop_unneeded(run.config, run.uri, newest)
 
 
 def rest_of(config: RunConfig, uri: str, until_step: int | None = None) -> Literal["steps", "evaluations", "nothing"]:
@@ -163,14 +173,12 @@ def rest_of(config: RunConfig, uri: str, until_step: int | None = None) -> Liter
     After `evaluation.patience` has run out no steps are left, but later checkpoints may have to be dropped: a run that
     was killed before that still has `evaluations` left.
     """
-    found, known = newest_checkpoint(checkpoints_of(uri)), evaluations_of(uri) if config.evaluation else []
-    newest = found.step if found else -1
-    waits = waiting(config, uri, known)
-    end = ran_out(config, known, waits)
+    found, standing = newest_checkpoint(checkpoints_of(uri)), standing_of(config, uri)
+    newest, end = found.step if found else -1, standing.end
     if end is None and newest < last_step_of(config, until_step):
         return "steps"
-    is_over = newest == end if end is not None else not waits
-    return "nothing" if is_over else "evaluations"
+    over = newest == end if end is not None else not standing.waits
+    return "nothing" if over else "evaluations"
 
 
 def _done_step(folder: RunFolder) -> int:
@@ -210,7 +218,7 @@ def _tracked(run: Run, folder: RunFolder, resumed_from_step: int | None, tags: M
     try:
         yield replace(run, tracking_uri=tracking.uri, mlflow_run_id=tracking.run_id)
         status = "FINISHED"
-        if (end := end_of(run)) is not None:
+        if run.config.evaluation and (end := standing_of(run.config, run.uri).end) is not None:
             asked = {"cause": patience_words(end)}
     except RunPaused:
         status = "SCHEDULED"  # MLflow's word for a run that goes on later

@@ -20,7 +20,7 @@ from tips_ray.data.stream import CaptionAccess
 from tips_ray.launch.beside import beside
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.lease import BEAT_SECONDS, newest
-from tips_ray.runs.restart import STARTS
+from tips_ray.runs.restart import STARTS, wait_for_nodes
 from tips_ray.runs.run import Run
 from tips_ray.storage import StorageError
 from tips_ray.train.monitoring import RunMetrics
@@ -125,4 +125,4 @@ def show_events(shown: RunMetrics, events: Sequence[Mapping[str, Any]]) -> None:
     started = next((event for event in reversed(events) if event["kind"] in STARTS), None)
     if started:
         shown.set("tips_ray_workers", started["workers"])
-    shown.set("tips_ray_waiting_for_nodes", bool(events) and events[-1]["kind"] == "waiting")
+    shown.set("tips_ray_waiting_for_nodes", wait_for_nodes(events) is not None)

@@ -14,6 +14,7 @@ ItemT = TypeVar("ItemT")
 NOISE = re.compile(rb"\[[^\]\n]* E \d+ \d+\] core_worker\.cc:\d+: Actor with class name: [^\n]*\n")
 """A warning about arguments of any actor pool of Ray Data (ray-project/ray#53727); Ray's log files have it too."""
 CHUNK_BYTES = 1 << 16
+_one_at_a_time = threading.Lock()
 
 
 def quietly_begun(items: Iterable[ItemT]) -> Iterator[ItemT]:
@@ -26,7 +27,13 @@ def quietly_begun(items: Iterable[ItemT]) -> Iterator[ItemT]:
 
 @contextmanager
 def noise_hidden(descriptor: int = 2) -> Iterator[None]:
-    """Let all that is written to the descriptor during the block, also by C++, pass except `NOISE`."""
+    """Let all that is written to the descriptor during the block, also by C++, pass except `NOISE`.
+
+    In a block beside another, of another thread, all passes.
+    """
+    if not _one_at_a_time.acquire(blocking=False):
+        yield
+        return
     reader, writer = os.pipe()
     real = os.dup(descriptor)
     os.dup2(writer, descriptor)
@@ -45,6 +52,7 @@ def noise_hidden(descriptor: int = 2) -> Iterator[None]:
     finally:
         atexit.unregister(restore)
         restore()
+        _one_at_a_time.release()
 
 
 def _pass_on(reader: int, real: int) -> None:

@@ -39,6 +39,7 @@ from tips_ray.launch.sizes import row_bytes, shared_bytes
 from tips_ray.launch.stops import signals_stop
 from tips_ray.runs import Run, RunFolder
 from tips_ray.runs.checkpoint import DamagedCheckpointError
+from tips_ray.runs.evaluations import PATIENCE
 from tips_ray.runs.stop import stop_asked
 from tips_ray.storage import StorageError
 from tips_ray.train import graceful_stop
@@ -117,11 +118,18 @@ class RankTrainer:
                 _train(_broadcast((run, captions)), device)
 
     def evaluate(self, run: Run) -> None:
-        """Evaluate what waits, in this process, while other ranks have nothing to do."""
+        """Evaluate what waits, in this process, while other ranks have nothing to do.
+
+        Raises:
+            RunStopped: it was asked to leave.
+        """
         self.skip(run.config)
-        evaluator = _evaluator(run, device_here(run.config.resources.gpus_per_worker))
-        while evaluator.evaluate_next():
-            pass
+        graceful_stop.ask("")
+        with signals_stop(lambda by: graceful_stop.ask(f"stopped by {by}")):
+            evaluator = _evaluator(run, device_here(run.config.resources.gpus_per_worker))
+            evaluator.advance_all(partial(_is_asked, run))
+        if _is_asked(run):
+            raise RunStopped(graceful_stop.asked() or str(stop_asked(run.uri, run.generation)))
 
 
 def is_restarted_by_torchrun() -> bool:
@@ -199,8 +207,8 @@ def _follow(config: RunConfig) -> None:
                 _train(job, device)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except GracefulStop:
-        raise SystemExit(RunStopped.exit_code) from None
+    except GracefulStop as stop:  # torchrun ends all ranks when one of them fails, and rank 0 has work to do yet
+        raise SystemExit(0 if PATIENCE in str(stop) else RunStopped.exit_code) from None
     except Exception as error:
         is_common = isinstance(error, (ValueError, FloatingPointError)) and not isinstance(error, StorageError)
         if is_common or is_echo(error):
@@ -257,12 +265,15 @@ def _evaluate_at_save(
     """Evaluate on rank 0 what waits; the other ranks wait for it here, where a day is no timeout."""
     if rank() == 0:
         with alone():
-            while evaluator.evaluate_next():
-                pass
-            end = evaluator.end
-        if end is not None:
-            graceful_stop.ask(f"stopped by {patience_words(end)}")
+            evaluator.advance_all(partial(_is_asked, evaluator.run))
+        if evaluator.end is not None:
+            graceful_stop.ask(f"stopped by {patience_words(evaluator.end)}")
     gather_objects(None, group)
+
+
+def _is_asked(run: Run) -> bool:
+    """Whether this rank was asked to leave, so that evaluations must wait for the next start."""
+    return bool(graceful_stop.asked() or (run.generation and stop_asked(run.uri, run.generation)))
 
 
 def _opened_stream(run: Run, captions: CaptionAccess | None, pin_memory: bool) -> tuple[int, Iterator[dict[str, Any]]]:

@@ -27,6 +27,7 @@ from tips_ray.launch.checkpoint_evaluation import (
     evaluate_checkpoint,
     evaluated_beside,
     note_lost,
+    with_whole_places,
 )
 from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.head import head_watched
@@ -87,20 +88,22 @@ class RayTrainer:
             shown_on_prometheus(run, captions),
         ):
             with (
-                failures_as_sentences(folder, FAILURES),
                 shown_progress(folder, run.config, WORKER_LOGS),
                 evaluated_beside(_evaluator(run), partial(ask_patiently, run)),
+                failures_as_sentences(folder, FAILURES),
             ):
                 trainer.fit()
 
     def evaluate(self, run: Run) -> None:
         cluster.connect(cluster.cpus_needed(run.config))
-        with evaluated_beside(_evaluator(run), lambda reason: None):
-            pass
+        with head_watched(CURE), signals_stop(partial(ask_patiently, run)), stuck_ones_aborted(run):
+            with evaluated_beside(_evaluator(run), lambda reason: None):
+                pass
 
 
 def _evaluator(run: Run) -> CheckpointEvaluator:
-    evaluator = CheckpointEvaluator(run, lambda checkpoint: _evaluated_in_task(run, checkpoint, evaluator.left))
+    there = with_whole_places(run)  # a task's working directory is another one
+    evaluator = CheckpointEvaluator(run, lambda checkpoint: _evaluated_in_task(there, checkpoint, evaluator.left))
     return evaluator
 
 

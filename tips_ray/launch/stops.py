@@ -17,6 +17,7 @@ from tips_ray import storage
 from tips_ray.errors import RunInterrupted, RunStopped
 from tips_ray.launch.beside import beside
 from tips_ray.runs import Run, RunFolder
+from tips_ray.runs.restart import wait_for_nodes
 from tips_ray.runs.stop import ask_to_stop, stop_asked
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -125,8 +126,7 @@ def _waits_for_nodes(run_uri: str) -> bool:
     """The last that the run folder tells is that there is no room for the fewest workers."""
     folder = RunFolder(run_uri)
     try:
-        events, metrics = folder.read_events()[-1:], folder.read_metrics()[-1:]
+        wait, metrics = wait_for_nodes(folder.read_events()), folder.read_metrics()[-1:]
     except storage.StorageError:
         return False
-    is_waiting = bool(events) and events[0]["kind"] == "waiting"
-    return is_waiting and all(line["time"] < events[0]["time"] for line in metrics)
+    return wait is not None and all(line["time"] < wait["time"] for line in metrics)

@@ -13,7 +13,7 @@ from PIL import Image
 from tips_ray import storage
 from tips_ray.report.content import Report
 from tips_ray.report.html import number
-from tips_ray.runs.evaluations import evaluations_of, folder_of
+from tips_ray.runs.evaluations import evaluations_of, pictures_of
 from tips_ray.runs.folder import CONFIG, RunFolder, parsed_config
 from tips_ray.runs.loss_health import findings_of, trivial_values_of
 
@@ -55,11 +55,9 @@ def report_of(folder: str) -> Report:
 
 def _pictures(run_uri: str, step: int) -> dict[str, np.ndarray]:
     """Pictures of the checkpoint of a step, by title."""
-    files = storage.list_files(storage.join(folder_of(run_uri, step), "pictures"))
-    titles = {file.uri: file.uri.rpartition("/")[2].removesuffix(".png").replace("-", ", ") for file in files}
     return {
-        f"step {step}: {title}": np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))).convert("RGB"))
-        for uri, title in titles.items()
+        f"step {step}: {title.replace('-', ', ')}": np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))))
+        for title, uri in pictures_of(run_uri, step).items()
     }
 
 

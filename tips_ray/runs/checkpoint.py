@@ -121,9 +121,11 @@ def unusable_checkpoints(checkpoints_uri: str) -> dict[str, str]:
     has_whole = newest_checkpoint(checkpoints_uri) is not None
     found = {}
     for uri in storage.list_folders(checkpoints_uri):
-        manifest = _manifest(uri)
-        if manifest is None and _STEP.fullmatch(uri.rpartition("/")[2]):
-            found[uri] = f"half-written checkpoint: it has no whole {MANIFEST}"
+        manifest, is_there = _manifest(uri), storage.exists(manifest_of(uri))
+        if not is_there and _STEP.fullmatch(uri.rpartition("/")[2]):
+            found[uri] = f"half-written checkpoint: it has no {MANIFEST}"
+        elif is_there and manifest is None and has_whole:
+            found[uri] = f"damaged checkpoint: its {MANIFEST} cannot be read"
         elif manifest and "damaged" in manifest and has_whole:
             found[uri] = f"damaged checkpoint: {' '.join(str(manifest['damaged']).split())}"
     return found

@@ -1,18 +1,17 @@
-"""Evaluations of a run's own checkpoints: where they are, which wait, which is the best, and whether patience ran out.
+"""Evaluations of a run's own checkpoints: where they are, which wait, which is the best, whether patience ran out.
 
 All of it is a function of the scores by step, whenever they came: `evaluation/step-XXXXXXXX/scores.json` in the run
 folder (docs/formats.md). A checkpoint that waits for its evaluation is never deleted.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
@@ -20,6 +19,8 @@ from tips_ray.config.score import EvaluationConfig
 from tips_ray.runs.checkpoint import CheckpointInfo, checkpoints_of, drop_old_checkpoints, list_checkpoints
 
 SCORES = "scores.json"
+PATIENCE = "evaluation.patience"
+"""Begins the reason of a stop that patience asks for."""
 AT_ONCE = 16
 """Files that are read at a time: on an object store each takes a request."""
 
@@ -44,6 +45,9 @@ class Evaluation:
     """Fingerprint of the encoder."""
     failure: str = ""
     """Why there are no scores, or none by the name that the config gives; empty: there are."""
+
+
+_PARSED = TypeAdapter(Evaluation)
 
 
 def folder_of(run_uri: str, step: int) -> str:
@@ -71,12 +75,12 @@ def evaluations_of(run_uri: str) -> list[Evaluation]:
 
 def _read(folder: str) -> Evaluation | None:
     try:
-        return Evaluation(**json.loads(storage.read_bytes(storage.join(folder, SCORES))))
+        return _PARSED.validate_json(storage.read_bytes(storage.join(folder, SCORES)))
     except storage.NotFoundError:
         return None
     except storage.StorageError:
         raise
-    except (ValueError, TypeError):
+    except ValueError:
         return None
 
 
@@ -94,49 +98,92 @@ def is_due(config: RunConfig, step: int) -> bool:
     return bool(every) and (step % every == 0 or step == config.schedule.total_steps)
 
 
-def waiting(config: RunConfig, run_uri: str, known: Sequence[Evaluation]) -> list[CheckpointInfo]:
-    """Checkpoints that are to be evaluated and are not among the known evaluations, oldest first."""
-    if not config.evaluate_every_steps:
-        return []
-    done = {evaluation.step for evaluation in known}
-    saved = list_checkpoints(checkpoints_of(run_uri))
-    return [one for one in saved if is_due(config, one.step) and one.step not in done]
+@dataclass(frozen=True)
+class Standing:
+    """Evaluations and checkpoints of a run at one moment, and what follows from them."""
 
+    config: RunConfig
+    known: Sequence[Evaluation]
+    saved: Sequence[CheckpointInfo]
+    """Checkpoints that are not damaged, oldest first."""
 
-def ran_out(config: RunConfig, known: Sequence[Evaluation], waits: Sequence[CheckpointInfo] = ()) -> int | None:
-    """The step at which `evaluation.patience` ran out; None: it has not, or a checkpoint before that waits.
+    @property
+    def waits(self) -> list[CheckpointInfo]:
+        """Checkpoints that are to be evaluated and are not yet, oldest first."""
+        done = {evaluation.step for evaluation in self.known}
+        return [one for one in self.saved if is_due(self.config, one.step) and one.step not in done]
 
-    An evaluation without the score is no better than those before it.
-    """
-    patience = config.evaluation.patience if config.evaluation else None
-    if patience is None:
+    @property
+    def end(self) -> int | None:
+        """The step at which `evaluation.patience` ran out; None: it has not, or a checkpoint before that waits.
+
+        It is the first step that has a checkpoint and after so many evaluations in a row without a better score.
+        Evaluations without the score do not count.
+        """
+        patience = self.config.evaluation.patience if self.config.evaluation else None
+        first_wait = min((one.step for one in self.waits), default=inf)
+        best, since_best, there = None, 0, {one.step for one in self.saved}
+        for step, value in self._values:
+            best, since_best = (value, 0) if best is None or value > best else (best, since_best + 1)
+            if patience and since_best >= patience and step in there and step < first_wait:
+                return step
         return None
-    best, since_best = None, 0
-    for step, value in _values(config, known):
-        if waits and step > waits[0].step:
-            return None
-        is_better = value is not None and (best is None or value > best)
-        best, since_best = (value, 0) if is_better else (best, since_best + 1)
-        if since_best == patience:
-            return step
-    return None
+
+    def best_steps(self, count: int = 1) -> list[int]:
+        """Steps of the best evaluations, best first; among equals the earlier one comes first."""
+        return [step for step, _ in sorted(self._values, key=lambda one: (-one[1], one[0]))[:count]]
+
+    @property
+    def pinned(self) -> set[int]:
+        """Steps whose checkpoints must stay: those that wait, the best, and the one at which patience ran out."""
+        best = self.best_steps(self.config.evaluation.keep_best) if self.config.evaluation else []
+        return {*best, *(one.step for one in self.waits), *([] if self.end is None else [self.end])}
+
+    @property
+    def _values(self) -> list[tuple[int, float]]:
+        """Step and value of each evaluation that has the score, turned so that higher is better."""
+        score = self.config.evaluation.score if self.config.evaluation else None
+        name, sign = score_name(self.config), -1 if score and score.better == "lower" else 1
+        values = [(one.step, one.scores.get(name) if name else None) for one in self.known]
+        return [(step, sign * value) for step, value in values if value is not None and isfinite(value)]
 
 
-def best_steps(config: RunConfig, known: Sequence[Evaluation], count: int = 1) -> list[int]:
-    """Steps of the best evaluations, best first; among equals the earlier one comes first."""
-    scored = [(step, value) for step, value in _values(config, known) if value is not None]
-    return [step for step, _ in sorted(scored, key=lambda one: (-one[1], one[0]))[:count]]
+def standing_of(config: RunConfig, run_uri: str) -> Standing:
+    """The standing of a run.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    known = evaluations_of(run_uri) if config.evaluation else []
+    return Standing(config, known, list_checkpoints(checkpoints_of(run_uri)))
 
 
-def pinned_steps(config: RunConfig, run_uri: str) -> Collection[int]:
-    """Steps whose checkpoints must stay: those that wait, the best, and the one at which patience ran out."""
-    if config.evaluation is None:
-        return ()
-    known = evaluations_of(run_uri)
-    waits = waiting(config, run_uri, known)
-    end = ran_out(config, known, waits)
-    best = best_steps(config, known, config.evaluation.keep_best)
-    return {*best, *(one.step for one in waits), *([] if end is None else [end])}
+def is_over(config: Mapping[str, Any], run_uri: str, newest: int) -> bool:
+    """Whether nothing is left of a run: no steps, and no evaluations of its checkpoints.
+
+    Args:
+        config: as the run folder holds it.
+        run_uri: the run folder.
+        newest: step of its newest checkpoint, -1 where there is none.
+    """
+    schedule = config.get("schedule")
+    total = schedule.get("total_steps") if isinstance(schedule, Mapping) else None
+    is_trained = isinstance(total, int) and newest >= total
+    try:
+        run = RunConfig.model_validate(config) if config.get("evaluation") else None
+    except ValidationError:
+        run = None  # of another version
+    if run is None:
+        return is_trained
+    standing = standing_of(run, run_uri)
+    return newest == standing.end if standing.end is not None else is_trained and not standing.waits
+
+
+def pictures_of(run_uri: str, step: int) -> dict[str, str]:
+    """Pictures of an evaluation: title -> URI; empty where it has none."""
+    folder = storage.join(folder_of(run_uri, step), "pictures")
+    names = [name for name in storage.list_names(folder) if name.endswith(".png")]
+    return {name.removesuffix(".png"): storage.join(folder, name) for name in sorted(names)}
 
 
 def drop_unneeded(config: RunConfig, run_uri: str, step: int) -> None:
@@ -146,7 +193,7 @@ def drop_unneeded(config: RunConfig, run_uri: str, step: int) -> None:
         step,
         config.keep_last,
         config.keep_every_steps,
-        pinned=partial(pinned_steps, config, run_uri),
+        pinned=lambda: standing_of(config, run_uri).pinned if config.evaluation else (),
     )
 
 
@@ -163,9 +210,10 @@ def in_words(config: Mapping[str, Any], run_uri: str) -> str:
         return ""  # of another version
     if run.evaluation is None:
         return ""
-    known = evaluations_of(run_uri)
-    parts = [f"{len(known)} checkpoints", f"{len(waiting(run, run_uri, known))} wait"]
-    if (name := score_name(run)) and (best := best_steps(run, known)):
+    standing = standing_of(run, run_uri)
+    known, name = standing.known, score_name(run)
+    parts = [f"{len(known)} checkpoints", f"{len(standing.waits)} wait"]
+    if name and (best := standing.best_steps()):
         values = {one.step: one.scores.get(name) for one in known}
         newest = values[known[-1].step]
         parts.append(f"best {name} {values[best[0]]:.4g} at step {best[0]:,}")
@@ -184,13 +232,3 @@ def score_name(config: RunConfig) -> str | None:
     """`task/score` of the score that checkpoints are compared by; None: the config names none."""
     score = config.evaluation.score if config.evaluation else None
     return score.of_run(config.objective) if score else None
-
-
-def _values(config: RunConfig, known: Sequence[Evaluation]) -> list[tuple[int, float | None]]:
-    """Step and value of the score, turned so that higher is better; None where there is no finite one."""
-    score = config.evaluation.score if config.evaluation else None
-    if score is None:
-        return []
-    name, sign = score_name(config), 1 if score.better == "higher" else -1
-    values = [(one.step, one.scores.get(str(name))) for one in known]
-    return [(step, sign * value if value is not None and isfinite(value) else None) for step, value in values]

@@ -17,6 +17,7 @@ from tips_ray.runs.mlflow_access import (
     database_path,
     mlflow_client,
     mlflow_failures,
+    one_line,
     without_credentials,
 )
 from tips_ray.runs.mlflow_catch_up import catch_up
@@ -55,17 +56,20 @@ def tell_ends(runs: Iterable[RunStatus]) -> Iterator[str]:
     for uri, untold in places.items():
         try:
             with _impatient():
-                _tell_all(uri, untold)
-        except (TrackingError, storage.StorageError) as error:
+                require_answer(uri, KEY, seconds=ANSWER_SECONDS)
+                yield from _faults_of(uri, untold)
+        except TrackingError as error:
             yield f"tracking   MLflow may not know yet how {_named(untold)} ended: {error}"
 
 
-def _tell_all(uri: str, runs: Iterable[RunStatus]) -> None:
-    require_answer(uri, KEY, seconds=ANSWER_SECONDS)
-    with mlflow_failures(uri, KEY):
-        client = mlflow_client(uri)
-        for run in runs:
-            _tell(client, run)
+def _faults_of(uri: str, runs: Iterable[RunStatus]) -> Iterator[str]:
+    """Tell the end of each run; a line for each of which MLflow or the folder makes trouble."""
+    for run in runs:
+        try:
+            with mlflow_failures(uri, KEY):
+                _tell(mlflow_client(uri), run)
+        except Exception as error:  # a foreign event, a metric that MLflow refuses: the other runs are told
+            yield f"tracking   MLflow may not know yet how {run.uri} ended: {one_line(error)}"
 
 
 def _tell(client: "MlflowClient", run: RunStatus) -> None:

@@ -81,7 +81,7 @@ class Follower:
         self._events = -1  # number of events that MLflow has
         self._status: Status | None = None
         self._is_over = threading.Event()
-        self._is_told = False
+        self._is_told = self._is_abandoned = False
         self._thread = threading.Thread(target=self._follow, name="mlflow of the run", daemon=True)
         self._thread.start()
 
@@ -90,6 +90,7 @@ class Follower:
         self._status = status
         self._is_over.set()
         self._thread.join(seconds)
+        self._is_abandoned = self._thread.is_alive()
         return self._is_told
 
     def _follow(self) -> None:
@@ -150,8 +151,11 @@ class Follower:
     def _send_missing(self, client: "MlflowClient") -> None:
         config = self._start.config
         catch_up(client, self.run_id, self._start.folder, config.schedule.total_steps, config.log_every_steps)
+        send_evaluations(client, self.run_id, config, self._start.folder)
 
     def _end(self, client: "MlflowClient") -> None:
+        if self._is_abandoned:
+            return  # another start of this process may have taken the run up meanwhile
         client.set_terminated(self.run_id, self._status)
         self._is_told = True
         keep_told(self._start.folder, self._start.generation)

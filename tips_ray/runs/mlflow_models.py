@@ -14,7 +14,7 @@ from PIL import Image
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.runs.checkpoint import CheckpointInfo
-from tips_ray.runs.evaluations import Evaluation, best_steps, evaluations_of, folder_of, score_name
+from tips_ray.runs.evaluations import Evaluation, Standing, evaluations_of, pictures_of, score_name
 from tips_ray.runs.mlflow_access import without_credentials
 from tips_ray.runs.mlflow_catch_up import MOST_METRICS
 from tips_ray.runs.mlflow_note import stored_note
@@ -42,10 +42,13 @@ def send_evaluations(client: "MlflowClient", run_id: str, config: RunConfig, run
     if config.evaluation is None or not (known := evaluations_of(run_uri)):
         return
     experiment_id = client.get_run(run_id).info.experiment_id
-    there = _weights_there(client, run_id, experiment_id)
+    models = list(_models_of(client, run_id, experiment_id))
+    there = {(model.tags.get("step"), model.tags.get("weights")): model for model in models}
     for evaluation in known:
-        if evaluation.scores and there.get(evaluation.step) != evaluation.weights:
-            _send(client, run_id, experiment_id, config.name, run_uri, evaluation)
+        model = there.get((str(evaluation.step), evaluation.weights))
+        if evaluation.scores and (model is None or model.status != "READY"):
+            model = model or _created(client, run_id, experiment_id, config.name, evaluation)
+            _send(client, run_id, model, run_uri, evaluation)
     _tag_best(client, run_id, config, known)
 
 
@@ -109,31 +112,25 @@ def _models_of(client: "MlflowClient", run_id: str, experiment_id: str) -> Itera
             return
 
 
-def _weights_there(client: "MlflowClient", run_id: str, experiment_id: str) -> dict[int, str]:
-    """Step -> weights of the evaluations that MLflow has whole."""
-    models = [model for model in _models_of(client, run_id, experiment_id) if model.status == "READY"]
-    return {int(model.tags["step"]): model.tags["weights"] for model in models if "weights" in model.tags}
+def _created(
+    client: "MlflowClient", run_id: str, experiment_id: str, name: str, evaluation: Evaluation
+) -> "LoggedModel":
+    place = without_credentials(evaluation.checkpoint)
+    facts = {"step": str(evaluation.step), "checkpoint": place, "weights": evaluation.weights, "run_name": name}
+    title = f"{name}-step-{evaluation.step}"
+    return client.create_logged_model(experiment_id, title, run_id, tags=facts, model_type=MODEL_TYPE)
 
 
-def _send(
-    client: "MlflowClient", run_id: str, experiment_id: str, name: str, run_uri: str, evaluation: Evaluation
-) -> None:
+def _send(client: "MlflowClient", run_id: str, model: "LoggedModel", run_uri: str, evaluation: Evaluation) -> None:
     """The model is READY last, so that one whose sending was cut off is sent again."""
     from mlflow.entities import LoggedModelOutput
 
-    place = without_credentials(evaluation.checkpoint)
-    facts = {"step": str(evaluation.step), "checkpoint": place, "weights": evaluation.weights, "run_name": name}
-    model = client.create_logged_model(
-        experiment_id, f"{name}-step-{evaluation.step}", run_id, tags=facts, model_type=MODEL_TYPE
-    )
-    points = list(_points(evaluation, model.model_id, run_id))
+    points = list(_points(evaluation, model.model_id, run_id)) if not model.metrics else []
     for start in range(0, len(points), MOST_METRICS):
         client.log_batch(run_id, metrics=points[start : start + MOST_METRICS])
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, evaluation.step)])
-    for file in storage.list_files(storage.join(folder_of(run_uri, evaluation.step), "pictures")):
-        title = file.uri.rpartition("/")[2].removesuffix(".png")
-        picture = Image.open(io.BytesIO(storage.read_bytes(file.uri)))
-        client.log_image(run_id, picture, key=title, step=evaluation.step)
+    for title, uri in pictures_of(run_uri, evaluation.step).items():
+        client.log_image(run_id, Image.open(io.BytesIO(storage.read_bytes(uri))), key=title, step=evaluation.step)
     client.finalize_logged_model(model.model_id, "READY")
 
 
@@ -150,7 +147,7 @@ def _points(evaluation: Evaluation, model_id: str, run_id: str) -> Iterator["Met
 
 def _tag_best(client: "MlflowClient", run_id: str, config: RunConfig, known: Sequence[Evaluation]) -> None:
     """Tags with the best step and its score, which MLflow's list of runs can show."""
-    if (name := score_name(config)) and (best := best_steps(config, known)):
+    if (name := score_name(config)) and (best := Standing(config, known, ()).best_steps()):
         value = next(one.scores[name] for one in known if one.step == best[0])
         client.set_tag(run_id, "best_step", str(best[0]))
         client.set_tag(run_id, f"best.{name}", f"{value:.6g}")

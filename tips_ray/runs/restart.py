@@ -14,6 +14,12 @@ from tips_ray.runs.folder import RunFolder
 STARTS = ("start", "resume")
 
 
+def wait_for_nodes(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The newest event, if it says that too few workers fit; evaluations, which go on meanwhile, do not count."""
+    newest = next((event for event in reversed(events) if event["kind"] != "evaluation"), None)
+    return newest if newest and newest["kind"] == "waiting" else None
+
+
 @dataclass(frozen=True)
 class Before:
     """The start before this one."""

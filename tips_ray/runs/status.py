@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from tips_ray import storage
 from tips_ray.runs.checkpoint import checkpoints_of, newest_step
-from tips_ray.runs.evaluations import in_words
+from tips_ray.runs.evaluations import PATIENCE, in_words, is_over
 from tips_ray.runs.folder import CONFIG, RunFolder, read_run_config
 from tips_ray.runs.lease import BEAT_SECONDS, Holder, newest
 from tips_ray.runs.loss_health import findings_of
 from tips_ray.runs.mlflow_note import MlflowNote, stored_note
-from tips_ray.runs.restart import STARTS
+from tips_ray.runs.restart import STARTS, wait_for_nodes
 from tips_ray.words import ago, bytes_text, table
 
 SILENT_SECONDS = 300.0
@@ -113,8 +113,8 @@ def _status(uri: str) -> RunStatus:
     generation, holder = newest(uri)
     state, why = _state(generation, holder, events, last)
     found = RunStatus(uri, state, why, config, events, last, checkpoint, _bytes(uri), generation, stored_note(uri))
-    if state not in ("training", "starting") and found.total_steps is not None and checkpoint >= found.total_steps:
-        return replace(found, state="complete", why="")
+    if state not in ("training", "starting") and is_over(config, uri, checkpoint):
+        return replace(found, state="complete", why=why if PATIENCE in why else "")
     return found
 
 
@@ -136,8 +136,7 @@ def _state(
 def _held(holder: Holder, events: Sequence[Mapping[str, Any]], last: Mapping[str, Any] | None) -> tuple[State, str]:
     if not holder.is_here and (silent := _silence(holder)) > SILENT_SECONDS:
         return "silent", f"{holder} has given no sign for {ago(silent)}"
-    recent = events[-1] if events else None
-    if recent and recent["kind"] == "waiting":
+    if recent := wait_for_nodes(events):
         return "waiting", f"for nodes: room for {recent['room']} workers, at least {recent['min_workers']} must train"
     began = next((event["time"] for event in reversed(events) if event["kind"] in STARTS), "")
     is_training = bool(began and last and last["time"] > began >= holder.since[:19])

@@ -145,11 +145,13 @@ class RunRecorder:
 
     def close(self) -> None:
         """Wait for the last checkpoint, and write everything that waits."""
-        self.note_step()  # for a start of only one step
-        self._note_committed(wait=True)
-        self._writer.close()
-        self._flush_at_last()
-        self._close_tracking(CLOSE_SECONDS)
+        try:
+            self.note_step()  # for a start of only one step
+            self._note_committed(wait=True)
+            self._writer.close()
+            self._flush_at_last()
+        finally:
+            self._close_tracking(CLOSE_SECONDS)
 
     def _measured(self, names: Sequence[str]) -> SystemMetrics | None:
         """System metrics of this node, from the first of its ranks. `names`: the host of each rank."""
