@@ -23,7 +23,7 @@ WIDTH, SHOWN = 120, 4
 """Characters of a reason in the list; parts of the disk that are shown."""
 GO_ON = "the command that started it goes on from the newest checkpoint"
 NEXT: Mapping[str, str] = {
-    "complete": "tips-ray evaluate {uri}; tips-ray export {uri} --to transformers OUT",
+    "complete": "tips-ray evaluate {uri}; tips-ray runs promote {uri}; tips-ray export {uri} --to transformers OUT",
     "training": "tips-ray runs stop {uri}",
     "starting": "tips-ray runs stop {uri}",
     "waiting": "add nodes, or tips-ray runs stop {uri}",
