@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field
 from math import inf, isfinite
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.config.score import EvaluationConfig
 from tips_ray.runs.checkpoint import CheckpointInfo, checkpoints_of, drop_old_checkpoints, list_checkpoints
+from tips_ray.runs.folder import readable_config
 
 SCORES = "scores.json"
 PATIENCE = "evaluation.patience"
@@ -169,10 +170,7 @@ def is_over(config: Mapping[str, Any], run_uri: str, newest: int) -> bool:
     schedule = config.get("schedule")
     total = schedule.get("total_steps") if isinstance(schedule, Mapping) else None
     is_trained = isinstance(total, int) and newest >= total
-    try:
-        run = RunConfig.model_validate(config) if config.get("evaluation") else None
-    except ValidationError:
-        run = None  # of another version
+    run = readable_config(config) if config.get("evaluation") else None
     if run is None:
         return is_trained
     standing = standing_of(run, run_uri)
@@ -204,11 +202,8 @@ def in_words(config: Mapping[str, Any], run_uri: str) -> str:
         config: as the run folder holds it.
         run_uri: the run folder.
     """
-    try:
-        run = RunConfig.model_validate(config)
-    except ValidationError:
-        return ""  # of another version
-    if run.evaluation is None:
+    run = readable_config(config)
+    if run is None or run.evaluation is None:
         return ""
     standing = standing_of(run, run_uri)
     known, name = standing.known, score_name(run)

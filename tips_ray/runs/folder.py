@@ -84,6 +84,14 @@ def parsed_config(text: str, uri: str) -> dict[str, Any]:
     return config
 
 
+def readable_config(config: Mapping[str, Any]) -> RunConfig | None:
+    """The config that a run folder holds, as this version reads it; None where it cannot: another version wrote it."""
+    try:
+        return RunConfig.model_validate(config)
+    except ValidationError:
+        return None
+
+
 class RunFolder:
     """One writer's view of the folder at `uri`; metrics, events and samples belong to rank 0 and the driver.
 
@@ -229,10 +237,8 @@ def deciding(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the defaults of keys that came after it was written: those leave a run as it was without them."""
-    try:
-        return RunConfig.model_validate(config).model_dump(mode="json")
-    except ValidationError:
-        return config
+    readable = readable_config(config)
+    return readable.model_dump(mode="json") if readable else config
 
 
 def _with_nan(line: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import exp, inf, isfinite, log, log1p
 from typing import Any, Literal, NamedTuple
 
-from pydantic import ValidationError
-
 from tips_ray.config import RunConfig
 from tips_ray.runs.curves import LEAST_POINTS, Curves, Trend, last_part, trend_of
+from tips_ray.runs.folder import readable_config
 from tips_ray.runs.metric_names import CAPTIONS, HEADS
 
 Level = Literal["early", "good", "watch", "ill"]
@@ -63,19 +62,12 @@ def trivial_values(config: RunConfig) -> dict[str, Trivial]:
 
 def findings_of(config: Mapping[str, Any], lines: Sequence[Line]) -> list[Finding]:
     """As `loss_findings`, of a config as a run folder holds it; none if this version cannot read it."""
-    return loss_findings(parsed, lines) if (parsed := _parsed(config)) else []
+    return loss_findings(parsed, lines) if (parsed := readable_config(config)) else []
 
 
 def trivial_values_of(config: Mapping[str, Any]) -> dict[str, Trivial]:
     """As `trivial_values`, of a config as a run folder holds it; none if this version cannot read it."""
-    return trivial_values(parsed) if (parsed := _parsed(config)) else {}
-
-
-def _parsed(config: Mapping[str, Any]) -> RunConfig | None:
-    try:
-        return RunConfig.model_validate(config)
-    except ValidationError:
-        return None
+    return trivial_values(parsed) if (parsed := readable_config(config)) else {}
 
 
 def loss_findings(config: RunConfig, lines: Sequence[Line]) -> list[Finding]:

@@ -7,10 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from tips_ray import storage
-from tips_ray.config import RunConfig
+from tips_ray.runs.folder import readable_config
 from tips_ray.runs.lease import newest
 from tips_ray.runs.mlflow_access import (
     TrackingError,
@@ -87,8 +85,8 @@ def _tell(client: "MlflowClient", run: RunStatus) -> None:
     if known != status:
         if status == "FINISHED":
             catch_up(client, run_id, run.uri, run.total_steps or 0, run.config.get("log_every_steps", 1))
-            with suppress(ValidationError):  # of another version
-                send_evaluations(client, run_id, RunConfig.model_validate(run.config), run.uri)
+            if config := readable_config(run.config):
+                send_evaluations(client, run_id, config, run.uri)
         send_events(client, run_id, run.uri, run.events)
         client.set_terminated(run_id, status, end_time=_milliseconds(run.seen))
     with suppress(storage.StorageError):  # a storage that cannot be written: the next command asks again
