@@ -280,7 +280,7 @@ def test_two_ranks_end_with_patience_and_exit_code_0(tmp_path, data):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_on_ray_the_scores_are_the_same_and_patience_ends_at_the_same_checkpoint(evaluated, data, tmp_path, cluster):
-    scores = {one.step: one.scores[f"retrieval/{SCORE}"] for one in evaluations_of(evaluated[1].uri)}
+    scores = {one.step: one.scores[f"retrieval/{SCORE}"] or 0.0 for one in evaluations_of(evaluated[1].uri)}
     better = "higher" if scores[8] <= scores[4] else "lower"  # step 8 is no better than step 4
     score = {"task": "retrieval", "score": SCORE, "better": better}
     uri = pretrain(_config(tmp_path, data, score=score, patience=1))
