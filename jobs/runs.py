@@ -23,6 +23,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,8 +91,11 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
 
 
 def _list(uri: str, is_json: bool) -> None:
+    from tips_ray import storage
     from tips_ray.runs import status
 
+    if storage.is_local(uri) and not Path(uri).is_dir():
+        raise ValueError(f"{uri}: there is no such folder; give the storage of runs, such as out/runs")
     runs = status.statuses_below(uri)
     if is_json:
         print(json.dumps([status.as_json(one) for one in runs], indent=1), flush=True)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -151,7 +152,10 @@ def test_a_score_that_no_task_has_is_told_and_training_goes_on(tmp_path, data, c
     config = tiny_run(tmp_path, data, resources__workers=1, evaluate_every_steps=12, evaluation=evaluation)
     uri = pretrain(config.model_copy(update={"checkpoint_every_steps": 12}), RankTrainer())
     (found,) = evaluations_of(uri)
-    assert "there is no retrieval/recall" in found.failure and "neighbours/cls_web/accuracy_k3" in found.scores
+    assert (
+        "there is no retrieval/recall; there are such as retrieval/" in found.failure
+        and "neighbours/cls_web/accuracy_k3" in found.scores
+    )
     assert "there is no retrieval/recall" in capsys.readouterr().out
 
 
@@ -208,6 +212,10 @@ def test_a_checkpoint_becomes_candidate_then_champion_and_embeds_as_the_run_does
     expected = F.normalize(encoder.features(in_unit_range(pixels)).embeddings["cls_synthetic"], dim=-1)[0]
     cosine = torch.tensor(found["image_embedding"][0], dtype=torch.double) @ expected.double()
     assert cosine == pytest.approx(1, abs=1e-3)  # transformers resizes a little differently
+    model = mlflow.pyfunc.load_model(stored)
+    for row, sentence in (({"image": ["photo.jpg"]}, "give the bytes"), ({"image": [b"no image"]}, "are no image")):
+        with pytest.raises(Exception, match=sentence):
+            model.predict(pd.DataFrame(row))
     embedded, expected = torch.tensor(found["text_embedding"][1]), encoder.texts([text])[0]
     torch.testing.assert_close(embedded.float(), expected.float(), atol=1e-5, rtol=0)
 
@@ -252,10 +260,15 @@ def test_an_evaluation_without_pictures_or_with_data_that_are_gone_goes_on(tmp_p
     config = tiny_run(tmp_path, data, name="plain", resources__workers=1, evaluate_every_steps=4,
                       evaluation={"suite": suite, "pictures": 0})  # fmt: skip
     uri = pretrain(config, RankTrainer(), until_step=4)
-    shutil.rmtree(folder / "val")
     run = run_at(uri)
-    found = evaluate_checkpoint(run, list_checkpoints(run.checkpoints_uri)[0])
-    assert "val" in found.failure and not found.scores
+    tasks = {"scenes": {"kind": "neighbours", "data": "scenes", "neighbours": [3]}, **suite["tasks"]}
+    both = {"data": {**suite["data"], **SUITE["data"]}, "tasks": tasks}
+    config = tiny_run(tmp_path, data, name="plain", resources__workers=1, evaluate_every_steps=4,
+                      evaluation={"suite": both, "pictures": 0})  # fmt: skip
+    shutil.rmtree(folder / "val")
+    found = evaluate_checkpoint(replace(run, config=config), list_checkpoints(run.checkpoints_uri)[0])
+    assert found.failure.startswith("neighbours: ") and "val" in found.failure
+    assert found.scores.keys() == {"scenes/cls_web/accuracy_k3", "scenes/cls_synthetic/accuracy_k3"}
     assert [model.status for model in _models(client, RunFolder(uri))] == ["READY"]
     write_report(tmp_path / "report.html", report_of(uri))
 

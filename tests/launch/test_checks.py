@@ -141,7 +141,7 @@ def test_a_known_name_resumes_and_other_workers_are_no_other_run(config, tmp_pat
     RunFolder(f"{config.storage}/tiny").claim(yaml.safe_dump(config.model_dump(mode="json")))
     again = tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), resources__workers=1)
     texts = {finding.check: finding.text for finding in preflight(again).results}
-    assert "tiny has the same config and starts at step 0" in texts["run"]
+    assert "tiny has the same config but for resources.workers and starts at step 0" in texts["run"]
     assert _levels(tiny_run(tmp_path / "runs", str(tmp_path / "scenes"), seed=1))["run"] == "fail"
 
 

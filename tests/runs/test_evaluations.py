@@ -8,6 +8,7 @@ import pytest
 from toy_run import tiny_run
 
 from tips_ray.config import RunConfig
+from tips_ray.config.score import ScoreConfig
 from tips_ray.runs.checkpoint import CheckpointInfo, drop_later_checkpoints
 from tips_ray.runs.evaluations import (
     Evaluation,
@@ -16,8 +17,10 @@ from tips_ray.runs.evaluations import (
     evaluations_of,
     folder_of,
     forget_after,
+    forget_failed,
     in_words,
     is_over,
+    require_score,
     standing_of,
     write,
 )
@@ -189,3 +192,24 @@ def test_one_line_names_the_best_the_newest_and_what_waits(tmp_path):
 def test_a_config_that_cannot_be_meant_is_refused(tmp_path, values, fault):
     with pytest.raises(ValueError, match=fault):
         tiny_run(tmp_path, "unused", **values)
+
+
+def test_a_score_that_no_earlier_evaluation_has_is_refused_with_near_names(tmp_path):
+    write(str(tmp_path), _scored(0.1)[0])
+    require_score(_config(tmp_path), str(tmp_path))
+    require_score(_config(tmp_path), str(tmp_path / "new"))
+    score = {"task": "retrieval", "score": "cls_synthetic/web/recal", "better": "higher"}
+    other = _config(tmp_path).evaluation.model_copy(update={"score": ScoreConfig(**score)})
+    with pytest.raises(ValueError, match=f"has retrieval/cls_synthetic/web/recal; it has such as {SCORE}"):
+        require_score(_config(tmp_path).model_copy(update={"evaluation": other}), str(tmp_path))
+
+
+def test_failed_evaluations_are_tried_again_by_the_next_start(tmp_path):
+    run, config = tmp_path / "tiny", _config(tmp_path)
+    _save(run, 4, 8)
+    for evaluation in (*_scored(0.5), Evaluation(8, "unused", failure="no memory left")):
+        write(str(run), evaluation)
+    assert not standing_of(config, str(run)).waits
+    assert [one.step for one in standing_of(config, str(run), tries_again=True).waits] == [8]
+    forget_failed(str(run))
+    assert [one.step for one in evaluations_of(str(run))] == [4]

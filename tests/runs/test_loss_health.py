@@ -99,7 +99,8 @@ def test_each_is_told_by_its_level_with_numbers_and_all_else_stays_good(changes,
     told = next(finding for finding in found if finding.about == about)
     assert told.level == level and words in told.seen, told
     assert bool(told.cure) == (level != "good") and bool(told.short) >= (level == "ill")
-    assert {finding.level for finding in found if finding.about.split()[0] != about.split()[0]} == {"good"}
+    others = {finding.level for finding in found if finding.about.split()[0] != about.split()[0]}
+    assert others == (set() if "collapsed" in told.short else {"good"})  # a constant is easy to predict
 
 
 def test_collapsed_targets_hide_the_loss_whose_small_value_would_look_good():
@@ -148,3 +149,10 @@ def test_a_direction_needs_order_and_size():
     assert trend_of([(step, -value) for step, value in falling]).direction == "rising"
     assert trend_of(falling[:5]).direction == "flat", "too few"
     assert trend_of([(float(step), float(step)) for step in range(10, 20)]) == ("rising", 11.0, 18.0, 9)
+
+
+def test_a_level_loss_whose_images_find_no_more_than_guessing_is_watched():
+    level = {"loss__contrastive_web": log(16) * 0.9, "health__contrastive_web__image_to_text": 1.1 / 16}
+    found = loss_findings(_config(), _lines(**level))
+    told = next(finding for finding in found if finding.about == "contrastive_web")
+    assert told.level == "watch" and told.seen.startswith("hardly more than guessing")

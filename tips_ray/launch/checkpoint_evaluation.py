@@ -6,10 +6,11 @@ Checkpoints are evaluated one after the other, oldest first. What follows from t
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from functools import partial
 from math import isfinite
 from typing import Literal
@@ -17,16 +18,16 @@ from typing import Literal
 import torch
 
 from tips_ray import storage
-from tips_ray.config.evaluation import trained_tokens
+from tips_ray.config.evaluation import SuiteConfig, trained_tokens
 from tips_ray.console import tell
 from tips_ray.errors import RunPaused
 from tips_ray.evaluation.checkpoint_pictures import checkpoint_pictures
 from tips_ray.evaluation.datasets import Dataset
-from tips_ray.evaluation.encoders import TipsEncoder
+from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.features import encoding_here
 from tips_ray.evaluation.load_encoder import load_encoder
 from tips_ray.evaluation.results import Record, png, run_suite
-from tips_ray.evaluation.suite_tasks import tasks_here
+from tips_ray.evaluation.suite_tasks import EndedTask, by_data, tasks_here
 from tips_ray.runs import Run, RunFolder
 from tips_ray.runs.checkpoint import CheckpointInfo, DamagedCheckpointError, mark_damaged
 from tips_ray.runs.evaluations import (
@@ -67,7 +68,7 @@ def evaluate_checkpoint(run: Run, checkpoint: CheckpointInfo, device: str = "cpu
     except Exception as error:  # of a task: data that are not there, a device without memory
         if isinstance(error, storage.StorageError) and error.may_pass:
             raise
-        found = replace(bare, failure=" ".join(f"{type(error).__name__}: {error}".split())[:500])
+        found = replace(bare, failure=_sentence(error))
     evaluation = replace(found, time=_now(), seconds=round(time.monotonic() - started, 1))
     write(run.uri, evaluation)
     return evaluation
@@ -108,12 +109,43 @@ def _scored(run: Run, bare: Evaluation, device: str) -> Evaluation:
     for network in encoder.networks:
         network.to(device)
     look = partial(_draw, run, encoder, folder)
-    run_tasks = partial(tasks_here, encoder, config.suite, encoding_here(encoder, config.suite.batch_images), look=look)
+    run_tasks = partial(_each_task, encoder, config.suite, look)
     records = run_suite(encoder, bare.checkpoint, config.suite, folder, lambda name, record: None, run_tasks)
     scores, errors = _flat(records, "scores"), _flat(records, "standard_errors")
     data = {task: (config.suite.tasks[task].data, one["config"]["files"]) for task, one in records.items()}
     why = _why_incomplete(run, records, scores)
     return replace(bare, scores=scores, standard_errors=errors, data=data, weights=weights, failure=why)
+
+
+def _each_task(
+    encoder: Encoder, suite: SuiteConfig, look: Callable[[str, Dataset], None], names: Sequence[str]
+) -> Iterator[EndedTask]:
+    """Run the tasks; one that fails is skipped with its reason, and the others of its data are run again without it.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    encoding = encoding_here(encoder, suite.batch_images)
+    for group in by_data(suite, names, encoder).values():
+        left = list(group)
+        while left:
+            try:
+                for ended in tasks_here(encoder, suite, encoding, tuple(left), look):
+                    left.remove(ended.name)
+                    yield ended
+                break
+            except Exception as error:  # labels that are none of the classes, a device without memory
+                if isinstance(error, storage.StorageError) and error.may_pass:
+                    raise
+                if not left:
+                    raise  # of the pictures
+                yield EndedTask(left.pop(0), {"skipped": _sentence(error)}, {})
+
+
+def _sentence(error: Exception) -> str:
+    """The text of an error, with its kind where the text alone may say nothing."""
+    kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())[:500]
 
 
 def _flat(records: Mapping[str, Record], kind: str) -> dict[str, float | None]:
@@ -129,7 +161,8 @@ def _why_incomplete(run: Run, records: Mapping[str, Record], scores: Mapping[str
     faults = [f"{task}: {record['skipped']}" for task, record in records.items() if "skipped" in record]
     name = score_name(run.config)
     if name and name not in scores:
-        faults.append(f"evaluation.score: there is no {name}; there are {', '.join(scores)}")
+        near = get_close_matches(name, list(scores), 3, 0)
+        faults.append(f"evaluation.score: there is no {name}; there are such as {', '.join(near)}")
     return "; ".join(faults)
 
 

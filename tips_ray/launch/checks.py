@@ -14,12 +14,13 @@ from tips_ray.config.evaluation import ScenesConfig
 from tips_ray.data.caption_sample import bad_rows, gaps, joined, sampled_rows
 from tips_ray.data.index import Index, bad_rows_and_damages, build_index, unread_bytes
 from tips_ray.data.index_folder import check_apart, index_of
-from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
+from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results, listed
 from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.launch.surroundings import surroundings
 from tips_ray.launch.tracking_check import tracking_answers
 from tips_ray.runs.checkpoint import checkpoints_of, list_checkpoints, newest_checkpoint
+from tips_ray.runs.evaluations import require_score
 from tips_ray.runs.folder import CONFIG, RunFolder
 from tips_ray.runs.run import require_data
 from tips_ray.tokenizer import Tokenizer, tokenizer_at
@@ -99,7 +100,7 @@ def storage_is_writable(config: RunConfig) -> str:
 
 
 def evaluation_has_data(config: RunConfig) -> str:
-    """The folders of the data sets that checkpoints are evaluated on are there.
+    """The data sets that checkpoints are evaluated on are there, and so is the score in earlier evaluations.
 
     Raises:
         ValueError: one is not given or not there.
@@ -107,6 +108,7 @@ def evaluation_has_data(config: RunConfig) -> str:
     if config.evaluation is None:
         return "checkpoints are not evaluated"
     suite = config.evaluation.suite
+    require_score(config, storage.resolved(storage.join(config.storage, config.name)))
     for name in {task.data for task in suite.tasks.values()}:
         data = suite.data[name]
         if not isinstance(data, ScenesConfig) and data.folder is None:
@@ -144,7 +146,7 @@ def run_is_new_or_the_same(config: RunConfig, index: Index | None = None, has_da
     given = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     newest = newest_checkpoint(checkpoints_of(folder))
     try:
-        RunFolder(storage.resolved(folder)).config_changes(given, newest.step if newest else 0)
+        changed = RunFolder(storage.resolved(folder)).config_changes(given, newest.step if newest else 0)
     except storage.NotFoundError:
         if index is not None:
             check_apart("the run's folder, storage/name", folder, index)
@@ -161,7 +163,8 @@ def run_is_new_or_the_same(config: RunConfig, index: Index | None = None, has_da
     if newest and newest.step >= config.schedule.total_steps:
         return f"{config.name} is complete at step {newest.step}: {storage.resolved(folder)}"
     where = f"resumes from step {newest.step}" if newest else "starts at step 0, it has no checkpoint yet"
-    return f"{config.name} has the same config and {where}: {storage.resolved(folder)}"
+    but = f" but for {listed(changed)}" if changed else ""
+    return f"{config.name} has the same config{but} and {where}: {storage.resolved(folder)}"
 
 
 def weights_fit(config: RunConfig) -> str:

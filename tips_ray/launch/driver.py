@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.console import tell
+from tips_ray.console import tell, tell_error
 from tips_ray.data.index import Index
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.errors import RunPaused, RunStopped
@@ -21,7 +21,14 @@ from tips_ray.launch.surroundings import drop_empty_ranks, spare_loopback
 from tips_ray.launch.vocabulary import claim
 from tips_ray.runs import Run, RunFolder, checkpoints_of, leased, newest_checkpoint, start_tracking
 from tips_ray.runs.checkpoint import drop_later_checkpoints, newest_step
-from tips_ray.runs.evaluations import PATIENCE, drop_unneeded, forget_after, standing_of
+from tips_ray.runs.evaluations import (
+    PATIENCE,
+    drop_unneeded,
+    evaluations_of,
+    forget_after,
+    forget_failed,
+    standing_of,
+)
 from tips_ray.runs.mlflow_ends import tell_ends
 from tips_ray.runs.run import last_step_of
 from tips_ray.runs.status import status_of
@@ -142,6 +149,8 @@ def _train(
 def _finish(trainer: Trainer, run: Run, captions: CaptionAccess | None) -> None:
     """Train and evaluate what is left; where `evaluation.patience` runs out, drop the checkpoints after that one."""
     rest = rest_of(run.config, run.uri, run.until_step)
+    if run.config.evaluation and rest != "nothing" and standing_of(run.config, run.uri).end is None:
+        forget_failed(run.uri)
     try:
         if rest == "steps":
             trainer.train(run, captions)
@@ -163,6 +172,10 @@ def _drop(run: Run) -> None:
         forget_after(run.uri, end)
         text = f"{'evaluation':10} the run ends with the checkpoint of step {end}: patience ran out there"
         tell("evaluation", text, step=end)
+    if faulty := [one for one in evaluations_of(run.uri) if not one.scores]:
+        words = f"{len(faulty)} checkpoints have no scores, the last that of step {faulty[-1].step}: "
+        cure = "the same command tries again those that are still there"
+        tell_error(f"{words}{faulty[-1].failure}; {cure}", "evaluation", "warning: ")
     if (newest := newest_step(run.checkpoints_uri)) > 0:
         drop_unneeded(run.config, run.uri, newest)
 
@@ -175,6 +188,8 @@ def rest_of(config: RunConfig, uri: str, until_step: int | None = None) -> Liter
     """
     found, standing = newest_checkpoint(checkpoints_of(uri)), standing_of(config, uri)
     newest, end = found.step if found else -1, standing.end
+    if end is None:
+        standing = standing_of(config, uri, tries_again=True)
     if end is None and newest < last_step_of(config, until_step):
         return "steps"
     over = newest == end if end is not None else not standing.waits

@@ -11,6 +11,9 @@ from tips_ray.errors import RunFailedError, RunInterrupted, RunPaused, RunStoppe
 from tips_ray.memory_kills import memory_kills, memory_kills_since
 from tips_ray.runs import RunFolder, checkpoints_of, list_checkpoints
 from tips_ray.train.graceful_stop import GracefulStop, Paused
+from tips_ray.train.health import CollapseError
+
+OTHER_CONFIG = "a run keeps its learning rate, temperatures and the like: give the changed config another name="
 
 
 @contextmanager
@@ -35,11 +38,10 @@ def failures_as_sentences(folder: RunFolder, kinds: tuple[type[Exception], ...])
             raise RunPaused(str(cause)) from None
         if isinstance(cause, GracefulStop):
             raise RunStopped(f"{cause}{_reached(folder)}, which is saved; {_resumes(folder)}") from None
-        kept = _write_traceback(folder)
-        raise RunFailedError(
-            f"training stopped{_reached(folder)}: {described(error)}{memory_kills_since(before)}; once that is mended, "
-            f"{_resumes(folder)}; {kept}"
-        ) from None
+        kept, words = _write_traceback(folder), f"{described(error)}{memory_kills_since(before)}"
+        is_of_config = isinstance(cause, CollapseError)
+        next_start = OTHER_CONFIG if is_of_config else f"once that is mended, {_resumes(folder)}"
+        raise RunFailedError(f"training stopped{_reached(folder)}: {words}; {next_start}; {kept}") from None
 
 
 @contextmanager

@@ -29,7 +29,13 @@ class TipsEmbedding(PythonModel):
         self.cls = context.model_config["cls"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """A data frame with the same index; a cell is empty where the row lacks the image or text."""
+        """A data frame with the same index; a cell is empty where the row lacks the image or text.
+
+        Raises:
+            ValueError: there is neither column, or a row holds no image or no text.
+        """
+        if not {"image", "text"} & set(model_input):
+            raise ValueError(f"there is no column image or text, but {', '.join(map(str, model_input))}: name one so")
         found = pd.DataFrame(index=model_input.index)
         for column, embed in (("image", self._images), ("text", self._texts)):
             if column in model_input:
@@ -41,7 +47,7 @@ class TipsEmbedding(PythonModel):
 
     @torch.inference_mode()
     def _images(self, contents: list[bytes]) -> torch.Tensor:
-        images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents]
+        images = [_image(content) for content in contents]
         pixels = self.processor(images=images, return_tensors="pt")["pixel_values"]
         return F.normalize(self.model.get_image_features(pixels).last_hidden_state[:, self.cls], dim=-1)
 
@@ -49,6 +55,17 @@ class TipsEmbedding(PythonModel):
     def _texts(self, texts: list[str]) -> torch.Tensor:
         inputs = self.processor(text=texts, return_tensors="pt")
         return F.normalize(self.model.get_text_features(**inputs).pooler_output, dim=-1)
+
+
+def _image(content: Any) -> Image.Image:
+    if not isinstance(content, bytes):
+        raise ValueError(
+            f"image: a {type(content).__name__} ({content!r:.60}) is given: give the bytes of an image file"
+        )
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"image: its {len(content)} bytes, which begin with {content[:12]!r}, are no image") from error
 
 
 set_model(TipsEmbedding())

@@ -13,7 +13,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.config.evaluation import trained_tokens
 from tips_ray.runs.checkpoint import CheckpointInfo, list_checkpoints
-from tips_ray.runs.evaluations import standing_of
+from tips_ray.runs.evaluations import score_name, standing_of
 from tips_ray.runs.mlflow_access import mlflow_client, mlflow_failures
 from tips_ray.runs.mlflow_checks import require_answer
 from tips_ray.runs.mlflow_models import model_of
@@ -77,6 +77,8 @@ def _checkpoint(config: RunConfig, run_uri: str, step: int | None) -> Checkpoint
         raise ValueError(f"{run_uri} has no checkpoint yet")
     if step is None:
         best = standing_of(config, run_uri).best_steps()
+        if not best and config.evaluation and config.evaluation.score:
+            raise ValueError(f"no evaluation of {run_uri} has {score_name(config)}: give --step, or evaluate it first")
         step = best[0] if best and best[0] in saved else max(saved)
     if step not in saved:
         raise ValueError(f"{run_uri} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")

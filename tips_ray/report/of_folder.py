@@ -55,10 +55,12 @@ def report_of(folder: str) -> Report:
 
 def _pictures(run_uri: str, step: int) -> dict[str, np.ndarray]:
     """Pictures of the checkpoint of a step, by title."""
-    return {
-        f"step {step}: {title.replace('-', ', ')}": np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))))
-        for title, uri in pictures_of(run_uri, step).items()
-    }
+    titles = {"attention": "attention (image, CLS-web, CLS-synthetic)", "features": "features (image, patches)"}
+    found = {}
+    for title, uri in pictures_of(run_uri, step).items():
+        words = titles.get(title, title.replace("-", ", "))
+        found[f"step {step}: {words}"] = np.asarray(Image.open(io.BytesIO(storage.read_bytes(uri))))
+    return found
 
 
 def _headline(metrics: Sequence[Line], total_steps: Any) -> str:

@@ -86,7 +86,7 @@ def evaluations(report: Report) -> Html:
     lines = [{"step": one.step, **_finite(one.scores)} for one in report.evaluations]
     others = [name for name in names if name not in shown]
     folded = tag("details", tag("summary", f"{len(others)} other scores"), charts(lines, others))
-    hint = "Scores of checkpoints on images that the run is not trained on."
+    hint = "Scores of checkpoints on the data of evaluation.suite."
     faults = [tag("p", f"Step {one.step}: {one.failure}") for one in report.evaluations[-3:] if one.failure]
     return _section("Evaluated checkpoints", hint, *faults, charts(lines, shown), folded if others else NOTHING)
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from math import inf, isfinite
 from typing import Any
 
@@ -93,6 +94,25 @@ def forget_after(run_uri: str, step: int) -> None:
             storage.delete_folder(uri)
 
 
+def forget_failed(run_uri: str) -> None:
+    """Delete evaluations without any score: the next start tries them again."""
+    for one in evaluations_of(run_uri):
+        if not one.scores:
+            storage.delete(storage.join(folder_of(run_uri, one.step), SCORES))
+
+
+def require_score(config: RunConfig, run_uri: str) -> None:
+    """Compare the score that the config names with those that a run has.
+
+    Raises:
+        ValueError: none of its evaluations has it; checkpoints that were the best would be deleted.
+    """
+    name, known = score_name(config), {key for one in evaluations_of(run_uri) for key in one.scores}
+    if name and known and name not in known:
+        near = get_close_matches(name, sorted(known), 3, 0) or sorted(known)[:3]
+        raise ValueError(f"evaluation.score: no evaluation of {run_uri} has {name}; it has such as {', '.join(near)}")
+
+
 def is_due(config: RunConfig, step: int) -> bool:
     """Whether the checkpoint of a step is to be evaluated."""
     every = config.evaluate_every_steps
@@ -149,13 +169,19 @@ class Standing:
         return [(step, sign * value) for step, value in values if value is not None and isfinite(value)]
 
 
-def standing_of(config: RunConfig, run_uri: str) -> Standing:
+def standing_of(config: RunConfig, run_uri: str, tries_again: bool = False) -> Standing:
     """The standing of a run.
+
+    Args:
+        config: of the run.
+        run_uri: its folder.
+        tries_again: count evaluations without any score as if they were still to be made.
 
     Raises:
         StorageError: the storage does not answer.
     """
     known = evaluations_of(run_uri) if config.evaluation else []
+    known = [one for one in known if one.scores or not tries_again]
     return Standing(config, known, list_checkpoints(checkpoints_of(run_uri)))
 
 
@@ -213,7 +239,8 @@ def in_words(config: Mapping[str, Any], run_uri: str) -> str:
         newest = values[known[-1].step]
         parts.append(f"best {name} {values[best[0]]:.4g} at step {best[0]:,}")
         parts.append(f"newest {'none' if newest is None else f'{newest:.4g}'} at step {known[-1].step:,}")
-    parts += [f"step {one.step:,} has no score: {one.failure}" for one in known[-1:] if one.failure]
+    faulty = [one for one in known if one.failure]
+    parts += [f"{len(faulty)} incomplete, the last at step {one.step:,}: {one.failure}" for one in faulty[-1:]]
     return "; ".join(parts)
 
 

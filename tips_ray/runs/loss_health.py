@@ -91,6 +91,8 @@ def loss_findings(config: RunConfig, lines: Sequence[Line]) -> list[Finding]:
         for head in HEADS:
             found += _head(head, config, curves)
         found += [*_embeddings(config, curves), *_gradient(curves)]
+    if any(finding.short.endswith("collapsed") for finding in found):
+        found = [one for one in found if one.level != "good"]  # a constant is easy to predict
     order = ("ill", "watch", "early", "good")
     return sorted(found, key=lambda finding: order.index(finding.level))
 
@@ -137,12 +139,21 @@ def _contrastive(config: RunConfig, curves: Curves) -> Iterator[Finding]:
                 yield Finding(level, about, f"nothing is learned: {beside}", cure, f"{about} at ln N")
         elif trend.direction == "rising" and trend.last - trend.first > chance / 10:
             yield Finding("watch", about, f"it gets worse: {beside}", SLOWER)
+        elif trend.direction != "falling" and _finds_by_chance(about, curves, config):
+            seen = f"hardly more than guessing: {beside}{_own_caption_found(about, curves, config)}"
+            yield Finding("watch", about, seen, cure)
         else:
             yield Finding("good", about, f"{beside}{_own_caption_found(about, curves, config)}")
 
 
 def _is_settled(config: RunConfig, curves: Curves) -> bool:
     return len(curves) >= SETTLED_POINTS and curves.step >= config.schedule.warmup_steps + SETTLED_STEPS
+
+
+def _finds_by_chance(about: str, curves: Curves, config: RunConfig) -> bool:
+    """Fewer than twice as many images find their caption as by guessing."""
+    hits = curves.recent(f"health/{about}/image_to_text")
+    return isfinite(hits) and hits < 2 / config.global_batch_images
 
 
 def _own_caption_found(about: str, curves: Curves, config: RunConfig) -> str:

@@ -30,7 +30,7 @@ NEXT: Mapping[str, str] = {
     "silent": "if its machine is gone: tips-ray runs unlock {uri}, then the command that started it",
     "paused": GO_ON,
     "stopped": GO_ON,
-    "failed": f"mend the reason, then {GO_ON}",
+    "failed": f"mend the reason, then {GO_ON}; where the cure is another value of the config, give it another name=",
     "killed": GO_ON,
     "new": "tips-ray pretrain with its config",
 }
@@ -80,8 +80,9 @@ class RunStatus:
 
     @property
     def step(self) -> int:
-        """Steps that it has done, as far as it has logged or saved."""
-        return max(self.last["step"] if self.last else 0, self.checkpoint, 0)
+        """Steps that it has done, as far as it has logged or saved; of a complete run those of its result."""
+        logged = self.last["step"] if self.last and self.state != "complete" else 0
+        return max(logged, self.checkpoint, 0)
 
 
 def statuses_below(storage_uri: str) -> list[RunStatus]:
@@ -130,6 +131,8 @@ def _state(
         return ENDS.get(end["status"], "stopped"), end.get("cause") or _failure(end, events)
     if generation and holder is None:
         return "damaged", "its newest lease cannot be read"
+    if generation:
+        return "stopped", "its start ended before the first step"
     return "new", "nothing has trained it yet"
 
 
@@ -216,7 +219,8 @@ def show_lines(one: RunStatus) -> Iterator[str]:
     yield f"step       {_steps(one)}; {saved}; last sign {_sign(one) or 'none'}"
     losses = [name for name in one.last or {} if name.startswith("loss/")]
     if losses:
-        yield f"losses     {', '.join(f'{name} {_number(one.last, name)}' for name in losses)}"
+        of = f"step {one.last['step']:,}: " if one.last and one.last["step"] != one.step else ""
+        yield f"losses     {of}{', '.join(f'{name} {_number(one.last, name)}' for name in losses)}"
     for finding in findings_of(one.config, folder.sampled_metrics()):
         yield f"health     {finding.level:6}{finding.about}: {finding.seen}"
         if finding.cure:
