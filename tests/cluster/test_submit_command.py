@@ -1,10 +1,14 @@
 """`tips-ray submit` prints manifests, or one sentence for each reason why the run cannot work on the cluster."""
 
+import argparse
+import shlex
+
 import pytest
 import yaml
-from manifests import BASE, CONFIGS, GROUP, ON_S3, PHOTOS, SPOT
+from manifests import BASE, CONFIGS, GROUP, ON_S3, PHOTOS, ROOT, SPOT
 
 from jobs.cli import main
+from jobs.submit import add_arguments
 
 CAPTIONER = "captions.captioner={model: google/paligemma-3b-mix-224}"
 LIVE = ("captions.source=live", CAPTIONER, "resources.captioners=2")
@@ -106,3 +110,13 @@ def test_an_elastic_run_needs_room_for_its_fewest_workers(submitted):
 def test_storage_and_data_may_be_on_a_volume(submitted):
     changes = {"volumes": [{"claim": "data", "path": "/data"}], "spot_nodes": SPOT}
     assert submitted("storage=/data/runs", "data.sources=[{uri: /data/photos}]", **changes)[0] == 0
+
+
+def test_commands_of_the_docs_are_commands():
+    lines = (ROOT / "docs" / "cluster.md").read_text().splitlines()
+    commands = [
+        shlex.split(line.partition(">")[0])[2:] for line in lines if line.startswith(".venv/bin/tips-ray submit")
+    ]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert commands and all(parser.parse_intermixed_args(command).to == "kuberay" for command in commands)
