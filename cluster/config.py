@@ -23,7 +23,7 @@ DRAIN_MARGIN_SECONDS = 10
 QUEUED_GROUPS = 6
 """Most groups of nodes under Kueue: its workload has eight parts, of which head and submitter take two."""
 LOOKS_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL")
-OWN_ENV = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_ADDRESS"}
+OWN_ENV = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "RAY_JOB_STOP_WAIT_TIME_S", "RAY_ADDRESS", "RAY_AUTH_MODE"}
 REFUSED_ENV = {"RAY_REDIS_ADDRESS", "REDIS_USERNAME", "REDIS_PASSWORD", "RAY_enable_autoscaler_v2"}
 CONFIG_FOLDER = "/config"
 """Where the run's config is mounted in the head."""
@@ -194,7 +194,7 @@ class ClusterConfig(Schema):
             if LOOKS_SECRET.search(name.upper()):
                 raise ValueError(f"({name}) looks like a secret; put it into a Kubernetes secret and name that: secret")
             if name in OWN_ENV:
-                raise ValueError(f"({name}) is set from other keys (grace_seconds); leave it out")
+                raise ValueError(f"({name}) is set from other keys, such as grace_seconds; leave it out")
             if name in REFUSED_ENV:
                 raise ValueError(f"({name}) is refused by KubeRay; leave it out")
         return env

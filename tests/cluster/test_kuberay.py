@@ -106,6 +106,7 @@ def test_spot_groups_use_spot_nodes_and_all_others_stay_off_them():
 def test_the_budget_covers_the_head_alone():
     _, budget, made = job_manifests(run_config(), cluster_config())
     wanted = budget["spec"]["selector"]["matchLabels"].items()
+    assert budget["spec"]["minAvailable"] == 1
     assert [wanted <= template["metadata"]["labels"].items() for template in templates(made)] == [True, False]
 
 
