@@ -1,7 +1,8 @@
 """Configs of clusters: what is refused, in one sentence with its cure."""
 
 import pytest
-from manifests import ALL_KEYS, CONFIGS, GROUP, SPOT, cluster_config
+import yaml
+from manifests import ALL_KEYS, CONFIGS, GROUP, ROOT, SPOT, cluster_config
 
 from cluster.config import ClusterConfig
 from tips_ray.config import load_config
@@ -48,6 +49,11 @@ def test_a_mistake_is_one_sentence(name):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_published_configs_load(path):
     assert load_config(ClusterConfig, path).ray.startswith("2.")
+
+
+def test_the_config_of_the_docs_loads():
+    block = (ROOT / "docs" / "cluster.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    assert ClusterConfig.model_validate(yaml.safe_load(block)).autoscales
 
 
 def test_a_pod_outlives_ray_by_ten_seconds():
