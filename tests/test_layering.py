@@ -89,7 +89,7 @@ class Module(NamedTuple):
 @cache
 def _modules() -> dict[str, Module]:
     found = {}
-    for top in ("tips_ray", "jobs", "tuning"):
+    for top in ("tips_ray", "jobs", "tuning", "cluster"):
         for path in (ROOT / top).rglob("*.py"):
             place = str(path.relative_to(ROOT))
             name = place.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
@@ -138,9 +138,17 @@ def test_nothing_but_the_commands_imports_jobs():
             assert not any(_is_of(name, "jobs") for name in module.imports), module.place
 
 
-def test_the_library_does_not_import_tuning():
+def test_the_library_does_not_import_tuning_or_clusters():
     for module in _library():
-        assert not any(_is_of(name, "tuning") for name in module.imports), module.place
+        assert not any(_is_of(name, top) for name in module.imports for top in ("tuning", "cluster")), module.place
+
+
+def test_clusters_are_described_without_training_and_tuning():
+    for module in _modules().values():
+        inside = {name.split(".")[1] for name in module.imports if name.startswith("tips_ray.")}
+        if _is_of(module.name, "cluster"):
+            assert inside <= LEAVES | {"launch"}, module.place
+            assert not any(_is_of(name, "tuning") for name in module.imports), module.place
 
 
 def test_who_uses_finished_models_and_runs_does_not_import_the_training_loop():

@@ -57,9 +57,7 @@ def resources_suffice(config: RunConfig) -> str:
     if address() and config.resources.min_workers:
         return _room_for_some(config, _sums(cluster_nodes()))
     if address():
-        nodes, where = cluster_nodes(), f"the cluster at RAY_ADDRESS ({address()})"
-        _require_enough(config, _sums(nodes), where)
-        _require_node("a worker", config.resources.of_worker, nodes, where)
+        require_nodes(config, cluster_nodes(), f"the cluster at RAY_ADDRESS ({address()})")
         return f"{_needed(config)}; the cluster at {address()} has them"
     if (ray := sys.modules.get("ray")) and ray.is_initialized():  # by the program that calls this library
         _require_enough(config, ray.cluster_resources(), "the Ray that this process has joined")
@@ -68,6 +66,21 @@ def resources_suffice(config: RunConfig) -> str:
     _require_enough(config, have, f"this machine of {cores()} cores")
     shared = "" if cpus_needed(config) <= cores() else ", which share them"
     return f"{_needed(config)}; this machine has {cores()} cores{shared}"
+
+
+def require_nodes(config: RunConfig, nodes: list[dict[str, float]], where: str) -> None:
+    """Require room for all workers, captioners, views and evaluation, and one node that holds a worker.
+
+    Args:
+        config: of the run.
+        nodes: Ray resources of each node.
+        where: what has these nodes, for the message.
+
+    Raises:
+        ValueError: there is too little.
+    """
+    _require_enough(config, _sums(nodes), where)
+    _require_node("a worker", config.resources.of_worker, nodes, where)
 
 
 def require_room_for_actor(config: EmbeddingConfig | RayConfig, beside_cpus: float) -> None:
