@@ -27,7 +27,7 @@ GIT_SECONDS = 5.0
 """Longest wait for git, which may look through a large folder on a slow disk."""
 MOST_PARAMS = 100  # MLflow's limit per request
 MOST_CHARACTERS = 6000  # of a param or tag
-NO_PARAMS = ("tracking.tags.",)
+NO_PARAMS = ("tracking.tags.", "evaluation.suite.")
 """Keys that are shown elsewhere."""
 PACKAGES = {"torch": "torch", "ray": "ray", "tips_ray": "tips-ray"}
 
