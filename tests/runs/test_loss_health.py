@@ -152,7 +152,7 @@ def test_a_direction_needs_order_and_size():
 
 
 def test_a_level_loss_whose_images_find_no_more_than_guessing_is_watched():
-    level = {"loss__contrastive_web": log(16) * 0.9, "health__contrastive_web__image_to_text": 1.1 / 16}
+    level: dict[str, Any] = {"loss__contrastive_web": log(16) * 0.9, "health__contrastive_web__image_to_text": 1.1 / 16}
     found = loss_findings(_config(), _lines(**level))
     told = next(finding for finding in found if finding.about == "contrastive_web")
     assert told.level == "watch" and told.seen.startswith("hardly more than guessing")
