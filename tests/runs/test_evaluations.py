@@ -21,6 +21,7 @@ from tips_ray.runs.evaluations import (
     in_words,
     is_over,
     require_score,
+    required,
     standing_of,
     write,
 )
@@ -198,8 +199,8 @@ def test_a_score_that_no_earlier_evaluation_has_is_refused_with_near_names(tmp_p
     write(str(tmp_path), _scored(0.1)[0])
     require_score(_config(tmp_path), str(tmp_path))
     require_score(_config(tmp_path), str(tmp_path / "new"))
-    score = {"task": "retrieval", "score": "cls_synthetic/web/recal", "better": "higher"}
-    other = _config(tmp_path).evaluation.model_copy(update={"score": ScoreConfig(**score)})
+    score = ScoreConfig(task="retrieval", score="cls_synthetic/web/recal", better="higher")
+    other = required(_config(tmp_path)).model_copy(update={"score": score})
     with pytest.raises(ValueError, match=f"has retrieval/cls_synthetic/web/recal; it has such as {SCORE}"):
         require_score(_config(tmp_path).model_copy(update={"evaluation": other}), str(tmp_path))
 
