@@ -211,6 +211,6 @@ def test_failed_evaluations_are_tried_again_by_the_next_start(tmp_path):
     for evaluation in (*_scored(0.5), Evaluation(8, "unused", failure="no memory left")):
         write(str(run), evaluation)
     assert not standing_of(config, str(run)).waits
-    assert [one.step for one in standing_of(config, str(run), tries_again=True).waits] == [8]
+    assert [one.step for one in standing_of(config, str(run)).tried_again.waits] == [8]
     forget_failed(str(run))
     assert [one.step for one in evaluations_of(str(run))] == [4]

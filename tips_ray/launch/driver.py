@@ -188,11 +188,9 @@ def rest_of(config: RunConfig, uri: str, until_step: int | None = None) -> Liter
     """
     found, standing = newest_checkpoint(checkpoints_of(uri)), standing_of(config, uri)
     newest, end = found.step if found else -1, standing.end
-    if end is None:
-        standing = standing_of(config, uri, tries_again=True)
     if end is None and newest < last_step_of(config, until_step):
         return "steps"
-    over = newest == end if end is not None else not standing.waits
+    over = newest == end if end is not None else not standing.tried_again.waits
     return "nothing" if over else "evaluations"
 
 

@@ -7,7 +7,7 @@ folder (docs/formats.md). A checkpoint that waits for its evaluation is never de
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from math import inf, isfinite
 from typing import Any
@@ -150,6 +150,11 @@ class Standing:
                 return step
         return None
 
+    @property
+    def tried_again(self) -> "Standing":
+        """The standing as if evaluations without any score were still to be made."""
+        return replace(self, known=[one for one in self.known if one.scores])
+
     def best_steps(self, count: int = 1) -> list[int]:
         """Steps of the best evaluations, best first; among equals the earlier one comes first."""
         return [step for step, _ in sorted(self._values, key=lambda one: (-one[1], one[0]))[:count]]
@@ -158,7 +163,8 @@ class Standing:
     def pinned(self) -> set[int]:
         """Steps whose checkpoints must stay: those that wait, the best, and the one at which patience ran out."""
         best = self.best_steps(self.config.evaluation.keep_best) if self.config.evaluation else []
-        return {*best, *(one.step for one in self.waits), *([] if self.end is None else [self.end])}
+        end = self.end
+        return {*best, *(one.step for one in self.waits), *([] if end is None else [end])}
 
     @property
     def _values(self) -> list[tuple[int, float]]:
@@ -169,19 +175,13 @@ class Standing:
         return [(step, sign * value) for step, value in values if value is not None and isfinite(value)]
 
 
-def standing_of(config: RunConfig, run_uri: str, tries_again: bool = False) -> Standing:
+def standing_of(config: RunConfig, run_uri: str) -> Standing:
     """The standing of a run.
-
-    Args:
-        config: of the run.
-        run_uri: its folder.
-        tries_again: count evaluations without any score as if they were still to be made.
 
     Raises:
         StorageError: the storage does not answer.
     """
     known = evaluations_of(run_uri) if config.evaluation else []
-    known = [one for one in known if one.scores or not tries_again]
     return Standing(config, known, list_checkpoints(checkpoints_of(run_uri)))
 
 

@@ -41,13 +41,13 @@ def send_evaluations(client: "MlflowClient", run_id: str, config: RunConfig, run
     """
     if config.evaluation is None or not (known := evaluations_of(run_uri)):
         return
-    experiment_id = client.get_run(run_id).info.experiment_id
-    models = list(_models_of(client, run_id, experiment_id))
+    models = list(_models_of(client, run_id))
     there = {(model.tags.get("step"), model.tags.get("weights")): model for model in models}
     for evaluation in known:
         model = there.get((str(evaluation.step), evaluation.weights))
         if evaluation.scores and (model is None or model.status != "READY"):
-            model = model or _created(client, run_id, experiment_id, config.name, evaluation)
+            checkpoint = CheckpointInfo(evaluation.checkpoint, evaluation.step, {})
+            model = model or _created(client, run_id, config.name, checkpoint, weights=evaluation.weights)
             _send(client, run_id, model, run_uri, evaluation)
     _tag_best(client, run_id, config, known)
 
@@ -61,14 +61,10 @@ def model_of(client: "MlflowClient", run_id: str, name: str, checkpoint: Checkpo
         name: of that run.
         checkpoint: to find.
     """
-    experiment_id = client.get_run(run_id).info.experiment_id
-    for model in _models_of(client, run_id, experiment_id):
+    for model in _models_of(client, run_id):
         if model.tags.get("step") == str(checkpoint.step) and model.status == "READY":
             return model
-    place = without_credentials(checkpoint.uri)
-    facts = {"step": str(checkpoint.step), "checkpoint": place, "run_name": name}
-    title = f"{name}-step-{checkpoint.step}"
-    made = client.create_logged_model(experiment_id, title, run_id, tags=facts, model_type=MODEL_TYPE)
+    made = _created(client, run_id, name, checkpoint)
     return client.finalize_logged_model(made.model_id, "READY")
 
 
@@ -102,9 +98,9 @@ def log_lineage(client: "MlflowClient", run_id: str, events: Sequence[Mapping[st
         client.set_tag(run_id, tag, without_credentials(place))
 
 
-def _models_of(client: "MlflowClient", run_id: str, experiment_id: str) -> Iterator["LoggedModel"]:
+def _models_of(client: "MlflowClient", run_id: str) -> Iterator["LoggedModel"]:
     """All LoggedModels of a run; MLflow finds none by a filter of their status."""
-    token = None
+    experiment_id, token = client.get_run(run_id).info.experiment_id, None
     while True:
         page = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'", page_token=token)
         yield from page
@@ -112,12 +108,11 @@ def _models_of(client: "MlflowClient", run_id: str, experiment_id: str) -> Itera
             return
 
 
-def _created(
-    client: "MlflowClient", run_id: str, experiment_id: str, name: str, evaluation: Evaluation
-) -> "LoggedModel":
-    place = without_credentials(evaluation.checkpoint)
-    facts = {"step": str(evaluation.step), "checkpoint": place, "weights": evaluation.weights, "run_name": name}
-    title = f"{name}-step-{evaluation.step}"
+def _created(client: "MlflowClient", run_id: str, name: str, checkpoint: CheckpointInfo, **tags: str) -> "LoggedModel":
+    """A new LoggedModel of a checkpoint, which is PENDING; `tags` beside those that say where it is from."""
+    place, title = without_credentials(checkpoint.uri), f"{name}-step-{checkpoint.step}"
+    facts = {"step": str(checkpoint.step), "checkpoint": place, "run_name": name, **tags}
+    experiment_id = client.get_run(run_id).info.experiment_id
     return client.create_logged_model(experiment_id, title, run_id, tags=facts, model_type=MODEL_TYPE)
 
 
