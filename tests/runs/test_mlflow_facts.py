@@ -143,7 +143,6 @@ def _measured(handle: Any, node: int | None, monkeypatch) -> set[str]:
 
 @pytest.mark.heavy
 def test_a_node_is_measured_under_mlflows_names_until_it_is_closed(monkeypatch):
-    pytest.importorskip("ray")  # brings psutil
     one = _measured(_Handle(), None, monkeypatch)
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= one
     assert {"system/disk_usage_percentage", "system/network_receive_megabytes"} <= one

@@ -37,20 +37,23 @@ class SystemMetrics:
     def _measure(self) -> None:
         try:
             monitors = _monitors()
-            _sample(monitors)  # a processor's use is measured since the sample before
+            self._sample(monitors)  # a processor's use is measured since the sample before
             while not self._is_over.wait(SAMPLE_SECONDS):
-                found = _sample(monitors)
-                self._handle.log(self._step(), {f"{self._prefix}{name}": value for name, value in found.items()})
+                self._handle.log(self._step(), self._sample(monitors))
         except Exception as error:  # of MLflow's monitors, the system or a driver: training goes on
             logger.info("the use of this machine is not measured (system metrics): %s", error)
 
+    def _sample(self, monitors: list[Any]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for monitor in monitors:
+            monitor.collect_metrics()
+            found |= monitor.aggregate_metrics()
+            monitor.clear_metrics()
+        return {f"{self._prefix}{name}": value for name, value in found.items()}
+
 
 def _monitors() -> list[Any]:
-    """MLflow's monitors of what this machine has.
-
-    Raises:
-        ImportError: there is no psutil. Ray has one, so this happens only where training runs without Ray.
-    """
+    """MLflow's monitors of what this machine has."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
@@ -63,12 +66,3 @@ def _monitors() -> list[Any]:
     except Exception:  # no GPU, no driver, or no nvidia-ml-py
         pass
     return monitors
-
-
-def _sample(monitors: list[Any]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for monitor in monitors:
-        monitor.collect_metrics()
-        found |= monitor.aggregate_metrics()
-        monitor.clear_metrics()
-    return found
