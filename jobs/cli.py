@@ -1,7 +1,8 @@
 """The command `tips-ray`: runs a job and prints one line per mistake of the user.
 
 A job is a module of `jobs` with `add_arguments(parser)` and `run(arguments)`. It is imported when called and does its
-heavy imports inside `run`, so that every --help is instant.
+heavy imports inside `run`, so that every --help is instant. With `TAKES_COMMAND` it gets what stands after `--` as
+`command_words`, options included, which argparse would take for its own.
 """
 
 import argparse
@@ -21,7 +22,8 @@ COMMANDS = {
     "caption": "write PaliGemma captions for the images of a run, ahead of it",
     "captions": "inspect and maintain a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",
-    "submit": "check that a run fits on a cluster, and print the manifests that train it there (KubeRay)",
+    "submit": "send a command to a Ray cluster and follow it, or print manifests that train a run (KubeRay)",
+    "jobs": "look after jobs of a Ray cluster: list, status, logs, stop",
     "runs": "see where runs stand; stop one, free one whose start is lost, delete leftovers",
     "replay": "repeat a bad step of a run on one process, and name its first bad tensor",
     "doctor": "check this machine, and a run if given; each failure with its cure",
@@ -57,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=f"tips-ray {command}", description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     job.add_arguments(parser)
-    arguments = parser.parse_intermixed_args(argv[1:])
+    own, after = _split(argv[1:]) if getattr(job, "TAKES_COMMAND", False) else (argv[1:], [])
+    parser.set_defaults(command_words=after)
+    arguments = parser.parse_intermixed_args(own)
     try:
         _fit_surroundings(command)
         return job.run(arguments) or 0
@@ -74,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         console.tell_error(str(error) or "interrupted", "interrupted", mark="", exit_code=130)
         return 130
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words before and after the first `--`."""
+    place = list(words).index("--") if "--" in words else len(words)
+    return list(words[:place]), list(words[place + 1 :])
 
 
 def _print_any_name() -> None:

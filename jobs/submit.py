@@ -1,43 +1,172 @@
-"""Send a run to a cluster: check that it fits and print what the cluster needs.
+"""Send a command to a cluster of Ray, or print what a cluster needs to train a run.
 
-  tips-ray submit --to kuberay RUN.yaml [KEY=VALUE ...] | kubectl create -f -
-  tips-ray submit --to kuberay --cluster CLUSTER.yaml RUN.yaml               image, nodes, credentials
-  tips-ray submit --to kuberay --cluster CLUSTER.yaml --standing RUN.yaml    a RayCluster that stays, without the run
+  tips-ray submit [--address http://HOST:8265] [--follow] -- COMMAND CONFIG [KEY=VALUE ...]
+                            any command of tips-ray, such as pretrain or sweep, as a job of the cluster; this folder's
+                            files that the command and its configs name travel with it, and the same command goes on
+                            with the same run. --dry-run shows what would travel
+  tips-ray submit --follow --retries 5 -- pretrain RUN.yaml
+                            follows the log, and starts the job again after a lost head or node; exit code of the job
+  tips-ray submit --to kuberay [--cluster CLUSTER.yaml] [--standing] RUN.yaml [KEY=VALUE ...] | kubectl create -f -
+                            prints manifests, without asking a cluster; --standing: a RayCluster without the run
 
-The manifests go to the terminal's standard output; nothing is sent and no cluster is asked. docs/cluster.md has the
-whole way.
+tips-ray jobs list, status, logs and stop look after jobs. docs/cluster.md has each way whole.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cluster.package import Package
+    from cluster.submission import Task
+    from tips_ray.config import RunConfig
 
 TARGETS = ("kuberay",)
+LOCAL = ("submit", "jobs", "demo", "doctor")
+"""Commands that are about this machine."""
+TAKES_COMMAND = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `tips-ray submit`."""
-    parser.add_argument("config", type=Path, metavar="RUN.yaml", help="config of the run")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the run's config, dotted")
-    parser.add_argument("--to", required=True, choices=TARGETS, help="kuberay: manifests of KubeRay 1.7, as YAML")
+    """Arguments of `tips-ray submit`; the words after `--` are added as `command_words`."""
+    parser.add_argument("words", nargs="*", metavar="RUN.yaml [KEY=VALUE ...]", help="with --to: config of the run")
+    parser.add_argument("--address", metavar="URL", help="dashboard; default: RAY_API_SERVER_ADDRESS or this machine's")
+    parser.add_argument("--follow", action="store_true", help="print the job's log until it ends; exit code of the job")
+    parser.add_argument("--retries", type=int, default=0, metavar="N", help="with --follow: new starts after a loss")
+    parser.add_argument("--with", dest="added", type=Path, nargs="+", default=[], metavar="PATH", help="also travels")
+    parser.add_argument("--env", choices=("image", "uv"), default="image", help="where the cluster's tips-ray is from: "
+                        "its image, or uv.lock of this folder, which then travels whole")  # fmt: skip
+    parser.add_argument("--driver-on", action="append", default=[], metavar="LABEL=VALUE", help="node label for the "
+                        "driver, such as one of nodes that stay; default: the head")  # fmt: skip
+    parser.add_argument("--wait", type=float, default=120, metavar="SECONDS", help="longest wait for the cluster")
+    parser.add_argument("--dry-run", action="store_true", help="check, show what would travel, and send nothing")
+    parser.add_argument("--to", choices=TARGETS, help="kuberay: print manifests of KubeRay 1.7, as YAML")
     parser.add_argument(
-        "--cluster", type=Path, metavar="CLUSTER.yaml", help="config of the cluster; one GPU without it"
+        "--cluster", type=Path, metavar="CLUSTER.yaml", help="with --to: config of the cluster; one GPU without it"
     )
-    parser.add_argument("--standing", action="store_true", help="print a cluster that stays, not a job that trains")
+    parser.add_argument("--standing", action="store_true", help="with --to: a cluster that stays, not a job")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Print the manifests.
-
+def run(arguments: argparse.Namespace) -> int | None:
+    """
     Raises:
         ValueError: a config is wrong, or the run does not fit on the cluster.
+        OSError: the cluster refuses or does not answer.
     """
+    _require_arguments(arguments)
+    if arguments.to:
+        return _print_manifests(arguments)
+    from cluster.package import package
+    from cluster.submission import task
+
+    made = task(arguments.command_words)
+    travels = package(made.files, [*arguments.added, *([Path(".")] if arguments.env == "uv" else [])])
+    print("\n".join(travels.lines()), flush=True)
+    if arguments.dry_run:
+        print(f"{'job':10} {made.stem}-1: {made.entrypoint}")
+        return None
+    return _submit(arguments, made, travels)
+
+
+def _require_arguments(arguments: argparse.Namespace) -> None:
+    words = arguments.command_words
+    if arguments.to and (words or not arguments.words):
+        raise ValueError(f"--to {arguments.to} takes RUN.yaml and its overrides, without --")
+    if not arguments.to and arguments.words:
+        raise ValueError("write -- before the command: tips-ray submit -- pretrain RUN.yaml")
+    if not arguments.to and not words:
+        raise ValueError("say what to submit after --, such as: tips-ray submit -- pretrain RUN.yaml")
+    if arguments.retries and not arguments.follow:
+        raise ValueError("--retries needs --follow: somebody must see that a job was lost")
+    from jobs.cli import COMMANDS
+
+    if words and (words[0] not in COMMANDS or words[0] in LOCAL):
+        known = ", ".join(name for name in COMMANDS if name not in LOCAL)
+        raise ValueError(f"{words[0]} is no command for a cluster; those are {known}")
+    _require_known_options(words)
+
+
+def _require_known_options(words: Sequence[str]) -> None:
+    """The command's own parser must take the words: a mistake is told here, not by the cluster."""
+    import importlib
+
+    if not words:
+        return
+    parser = argparse.ArgumentParser(prog=f"tips-ray {words[0]}", exit_on_error=False)
+    importlib.import_module(f"jobs.{words[0]}").add_arguments(parser)
+    try:
+        parser.parse_intermixed_args(list(words[1:]))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise ValueError(f"tips-ray {words[0]} does not take these words: {error}") from None
+
+
+def _submit(arguments: argparse.Namespace, made: "Task", travels: "Package") -> int | None:
+    from cluster.environment import checked
+    from cluster.job_server import JobServer, connect
+    from cluster.submission import live, start, watch
+
+    labels = dict(_label(text) for text in arguments.driver_on)
+
+    def again(server: JobServer, last: int) -> str:
+        return start(server, made, travels, checked(server, arguments.env), labels, last + 1)
+
+    server = connect(arguments.address, arguments.wait)
+    running = live(server, made.stem)
+    if running is None:
+        _tell_shortage(made.run, server.nodes())
+    elif not arguments.follow:
+        raise ValueError(
+            f"the job {running.submission_id} does this already: tips-ray jobs logs {running.submission_id} --follow "
+            f"shows it, tips-ray jobs stop {running.submission_id} ends it"
+        )
+    job_id = running.submission_id if running and running.submission_id else again(server, 0)
+    _tell_job(job_id, "is under way already; this follows it" if running else "is submitted", made.place)
+    if not arguments.follow:
+        return None
+    try:
+        return watch(server, job_id, arguments.retries, again)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the job {job_id} goes on; tips-ray jobs stop {job_id} ends it") from None
+
+
+def _tell_job(job_id: str, what: str, place: str) -> None:
+    from tips_ray.console import tell
+
+    tell("job", f"{'job':10} {job_id} {what}", job=job_id)
+    tell("next", f"{'next':10} tips-ray jobs logs {job_id} --follow, tips-ray jobs stop {job_id}")
+    if place:
+        tell("results", f"{'results':10} {place}", uri=place)
+
+
+def _tell_shortage(config: "RunConfig | None", nodes: list[dict[str, float]]) -> None:
+    """What the run lacks now; an autoscaler may add it, and the driver waits for it."""
+    from tips_ray.console import tell
+    from tips_ray.launch.cluster import require_nodes
+
+    if config is None:
+        return
+    try:
+        require_nodes(config, nodes, "the cluster")
+    except ValueError as error:
+        tell("shortage", f"{'shortage':10} {error}; the job waits for nodes that an autoscaler or you may add")
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ValueError(f"--driver-on {text}: write LABEL=VALUE")
+    return key, value
+
+
+def _print_manifests(arguments: argparse.Namespace) -> None:
     from cluster.checks import require_fit
     from cluster.config import ClusterConfig
     from cluster.kuberay import as_yaml, cluster_manifests, job_manifests
     from tips_ray.config import RunConfig, load_config
 
-    config = load_config(RunConfig, arguments.config, arguments.overrides)
+    config = load_config(RunConfig, Path(arguments.words[0]), arguments.words[1:])
     cluster = load_config(ClusterConfig, arguments.cluster or _one_gpu())
     require_fit(config, cluster)
     manifests = cluster_manifests(cluster, config.name) if arguments.standing else job_manifests(config, cluster)

@@ -1,0 +1,150 @@
+"""The files that travel with a command to a cluster: what it names and what the user adds, never data or keys."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tips_ray.errors import Faults, listed
+from tips_ray.words import bytes_text
+
+MOST_BYTES = 100 << 20
+"""Ray keeps packages in the head's memory, and takes half a gigabyte at most."""
+MOST_SCANNED_BYTES = 1 << 20
+LARGEST_SHOWN = 5
+ENVIRONMENTS = {".git", ".venv", "venv", "env", "node_modules", "__pycache__", ".tox", ".pixi", ".mypy_cache",
+                ".ruff_cache", ".pytest_cache", "mlruns"}  # fmt: skip
+DATA = {".parquet", ".tar", ".arrow", ".npz", ".npy", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".h5", ".db",
+        ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gz", ".zst", ".zip", ".mp4", ".sqlite"}  # fmt: skip
+KEY_NAMES = re.compile(
+    r"\.env(\..*)?|.*\.(pem|key|p12|pfx|kdbx)|id_(rsa|dsa|ecdsa|ed25519)|\.netrc|\.pgpass|\.htpasswd|credentials"
+    r"|auth_token|kubeconfig|.*\.kubeconfig|\.(aws|ssh|kube|ray)"
+)
+KEY_TEXTS = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}\b"
+    rb"|\bgh[pousr]_[A-Za-z0-9]{36}|://[^/@\s'\"]*:[^/@\s'\"]+@"
+)
+"""Private keys, access keys of AWS, tokens of Hugging Face and GitHub, URLs with a password."""
+
+
+class Package(NamedTuple):
+    """Files by their path in the package, and what was left out, in words."""
+
+    files: dict[str, Path]
+    left_out: list[str]
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files.values())
+
+    def lines(self) -> Iterator[str]:
+        """Number and size of the files, the largest of them, and what was left out."""
+        yield f"{'package':10} {len(self.files)} files, {bytes_text(self.bytes)}"
+        largest = sorted(self.files.items(), key=lambda file: -file[1].stat().st_size)
+        for name, path in largest[:LARGEST_SHOWN]:
+            yield f"{'':10} {bytes_text(path.stat().st_size):>10}  {name}"
+        if self.left_out:
+            yield f"{'':10} left out: {listed(self.left_out)}"
+
+    def write(self, folder: Path) -> None:
+        """Copy the files to their places below `folder`."""
+        for name, path in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+
+
+def package(named: Iterable[Path], added: Sequence[Path]) -> Package:
+    """
+    Args:
+        named: files that the command and its configs name, below the working directory.
+        added: files and folders that the user wants to travel.
+
+    Raises:
+        Faults: a file holds a key or lies outside of the working directory, or all together are too large.
+    """
+    left_out: list[str] = []
+    files = {_place(path): path for path in named}
+    for path in added:
+        if not path.exists():
+            raise ValueError(f"--with {path}: there is no such file or folder")
+        inside = _below(path, left_out) if path.is_dir() else [path]
+        files |= {_place(file): file for file in inside}
+    found = Package(dict(sorted(files.items())), left_out)
+    if secret := [name for name, path in found.files.items() if _is_secret(path)]:
+        raise Faults(
+            [
+                f"{name} holds a key or a password and would be readable for everyone on the cluster: take it out, and "
+                "give it to the nodes by their environment or an account of the cloud"
+                for name in secret
+            ]
+        )
+    if found.bytes > MOST_BYTES:
+        largest = max(found.files, key=lambda name: found.files[name].stat().st_size)
+        raise ValueError(
+            f"the package has {bytes_text(found.bytes)}, the largest file is {largest}; a cluster takes "
+            f"{bytes_text(MOST_BYTES)}: put large files into the object store and name them by s3://"
+        )
+    return found
+
+
+def named_files(words: Iterable[str]) -> list[Path]:
+    """The local files among words of a command: those of its configs, and of overrides `KEY=FILE`."""
+    texts = [part for word in words for part in (word, word.partition("=")[2])]
+    return [Path(text) for text in dict.fromkeys(texts) if text and _is_file(text)]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
+
+
+def _place(path: Path) -> str:
+    """Path in the package, which is the same as from the working directory, so that the command stays as it is."""
+    place = os.path.relpath(path.resolve(), Path.cwd().resolve())
+    if place.startswith(".."):
+        raise ValueError(f"{path} lies outside of this folder; change to a folder above it, or copy it here")
+    return Path(place).as_posix()
+
+
+def _below(folder: Path, left_out: list[str]) -> Iterator[Path]:
+    """Files of a folder without environments, data and keys; where git is, without what it ignores."""
+    ignored = _ignored_by_git(folder)
+    data: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        is_left = {name: _is_left_out(here / name) or (here / name).resolve() in ignored for name in folders}
+        left_out += [f"{here / name}/" for name in sorted(folders) if is_left[name] and name != "__pycache__"]
+        folders[:] = sorted(name for name in folders if not is_left[name])
+        for path in sorted(here / name for name in names):
+            if path.suffix.lower() in DATA:
+                data.append(path)
+            elif KEY_NAMES.fullmatch(path.name) or path.resolve() in ignored or not os.access(path, os.R_OK):
+                left_out.append(str(path))
+            elif path.is_file():
+                yield path
+    if data:
+        left_out.append(f"{len(data)} data files of {folder} ({bytes_text(sum(path.stat().st_size for path in data))})")
+
+
+def _is_left_out(folder: Path) -> bool:
+    is_key = KEY_NAMES.fullmatch(folder.name) is not None
+    return is_key or folder.name in ENVIRONMENTS or (folder / "pyvenv.cfg").exists() or folder.suffix == ".egg-info"
+
+
+def _ignored_by_git(folder: Path) -> set[Path]:
+    command = ["git", "-C", str(folder), "ls-files", "--others", "--ignored", "--exclude-standard", "--directory", "-z"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository
+        return set()
+    return {(folder / os.fsdecode(name)).resolve() for name in done.stdout.split(b"\0") if name}
+
+
+def _is_secret(path: Path) -> bool:
+    with path.open("rb") as file:
+        return KEY_NAMES.fullmatch(path.name) is not None or KEY_TEXTS.search(file.read(MOST_SCANNED_BYTES)) is not None
