@@ -61,6 +61,12 @@ def exit_code(job: JobDetails) -> int:
     return job.driver_exit_code if job.driver_exit_code and job.driver_exit_code > 0 else 1
 
 
+def reason(job: JobDetails) -> str:
+    """Why the job is in its state, without the end of its log, which Ray adds."""
+    lines = (job.message or "").split(", last available logs")[0].strip().splitlines()
+    return lines[0] if lines else str(job.status)
+
+
 class _Log:
     """What was written so far; the server always begins at the start of the log."""
 

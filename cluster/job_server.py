@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,7 +61,7 @@ class _Client(JobSubmissionClient):
         except requests.exceptions.SSLError as error:
             raise ServerError(f"the certificate of {self._address} is not trusted: {_last_line(str(error))}") from None
         except requests.exceptions.RequestException as error:
-            raise UnreachableError(_last_line(str(error))) from None
+            raise UnreachableError(_cause(error)) from None
         if answer.status_code >= 500 and any(sign in f"{answer.status_code} {answer.text}" for sign in STARTING):
             raise UnreachableError(_last_line(answer.text) or f"status {answer.status_code}")
         return answer
@@ -208,6 +209,14 @@ def _no_dashboard(url: str) -> str:
         f"{url} is no dashboard of Ray with a job server: give the address that `ray start` or the head's service "
         "shows, port 8265; the cluster needs ray[default]"
     )
+
+
+def _cause(error: requests.exceptions.RequestException) -> str:
+    """What the system says of a connection, out of the layers that wrap it."""
+    if isinstance(error, requests.exceptions.Timeout):
+        return f"no answer in {REQUEST_SECONDS:g} s"
+    found = re.search(r"\[Errno -?\d+\] ([^'\")\]]+)", str(error))
+    return found[1] if found else _last_line(str(error))
 
 
 def _last_line(text: str) -> str:

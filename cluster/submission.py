@@ -13,7 +13,7 @@ import yaml
 from ray.job_submission import JobDetails
 
 from cluster.environment import OWN, Environment
-from cluster.following import exit_code, follow
+from cluster.following import exit_code, follow, reason
 from cluster.job_server import (
     POLL_SECONDS,
     JobExistsError,
@@ -28,8 +28,6 @@ from tips_ray.config import RunConfig, load_config
 from tips_ray.config.sweep import load_sweep
 from tips_ray.console import tell
 from tips_ray.errors import RunStopped
-from tips_ray.runs.stop import ask_to_stop as ask_run_to_stop
-from tips_ray.runs.stop import user_here
 
 MISTAKE, INTERRUPTED = 2, 130
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
@@ -149,7 +147,7 @@ def watch(server: JobServer, job_id: str, retries: int, again: Callable[[JobServ
     for left in range(retries, -1, -1):
         try:
             code = exit_code(job := follow(server, job_id, _print))
-            ending = f"the job {job_id} ended with code {code}: {_reason(job)}"
+            ending = f"the job {job_id} ended with code {code}: {reason(job)}"
         except UnknownJobError:
             code, ending = 1, f"the cluster has lost the job {job_id}: its head was started anew"
             if not left:
@@ -181,35 +179,9 @@ def _told(job_id: str, code: int) -> int:
     return code
 
 
-def _reason(job: JobDetails) -> str:
-    lines = (job.message or str(job.status)).strip().splitlines()
-    return lines[0] if lines else ""
-
-
 def _print(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def ask_to_stop(job: JobDetails) -> str:
-    """Ask the run or the sweep of a job to save and leave; returns what was asked.
-
-    Raises:
-        ValueError: nothing trains it, or its folder cannot be reached from here.
-    """
-    facts = job.metadata or {}
-    place = facts["place"]
-    try:
-        if facts.get("command") == "sweep":
-            from tuning.sweeps.keep import stop_lines
-
-            return "\n".join(stop_lines(place))
-        asked = ask_run_to_stop(place, user_here())
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"{error}; to end the job whether it has saved or not: tips-ray jobs stop {job.submission_id} --now"
-        ) from None
-    return f"asked the run to save and leave ({asked}); waiting for the end of the job"
 
 
 def wait_for_end(server: JobServer, job_id: str, seconds: float) -> bool:

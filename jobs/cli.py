@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog=f"tips-ray {command}", description=job.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     job.add_arguments(parser)
-    own, after = _split(argv[1:]) if getattr(job, "TAKES_COMMAND", False) else (argv[1:], [])
+    own, after = split(argv[1:]) if getattr(job, "TAKES_COMMAND", False) else (argv[1:], [])
     parser.set_defaults(command_words=after)
     arguments = parser.parse_intermixed_args(own)
     try:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Words before and after the first `--`."""
     place = list(words).index("--") if "--" in words else len(words)
     return list(words[:place]), list(words[place + 1 :])

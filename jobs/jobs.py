@@ -14,9 +14,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
-
-    from cluster.job_server import JobServer
+    from cluster.job_server import JobDetails, JobServer
 
 ACTIONS = ("list", "status", "logs", "stop")
 UNDER_WAY = 10
@@ -86,11 +84,11 @@ def _list(server: "JobServer", is_all: bool) -> None:
 
 
 def _status(server: "JobServer", job: "JobDetails") -> int:
-    from cluster.following import exit_code
+    from cluster.following import exit_code, reason
 
     place = (job.metadata or {}).get("place", "")
     lines = {"job": str(job.submission_id), "state": _state(job), "command": job.entrypoint, "started": _when(job)}
-    lines |= {"message": " ".join((job.message or "").split())}
+    lines |= {"message": reason(job)}
     lines |= {"results": place, "next": f"tips-ray runs show {place}" if place else ""}
     print("\n".join(f"{name:10} {text}" for name, text in lines.items() if text))
     return exit_code(job) if job.status.is_terminal() else UNDER_WAY
@@ -110,13 +108,13 @@ def _logs(server: "JobServer", job: "JobDetails", follows: bool) -> int | None:
 
 
 def _stop(server: "JobServer", job: "JobDetails", now: bool, seconds: float) -> int | None:
-    from cluster.submission import ask_to_stop, wait_for_end
+    from cluster.submission import wait_for_end
 
     job_id, place = str(job.submission_id), (job.metadata or {}).get("place", "")
     if job.status.is_terminal():
         raise ValueError(f"the job {job_id} has ended ({_state(job)}); there is nothing to stop")
     if place and not now:
-        print(ask_to_stop(job), flush=True)
+        print(_asked(job), flush=True)
         if wait_for_end(server, job_id, seconds):
             return _status(server, server.job(job_id)) and None
         raise ValueError(
@@ -129,12 +127,33 @@ def _stop(server: "JobServer", job: "JobDetails", now: bool, seconds: float) -> 
     return None
 
 
+def _asked(job: "JobDetails") -> str:
+    """What was asked of the run or the sweep of a job, which saves and leaves."""
+    from tips_ray.runs.stop import ask_to_stop, user_here
+
+    facts = job.metadata or {}
+    try:
+        if facts.get("command") == "sweep":
+            from tuning.sweeps.keep import stop_lines
+
+            return "\n".join(stop_lines(facts["place"]))
+        return (
+            f"asked the run to save and leave ({ask_to_stop(facts['place'], user_here())}); waiting for the job's end"
+        )
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{error}; to end the job whether it has saved or not: tips-ray jobs stop {job.submission_id} --now"
+        ) from None
+
+
 def _state(job: "JobDetails") -> str:
     from cluster.following import exit_code
+    from tips_ray.errors import RunStopped
 
-    state = str(job.status).lower()
-    code = exit_code(job)
-    return f"{state} ({code})" if state == "failed" else state
+    state, code = str(job.status).lower(), exit_code(job)
+    if state != "failed":
+        return state
+    return "stopped, saved" if code == RunStopped.exit_code else f"failed ({code})"
 
 
 def _command(job: "JobDetails") -> str:

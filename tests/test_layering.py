@@ -60,6 +60,7 @@ MAY_USE_RAY = {
     "tips_ray/train/worker.py",
     "tips_ray/launch/",
     "tuning/",
+    "cluster/",
 }
 ADAPTERS = {"tips_ray/ray_data_adapter.py", "tips_ray/train/adapter.py"}
 OF_RAY_INSIDE = {"_logical_plan", "_plan", "_coordinator_client", "_latest_reserved_resources", "_latest_monitor_time"}

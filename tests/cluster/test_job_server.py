@@ -43,14 +43,14 @@ def test_nobody_at_the_address_is_told_with_the_cure(monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(UnreachableError, match=r"did not answer for 0 s .*kubectl port-forward"):
+    with pytest.raises(UnreachableError, match=r"did not answer for 0 s \(Connection refused\).*kubectl port-forward"):
         connect(place, 0.2)
 
 
 def test_a_server_that_takes_the_question_and_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(job_server, "REQUEST_SECONDS", 0.2)
     monkeypatch.setattr(job_server, "POLL_SECONDS", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UnreachableError, match="timed out"):
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UnreachableError, match="no answer in 0.2 s"):
         connect(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.1)
 
 

@@ -23,7 +23,8 @@ def _write(name: str, text: str = "x") -> Path:
 
 
 def test_files_that_words_and_overrides_name_are_found_once():
-    _write("run.yaml"), _write("configs/suite.yaml")
+    _write("run.yaml")
+    _write("configs/suite.yaml")
     words = ["run.yaml", "suite=configs/suite.yaml", "seed=1", "--quiet", "run.yaml", "a\0b", "x" * 5000, "configs"]
     assert named_files(words) == [Path("run.yaml"), Path("configs/suite.yaml")]
 
@@ -63,7 +64,8 @@ def test_an_added_folder_travels_without_environments_data_keys_and_what_git_ign
 
 def test_without_git_nothing_is_ignored(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    _write("code/notes.log"), _write("code/.gitignore", "*.log\n")
+    _write("code/notes.log")
+    _write("code/.gitignore", "*.log\n")
     assert list(package([], [Path("code")]).files) == ["code/.gitignore", "code/notes.log"]
 
 
