@@ -3,6 +3,8 @@
 Head, data, caption and training nodes are network namespaces on a bridge; the job server wants a token; images, run
 folder and captions are on an S3 server and metrics on an MLflow server, which the nodes reach over the bridge. While
 the run trains, a training node is added and killed, and then the head is. A quarter of an hour on two cores.
+
+    python tests/namespaces.py [FOLDER]        a folder that is kept, for a look at the logs
 """
 
 import asyncio
@@ -73,17 +75,21 @@ class Network:
     def kill(self, *names: str) -> None:
         """Kill all processes of the nodes at once."""
         for name in names:
-            node = psutil.Process(self._nodes.pop(name).pid)
-            for process in [*node.children(recursive=True), node]:
+            node = self._nodes.pop(name)
+            if node.poll() is not None:
+                print(f"-- {name} has ended by itself: {(self.place / f'{name}.log').read_text()[-1500:]}", flush=True)
+                continue
+            for process in [*psutil.Process(node.pid).children(recursive=True), node]:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             node.wait(30)
 
     def close(self) -> None:
         self.kill(*list(self._nodes))
-        for name in self._numbers:
-            with suppress(subprocess.CalledProcessError):
-                _ip(f"netns del {BRIDGE}-{name}")
+        for name, number in self._numbers.items():
+            for command in (f"link del tro{number}", f"netns del {BRIDGE}-{name}"):
+                with suppress(subprocess.CalledProcessError):
+                    _ip(command)
         _ip(f"link del {BRIDGE}")
 
     def start_head(self) -> None:
@@ -102,11 +108,19 @@ class Network:
             answer = requests.get(f"{DASHBOARD}{path}", timeout=20, headers={"Authorization": f"Bearer {token}"})
             return answer.json() if answer.ok else None
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """Living nodes."""
+        return [node for node in self._rows("nodes") if node["state"] == "ALIVE"]
+
+    def _rows(self, kind: str) -> list[dict[str, Any]]:
+        found = self.answers(f"/api/v0/{kind}?limit=1000&detail=1")
+        return found["data"]["result"]["result"] if found else []
+
     def hosts_of(self, kind: str) -> set[str]:
         """Host names of the nodes that run living actors whose class has `kind` in its name."""
-        nodes = (self.answers("/api/v0/nodes?limit=1000") or {})["data"]["result"]["result"]
+        nodes = self.nodes()
         names = {node["node_id"]: node["node_name"] or node["node_ip"] for node in nodes}
-        actors = (self.answers("/api/v0/actors?limit=1000&detail=1") or {})["data"]["result"]["result"]
+        actors = self._rows("actors")
         return {names[one["node_id"]] for one in actors if kind in one["class_name"] and one["state"] == "ALIVE"}
 
 
@@ -164,7 +178,7 @@ def run(place: Path) -> None:
         network.start_head()
         for kind in ROLES:
             network.start_worker(kind)
-        _wait("the nodes", lambda: len((network.answers("/api/v0/nodes") or {})["data"]["result"]["result"]) == 4)
+        _wait("the nodes", lambda: len(network.nodes()) == 4)
         _trained(network, place, RunFolder(f"{config.storage}/{config.name}"))
 
 
@@ -249,4 +263,4 @@ def _wait(what: str, is_so: Callable[[], Any], submit: subprocess.Popen | None =
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="tr") as folder:
-        run(Path(folder))
+        run(Path(sys.argv[1] if len(sys.argv) > 1 else folder))
