@@ -14,13 +14,14 @@
 #   TIPS_POLL_SECONDS        how often a node looks for the head; it leaves after four looks without an answer (5)
 #   RAY_AUTH_MODE, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH: the same token on all nodes
 #
-# SIGTERM, SIGUSR1: the head passes them on as SIGTERM, so that the run saves, and ends with 75, "stopped and saved"; other
-# nodes are drained by Ray and end with 75. A run that was stopped without a signal (`tips-ray runs stop`) ends with 0,
+# SIGTERM and SIGUSR1: the head passes them on as SIGTERM, so that the run saves, and ends with 75, "stopped and saved".
+# SIGTERM to another node: Ray drains it, and it ends with 75. A run that was stopped without a signal (`tips-ray runs stop`) ends with 0,
 # because a scheduler would start it again.
 set -u
 
 port=${TIPS_PORT:-6379}
 seconds=${TIPS_START_SECONDS:-3600}
+poll=${TIPS_POLL_SECONDS:-5}
 signalled=''
 ray='' main=''
 log=$(mktemp) # what Ray says while it starts and ends
@@ -40,7 +41,7 @@ start_ray() { # with more arguments; Ray then runs in the background
     for try in 1 2 3 4 5; do # the head may be busy
         ray start "${given[@]}" "$@" >"$log" 2>&1 &
         ray=$!
-        until grep -q 'Ray runtime started' "$log" || ! kill -0 "$ray" 2>/dev/null; do pause 1; done
+        until grep -q 'Ray runtime started' "$log" || ! kill -0 "$ray" 2>/dev/null; do pause 0.3; done
         [ -n "$signalled" ] && kill -TERM "$ray" 2>/dev/null && return 75
         kill -0 "$ray" 2>/dev/null && return 0
         say "Ray did not start (try $try of 5)"
@@ -79,7 +80,7 @@ await_head() {
             say "the head at $TIPS_HEAD:$port has not answered for $seconds s"
             return 1
         fi
-        pause 2
+        pause "$poll"
     done
 }
 
@@ -132,7 +133,7 @@ run_other() {
     start_ray --address="$TIPS_HEAD:$port" || return
     main=$ray
     while kill -0 "$ray" 2>/dev/null && [ -z "$signalled" ] && [ "$missed" -lt 4 ]; do
-        pause "${TIPS_POLL_SECONDS:-5}"
+        pause "$poll"
         if head_answers; then missed=0; else missed=$((missed + 1)); fi
     done
     if [ -n "$signalled" ]; then
@@ -144,11 +145,16 @@ run_other() {
         say "Ray has ended here; the reason stands above"
         return 1
     fi
-    kill -KILL "$ray" 2>/dev/null # without the head nothing can be drained; Ray's reaper ends the other processes
+    { kill -KILL "$ray" && wait "$ray"; } 2>/dev/null # nothing can be drained now; Ray's reaper ends the other processes
     return 0 # the head has ended: its exit code is the job's
 }
 
 trap 'rm -f "$log"' EXIT
 trap on_signal TERM INT HUP USR1
-if [ "$TIPS_RANK" = 0 ]; then run_head "$@"; else run_other; fi
+if [ "$TIPS_RANK" = 0 ]; then
+    run_head "$@"
+else
+    trap : USR1 # the run is about to be saved; the head ends it
+    run_other
+fi
 exit

@@ -26,16 +26,24 @@ time.sleep(60)
 PYTHON = '#!/usr/bin/env bash\necho "$@" >> "$SEEN/waited"\n'
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
 @pytest.fixture
 def node(tmp_path):
     """Starts a node; returns its process."""
     for name, text in {"ray": RAY, "python": PYTHON}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     given = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SEEN": str(tmp_path), "TIPS_NODES": "2", "TIPS_HEAD": "127.0.0.1"}
-    given |= {"TIPS_PORT": str(port), "TIPS_POLL_SECONDS": "0.1", "TIPS_START_SECONDS": "20", "TMPDIR": str(tmp_path)}
+    given |= {
+        "TIPS_PORT": str(free_port()),
+        "TIPS_POLL_SECONDS": "0.1",
+        "TIPS_START_SECONDS": "20",
+        "TMPDIR": str(tmp_path),
+    }
     started = []
 
     def start(rank: int, command: str = "exit 0", **more: str) -> subprocess.Popen:

@@ -39,19 +39,23 @@ WANTED = {
 }
 
 
+def python_with(requirement: str, place: Path) -> Path:
+    """Python of a new environment that has the requirement; skips the test where it cannot be installed."""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
+    if not uv:
+        pytest.skip("there is no uv")
+    python = place / "bin" / "python"
+    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(place)], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", str(python), requirement]
+    if subprocess.run(install, capture_output=True).returncode:
+        pytest.skip(f"{requirement} cannot be installed here")
+    return python
+
+
 @pytest.fixture(scope="module", params=PACKAGES)
 def package(request, tmp_path_factory):
     """Name of the package, and a Python that has it."""
-    uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
-    place = tmp_path_factory.mktemp(request.param)
-    python = place / "bin" / "python"
-    install = [uv, "pip", "install", "--quiet", "--python", str(python), PACKAGES[request.param]]
-    if not Path(uv).exists():
-        pytest.skip("there is no uv")
-    subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(place)], check=True)
-    if subprocess.run(install, capture_output=True).returncode:
-        pytest.skip(f"{PACKAGES[request.param]} cannot be installed here")
-    return request.param, python
+    return request.param, python_with(PACKAGES[request.param], tmp_path_factory.mktemp(request.param))
 
 
 def read(package, path: Path) -> subprocess.CompletedProcess:
