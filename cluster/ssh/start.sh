@@ -30,11 +30,10 @@ token_file=~/.tips-ray/token-${head_host##*@}-$port
 mkdir -p ~/.tips-ray
 [ -s "$token_file" ] || head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$token_file"
 
-start_node() { # number, host, what it offers
-    local rank=$1 host=$2 resources='' labels='' given word
-    shift 2
-    given=(TIPS_RANK="$rank" TIPS_NODES="${#lines[@]}" TIPS_HEAD="${head_host##*@}" TIPS_PORT="$port")
-    given+=(TIPS_START_SECONDS="$seconds" TIPS_BIN="${TIPS_BIN:-tips-ray/.venv/bin}" TIPS_PLACE="${host##*@}-$port")
+offers() { # what the words of a node say, as variables of node.sh in `given`
+    local host=$1 resources='' labels='' word
+    shift
+    given=()
     for word in "$@"; do
         case $word in
             cpus=* | gpus=* | address=*) given+=("TIPS_$(tr '[:lower:]' '[:upper:]' <<<"${word%%=*}")=${word#*=}") ;;
@@ -45,8 +44,16 @@ start_node() { # number, host, what it offers
                 "address, agent, each with =" >&2 && exit 2 ;;
         esac
     done
-    [ -n "$resources" ] && given+=(TIPS_RESOURCES="{$resources}")
-    [ -n "$labels" ] && given+=(TIPS_LABELS="$labels")
+    [ -z "$resources" ] || given+=(TIPS_RESOURCES="{$resources}")
+    [ -z "$labels" ] || given+=(TIPS_LABELS="$labels")
+}
+
+start_node() { # number, host, what it offers
+    local rank=$1 host=$2
+    shift
+    offers "$@"
+    given+=(TIPS_RANK="$rank" TIPS_NODES="${#lines[@]}" TIPS_HEAD="${head_host##*@}" TIPS_PORT="$port")
+    given+=(TIPS_START_SECONDS="$seconds" TIPS_BIN="${TIPS_BIN:-tips-ray/.venv/bin}" TIPS_PLACE="${host##*@}-$port")
     {
         printf 'export %q\n' "${given[@]}"
         printf 'TOKEN=%q\n' "$(cat "$token_file")"
@@ -55,6 +62,10 @@ start_node() { # number, host, what it offers
     } | "${ssh[@]}" "$host" bash -s
 }
 
+for line in "${lines[@]}"; do # mistakes are told before anything starts
+    read -ra words <<<"$line"
+    offers "${words[@]}"
+done
 rank=0
 for line in "${lines[@]}"; do
     read -ra words <<<"$line"
@@ -64,8 +75,7 @@ done
 
 place="\$HOME/.tips-ray/${head_host##*@}-$port"
 deadline=$((SECONDS + seconds + 60))
-until said=$("${ssh[@]}" "$head_host" "cat $place/log") && grep -q 'nodes have joined' <<<"$said" &&
-    grep -q "all ${#lines[@]} nodes" <<<"$said"; do
+until said=$("${ssh[@]}" "$head_host" "cat $place/log") && grep -q "all ${#lines[@]} nodes have joined" <<<"$said"; do
     if ! "${ssh[@]}" "$head_host" "kill -0 \$(cat $place/pid)" 2>/dev/null || [ "$SECONDS" -ge "$deadline" ]; then
         echo "$said" >&2
         echo "error: not all nodes have joined; each host has its words in ~/.tips-ray/*-$port/log" >&2

@@ -106,7 +106,7 @@ def test_ssh_keeps_the_token_out_of_arguments_and_out_of_the_reach_of_others(pla
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("# nobody\n", "names no host"), ("127.0.0.1 gpu=8\n", "127.0.0.1 has gpu=8; known are cpus, gpus,")],
+    [("# nobody\n", "names no host"), ("127.0.0.1\nme@host gpu=8\n", "me@host has gpu=8; known are cpus, gpus,")],
 )
 def test_ssh_tells_mistakes_in_the_list_of_hosts(place, text, says):
     told = call("start.sh", place[1], hosts(place[0], text))
