@@ -43,18 +43,23 @@ def skypilot_task(run: RunConfig, cluster: ClusterConfig) -> dict[str, Any]:
         ValueError: the run's config is too long, or the GPUs have no kind that SkyPilot knows.
     """
     (group,) = cluster.groups
-    resources: dict[str, Any] = {"image_id": f"docker:{cluster.image}"}
-    resources |= {"cpus": f"{group.cpus}+", "memory": f"{group.memory_gib}+", "use_spot": group.spot}
-    if group.gpus:
-        resources["accelerators"] = f"{_skypilot_gpu(group)}:{group.gpus}"
-    resources["job_recovery"] = {"max_restarts_on_errors": cluster.retries, "recover_on_exit_codes": [STOPPED]}
     own = _node(group, group.cpus) | {"TIPS_START_SECONDS": str(cluster.start_seconds), "TIPS_AGENT_PORT": AGENT_PORT}
     for_head = f'[ "$SKYPILOT_NODE_RANK" = 0 ] && export TIPS_CPUS={group.cpus - cluster.head.cpus}\n'
     task: dict[str, Any] = {"name": object_name(run.name, run.storage), "num_nodes": group.nodes}
-    task |= {"resources": resources, "envs": {**_environment(cluster), **own}}
+    task |= {"resources": _skypilot_resources(group, cluster), "envs": {**_environment(cluster), **own}}
     if secrets := secret_names(cluster):
         task["secrets"] = dict.fromkeys(secrets)
     return {**task, "run": SKYPILOT_START + for_head + _script(run)}
+
+
+def _skypilot_resources(group: GroupConfig, cluster: ClusterConfig) -> dict[str, Any]:
+    made: dict[str, Any] = {"image_id": f"docker:{cluster.image}"}
+    made |= {"cpus": f"{group.cpus}+", "memory": f"{group.memory_gib}+", "use_spot": group.spot}
+    if group.gpus:
+        name, gib = gpu_name(group)
+        made["accelerators"] = f"{MEMORY_IN_NAME.get(f'{name}-{gib}', name)}:{group.gpus}"
+    made["job_recovery"] = {"max_restarts_on_errors": cluster.retries, "recover_on_exit_codes": [STOPPED]}
+    return made
 
 
 def dstack_task(run: RunConfig, cluster: ClusterConfig) -> dict[str, Any]:
@@ -66,22 +71,30 @@ def dstack_task(run: RunConfig, cluster: ClusterConfig) -> dict[str, Any]:
     script = _script(run)
     if "${{" in script:
         raise ValueError("the run's config holds ${{, which dstack would replace; write it without")
-    task: dict[str, Any] = {"type": "task", "name": dstack_name(run), "image": cluster.image, "shell": "bash"}
     environment = _environment(cluster) | {"TIPS_START_SECONDS": str(cluster.start_seconds)}
-    task["env"] = environment | {name: f"${{{{ secrets.{name} }}}}" for name in secret_names(cluster)}
-    task["spot_policy"] = "spot" if cluster.groups[0].spot else "on-demand"
-    if cluster.retries:
-        task["retry"] = {"on_events": ["no-capacity", "interruption"], "duration": f"{cluster.start_seconds}s"}
-    if cluster.deadline_seconds:
-        task["max_duration"] = f"{cluster.deadline_seconds}s"
-    task |= {"stop_duration": f"{cluster.grace_seconds}s", "startup_order": "any", "stop_criteria": "master-done"}
+    secrets = {name: f"${{{{ secrets.{name} }}}}" for name in secret_names(cluster)}
     head = {"name": "head", "nodes": 1, "resources": _dstack_resources(cluster.head)}
     groups = [(head, _node(cluster.head, 0) | {"TIPS_GPUS": "0"})]
     for group in cluster.groups:
         made = {"name": group.name, "nodes": group.nodes, "resources": _dstack_resources(group)}
         groups.append((made, _node(group, group.cpus)))
-    task["groups"] = [{**made, "commands": [_dstack_start(own) + script]} for made, own in groups]
-    return task
+    task: dict[str, Any] = {"type": "task", "name": dstack_name(run), "image": cluster.image, "shell": "bash"}
+    task |= {"env": {**environment, **secrets}, **_dstack_policies(cluster)}
+    return {**task, "groups": [{**made, "commands": [_dstack_start(own) + script]} for made, own in groups]}
+
+
+def _dstack_policies(cluster: ClusterConfig) -> dict[str, Any]:
+    """What dstack does at the start, after interruptions and at the end. It would repeat errors for ever."""
+    made: dict[str, Any] = {"spot_policy": "spot" if cluster.groups[0].spot else "on-demand"}
+    if cluster.retries:
+        made["retry"] = {"on_events": ["no-capacity", "interruption"], "duration": f"{cluster.start_seconds}s"}
+    if cluster.deadline_seconds:
+        made["max_duration"] = f"{cluster.deadline_seconds}s"
+    return made | {
+        "stop_duration": f"{cluster.grace_seconds}s",
+        "startup_order": "any",
+        "stop_criteria": "master-done",
+    }
 
 
 def dstack_name(run: RunConfig) -> str:
@@ -151,13 +164,8 @@ def gpu_name(group: GroupConfig) -> tuple[str, int | None]:
             f"groups ({group.name}): gpu_kind ({group.gpu_kind}) is no name of a GPU; write it as H100 or "
             "NVIDIA-H100-80GB-HBM3"
         )
-    memory = GPU_MEMORY.search(found[0])
+    memory = None if found[1].startswith("GH") else GPU_MEMORY.search(found[0])  # GH200-480GB tells the CPU's
     return found[1].replace("-", ""), int(memory[1]) if memory else None
-
-
-def _skypilot_gpu(group: GroupConfig) -> str:
-    name, gib = gpu_name(group)
-    return MEMORY_IN_NAME.get(f"{name}-{gib}", name)
 
 
 def _dstack_resources(node: PodConfig) -> dict[str, Any]:

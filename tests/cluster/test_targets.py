@@ -132,7 +132,7 @@ KINDS = {
     "Tesla-V100-SXM2-16GB": ("V100", 16),
     "Tesla-T4": ("T4", None),
     "NVIDIA-RTX-A6000": ("RTXA6000", None),
-    "NVIDIA-GH200-480GB": ("GH200", 480),
+    "NVIDIA-GH200-480GB": ("GH200", None),
     "B200": ("B200", None),
 }
 
