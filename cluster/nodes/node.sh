@@ -57,6 +57,10 @@ ended() { # wait for a process through signals, return its exit code
     wait "$1"
 }
 
+end_ray() { # at once, as nothing is left to be saved: SIGTERM would wait for actors; Ray's reaper ends its processes
+    { kill -KILL "$ray" && wait "$ray"; } 2>/dev/null
+}
+
 head_answers() {
     timeout 5 bash -c "exec 3<>'/dev/tcp/$TIPS_HEAD/$port'" 2>/dev/null
 }
@@ -120,8 +124,7 @@ run_head() {
         ended "$main"
         code=$?
     fi
-    kill -TERM "$ray" 2>/dev/null
-    ended "$ray"
+    end_ray
     [ -n "$signalled" ] && [ "$code" -ne 0 ] && return 75
     [ "$code" = 75 ] && say "the run was stopped; the same job goes on with it" && return 0
     return "$code"
@@ -145,7 +148,7 @@ run_other() {
         say "Ray has ended here; the reason stands above"
         return 1
     fi
-    { kill -KILL "$ray" && wait "$ray"; } 2>/dev/null # nothing can be drained now; Ray's reaper ends the other processes
+    end_ray
     return 0 # the head has ended: its exit code is the job's
 }
 
