@@ -152,12 +152,14 @@ run_other() {
     return 0 # the head has ended: its exit code is the job's
 }
 
-trap 'rm -f "$log"' EXIT
-trap on_signal TERM INT HUP USR1
-if [ "$TIPS_RANK" = 0 ]; then
-    run_head "$@"
-else
-    trap : USR1 # the run is about to be saved; the head ends it
-    run_other
-fi
-exit
+{ # read as a whole before it runs, because bash reads on in a file that may have changed for days
+    trap 'rm -f "$log"' EXIT
+    trap on_signal TERM INT HUP USR1
+    if [ "$TIPS_RANK" = 0 ]; then
+        run_head "$@"
+    else
+        trap : USR1 # the run is about to be saved; the head ends it
+        run_other
+    fi
+    exit
+}

@@ -46,9 +46,9 @@ def node(tmp_path):
     }
     started = []
 
-    def start(rank: int, command: str = "exit 0", **more: str) -> subprocess.Popen:
+    def start(rank: int, command: str = "exit 0", script: Path = NODE_SCRIPT, **more: str) -> subprocess.Popen:
         environment = {**given, "TIPS_RANK": str(rank), **more}
-        arguments = ["bash", str(NODE_SCRIPT), "bash", "-c", command]
+        arguments = ["bash", str(script), "bash", "-c", command]
         with open(tmp_path / f"said-{rank}", "w") as said:
             started.append(subprocess.Popen(arguments, env=environment, stderr=said, start_new_session=True))
         return started[-1]
@@ -70,6 +70,12 @@ def await_file(path: Path) -> None:
 @pytest.mark.parametrize(("code", "wanted"), [(0, 0), (1, 1), (75, 0)])
 def test_the_head_ends_as_its_command_does_but_a_run_that_was_asked_to_stop_is_no_failure(node, code, wanted):
     assert node(0, f"exit {code}").wait(30) == wanted
+
+
+def test_a_new_version_of_the_script_does_not_change_a_node_that_runs(node, tmp_path):
+    (tmp_path / "node.sh").write_text(NODE_SCRIPT.read_text())
+    command = 'for i in {1..5000}; do echo "exit 99"; done > "$SEEN/node.sh"; exit 3'
+    assert node(0, command, script=tmp_path / "node.sh").wait(30) == 3
 
 
 def test_the_command_runs_on_the_head_after_the_nodes_were_awaited(node, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from manifests import ROOT
 from test_node_script import RAY, await_file, free_port
+from test_targets import scripts, task
 
 pytestmark = pytest.mark.heavy
 CLUSTER = ROOT / "cluster"
@@ -154,6 +155,33 @@ def test_slurm_does_not_queue_again_what_has_ended_failed_or_was_asked_to_stop(p
 
 def test_slurm_says_what_is_missing(place, job):
     assert job().wait(30) == 2
+
+
+RANKS = {
+    "skypilot": {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2"},
+    "dstack": {"DSTACK_NODES_NUM": "2", "DSTACK_MASTER_NODE_IP": "127.0.0.1"},
+}
+"""What both give to every node; the rank comes beside it."""
+
+
+@pytest.mark.parametrize("target", RANKS)
+def test_the_scripts_of_a_task_make_a_cluster_that_trains(place, target):
+    folder, environment = place
+    (folder / "short").write_text("0")
+    made = task(target)
+    texts = scripts(target, made)
+    given = environment | {key: value for key, value in made.get("envs", {}).items()} | RANKS[target]
+    nodes = [
+        subprocess.Popen(["bash", "-c", text], env=given | {f"{target.upper()}_NODE_RANK": str(rank)})
+        for rank, text in enumerate([texts[0], texts[-1]])
+    ]
+    assert [node.wait(30) for node in nodes] == [0, 0]
+    assert (folder / "arguments").read_text() == "pretrain run.yaml --supervise\n"
+    assert f"--num-cpus={28 if target == 'skypilot' else 0} " in (folder / "ray-0").read_text()
+    assert (
+        '--num-cpus=32 --num-gpus=8 --resources={"train": 8, "data": 8} --labels=kind=train'
+        in (folder / "ray-1").read_text()
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
