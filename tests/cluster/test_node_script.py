@@ -12,6 +12,7 @@ import pytest
 
 from cluster.tasks import NODE_SCRIPT
 
+pytestmark = pytest.mark.heavy
 RAY = f"""#!/usr/bin/env bash
 echo "$@" >> "$SEEN/ray-$TIPS_RANK"
 [ -e "$SEEN/broken" ] && echo "no port" && exit 1
