@@ -114,7 +114,7 @@ class GroupConfig(PodConfig):
 
 
 class ClusterConfig(Schema):
-    """A Ray cluster on Kubernetes. Names of secrets and accounts are in it, their values never."""
+    """A Ray cluster on Kubernetes, SkyPilot or dstack. Names of secrets and accounts are in it, their values never."""
 
     image: Annotated[str, StringConstraints(pattern=r"^\S+$")]
     """Container image of all pods, with `tips-ray` and Ray in it; its tag or digest must stay the same image."""
@@ -132,6 +132,9 @@ class ClusterConfig(Schema):
     """Environment variables that are no secrets, such as AWS_ENDPOINT_URL."""
     secret: ObjectName | None = None
     """Kubernetes secret whose entries become environment variables, such as AWS_ACCESS_KEY_ID."""
+    secret_names: tuple[EnvName, ...] = ()
+    """Environment variables that hold secrets, such as AWS_SECRET_ACCESS_KEY: SkyPilot and dstack ask for their values,
+    on Kubernetes they are entries of `secret`."""
     service_account: ObjectName | None = None
     """Service account of the pods, where the cloud gives it access to the storage."""
     volumes: tuple[VolumeConfig, ...] = ()

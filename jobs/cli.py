@@ -22,7 +22,7 @@ COMMANDS = {
     "caption": "write PaliGemma captions for the images of a run, ahead of it",
     "captions": "inspect and maintain a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",
-    "submit": "send a command to a Ray cluster and follow it, or print manifests that train a run (KubeRay)",
+    "submit": "send a command to a Ray cluster and follow it, or print what KubeRay, SkyPilot or dstack need",
     "jobs": "look after jobs of a Ray cluster: list, status, logs, stop",
     "runs": "see where runs stand; stop one, free one whose start is lost, delete leftovers",
     "replay": "repeat a bad step of a run on one process, and name its first bad tensor",

@@ -8,6 +8,8 @@
                             follows the log, and starts the job again after a lost head or node; exit code of the job
   tips-ray submit --to kuberay [--cluster CLUSTER.yaml] [--standing] RUN.yaml [KEY=VALUE ...] | kubectl create -f -
                             prints manifests, without asking a cluster; --standing: a RayCluster without the run
+  tips-ray submit --to skypilot --cluster CLUSTER.yaml RUN.yaml > task.yaml
+                            or --to dstack: prints a task that makes nodes and trains the run on them
 
 tips-ray jobs list, status, logs and stop look after jobs. docs/cluster.md has each way whole.
 """
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from cluster.submission import Task
     from tips_ray.config import RunConfig
 
-TARGETS = ("kuberay",)
+TARGETS = ("kuberay", "skypilot", "dstack")
 LOCAL = ("submit", "jobs", "demo", "doctor")
 """Commands that are about this machine."""
 TAKES_COMMAND = True
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "driver, such as one of nodes that stay; default: the head")  # fmt: skip
     parser.add_argument("--wait", type=float, default=120, metavar="SECONDS", help="longest wait for the cluster")
     parser.add_argument("--dry-run", action="store_true", help="check, show what would travel, and send nothing")
-    parser.add_argument("--to", choices=TARGETS, help="kuberay: print manifests of KubeRay 1.7, as YAML")
+    parser.add_argument("--to", choices=TARGETS, help="print manifests of KubeRay 1.7, or a task")
     parser.add_argument(
         "--cluster", type=Path, metavar="CLUSTER.yaml", help="with --to: config of the cluster; one GPU without it"
     )
@@ -161,18 +163,15 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _print_manifests(arguments: argparse.Namespace) -> None:
-    from cluster.checks import require_fit
     from cluster.config import ClusterConfig
-    from cluster.kuberay import as_yaml, cluster_manifests, job_manifests
+    from cluster.targets import written
     from tips_ray.config import RunConfig, load_config
 
     config = load_config(RunConfig, Path(arguments.words[0]), arguments.words[1:])
     cluster = load_config(ClusterConfig, arguments.cluster or _one_gpu())
-    require_fit(config, cluster)
-    manifests = cluster_manifests(cluster, config.name) if arguments.standing else job_manifests(config, cluster)
-    print(as_yaml(manifests), end="", flush=True)
-    kind, name = manifests[-1]["kind"].lower(), manifests[-1]["metadata"]["name"]
-    print(f"next: pipe it into `kubectl create -f -`, then `kubectl get {kind} {name}`", file=sys.stderr)
+    text, following = written(arguments.to, config, cluster, arguments.standing)
+    print(text, end="", flush=True)
+    print(f"next: {following}", file=sys.stderr)
 
 
 def _one_gpu() -> Path:

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -262,5 +263,6 @@ def _wait(what: str, is_so: Callable[[], Any], submit: subprocess.Popen | None =
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the nodes end with it
     with tempfile.TemporaryDirectory(prefix="tr") as folder:
         run(Path(sys.argv[1] if len(sys.argv) > 1 else folder))

@@ -1,6 +1,7 @@
 """`tips-ray submit` prints manifests, or one sentence for each reason why the run cannot work on the cluster."""
 
 import argparse
+import re
 import shlex
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from manifests import BASE, CONFIGS, GROUP, ON_S3, PHOTOS, ROOT, SPOT
 
 from jobs.cli import main
-from jobs.submit import add_arguments
+from jobs.submit import TARGETS, add_arguments
 
 CAPTIONER = "captions.captioner={model: google/paligemma-3b-mix-224}"
 LIVE = ("captions.source=live", CAPTIONER, "resources.captioners=2")
@@ -119,4 +120,10 @@ def test_commands_of_the_docs_are_commands():
     ]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    assert commands and all(parser.parse_intermixed_args(command).to == "kuberay" for command in commands)
+    assert {parser.parse_intermixed_args(command).to for command in commands} == set(TARGETS)
+
+
+def test_files_that_the_docs_name_are_there():
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    named = set(re.findall(r"(?<![/\w])cluster/[\w/.-]+\.(?:yaml|sh|sbatch|py)\b|\bcluster/Dockerfile\b", text))
+    assert len(named) > 8 and all((ROOT / name).is_file() for name in named), named
