@@ -65,7 +65,11 @@ class Network:
         private.mkdir(exist_ok=True)
         ray = ["ray", "start", "--block", "--disable-usage-stats", f"--node-ip-address={self.address(name)}"]
         ray += ["--object-store-memory=104857600", *options]
-        own_place = f"hostname {name} && mkdir -p /tmp/ray && mount --bind {private} /tmp/ray && exec {shlex.join(ray)}"
+        (private / "hosts").write_text(f"127.0.0.1 localhost\n{self.address(name)} {name}\n")
+        mounts = {"": "/tmp/ray", "hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf"}  # names need no server
+        (private / "resolv.conf").touch()
+        own_place = " && ".join(f"mount --bind {private / source} {target}" for source, target in mounts.items())
+        own_place = f"hostname {name} && mkdir -p /tmp/ray && {own_place} && exec {shlex.join(ray)}"
         command = ["ip", "netns", "exec", f"{BRIDGE}-{name}", "unshare", "--mount", "--uts", "sh", "-c", own_place]
         with (self.place / f"{name}.log").open("ab") as log:
             self._nodes[name] = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
