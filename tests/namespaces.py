@@ -38,7 +38,7 @@ BIN = Path(sys.executable).parent
 BRIDGE, NETWORK, HERE = "tips-ray", "10.77.0", "10.77.0.1"
 HEAD, DASHBOARD = f"{NETWORK}.2", f"http://{NETWORK}.2:8265"
 STEPS, PATIENCE_SECONDS = 240, 600
-ROLES = {"data": (2, {"data": 2}), "caption": (1, {"caption": 1}), "train": (1, {"train": 1})}
+ROLES = {"data": (4, {"data": 4}), "caption": (2, {"caption": 1}), "train": (1, {"train": 1})}
 """CPUs and roles of each kind of node."""
 
 
@@ -63,7 +63,14 @@ class Network:
             _ip(f"{own}link set lo up", f"{own}route add default via {HERE}")
         private = self.place / name
         private.mkdir(exist_ok=True)
-        ray = ["ray", "start", "--block", "--disable-usage-stats", f"--node-ip-address={self.address(name)}"]
+        ray = [
+            "ray",
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            f"--node-ip-address={self.address(name)}",
+            f"--node-name={name}",
+        ]
         ray += ["--object-store-memory=104857600", *options]
         (private / "hosts").write_text(f"127.0.0.1 localhost\n{self.address(name)} {name}\n")
         mounts = {"": "/tmp/ray", "hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf"}  # names need no server
@@ -158,6 +165,9 @@ def _forwarded(port: int) -> Iterator[int]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
+        for task in (open_ones := asyncio.all_tasks(loop)):
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*open_ones, return_exceptions=True))
 
 
 def run(place: Path) -> None:
@@ -212,7 +222,7 @@ def _config(place: Path, bucket: str, client: Any, tracking: str) -> RunConfig:
         client.upload_file(str(path), "all", f"scenes/{path.name}")
     keys: dict[str, Any] = {"schedule__total_steps": STEPS, "resources__workers": 2, "resources__min_workers": 1}
     keys |= {"resources__roles": True, "resources__poll_seconds": 0.5, "resources__resize_seconds": 1}
-    keys |= {"resources__data_cpus": 2, "global_batch_images": 32, "checkpoint_every_steps": 20}
+    keys |= {"resources__data_cpus": 1, "global_batch_images": 32, "checkpoint_every_steps": 20}
     keys |= {"tracking__mlflow_uri": tracking, "captions__source": "live", "captions__store": f"{bucket}/captions"}
     keys |= {
         "captions__captioner": {"model": str(ROOT / "jobs/scene_captioner"), "dtype": "fp32", "max_new_tokens": 64}
