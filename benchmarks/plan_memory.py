@@ -33,7 +33,7 @@ from tips_ray.planning.step_trace import fake_group, traced
 from tips_ray.train.micro_batch import noise
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.parallelize import apply_recomputation
-from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.state import new_state
 from tips_ray.train.step import train_step
 from tips_ray.train.worker_loop import prepared_state
 from tips_ray.words import table

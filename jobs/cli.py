@@ -22,6 +22,7 @@ COMMANDS = {
     "captions": "inspect and maintain a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",
     "submit": "check that a run fits on a cluster, and print the manifests that train it there (KubeRay)",
+    "plan": "what a run needs on given GPUs: memory, time, network, storage, cost, and how far such plans were off",
     "runs": "see where runs stand; stop one, free one whose start is lost, delete leftovers",
     "replay": "repeat a bad step of a run on one process, and name its first bad tensor",
     "doctor": "check this machine, and a run if given; each failure with its cure",

@@ -72,8 +72,6 @@ class LiveStorages(TorchDispatchMode):
         self._follow(func, args)
         out = func(*args, **(kwargs or {}))
         self._see(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-        if func.namespace == "fsdp":
-            self.label(GATHERED, [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)], {"temporaries"})
         return out
 
     @property
@@ -86,10 +84,13 @@ class LiveStorages(TorchDispatchMode):
         self.peak, self.messages = Counter(), []
         self._look()
 
-    def label(self, kind: str, tensors: Iterable[Tensor], only: Iterable[str] = ()) -> None:
-        """Say what tensors are; with `only`, those that were one of these kinds so far."""
+    def label(self, kind: str, tensors: Iterable[Tensor]) -> None:
+        """Say what tensors are."""
         for storage in (local_part(tensor).untyped_storage() for tensor in tensors):
-            self._relabel(id(storage), kind, only)
+            if entry := self._live.get(id(storage)):
+                self._bytes[entry[1]] -= entry[2]
+                self._bytes[kind] += entry[2]
+                self._live[id(storage)] = (entry[0], kind, entry[2])
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """FSDP frees and takes the memory of gathered weights by resizing their storages."""
@@ -117,13 +118,18 @@ class LiveStorages(TorchDispatchMode):
         ours = [phase for phase in self.phases if not phase.startswith(("FSDP", "Optimizer", "##", "autograd"))]
         return ours[-1] if ours else ""
 
+    def _kind_of(self, tensor: Tensor) -> str:
+        if self.phases and self.phases[-1].startswith("FSDP"):
+            return GATHERED
+        is_scores = tensor.ndim > 1 and tensor.shape[-1] == self.num_prototypes
+        return SCORES if is_scores else IN_PHASE.get(self._phase, "temporaries")
+
     def _see(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key = id(storage)
             if key not in self._live:
-                is_scores = tensor.ndim > 1 and tensor.shape[-1] == self.num_prototypes
-                kind = SCORES if is_scores else IN_PHASE.get(self._phase, "temporaries")
+                kind = self._kind_of(tensor)
                 self._live[key] = (weakref.ref(storage, lambda _, key=key: self._gone(key)), kind, storage.nbytes())
                 self._bytes[kind] += storage.nbytes()
         self._look()
@@ -135,13 +141,6 @@ class LiveStorages(TorchDispatchMode):
     def _gone(self, key: int) -> None:
         _, kind, size = self._live.pop(key)
         self._bytes[kind] -= size
-
-    def _relabel(self, key: int, kind: str, only: Iterable[str]) -> None:
-        entry = self._live.get(key)
-        if entry and (not only or entry[1] in only):
-            self._bytes[entry[1]] -= entry[2]
-            self._bytes[kind] += entry[2]
-            self._live[key] = (entry[0], kind, entry[2])
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Machines a plan is made for: GPUs by their datasheets, published use of them, and what a person enters instead."""
 
+import os
 import re
 import time
 from typing import NamedTuple
@@ -106,20 +107,15 @@ def published_use(kind: str, width: int) -> PublishedUse | None:
 
 
 def _this_cpu() -> Gpu:
-    """One worker on this machine's CPU: the rate of a large product on one thread, and all of the memory."""
+    """One worker on this machine's CPU: a large product per second of one thread's processor time; all of the memory."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         left @ right
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.thread_time() - start)
     torch.set_num_threads(threads)
-    return Gpu(_memory_bytes() / GIB, 2 * 1024**3 / min(seconds) / 1e12, 10, 10)
-
-
-def _memory_bytes() -> int:
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Gpu(memory_bytes / GIB, 2 * 1024**3 / min(seconds) / 1e12, 10, 10)

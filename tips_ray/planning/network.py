@@ -15,7 +15,7 @@ HIDING = {"student": "student", "embed": "embed", "teacher": "teacher", "backwar
 
 
 class Network(NamedTuple):
-    """Links of a cluster. Latencies are (D): of NCCL's rings, as order of magnitude."""
+    """Links of a cluster. (D): latencies and the share of a link that NCCL fills, as orders of magnitude."""
 
     ranks_per_node: int
     link_bytes_per_second: float
@@ -26,6 +26,8 @@ class Network(NamedTuple):
     """Seconds of a hop inside a node."""
     node_latency: float = 5e-6
     """Seconds of a hop between nodes."""
+    filled: float = 0.8
+    """Share of a link's rate that a large message reaches."""
 
 
 def collective_seconds(kind: str, size: float, ranks: int, network: Network, is_spread: bool = False) -> float:
@@ -46,10 +48,9 @@ def collective_seconds(kind: str, size: float, ranks: int, network: Network, is_
     rate = network.node_bytes_per_second / beside if nodes > 1 else network.link_bytes_per_second
     if per_node > 1:
         rate = min(rate, network.link_bytes_per_second)
-    hops_between = nodes if nodes > 1 else 0
-    latency = hops_between * network.node_latency + (ranks - 1 - max(nodes - 1, 0)) * network.link_latency
+    latency = (nodes - 1) * network.node_latency + (ranks - nodes) * network.link_latency
     rounds = 2 if kind == "all-reduce" else 1
-    return rounds * (size * (ranks - 1) / ranks / rate + latency)
+    return rounds * (size * (ranks - 1) / ranks / (network.filled * rate) + latency)
 
 
 def network_seconds(messages: Iterable[Message], network: Network, replicas: int = 1) -> dict[str, float]:

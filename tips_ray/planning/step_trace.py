@@ -26,8 +26,8 @@ from tips_ray.objective import Centers, contrastive_terms, weighted_total
 from tips_ray.planning.live_storages import GRADIENTS, LiveStorages, Message
 from tips_ray.train.initial_weights import unloaded_teacher
 from tips_ray.train.micro_batch import noise
-from tips_ray.train.parallelize import apply_recomputation
 from tips_ray.train.optim import fill_averages, new_optimizer
+from tips_ray.train.parallelize import apply_recomputation
 from tips_ray.train.state import TrainState, give_storage, new_state
 from tips_ray.train.step import train_step
 from tips_ray.train.worker_loop import prepare_networks
@@ -77,7 +77,8 @@ def traced(config: RunConfig, is_sharded: bool = True) -> StepTrace:
             batches = [_empty_batch(sample, images) for _ in range(min(passes, PASSES))]
             live.label("batches", [getattr(batch, field.name) for batch in batches for field in fields(batch)])
             with torch.enable_grad():
-                _take_steps(state, batches, config, live)
+                live.restart()
+                train_step(state, batches, config, config.resources.accumulate_unsharded)
             trace = _trace_of(live, batches, config, passes)
             contrastive = _contrastive_peak(state, images * passes, config, live) if passes > 1 else trace
         worst = max(trace, contrastive, key=lambda one: one.peak_bytes)
@@ -125,13 +126,6 @@ def _empty_batch(sample: Batch, images: int) -> Batch:
     return Batch(**{field.name: repeated(field.name) for field in fields(sample)}).to(CPU)
 
 
-def _take_steps(state: TrainState, batches: Sequence[Batch], config: RunConfig, live: LiveStorages) -> None:
-    """Two steps: the second finds all buffers that the first has left."""
-    for _ in range(2):
-        live.restart()
-        train_step(state, batches, config, config.resources.accumulate_unsharded)
-
-
 def _trace_of(live: LiveStorages, batches: Sequence[Batch], config: RunConfig, passes: int) -> StepTrace:
     """The trace with the batches, and the messages, of the passes that were left out."""
     batch_bytes = sum(getattr(batches[0], field.name).nbytes for field in fields(batches[0]))
@@ -153,7 +147,9 @@ def _contrastive_peak(state: TrainState, images: int, config: RunConfig, live: L
     rows = [torch.empty(images, config.image.width, requires_grad=True) for _ in Embeddings._fields]
     log_temperature = torch.empty(1, requires_grad=True)
     with torch.enable_grad():
-        terms = contrastive_terms(Embeddings(*rows), log_temperature, torch.ones(images, dtype=torch.bool), config.objective)
+        terms = contrastive_terms(
+            Embeddings(*rows), log_temperature, torch.ones(images, dtype=torch.bool), config.objective
+        )
         total = weighted_total(terms, config.objective)
         torch.autograd.grad(total, [*rows, log_temperature], materialize_grads=True)
     return StepTrace(dict(live.peak.most_common()), "contrastive terms", ())
