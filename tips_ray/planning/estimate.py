@@ -302,8 +302,8 @@ def _lost_share(given: Given, config: RunConfig, step_seconds: float) -> float:
     share = per_second * (interval / 2 + RESTART_SECONDS)
     if share >= 1:
         raise ValueError(
-            f"spot ({given.losses_per_node_hour:g} losses per node and hour, {given.machine.nodes} nodes): the run would "
-            "lose all of its time; save more often (checkpoint_every_minutes) or take fewer nodes"
+            f"spot ({given.losses_per_node_hour:g} losses per node and hour, {given.machine.nodes} nodes): the run "
+            "would lose all of its time; save more often (checkpoint_every_minutes) or take fewer nodes"
         )
     return share
 

@@ -107,7 +107,7 @@ def published_use(kind: str, width: int) -> PublishedUse | None:
 
 
 def _this_cpu() -> Gpu:
-    """One worker on this machine's CPU: a large product per second of one thread's processor time; all of the memory."""
+    """One worker on this machine's CPU: a large product in processor time of one thread; all of the memory."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
