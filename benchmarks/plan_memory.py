@@ -38,7 +38,7 @@ from tips_ray.train.step import train_step
 from tips_ray.train.worker_loop import prepared_state
 from tips_ray.words import table
 
-CASES = ("small:8:0", "S:2:0", "B:1:112")
+CASES = ("small:8:0", "S:2:0", "B:4:112")
 """Size, images, side of the global crop in px (0: as published)."""
 RECOMPUTE = ("none", "selective", "full")
 CPU = torch.device("cpu")

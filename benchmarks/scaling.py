@@ -12,6 +12,7 @@ takes the same time everywhere: stragglers, congestion and waits for data are le
 
 import argparse
 from collections.abc import Sequence
+from statistics import NormalDist
 
 from tips_ray.config import RunConfig
 from tips_ray.planning.flops import image_flops
@@ -104,10 +105,28 @@ def _print(
     gpus, efficiency, run = PUBLIC
     more = 100 * (ours - efficiency)
     print(f"\n{run}: {efficiency:.0%} of one node's rate on {gpus} GPUs; simulated {ours:.1%}, {more:.1f} points more.")
-    print(
-        "The model leaves out stragglers, congestion and data. That run is CLIP alone, 1.7 TFLOP an image by its own rate:"
+    print("The model leaves out stragglers, congestion and data. That run trains CLIP alone, 1.7 TFLOP an image by its")
+    print("own rate, so it computes less beside messages of the same weights.")
+    spread = straggling(efficiency, gpus)
+    extrapolated = ", ".join(
+        f"{n}: {(1 + spread * slowest(8)) / (1 + spread * slowest(n)):.0%}" for n in (128, 512, 1024)
     )
-    print("it computes less beside messages of the same weights.")
+    print(
+        f"Were all of it stragglers, a GPU's step would vary by {spread:.1%}, and efficiency would be {extrapolated}."
+    )
+
+
+def slowest(ranks: int) -> float:
+    """Expected maximum of so many standard normal numbers, by Blom's approximation."""
+    return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
+
+
+def straggling(efficiency: float, ranks: int) -> float:
+    """Standard deviation of a rank's step over its mean with which waiting for the slowest of `ranks` costs so much.
+
+    (1 + s a) / (1 + s b) = efficiency, with a and b the slowest of a node and of all.
+    """
+    return (1 - efficiency) / (efficiency * slowest(ranks) - slowest(PER_NODE))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def _plan(arguments: argparse.Namespace, known: "list[Comparison]") -> None:
     from tips_ray.planning.text import error_lines, plan_lines
 
     given = _given(arguments, known)
-    config = _config(arguments, given.machine.count)
+    config = _config(arguments, given.machine.workers)
     require_known(config, given)
     print("tracing the step ...", file=sys.stderr, flush=True)
     largest = None

@@ -7,7 +7,7 @@ from tips_ray.planning.step_trace import StepTrace, traced
 
 TOY = {
     "name": "toy",
-    "image": {"width": 32, "depth": 2, "num_heads": 2, "ffn_hidden": 64, "image_size_px": 28},
+    "image": {"width": 32, "depth": 1, "num_heads": 2, "ffn_hidden": 64, "image_size_px": 28},
     "text": {"width": 32, "depth": 1, "num_heads": 2, "ffn_hidden": 64, "vocab_size": 100, "max_tokens": 8},
     "head": {"num_prototypes": 1000, "hidden": 48, "bottleneck": 16},
     "views": {"global_px": 28, "local_px": 14, "local_crops": 2},

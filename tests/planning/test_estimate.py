@@ -116,7 +116,8 @@ def test_counts_and_machines_are_read_as_written():
     counts = {"116M": 116_000_000, "1.2B": 1_200_000_000, "500k": 500_000, "1,000": 1000, "7": 7, "3m": 3_000_000}
     assert {text: count_of(text) for text in counts} == counts
     assert (machine("H100:64").kind, machine("h100:64").nodes, machine("a100:4").per_node) == ("h100", 8, 4)
-    assert published_use("h200", 1536).run.startswith("NeMo") and published_use("l4", 384) is None
+    giant = published_use("h200", 1536)
+    assert giant and giant.run.startswith("NeMo") and published_use("l4", 384) is None
 
 
 @pytest.mark.parametrize("text", ["116X", "0", "", "-3", "M"])

@@ -28,7 +28,7 @@ def test_one_rank_sends_nothing():
 
 
 def test_messages_add_up_by_phase():
-    messages = [Message("all-gather", "student", 8e9, 8, times=2), Message("all-gather", "teacher", 8e9, 8)]
+    messages = [Message("all-gather", "student", 8 * 10**9, 8, times=2), Message("all-gather", "teacher", 8 * 10**9, 8)]
     one = 7e9 / 400e9 + 7e-6
     assert network_seconds(messages, NETWORK) == pytest.approx({"student": 2 * one, "teacher": one})
 

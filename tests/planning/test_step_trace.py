@@ -1,6 +1,7 @@
 """The planned memory is that of the real step; messages are those of FSDP."""
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
 from math import ceil, prod
 
@@ -45,8 +46,8 @@ def _longer_trace() -> StepTrace:
     return traced(toy_run(global_batch_images=32))
 
 
-def _sent(trace: StepTrace) -> Counter:
-    found: Counter = Counter()
+def _sent(trace: StepTrace) -> Mapping[tuple[str, str], float]:
+    found: defaultdict[tuple[str, str], float] = defaultdict(float)
     for message in trace.messages:
         found[message.kind, message.phase] += message.bytes * message.times
     return found
@@ -79,7 +80,12 @@ def test_the_plan_is_within_a_tenth_of_what_the_real_step_allocates():
 def _kept_activations(recompute: str) -> int:
     """Compare plan and step of one worker by itself; bytes of activations by the plan."""
     config = toy_run(
-        resources__workers=1, micro_batch_images=16, image__width=64, text__width=64, resources__recompute=recompute
+        resources__workers=1,
+        micro_batch_images=16,
+        image__width=64,
+        image__depth=2,
+        text__width=64,
+        resources__recompute=recompute,
     )
     state, step = _steps(config, False, 1)
     batch_bytes = 16 * (4 * 3 * (28**2 + 2 * 14**2) + 4 + 3 * 8 + 2 * 8 * 8 + 1 + 8)

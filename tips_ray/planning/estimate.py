@@ -145,7 +145,7 @@ def plan(config: RunConfig, given: Given, trace: StepTrace, flops: ImageFlops) -
     weakest, advice = _weakest(config, given, rates, memory, step)
     price, seen = given.price_per_gpu_hour, config.schedule.total_steps * config.global_batch_images
     return Plan(
-        machine=f"{given.machine.kind}:{given.machine.count}",
+        machine=f"{given.machine.kind}:{given.machine.workers}",
         workers=config.resources.workers,
         images_seen=seen,
         epochs=seen / given.images,
@@ -157,7 +157,7 @@ def plan(config: RunConfig, given: Given, trace: StepTrace, flops: ImageFlops) -
         storage=_storage(config, given, min(rates.values())),
         wall_seconds=wall,
         lost_share=lost,
-        cost=None if price is None else price * given.machine.count * wall / 3600,
+        cost=None if price is None else price * given.machine.workers * wall / 3600,
         weakest=weakest,
         advice=advice,
         raw={"images_per_second": raw_rate, "memory_bytes": trace.peak_bytes, "wall_seconds": seen / raw_rate},
@@ -166,7 +166,7 @@ def plan(config: RunConfig, given: Given, trace: StepTrace, flops: ImageFlops) -
 
 def memory_limit(machine: Machine) -> float:
     """Bytes that a step of one worker may take: as `micro_batch_images: auto` leaves, a tenth stays free."""
-    shared = machine.count if machine.kind == "cpu" else 1
+    shared = machine.workers if machine.kind == "cpu" else 1
     return machine.gpu.memory_gib * GIB * (1 - HEADROOM) / shared
 
 
@@ -290,7 +290,7 @@ def _needed(config: RunConfig, given: Given, training: float) -> dict[str, float
 
 def _caption_hours(config: RunConfig, given: Given) -> float:
     written = given.images * _captions_per_image(config)
-    return written / (_caption_rate(given) * given.machine.count) / 3600
+    return written / (_caption_rate(given) * given.machine.workers) / 3600
 
 
 def _lost_share(given: Given, config: RunConfig, step_seconds: float) -> float:

@@ -60,13 +60,14 @@ class Machine(NamedTuple):
     """All GPUs (or CPU workers) of a run."""
 
     kind: str
-    count: int
+    workers: int
+    """One on each GPU."""
     gpu: Gpu
     per_node: int
 
     @property
     def nodes(self) -> int:
-        return -(-self.count // self.per_node)
+        return -(-self.workers // self.per_node)
 
 
 def machine(text: str, per_node: int = 8) -> Machine:
@@ -114,7 +115,7 @@ def _this_cpu() -> Gpu:
     seconds = []
     for _ in range(5):
         start = time.thread_time()
-        left @ right
+        torch.matmul(left, right)
         seconds.append(time.thread_time() - start)
     torch.set_num_threads(threads)
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
