@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.planning.calibration import Comparison
-    from tips_ray.planning.estimate import Given
+    from tips_ray.planning.content import Given
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +96,7 @@ def _given(
         ValueError: an argument is missing or wrong.
     """
     from tips_ray.planning import calibration
-    from tips_ray.planning.estimate import Given
+    from tips_ray.planning.content import Given
     from tips_ray.planning.machines import count_of, machine
 
     for name in (

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from planning_toy import toy_run
 
-from tips_ray.planning.estimate import Given, Plan, plan, require_known
+from tips_ray.planning.content import Given, Plan
+from tips_ray.planning.estimate import plan, require_known
 from tips_ray.planning.flops import ImageFlops
 from tips_ray.planning.machines import GIB, count_of, machine, published_use
 from tips_ray.planning.step_trace import StepTrace

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks.scaling import on_workers, slowest, straggling
 from tips_ray.planning.live_storages import Message
 from tips_ray.planning.network import Network, collective_seconds, exposed_seconds, network_seconds
 
@@ -36,3 +37,16 @@ def test_messages_add_up_by_phase():
 def test_computing_hides_the_messages_of_its_own_phase():
     computing = {"student": 1.0, "teacher": 1.0}
     assert exposed_seconds({"student": 0.8, "teacher": 1.5, "losses": 0.1}, computing) == pytest.approx(0.6 + 0.1)
+
+
+def test_messages_of_weights_keep_their_bytes_and_those_of_embeddings_grow_with_the_workers():
+    weights, embeddings = Message("all-gather", "student", 100, 64), Message("all-gather", "losses", 64, 64)
+    inside, between = Message("all-gather", "student", 100, 8), Message("all-reduce", "backward", 10, 8)
+    found = on_workers([weights, embeddings, inside, between], 1024)
+    assert [(message.bytes, message.ranks) for message in found] == [(100, 1024), (1024, 1024), (100, 8), (10, 128)]
+
+
+def test_stragglers_explain_the_efficiency_that_they_are_made_from():
+    spread = straggling(0.92, 128)
+    assert (1 + spread * slowest(8)) / (1 + spread * slowest(128)) == pytest.approx(0.92)
+    assert slowest(8) == pytest.approx(1.4236, rel=0.01)  # tables of normal order statistics

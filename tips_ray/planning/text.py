@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 
-from tips_ray.planning.estimate import ROWS, MemoryPlan, Plan
+from tips_ray.planning.content import MemoryPlan, Plan
+from tips_ray.planning.estimate import ROWS
 from tips_ray.words import ago, bytes_text, table
 
 OF_QUANTITY = {"images_per_second": "images/s", "memory_bytes": "memory", "wall_seconds": "time"}
@@ -46,7 +47,7 @@ def plan_lines(plan: Plan, largest: int | None, price: str) -> Iterator[str]:
 
 
 def _memory_lines(memory: MemoryPlan, largest: int | None) -> Iterator[str]:
-    yield f"memory     of one GPU, at its most in phase {memory.phase}:"
+    yield f"memory     of one worker, at its most in phase {memory.phase}:"
     for kind, size in memory.parts.items():
         yield f"           {bytes_text(size):>8}  {kind}"
     limit, verdict = bytes_text(memory.limit_bytes), "fits" if memory.fits else "DOES NOT FIT"
