@@ -24,6 +24,7 @@ COMMANDS = {
     "pretrain": "train TIPS on Ray; the same name again resumes",
     "submit": "send a command to a Ray cluster and follow it, or print what KubeRay, SkyPilot or dstack need",
     "jobs": "look after jobs of a Ray cluster: list, status, logs, stop",
+    "plan": "what a run needs on given GPUs: memory, time, network, storage, cost, and how far such plans were off",
     "runs": "see where runs stand; stop one, free one whose start is lost, delete leftovers",
     "replay": "repeat a bad step of a run on one process, and name its first bad tensor",
     "doctor": "check this machine, and a run if given; each failure with its cure",

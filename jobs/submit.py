@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tips_ray.config import RunConfig
 
 TARGETS = ("kuberay", "skypilot", "dstack")
-LOCAL = ("submit", "jobs", "demo", "doctor")
+LOCAL = ("submit", "jobs", "plan", "demo", "doctor")
 """Commands that are about this machine."""
 TAKES_COMMAND = True
 

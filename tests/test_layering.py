@@ -44,6 +44,8 @@ MAY_IMPORT = {
     | {"tokenizer", "data", "captioning", "ray_data_adapter", "runs", "report", "weights", "train"}
     # the commands that use a finished model on the cluster
     | {"evaluation", "embedding"},
+    # what a run needs, from the very step; nothing but its command imports it
+    "planning": LEAVES | {"models", "objective", "data", "runs", "train", "launch"},
     # it shows all of it at once, and keeps what no other part needs
     "demo": LEAVES | {"models", "scenes", "data", "runs", "train", "evaluation", "report", "launch"},
 }

@@ -105,7 +105,8 @@ class ImageEncoder(nn.Module):
             return None
         key_S = torch.cat([view.key_B for view in views if view.key_B is not None])
         lengths = [torch.full((group.samples,), group.length, device=key_S.device) for group in groups]
-        return drop_path_factors(key_S, torch.cat(lengths), rate, len(self.blocks))
+        tokens = sum(group.samples * group.length for group in groups)
+        return drop_path_factors(key_S, torch.cat(lengths), rate, len(self.blocks), tokens)
 
     def _embed(self, view: View) -> Tensor:
         """Tokens before the first block, [B, 2 + L, D]."""

@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, TrainConfig
 from tips_ray.distributed import alone, world_size
+from tips_ray.models.networks import Teacher
 from tips_ray.train.parallelize import compute_dtype
 from tips_ray.train.state import new_state
 from tips_ray.train.step import accumulate_gradients
@@ -13,17 +14,17 @@ from tips_ray.train.step import accumulate_gradients
 _BF16_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}
 
 
-def step_flops(config: TrainConfig, batch: Batch) -> int:
+def step_flops(config: TrainConfig, batch: Batch, teacher: Teacher | None = None) -> int:
     """Floating-point operations (two per multiply-add) of the matrix products of one step, forward and backward.
 
     Counted on shapes alone, over one micro-batch, whose images are the only negatives, and without recomputation, so
     that every way of doing the step has the same number. Without data, attention is unfused; the backward of a fused
-    one would count its scores a second time. A frozen teacher cannot be counted: it has sizes of its own.
+    one would count its scores a second time. A frozen `teacher` has sizes of its own and must be given, on `meta`.
 
     Raises:
-        ValueError: `objective.teacher` is `frozen`.
+        ValueError: `objective.teacher` is `frozen` and none is given.
     """
-    state = new_state(config, device="meta")
+    state = new_state(config, teacher, device="meta")
     with alone(), FlopCounterMode(display=False) as counter:
         accumulate_gradients(state, [batch.to("meta")], config.objective, config.schedule.total_steps)
     return counter.get_total_flops()

@@ -128,10 +128,11 @@ def _load(state: TrainState, run: Run, checkpoint: CheckpointInfo) -> None:
 
 def prepared_state(config: RunConfig, device: torch.device) -> TrainState:
     """The state of step 0, sharded over the process group, before initial weights are loaded."""
-    return new_state(config, unloaded_teacher(config), device, partial(_prepared, config, device))
+    return new_state(config, unloaded_teacher(config), device, partial(prepare_networks, config, device))
 
 
-def _prepared(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
+def prepare_networks(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
+    """Recompute, compile and shard both networks as `config.resources` says; for `new_state`."""
     resources = config.resources
     apply_recomputation(student, resources.recompute)
     if resources.compile:
