@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tips_ray.data.captions.import_export import captions_by_hash
+from tips_ray.data.sources.parquet_types import PICKLED
 
 DIGEST = "ab" * 32
 
@@ -44,6 +45,14 @@ def test_a_damaged_page_is_named_by_file_and_row(tmp_path):
     content[200:240] = bytes(40)
     with pytest.raises(ValueError, match=r"x.parquet behind row 0: it cannot be read: .*"):
         _read(tmp_path / "x.parquet", bytes(content))
+
+
+def test_a_column_that_ray_would_unpickle_is_refused(tmp_path):
+    field = pa.field("captions", pa.large_binary(), metadata={b"ARROW:extension:name": PICKLED.encode()})
+    schema = pa.schema([("sha256", pa.string()), field])
+    pq.write_table(pa.table([[DIGEST], [b"a pickle"]], schema), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="x.parquet: the column 'captions' holds pickled Python objects"):
+        captions_by_hash(str(tmp_path / "x.parquet"))
 
 
 @pytest.mark.parametrize(

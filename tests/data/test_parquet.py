@@ -20,6 +20,7 @@ from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import image_urls
+from tips_ray.data.sources.parquet_types import PICKLED
 from tips_ray.storage import StorageError
 
 
@@ -253,6 +254,41 @@ def test_a_file_with_a_column_whose_name_is_no_text_is_refused_by_name(tmp_path)
     content = (tmp_path / "x.parquet").read_bytes()
     (tmp_path / "x.parquet").write_bytes(content.replace(b"marker", b"m\xe7rker"))
     with pytest.raises(StorageError, match=r"x.parquet: .*the name of a column is no text"):
+        read_all(tmp_path)
+
+
+@pytest.fixture(params=["as Ray Data registers it", "as a name alone"])
+def rays_type(request) -> Iterator[dict[bytes, bytes]]:
+    """Metadata of a field of Ray's pickled type, which pyarrow knows or does not know."""
+
+    class Pickled(pa.ExtensionType):
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> "Pickled":
+            return cls(storage_type, PICKLED)
+
+    with suppress(pa.ArrowKeyError):
+        pa.unregister_extension_type(PICKLED)
+    if request.param != "as a name alone":
+        pa.register_extension_type(Pickled(pa.large_binary(), PICKLED))
+    yield {b"ARROW:extension:name": PICKLED.encode(), b"ARROW:extension:metadata": b""}
+    with suppress(pa.ArrowKeyError):
+        pa.unregister_extension_type(PICKLED)
+
+
+@pytest.mark.parametrize("place", ["itself", "in a list", "in a struct in a list"])
+def test_a_column_that_ray_would_unpickle_is_refused_wherever_it_is(tmp_path, rays_type, place):
+    field, cell = pa.field("odd", pa.large_binary(), metadata=rays_type), b"a pickle"
+    if place == "in a list":
+        field, cell = pa.field("odd", pa.list_(field)), [cell]
+    if place == "in a struct in a list":
+        field, cell = pa.field("odd", pa.list_(pa.struct([field]))), [{"odd": cell}]
+    fields = [pa.field("image", pa.binary()), pa.field("caption", pa.string()), field]
+    rows = [{"image": jpeg(0), "caption": "web", "odd": cell}]
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), tmp_path / "x.parquet")
+    with pytest.raises(StorageError, match="x.parquet: the column 'odd' holds pickled Python objects, .*; write the"):
         read_all(tmp_path)
 
 

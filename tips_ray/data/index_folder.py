@@ -25,6 +25,7 @@ from tips_ray.data.index import (
     listing_mark,
 )
 from tips_ray.data.sources import Columns
+from tips_ray.data.sources.parquet_types import refuse_pickles
 from tips_ray.storage import NotFoundError, StorageError
 
 HEAD = "index.json"
@@ -184,7 +185,9 @@ def _read_if_there(uri: str) -> Index | None:
 
 def _read_table(uri: str, name: str) -> pa.Table:
     content = storage.read_bytes(storage.join(uri, f"{name}.parquet"))
-    return pq.read_table(pa.BufferReader(content))
+    table = pq.read_table(pa.BufferReader(content))
+    refuse_pickles(table.schema, storage.join(uri, f"{name}.parquet"))
+    return table
 
 
 def _read_source(source: dict[str, Any]) -> IndexedSource:

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from tips_ray import storage
 from tips_ray.data.captions.join import missing_chunks, place_of
 from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
 from tips_ray.data.index import Index
+from tips_ray.data.sources.parquet_types import refuse_pickles
 
 SCHEMA = pa.schema(
     [("sha256", pa.string()), ("captions", pa.list_(pa.string())), ("shard", pa.string()), ("row", pa.int64())]
@@ -59,9 +61,9 @@ def captions_by_hash(source: str) -> dict[bytes, list[str]]:
     All of them are held in memory: some 400 bytes a row.
 
     Raises:
-        ValueError: the file is of another kind or damaged, or lacks these columns; the row is named.
+        ValueError: the file is of another kind or damaged, lacks these columns, or holds pickles; the row is named.
     """
-    reader = _of_suffix(source, {".parquet": _read_parquet, ".jsonl": _read_lines, ".csv": _read_csv})
+    reader = _of_suffix(source, {".parquet": partial(_read_parquet, source), ".jsonl": _read_lines, ".csv": _read_csv})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "captions")
         storage.download(source, path)
@@ -134,8 +136,9 @@ def _write_lines(path: Path, rows: Iterator[Row]) -> int:
     return written
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(source: str, path: Path) -> Iterator[Row]:
     with pq.ParquetFile(path) as file:
+        refuse_pickles(file.schema_arrow, source)
         for batch in file.iter_batches(BLOCK_ROWS):
             yield from batch.to_pylist()
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tips_ray import storage
+from tips_ray.data.sources.parquet_types import refuse_pickles
 from tips_ray.storage import NotFoundError
 
 VERSION = 2
@@ -85,6 +86,7 @@ class CaptionObject:
         self.uri = uri
         try:
             self._file = pq.ParquetFile(pa.BufferReader(content))
+            refuse_pickles(self._file.schema_arrow, "its columns")
             self.head: dict[str, Any] = json.loads((self._file.metadata.metadata or {})[METADATA])
             self.shard = CaptionedShard(**self.head["shard"])
             self.start, self.stop = int(self.head["start"]), int(self.head["stop"])

@@ -14,7 +14,13 @@ from tips_ray.config import ColumnsConfig
 from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources.columns import IMAGE, Columns, check, check_cells, common_name, resolve, with_fields
 from tips_ray.data.sources.image_urls import NAMES, Fetched, fetch_all
-from tips_ray.data.sources.parquet_types import holds_bytes, holds_numbers, holds_text, image_column
+from tips_ray.data.sources.parquet_types import (
+    holds_bytes,
+    holds_numbers,
+    holds_text,
+    image_column,
+    refuse_pickles,
+)
 from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Scan, Shard, source_rows
 from tips_ray.data.sources.texts import captions_of, column_of
 from tips_ray.storage import StorageError
@@ -190,6 +196,11 @@ def _warn_of_large_groups(shard: Shard, metadata: pq.FileMetaData) -> None:
 
 
 def _metadata(shard: Shard) -> pq.FileMetaData:
+    """Of the file.
+
+    Raises:
+        StorageError: it is damaged, or a column would be unpickled.
+    """
     try:
         return _cached_metadata(shard)
     except _DamagedError as error:
@@ -205,7 +216,12 @@ def _cached_metadata(shard: Shard) -> pq.FileMetaData:
         with filesystem.open_input_file(path) as source:
             return _checked_metadata(pq.ParquetFile(source).metadata)
 
-    return storage.attempt(shard.path, lambda: _telling_damage(read))
+    metadata = storage.attempt(shard.path, lambda: _telling_damage(read))
+    try:
+        refuse_pickles(metadata.schema.to_arrow_schema(), shard.path)
+    except ValueError as error:
+        raise StorageError(str(error)) from None
+    return metadata
 
 
 def _checked_metadata(metadata: pq.FileMetaData) -> pq.FileMetaData:

@@ -9,10 +9,41 @@ from tips_ray.data.sources.columns import IMAGE, check_spelled_once, common_name
 from tips_ray.data.sources.image_urls import NAMES
 from tips_ray.data.sources.texts import SYNTHETIC, WEB
 
+PICKLED = "ray.data.arrow_pickled_object"
+"""Ray Data's type of columns; where Ray Data is imported, pyarrow unpickles each cell that it reads."""
 _PATHS = (*IMAGE, "image_path")
 """Columns of texts that are the image even beside a column of bytes with an uncommon name."""
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 """Of JPEG, PNG, GIF, BMP and TIFF."""
+
+
+def refuse_pickles(schema: pa.Schema, place: str) -> None:
+    """Refuse a file with columns, or parts of columns, that are unpickled where Ray Data is imported.
+
+    Args:
+        schema: the file's columns, read with or without Ray Data.
+        place: the file, for the message.
+
+    Raises:
+        ValueError: there is such a column.
+    """
+    found = next((field.name for field in schema if _is_pickled(field)), None)
+    if found is not None:
+        raise ValueError(
+            f"{place}: the column {found!r} holds pickled Python objects, and reading them would run whatever code "
+            "they name; write the file again without that column or leave the file out"
+        )
+
+
+def _is_pickled(field: pa.Field) -> bool:
+    """The field or a part of it has Ray's type; without Ray Data the type is only a name in the field's metadata."""
+    name = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode("utf-8", "replace")
+    kind = field.type
+    if isinstance(kind, pa.BaseExtensionType):
+        name, kind = kind.extension_name, kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = pa.list_(kind.value_type)  # it has no fields of its own
+    return name == PICKLED or any(_is_pickled(kind.field(place)) for place in range(kind.num_fields))
 
 
 def image_column(schema: pa.Schema, shard: str, first_cells: Callable[[str], Sequence[dict[str, Any]]]) -> str:
