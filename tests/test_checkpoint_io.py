@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from ranks import run_on_ranks
 from toy_state import assert_equal, numbers_of, toy_state, trained
 
 from tips_ray import storage
-from tips_ray.checkpoint_io import CheckpointWriter
+from tips_ray.checkpoint_io import CheckpointWriter, fill_tree, save_tree
+from tips_ray.checkpoint_pickles import METADATA
 from tips_ray.distributed import gather_objects, rank
-from tips_ray.runs.checkpoint import checkpoint_at, drop_old_checkpoints, newest_checkpoint
+from tips_ray.runs.checkpoint import checkpoint_at, digest_of, drop_old_checkpoints, newest_checkpoint
+from tips_ray.storage import StorageError
 from tips_ray.train.checkpointing import checkpoint_parts, load_checkpoint, save_checkpoint
 from tips_ray.train.state import TrainState
 
@@ -223,6 +226,51 @@ def _stop_at(name: str, is_point: Callable[[str, str], bool], here: Path) -> Non
         return go_on(*arguments)
 
     setattr(storage.local, name, call)
+
+
+class _Code:
+    """Runs code when it is unpickled: it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __deepcopy__(self, memo: dict) -> "_Code":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("place", ["metadata", "value"])
+def test_a_checkpoint_that_would_run_code_is_refused_in_a_sentence(tmp_path, place):
+    mark, number = tmp_path / "ran", torch.zeros(1)
+    is_value = place == "value"
+    tree = {"number": torch.ones(1), "odd": _Code(mark) if is_value else 1.5}
+    checkpoint = save_tree(tree, {"step": 1}, str(tmp_path / "checkpoints"), {})
+    if not is_value:
+        path = Path(checkpoint.uri, METADATA)
+        path.write_bytes(pickle.dumps(_Code(mark)))
+        entry = {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+        checkpoint.manifest["files"][METADATA] = entry
+    with pytest.raises(StorageError, match=r"step-00000001 is refused: it holds pickled objects .*; take one whose"):
+        fill_tree({"number": number, "odd": 0.0}, checkpoint)
+    assert not mark.exists()
+
+
+def test_values_that_are_no_tensors_come_back(tmp_path):
+    checkpoint = save_tree({"a": {"b": 1.5, "betas": (0.9, 0.99), "no": None}}, {"step": 1}, str(tmp_path), {})
+    tree: dict[str, Any] = {"a": {"b": 0.0, "betas": (0.0, 0.0), "no": 1}}
+    fill_tree(tree, checkpoint)
+    assert tree == {"a": {"b": 1.5, "betas": (0.9, 0.99), "no": None}}
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", ".."])
+def test_a_manifest_that_names_a_file_outside_of_its_folder_writes_none(tmp_path, name):
+    checkpoint = save_tree({"number": torch.ones(1)}, {"step": 1}, str(tmp_path / "checkpoints"), {})
+    (tmp_path / "checkpoints" / "outside").write_bytes(b"x")
+    checkpoint.manifest["files"][name] = {"bytes": 1, "sha256": ""}
+    with pytest.raises(StorageError, match=r"cannot be loaded: its manifest names '.*', a file outside of it"):
+        fill_tree({"number": torch.zeros(1)}, checkpoint)
 
 
 def test_leftovers_that_cannot_be_deleted_do_not_fail_a_save(tmp_path, caplog):

@@ -5,6 +5,7 @@ A thread writes while training goes on: the files, then the manifest. Each machi
 
 import json
 import logging
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from tips_ray import storage
+from tips_ray.checkpoint_pickles import PlainPlanner, PlainReader
 from tips_ray.distributed import background_group, gather_objects, rank, world_size
 from tips_ray.runs.checkpoint import (
     VERSION,
@@ -236,10 +238,20 @@ def fill_tree(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
 
     Raises:
         DamagedCheckpointError: a file is missing or differs from the manifest; every rank raises.
-        StorageError: the files cannot be read; every rank raises.
+        StorageError: the files cannot be read, or hold pickles that could run code; every rank raises.
     """
     with _fetched(checkpoint) as folder, one_process_is_fine():
-        load_state_dict(tree, checkpoint_id=folder, no_dist=world_size() == 1)
+        reader, planner = PlainReader(folder), PlainPlanner()
+        try:
+            load_state_dict(tree, storage_reader=reader, planner=planner, no_dist=world_size() == 1)
+        except CheckpointException as error:  # raised on all ranks
+            fault = reader.refused or min(error.failures.items(), key=itemgetter(0))[1][0]
+            if not isinstance(fault, pickle.UnpicklingError):
+                raise
+            raise storage.StorageError(
+                f"checkpoint {checkpoint.uri} is refused: it holds pickled objects that no checkpoint of tips_ray "
+                f"has and that could run code ({fault}); take one whose writer you trust"
+            ) from None
 
 
 @contextmanager

@@ -219,6 +219,8 @@ def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> storage.StorageErro
     """Copy all files to `folder` and compare them with the manifest; returns the error, None if there is none."""
 
     def fetch(name: str, expected: dict[str, Any]) -> str | None:
+        if "/" in name or name in ("", ".", ".."):
+            return f"its manifest names {name!r}, a file outside of it"
         storage.download(storage.join(checkpoint.uri, name), folder / name)
         fault = _wrong_size(name, (folder / name).stat().st_size, expected)
         is_same = fault is None and digest_of(folder / name) == expected["sha256"]

@@ -1,0 +1,68 @@
+"""The pickles in the files of a checkpoint, read so that a stranger's checkpoint runs no code."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint._nested_dict import set_element  # as the planner whose method is replaced
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+METADATA = ".metadata"
+"""Torch's file that says where each tensor is; it is a pickle."""
+_IN_METADATA = "torch.distributed.checkpoint.metadata"
+_PLAIN = {
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *((_IN_METADATA, name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
+    *((_IN_METADATA, f"{name}StorageMetadata") for name in ("Bytes", "Chunk", "Tensor")),
+    (_IN_METADATA, "TensorProperties"),
+}
+"""Module and name of all that `METADATA` of a checkpoint of ours names, besides torch's dtypes; none runs code."""
+
+
+class PlainReader(FileSystemReader):
+    """Reads `METADATA`, which torch would unpickle whatever it names."""
+
+    refused: pickle.UnpicklingError | None = None
+    """Why `METADATA` was not read; torch hides it behind an error of its own."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        try:
+            with open(Path(self.path) / METADATA, "rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+            if not isinstance(metadata, Metadata):
+                raise pickle.UnpicklingError(f"{type(metadata).__name__} in {METADATA}")
+        except pickle.UnpicklingError as error:
+            self.refused = error
+            raise
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        is_dtype = module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype)
+        if is_dtype or (module_name, global_name) in _PLAIN:
+            return super().find_class(module_name, global_name)
+        raise pickle.UnpicklingError(f"{module_name}.{global_name} in {METADATA}")
+
+
+class PlainPlanner(DefaultLoadPlanner):
+    """Reads what is no tensor, such as the optimizer's numbers, without running what it names."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        name = read_item.dest_index.fqn
+        try:
+            found = torch.load(value, weights_only=True)
+        except pickle.UnpicklingError:
+            raise pickle.UnpicklingError(f"the value of {name}") from None
+        set_element(self.original_state_dict, self.mappings[name], found)
