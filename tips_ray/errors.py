@@ -95,6 +95,13 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(every) if more <= 0 else f"{', '.join(every[:MOST_NAMES])} and {more:,} more"
 
 
+def reader_fault(error: BaseException) -> str:
+    """What transformers says about a folder that it cannot load; of one with Python code, our own sentence."""
+    if "trust_remote_code" in str(error) or "contains custom code" in str(error):
+        return "its auto_map names Python code in the folder, which is never run: give a model of transformers' own"
+    return str(error)
+
+
 def root_cause(error: BaseException) -> BaseException:
     """The innermost error in Ray's wrappers; among several workers' errors, the first that is no echo of another's."""
     failures = getattr(error, "worker_failures", None)

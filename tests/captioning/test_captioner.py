@@ -161,6 +161,13 @@ def test_a_model_on_s3_is_fetched_once_and_is_the_same_captioner(tiny, tmp_path,
     ("files", "message"),
     [
         ({}, "transformers does not know it"),
+        (
+            {
+                "config.json": '{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}',
+                "odd.py": "raise SystemExit",
+            },
+            r"transformers does not know it \(its auto_map names Python code .* never run: give a model",
+        ),
         ({"config.json": '{"model_type": "siglip"}'}, "it is a siglip, and must be a paligemma"),
         ({"config.json": '{"model_type": "paligemma"}'}, "it cannot be loaded"),
     ],

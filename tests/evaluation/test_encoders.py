@@ -74,6 +74,17 @@ def test_another_image_size_is_taken_and_one_between_patches_refused(tmp_path):
         load_encoder(folder, image_size_px=60)
 
 
+def test_code_in_a_transformers_folder_is_not_run_and_nothing_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda text: "yes")
+    config = {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModel": "odd.Odd"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    (tmp_path / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ValueError, match="cannot be loaded: its auto_map names Python code .* never run: give a model"):
+        load_encoder(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_timm_folder_of_ours_has_both_cls_and_no_texts(tmp_path):
     model = toy_model()
     encoder = load_encoder(str(model.export_timm(tmp_path / "folder")))

@@ -12,6 +12,7 @@ from torch import Tensor
 from tips_ray.captioning.decoding import Decoder, Decoding, Row
 from tips_ray.captioning.model_folder import model_folder
 from tips_ray.config.captions import CaptionerConfig
+from tips_ray.errors import reader_fault
 from tips_ray.keyed import derived
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -103,8 +104,9 @@ def _loaded(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoProcessor, PaliGemmaForConditionalGeneration
 
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+        kind = AutoConfig.from_pretrained(folder, **options).model_type
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"model ({folder}): transformers does not know it ({_first_line(error)})") from None
     if kind != "paligemma":
@@ -112,8 +114,8 @@ def _loaded(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     load: Callable = PaliGemmaForConditionalGeneration.from_pretrained
     cure = "give a folder with model and processor as save_pretrained writes them"
     try:
-        model, report = load(folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        model, report = load(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+        processor = AutoProcessor.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model ({folder}): it cannot be loaded ({_first_line(error)}); {cure}") from None
     if report["missing_keys"]:  # transformers would go on with random ones
@@ -129,4 +131,4 @@ def _device(config: CaptionerConfig) -> torch.device:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]
+    return reader_fault(error).split("\n", 1)[0]

@@ -184,7 +184,7 @@ def save(model: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor
 def scores(folder: Path, count: int) -> dict[str, float]:
     """Scores of the stored checkpoint on unseen scenes, and its captions per second on one core."""
     torch.set_num_threads(1)
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     model: Any = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     scenes = [render_scene(TEST_SEED, index, IMAGE_SIZE_PX) for index in range(count)]
     captions, start = [], time.process_time()

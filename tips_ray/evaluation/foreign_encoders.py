@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tips_ray.errors import reader_fault
 from tips_ray.evaluation.encoders import TEXTS_AT_ONCE, Encoder, Features, device_of, quarters
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -22,7 +23,7 @@ def _reader_errors_as_sentences(model: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"MODEL ({model}) cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(f"MODEL ({model}) cannot be loaded: {' '.join(reader_fault(error).split())}") from error
 
 
 class TimmEncoder(Encoder):
@@ -91,7 +92,7 @@ class TransformersEncoder(Encoder):
         self._mean_std = _mean_and_std(folder)
         with _reader_errors_as_sentences(str(folder)), torch.random.fork_rng(devices=()):
             torch.manual_seed(0)  # weights that the folder lacks, such as a pooler, are then equal in every process
-            self.network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+            self.network: Any = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
         config = getattr(self.network.config, "vision_config", self.network.config)
         if not all(isinstance(getattr(config, name, None), int) for name in ("patch_size", "image_size")):
             raise ValueError(f"MODEL ({folder}) is a {config.model_type}, which has no square patches and images")
@@ -168,7 +169,10 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     has_vocabulary = any((folder / name).is_file() for name in _VOCABULARIES)
-    return AutoTokenizer.from_pretrained(folder) if has_vocabulary else None
+    if not has_vocabulary:
+        return None
+    with _reader_errors_as_sentences(str(folder)):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _vocabulary(folder: Path) -> bytes:

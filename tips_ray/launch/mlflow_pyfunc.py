@@ -24,8 +24,8 @@ class TipsEmbedding(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the transformers folder `model`; `cls` of the config is the place of the CLS token of images."""
         folder = context.artifacts["model"]
-        self.model = AutoModel.from_pretrained(folder).eval()
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder, trust_remote_code=False).eval()
+        self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         self.cls = context.model_config["cls"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
