@@ -89,14 +89,15 @@ def _trainer(without_ray: bool) -> "Trainer":
 
 def _supervise(arguments: argparse.Namespace, config: "RunConfig") -> int:
     from tips_ray import storage
-    from tips_ray.launch.supervisor import supervise
+    from tips_ray.launch.supervisor import cluster_answers, supervise
     from tips_ray.runs import RunFolder
 
     given = {"--without-ray": arguments.without_ray, "--quiet": arguments.quiet}
     given["--log-format=json"] = arguments.log_format == "json"
     options = [option for option, is_given in given.items() if is_given]
     command = start_command([str(arguments.config), *arguments.overrides, *options])
-    return supervise(command, RunFolder(storage.resolved(storage.join(config.storage, config.name))))
+    folder = RunFolder(storage.resolved(storage.join(config.storage, config.name)))
+    return supervise(command, folder, answers=(lambda: True) if arguments.without_ray else cluster_answers)
 
 
 def _dry_run(config: "RunConfig", trainer: "Trainer") -> None:

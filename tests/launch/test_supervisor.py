@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tips_ray.errors import RunFailedError, RunStopped
-from tips_ray.launch.supervisor import TRIES, supervise
+from tips_ray.launch.supervisor import TRIES, cluster_answers, supervise
 from tips_ray.runs.folder import RunFolder
 
 
@@ -93,6 +94,42 @@ def test_a_run_that_gets_farther_each_time_is_not_given_up_before_its_first_chec
     log = f"import shutil; {copied}; os._exit(9)"
     assert supervise(_driver(tmp_path, *[log] * TRIES, "pass"), folder, lambda seconds: None) == 0
     assert _starts(tmp_path) == TRIES + 1 and folder.read_metrics()[-1]["step"] == TRIES
+
+
+def test_a_cluster_that_is_away_for_long_costs_no_try_and_is_waited_for(folder, tmp_path, capsys):
+    looks, waits = iter([False, False, True] * 7), []
+    ends = [KILLED, *["sys.exit(2)"] * 6, "pass"]  # TRIES and more starts that could not join the cluster
+    assert supervise(_driver(tmp_path, *ends), folder, waits.append, lambda: next(looks)) == 0
+    assert _starts(tmp_path) == 8 and waits == [10, 5] * 7
+    assert "does not answer; this waits for it, 30 minutes at most" in capsys.readouterr().out
+
+
+def test_a_cluster_that_stays_away_ends_the_wait_in_a_sentence_that_says_how_to_go_on(folder, tmp_path):
+    waits: list[float] = []
+    with pytest.raises(RunFailedError, match="away for 30 minutes: start it again, then the same command goes on"):
+        supervise(_driver(tmp_path, KILLED), folder, waits.append, lambda: False)
+    assert _starts(tmp_path) == 1 and sum(waits) == 1800
+
+
+def test_a_cluster_that_comes_and_goes_is_not_waited_for_for_ever(folder, tmp_path):
+    looks, waits = iter(([False] * 61 + [True]) * 5), []
+    with pytest.raises(RunFailedError, match="away for 30 minutes"):
+        supervise(_driver(tmp_path, KILLED, *["sys.exit(2)"] * 9), folder, waits.append, lambda: next(looks))
+    assert sum(seconds for seconds in waits if seconds == 10) == 1800
+
+
+def test_starts_that_fail_on_a_cluster_that_answers_count(folder, tmp_path):
+    with pytest.raises(RunFailedError, match="failed 5 times .* ended with code 2"):
+        supervise(_driver(tmp_path, KILLED, *["sys.exit(2)"] * 9), folder, lambda seconds: None, lambda: True)
+
+
+def test_an_address_at_which_nobody_listens_is_a_cluster_that_is_away(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        assert cluster_answers()
+    assert not cluster_answers()
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert cluster_answers()
 
 
 def test_a_run_that_is_asked_to_stop_while_its_driver_is_lost_is_not_started_again(folder, tmp_path):

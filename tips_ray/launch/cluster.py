@@ -307,7 +307,7 @@ def _needed(config: RunConfig) -> str:
 
 
 def gpus_here() -> int:
-    """Number of accelerators of this machine."""
+    """Number of CUDA GPUs of this machine: `gpus_per_worker` selects no other accelerator."""
     import torch
 
-    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from tips_ray import storage
 from tips_ray.console import tell
 from tips_ray.errors import RunFailedError, RunStopped
+from tips_ray.launch.cluster import address, require_cluster
 from tips_ray.launch.stops import signals_handled
 from tips_ray.memory_kills import memory_kills, memory_kills_since
 from tips_ray.runs.folder import RunFolder
@@ -19,21 +20,39 @@ from tips_ray.runs.stop import stop_asked
 TRIES = 5
 """Failed starts in a row of which none got farther than those before."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
+LOOK_SECONDS, MOST_AWAY_SECONDS = 10.0, 1800.0
+"""Between two looks for a cluster that is away; longest wait for it, over all waits without a step of progress."""
 MISTAKE, INTERRUPTED = 2, 130
 
 
-def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float], None] = time.sleep) -> int:
+def cluster_answers() -> bool:
+    """Somebody listens at RAY_ADDRESS, or the run needs no cluster."""
+    try:
+        require_cluster()
+    except ValueError:
+        return False
+    return True
+
+
+def supervise(
+    command: Sequence[str],
+    folder: RunFolder,
+    sleep: Callable[[float], None] = time.sleep,
+    answers: Callable[[], bool] = lambda: True,
+) -> int:
     """Run `command`, one start of the run, until it ends well or would fail again; returns its exit code.
 
     Args:
         command: starts a driver, in a process of its own.
         folder: run folder, which shows whether there is progress and whether an error would recur.
         sleep: called between two starts.
+        answers: whether the cluster is there. While it is away nothing is started, and a start that could not join it
+            does not count as failed.
 
     Raises:
-        RunFailedError: it has failed `TRIES` times without getting farther.
+        RunFailedError: it has failed `TRIES` times without getting farther, or the cluster stays away.
     """
-    failed, farthest, has_run = 0, last_step(folder.uri), False
+    failed, farthest, has_run, away_seconds = 0, last_step(folder.uri), False, 0.0
     while True:
         begun, kills = datetime.now(UTC).isoformat(), memory_kills()
         code = _ended(command)
@@ -42,17 +61,47 @@ def supervise(command: Sequence[str], folder: RunFolder, sleep: Callable[[float]
             return code
         if _was_asked_to_stop(folder):
             return RunStopped.exit_code
-        reached = last_step(folder.uri)
-        failed, farthest = (1, reached) if reached > farthest else (failed + 1, farthest)
+        reached, is_away = last_step(folder.uri), not answers()
+        if reached > farthest:
+            failed, farthest, away_seconds = 1, reached, 0.0
+        elif not (is_away and code == MISTAKE):
+            failed += 1
         ending = f"{_in_words(code)}{memory_kills_since(kills)}"
         if failed == TRIES:
             raise RunFailedError(
                 f"the run has failed {TRIES} times without getting farther than step {max(farthest, 0)}; the last time "
                 f"the driver {ending}: mend what its last lines say, then the same command goes on"
             )
+        if is_away:
+            away_seconds = _wait_for_cluster(ending, away_seconds, sleep, answers)
+            if _was_asked_to_stop(folder):
+                return RunStopped.exit_code
         seconds = min(FIRST_WAIT_SECONDS * 2 ** (failed - 1), LONGEST_WAIT_SECONDS)
         tell("restart", f"the driver {ending}; it starts again in {seconds:.0f} s", seconds=seconds)
         sleep(seconds)
+
+
+def _wait_for_cluster(
+    ending: str, seconds: float, sleep: Callable[[float], None], answers: Callable[[], bool]
+) -> float:
+    """Wait until the cluster answers; returns `seconds`, those of earlier waits, and this wait's."""
+    most = f"{MOST_AWAY_SECONDS / 60:.0f} minutes"
+    tell(
+        "restart",
+        f"the driver {ending}, and the cluster at RAY_ADDRESS ({address()}) does not answer; this waits for it, "
+        f"{most} at most",
+    )
+    looked = time.monotonic()
+    while not answers():
+        seconds += time.monotonic() - looked
+        if seconds >= MOST_AWAY_SECONDS:
+            raise RunFailedError(
+                f"the cluster at RAY_ADDRESS ({address()}) has been away for {most}: start it again, then the same "
+                "command goes on"
+            )
+        sleep(LOOK_SECONDS)
+        seconds, looked = seconds + LOOK_SECONDS, time.monotonic()
+    return seconds
 
 
 def _ended(command: Sequence[str]) -> int:
