@@ -305,6 +305,16 @@ def test_captioning_without_room_for_a_captioner_is_refused(values, message, tmp
     ray_cluster.require_room_for_captioner(tiny_run(tmp_path, "a"), 1)
 
 
+def test_gpus_are_those_that_a_worker_can_take(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # such as Apple's MPS
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ray_cluster.gpus_here() == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert ray_cluster.gpus_here() == 2
+
+
 def test_nodes_that_are_only_together_large_enough_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray_cluster, "cluster_nodes", lambda: [{"CPU": 4.0}] * 3 + [{"CPU": 1.0, "GPU": 2.0}])
