@@ -104,8 +104,10 @@ def _dry_run(config: "RunConfig", trainer: "Trainer") -> None:
     import yaml
 
     from tips_ray.launch.checks import preflight
+    from tips_ray.storage import without_credentials
 
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="", flush=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    print(without_credentials(text), end="", flush=True)
     checked = preflight(config, trainer.checks(config))
     for check, level, text in checked.results:
         if level != "fail":

@@ -144,8 +144,13 @@ def test_missing_credentials_are_named(monkeypatch, tmp_path):
         storage.list_files("s3://bucket/x")
 
 
+def test_a_store_that_cannot_be_reached_is_named_without_the_password_of_its_url(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:word@127.0.0.1:9")
+    assert str(errors._unreachable("s3://b/x")).startswith("s3://b/x: the store (http://127.0.0.1:9) cannot be reached")
+
+
 def test_an_endpoint_without_a_scheme_is_refused(monkeypatch):
-    _point_at(monkeypatch, "127.0.0.1:9000")
+    _point_at(monkeypatch, "me:word@127.0.0.1:9000")
     with pytest.raises(StorageError, match="AWS_ENDPOINT_URL .127.0.0.1:9000. must begin with http"):
         storage.list_files("s3://bucket/x")
 

@@ -60,7 +60,7 @@ def test_this_machine_passes_and_every_check_has_a_line(capsys):
 
 def test_what_fails_is_told_with_the_rest_and_the_code_is_one(capsys, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://me:not-to-be-shown@127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-to-be-shown")
     assert main(["doctor", "none.yaml"]) == 1

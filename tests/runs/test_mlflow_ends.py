@@ -76,6 +76,15 @@ def test_every_end_that_mlflow_does_not_know_is_told_once(tmp_path, mlflow):
     assert len(mlflow.asked) == 1, "the folders say that the ends were told"
 
 
+def test_a_password_that_the_run_folder_does_not_hold_comes_from_the_given_config(tmp_path, mlflow):
+    uri = _begun(tmp_path, "killed")
+    _held(uri, **GONE)
+    run = replace(status_of(uri), config={"tracking": {"mlflow_uri": "http://host:5000"}})
+    run = replace(run, note=MlflowNote("killed", "1", "http://host:5000", uri))
+    assert not list(tell_ends([run], "http://me:word@host:5000"))
+    assert mlflow.asked == ["http://me:word@host:5000"] and mlflow.ends == {"killed": "KILLED"}
+
+
 def test_an_mlflow_that_is_away_is_asked_once_for_all_runs_and_again_by_the_next_command(tmp_path, mlflow):
     for number in range(3):
         _held(_begun(tmp_path, f"killed-{number}"), **GONE)

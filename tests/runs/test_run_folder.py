@@ -57,6 +57,19 @@ def test_the_first_claim_is_new_and_the_second_resumes(uri):
     assert storage.read_text(f"{uri}/config.yaml") == CONFIG
 
 
+def test_passwords_of_urls_are_in_no_config_and_a_resume_needs_none(uri):
+    secret = (
+        f"{CONFIG}tracking: {{mlflow_uri: 'http://me:SECRET@host:5000'}}\ncaptions: {{tokenizer: 's3://A:B@c/d'}}\n"
+    )
+    plain = secret.replace("me:SECRET@", "").replace("A:B@", "")
+    assert RunFolder(uri).claim(secret) == "new"
+    assert storage.read_text(f"{uri}/config.yaml") == plain
+    storage.write_text(f"{uri}/config.yaml", secret)  # as an earlier version wrote it
+    assert RunFolder(uri).config_changes(secret, 0) == RunFolder(uri).config_changes(plain, 0) == {}
+    assert RunFolder(uri).claim(secret) == "resumed"
+    assert storage.read_text(f"{uri}/config.yaml") == plain and RunFolder(uri).read_events() == []
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

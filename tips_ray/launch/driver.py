@@ -118,7 +118,7 @@ def pretrain(
     rest = rest_of(config, folder.uri, until_step)
     if rest == "nothing":
         if until_step is None or until_step >= config.schedule.total_steps:
-            for line in tell_ends([status_of(folder.uri)]):
+            for line in tell_ends([status_of(folder.uri)], config.tracking.mlflow_uri):
                 tell("tracking", line)
         trainer.skip(config)
         return folder.uri

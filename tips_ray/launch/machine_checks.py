@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tips_ray import storage
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results
 from tips_ray.launch import cluster
 from tips_ray.launch.surroundings import surroundings
@@ -249,7 +250,8 @@ def _region(session: Any) -> str | None:
 
 
 def _given_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return storage.without_credentials(given) or None
 
 
 def _endpoint(session: Any) -> str:

@@ -58,8 +58,8 @@ def proxies_spare_the_store() -> str:
     proxy = urllib.request.getproxies().get(urlsplit(endpoint).scheme)
     if proxy and host and _is_private(host) and not urllib.request.proxy_bypass(host):
         raise ValueError(
-            f"AWS_ENDPOINT_URL ({endpoint}) would be asked through the proxy {_without_user(proxy)}, which is for "
-            f"addresses outside: add {host} to no_proxy (export no_proxy=$no_proxy,{host})"
+            f"AWS_ENDPOINT_URL ({_without_user(endpoint)}) would be asked through the proxy {_without_user(proxy)}, "
+            f"which is for addresses outside: add {host} to no_proxy (export no_proxy=$no_proxy,{host})"
         )
     return f"{_without_user(proxy)} is for addresses outside" if proxy else "none between here and the store"
 
@@ -71,9 +71,9 @@ def _is_private(host: str) -> bool:
         return host == "localhost" or "." not in host or host.endswith((".local", ".internal", ".lan"))
 
 
-def _without_user(proxy: str) -> str:
-    """The proxy without its user and password."""
-    return f"{proxy.partition('://')[0]}://{proxy.rpartition('@')[2].rpartition('://')[2]}"
+def _without_user(url: str) -> str:
+    """The URL of a proxy or store without its user and password."""
+    return f"{url.partition('://')[0]}://{url.rpartition('@')[2].rpartition('://')[2]}"
 
 
 def spare_loopback() -> None:

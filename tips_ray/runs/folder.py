@@ -109,7 +109,11 @@ class RunFolder:
         self._logs = self._metrics, self._samples, self._events, self._rejects
 
     def claim(self, config_text: str, step: int = 0) -> Literal["new", "resumed"]:
-        """Store `config_text` as the run's config, or compare it with the one that is there: see `config_changes`."""
+        """Store `config_text` as the run's config, or compare it with the one that is there: see `config_changes`.
+
+        Users and passwords in its URLs are left out; a resume takes them from the config that it is given.
+        """
+        config_text = storage.without_credentials(config_text)
         storage.mark_output(self.uri)
         if storage.create_text(self._config_uri, config_text):
             return "new"
@@ -117,6 +121,8 @@ class RunFolder:
         if changes:
             self.log_event("config", None, changes=changes)
             self.flush()
+        there = storage.read_text(self._config_uri)
+        if changes or there != storage.without_credentials(there):
             storage.write_text(self._config_uri, config_text)
         return "resumed"
 
@@ -129,7 +135,8 @@ class RunFolder:
             NotFoundError: there is no run.
             ValueError: the run has another config in a key that is not in `MAY_DIFFER`; all of them are listed.
         """
-        there, given = _completed(read_run_config(self.uri)), yaml.safe_load(config_text)
+        text, given = storage.read_text(self._config_uri), yaml.safe_load(storage.without_credentials(config_text))
+        there = _completed(parsed_config(storage.without_credentials(text), self._config_uri))
         changes = _changes(_flat(there), _flat(given))
         decided = _changes(deciding(_used(there, step)), deciding(_used(given, step)))
         refused = [f"  {key}: {change}" for key, change in decided.items()]

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tips_ray import storage
+from tips_ray.storage import without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 DEFAULTS |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 """Defaults of environment variables: MLflow itself would try for many minutes, and log every table."""
@@ -184,11 +184,6 @@ def _said(text: str) -> str:
     body = text.partition("Response body: ")[2] or text
     plain = " ".join(re.sub(r"<[^>]*>", " ", body).split()).strip("' ")
     return plain[:SAID_CHARACTERS] or "nothing"
-
-
-def without_credentials(text: str) -> str:
-    """`https://user:password@host` -> `https://host`."""
-    return CREDENTIALS.sub("", text)
 
 
 def one_line(error: Exception) -> str:

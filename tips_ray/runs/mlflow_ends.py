@@ -42,14 +42,20 @@ ANSWER_SECONDS = 3
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_SECONDS)}
 
 
-def tell_ends(runs: Iterable[RunStatus]) -> Iterator[str]:
+def tell_ends(runs: Iterable[RunStatus], with_credentials: str | None = None) -> Iterator[str]:
     """Tell MLflow the ends that it does not know. Best effort; yields a line for each MLflow that is away.
 
     Runs whose end it knows cost nothing: `mlflow.json` says so.
+
+    Args:
+        runs: those that may have ended.
+        with_credentials: URI of an MLflow with user and password, which a run folder does not hold.
     """
     places: dict[str, list[RunStatus]] = {}
     for run in runs:
         if _is_untold(run) and (uri := _place(run)):
+            if with_credentials and without_credentials(with_credentials) == uri:
+                uri = with_credentials
             places.setdefault(uri, []).append(run)
     for uri, untold in places.items():
         try:

@@ -8,7 +8,7 @@ from types import ModuleType
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 from tips_ray.storage import local, s3
-from tips_ray.storage.errors import NotFoundError, StorageError, attempt, failure, keep_trying
+from tips_ray.storage.errors import NotFoundError, StorageError, attempt, failure, keep_trying, without_credentials
 from tips_ray.storage.files import OUTPUT, StoredFile, fixed_folder, is_local, join, resolved, without_braces
 from tips_ray.storage.kinds import looks_like
 
@@ -39,6 +39,7 @@ __all__ = [
     "resolved",
     "stat",
     "upload",
+    "without_credentials",
     "write_bytes",
     "write_text",
 ]

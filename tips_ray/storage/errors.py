@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import time
 import urllib.request
 from collections.abc import Callable
@@ -14,6 +15,13 @@ from botocore.exceptions import BotoCoreError, ClientError, ProxyConnectionError
 Result = TypeVar("Result")
 BACKOFF_SECONDS = (0.5, 2.0)
 """Waits before the second and the third try; each is stretched at random by up to a half."""
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+def without_credentials(text: str) -> str:
+    """`https://user:password@host` -> `https://host`, for every URL in a text."""
+    return _CREDENTIALS.sub("", text)
 
 
 class StorageError(ValueError):
@@ -192,5 +200,5 @@ def _of_system(uri: str, error: BaseException) -> StorageError:
 
 
 def _unreachable(uri: str) -> StorageError:
-    store = _given_endpoint() or "AWS"
+    store = without_credentials(_given_endpoint()) or "AWS"
     return StorageError(f"{uri}: the store ({store}) cannot be reached; check AWS_ENDPOINT_URL and the network", True)

@@ -20,7 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
-from tips_ray.storage.errors import StorageError, attempt, proxy_of_store
+from tips_ray.storage.errors import StorageError, attempt, proxy_of_store, without_credentials
 from tips_ray.storage.files import OUTPUT, StoredFile, as_regex, is_hidden, is_output
 
 CONNECT_SECONDS, READ_SECONDS = 4, 60
@@ -274,5 +274,6 @@ def _endpoint(environment: tuple[tuple[str, str], ...]) -> str | None:
     settings = dict(environment)
     endpoint = settings.get("AWS_ENDPOINT_URL_S3") or settings.get("AWS_ENDPOINT_URL") or None
     if endpoint and not re.match(r"https?://[^/]", endpoint):
-        raise StorageError(f"AWS_ENDPOINT_URL ({endpoint}) must begin with http:// or https://")
+        shown = without_credentials(endpoint).rpartition("@")[2]
+        raise StorageError(f"AWS_ENDPOINT_URL ({shown}) must begin with http:// or https://")
     return endpoint
