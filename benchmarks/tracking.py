@@ -74,12 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in PARTS:
         seconds = sum(pair[name] for pair in pairs)
         print(f"{name:16} {1e3 * seconds / steps:6.2f} ms a step, {seconds / sum(pair['on'] for pair in pairs):.2%}")
-    _tell("on / off, pair by pair", [pair["on"] / pair["off"] for pair in pairs])
-    high = _tell("on / on without its parts", [pair["on"] / (pair["on"] - sum(map(pair.get, PARTS))) for pair in pairs])
+    tell_ratio("on / off, pair by pair", [pair["on"] / pair["off"] for pair in pairs])
+    high = tell_ratio(
+        "on / on without its parts", [pair["on"] / (pair["on"] - sum(pair[part] for part in PARTS)) for pair in pairs]
+    )
     print(f"the upper end is {'at most' if high <= BAR else 'above'} {BAR}")
 
 
-def _tell(what: str, ratios: Sequence[float]) -> float:
+def tell_ratio(what: str, ratios: Sequence[float]) -> float:
+    """Print the median of the ratios with its interval; returns the upper end."""
     low, high = interval(ratios)
     print(f"{what}: {median(ratios):.4f} (95 % interval {low:.4f} to {high:.4f})")
     return high
@@ -116,7 +119,7 @@ def _pairs(
     tracked = override(RunConfig, config.model_dump(), {"storage": str(folder), "name": "on"})
     tracking = start_tracking(tracked, str(folder / "on"))
     sides = {
-        "off": _Side(quiet, batch, _Silent()),
+        "off": _Side(quiet, batch, Silent()),
         "on": _Side(tracked, batch, _recorder(tracked, folder / "on", tracking)),
     }
     for side in sides.values():
@@ -139,7 +142,7 @@ def _recorder(config: RunConfig, folder: Path, tracking: Tracking) -> RunRecorde
     return RunRecorder(job, 0, CPU, lambda metrics: None)
 
 
-class _Silent:
+class Silent:
     """A recorder that records nothing."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
