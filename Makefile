@@ -5,7 +5,7 @@ EVENTS ?= 40
 PYTEST := $(BIN)/python tests/cpu_seconds.py $(BIN)/pytest --durations=15 --durations-min=5
 LEFT_OUT := not slow and not variant and not gpu
 
-.PHONY: install demo check test test-fast test-ray test-all fuzz soak lose-head
+.PHONY: install demo check test test-fast test-ray test-all fuzz soak lose-head namespaces
 
 install: .venv/.installed
 
@@ -46,3 +46,6 @@ soak: install
 
 lose-head: install
 	$(BIN)/python tests/lose_head.py
+
+namespaces: install
+	PYTHONPATH=.:tests $(BIN)/python tests/namespaces.py

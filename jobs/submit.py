@@ -147,7 +147,7 @@ def _tell_shortage(config: "RunConfig | None", nodes: list[dict[str, float]]) ->
     from tips_ray.console import tell
     from tips_ray.launch.cluster import require_nodes
 
-    if config is None:
+    if config is None or not nodes:  # a head that has just started lists none yet
         return
     try:
         require_nodes(config, nodes, "the cluster")

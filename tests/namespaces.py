@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 BRIDGE, NETWORK, HERE = "tips-ray", "10.77.0", "10.77.0.1"
 HEAD, DASHBOARD = f"{NETWORK}.2", f"http://{NETWORK}.2:8265"
-STEPS, PATIENCE_SECONDS = 240, 600
+STEPS, PATIENCE_SECONDS = 60, 600
 ROLES = {"data": (4, {"data": 4}), "caption": (2, {"caption": 1}), "train": (1, {"train": 1})}
 """CPUs and roles of each kind of node."""
 
