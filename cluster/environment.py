@@ -6,18 +6,19 @@ import shlex
 import time
 import tomllib
 import uuid
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from packaging.version import Version
 
-from cluster.job_server import POLL_SECONDS, JobServer, ServerError, patiently
+from cluster.job_server import POLL_SECONDS, JobExistsError, JobServer, ServerError, patiently
 from tips_ray.console import tell
 
 OWN = "tips_ray"
 """Key of a job's metadata that only jobs of `tips-ray submit` have; its value is the id without the attempt."""
-CHECK_MARK = "check"
+CHECK_MARK, OLD_SECONDS = "check", 600
 CHECK_SECONDS = 180.0
 """Longest time of the job that asks for versions; an agent that has just started takes a minute."""
 CHECK = """
@@ -98,13 +99,12 @@ def _require_uv(found: dict[str, Any]) -> None:
 
 def _asked(server: JobServer) -> dict[str, Any]:
     """What a small job on the cluster says of its versions; it shows too that the agent starts jobs."""
-    for old in server.jobs():
-        if (old.metadata or {}).get(OWN) == CHECK_MARK and old.status.is_terminal():
-            server.forget(str(old.submission_id))  # this one stays: Ray notes the end of a job that was deleted at once
+    _forget_old_checks(server)
     job_id = f"tips-ray-check-{uuid.uuid4().hex[:8]}"
     entrypoint = f"python -c {shlex.quote(CHECK)} || python3 -c {shlex.quote(CHECK)}"
     whom = f"the job agent of {server.address}"
-    patiently(lambda: server.submit(job_id, entrypoint, metadata={OWN: CHECK_MARK}), CHECK_SECONDS, whom)
+    with suppress(JobExistsError):  # its first answer was lost on the way
+        patiently(lambda: server.submit(job_id, entrypoint, metadata={OWN: CHECK_MARK}), CHECK_SECONDS, whom)
     deadline = time.monotonic() + CHECK_SECONDS
     while not (job := patiently(lambda: server.job(job_id), CHECK_SECONDS, whom)).status.is_terminal():
         if time.monotonic() > deadline:
@@ -119,3 +119,12 @@ def _asked(server: JobServer) -> dict[str, Any]:
         if line.startswith("tips_ray {"):
             return json.loads(line.removeprefix("tips_ray "))
     raise ServerError(f"the cluster runs no Python: {(job.message or log).strip().splitlines()[-1:] or job.status}")
+
+
+def _forget_old_checks(server: JobServer) -> None:
+    """Delete checks that nobody waits for any more; Ray would note the end of one that is deleted at once."""
+    for job in server.jobs():
+        is_old = (job.end_time or 0) / 1000 < time.time() - OLD_SECONDS
+        if (job.metadata or {}).get(OWN) == CHECK_MARK and job.status.is_terminal() and is_old:
+            with suppress(ServerError):  # another submit was faster
+                server.forget(str(job.submission_id))

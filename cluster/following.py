@@ -33,8 +33,15 @@ def follow(server: JobServer, job_id: str, write: Callable[[str], object]) -> Jo
         UnknownJobError: the server has no such job, or no longer.
         UnreachableError: it has not answered for ten minutes.
     """
+    try:
+        return _followed(server, job_id, _Log(write))
+    except WriteError as error:
+        raise error.args[0] from None
+
+
+def _followed(server: JobServer, job_id: str, log: "_Log") -> JobDetails:
     _wait_for_start(server, job_id)
-    log, has_told = _Log(write), False
+    has_told = False
     while not (job := _job(server, job_id)).status.is_terminal():
         try:
             asyncio.run(_tail(server, job_id, log))
@@ -67,6 +74,10 @@ def reason(job: JobDetails) -> str:
     return lines[0] if lines else str(job.status)
 
 
+class WriteError(Exception):
+    """The log cannot be written where it should go: the pipe is closed, or the disk is full."""
+
+
 class _Log:
     """What was written so far; the server always begins at the start of the log."""
 
@@ -80,10 +91,13 @@ class _Log:
     def see(self, text: str) -> None:
         """Write what of the next piece of this connection is new."""
         new = text[max(0, self.written - self._read) :]
+        if new:
+            try:
+                self._write(new)
+            except OSError as error:  # not a lost connection
+                raise WriteError(error) from None
         self._read += len(text)
         self.written = max(self.written, self._read)
-        if new:
-            self._write(new)
 
     def see_all(self, text: str) -> None:
         """Write what of the whole log is new."""

@@ -19,8 +19,10 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 REQUEST_SECONDS = 60.0
 """Longest wait for an answer; Ray's own client waits for ever."""
 POLL_SECONDS = 2.0
-STARTING = ("No available agent", "Agent info not found", "Head node id has not", "503", "502", "504")
-"""What a head says whose job agent has not started, and a proxy whose head has not."""
+STARTING = ("No available agent", "Agent info not found", "Head node id has not", "UNAVAILABLE")
+"""What a head says whose job agent or store has not started."""
+PROXY = (502, 503, 504)
+"""What a proxy answers whose head does not."""
 TOKEN_CURE = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds the cluster's token; KubeRay keeps it in the "
     "secret of the cluster's name, key auth_token"
@@ -62,14 +64,15 @@ class _Client(JobSubmissionClient):
             raise ServerError(f"the certificate of {self._address} is not trusted: {_last_line(str(error))}") from None
         except requests.exceptions.RequestException as error:
             raise UnreachableError(_cause(error)) from None
-        if answer.status_code >= 500 and any(sign in f"{answer.status_code} {answer.text}" for sign in STARTING):
+        is_starting = answer.status_code >= 500 and any(sign in answer.text for sign in STARTING)
+        if answer.status_code in PROXY or is_starting or (answer.status_code >= 500 and method == "GET"):
             raise UnreachableError(_last_line(answer.text) or f"status {answer.status_code}")
         return answer
 
     def _raise_error(self, r: requests.Response) -> NoReturn:
         text = _last_line(r.text)
-        if "already exists" in text:
-            raise JobExistsError(text)
+        if "already exists" in r.text:
+            raise JobExistsError(f"{self._address} has a job with this id already")
         if r.status_code == 404:
             raise UnknownJobError(f"{self._address} has no such job: {text}; tips-ray jobs list shows those it has")
         if r.status_code == 413 or "exceeds the maximum" in r.text:
@@ -90,13 +93,16 @@ class JobServer:
         return self._answer("/api/version")["ray_version"]
 
     def nodes(self) -> list[dict[str, float]]:
-        """Ray resources of each living node."""
-        rows = self._answer("/api/v0/nodes?limit=10000&detail=1")["data"]["result"]["result"]
-        return [dict(row.get("resources_total") or {}) for row in rows if row.get("state") == "ALIVE"]
+        """Ray resources of each living node; empty where the dashboard does not tell them."""
+        try:
+            rows = self._answer("/api/v0/nodes?limit=10000&detail=1")["data"]["result"]["result"]
+            return [dict(row.get("resources_total") or {}) for row in rows if row.get("state") == "ALIVE"]
+        except (ServerError, TypeError, KeyError, AttributeError):  # only for a hint
+            return []
 
     def jobs(self) -> list[JobDetails]:
         """All jobs that were submitted, the oldest first."""
-        found = [job for job in self._client.list_jobs() if job.submission_id]
+        found = [job for job in self._read(self._client.list_jobs) if job.submission_id]
         return sorted(found, key=lambda job: job.start_time or 0)
 
     def job(self, job_id: str) -> JobDetails:
@@ -104,7 +110,7 @@ class JobServer:
         Raises:
             UnknownJobError: there is none with this id.
         """
-        return self._client.get_job_info(job_id)
+        return self._read(lambda: self._client.get_job_info(job_id))
 
     def submit(self, job_id: str, entrypoint: str, **options: Any) -> str:
         """
@@ -129,17 +135,22 @@ class JobServer:
 
     def log(self, job_id: str) -> str:
         """All that the job has printed so far."""
-        return self._client.get_job_logs(job_id)
+        return self._read(lambda: self._client.get_job_logs(job_id))
 
     def tail(self, job_id: str) -> Any:
         """Asynchronous iterator of what the job prints, from the beginning, until it or the connection ends."""
         return self._client.tail_job_logs(job_id)
 
     def _answer(self, endpoint: str) -> Mapping[str, Any]:
-        answer = self._client._do_request("GET", endpoint)
+        return self._read(lambda: self._client._do_request("GET", endpoint).json())
+
+    def _read(self, ask: Callable[[], Found]) -> Found:
+        """What `ask` returns; an answer of another form is not Ray's."""
         try:
-            return answer.json()
-        except ValueError:
+            return ask()
+        except UnreachableError as error:
+            raise UnreachableError(f"{self.address}: {error}") from None
+        except (TypeError, KeyError, ValueError):
             raise ServerError(_no_dashboard(self.address)) from None
 
 
@@ -158,7 +169,7 @@ def connect(address: str | None, seconds: float) -> JobServer:
     def made() -> JobServer:
         try:
             return JobServer(_Client(url))
-        except (RuntimeError, KeyError, ValueError):  # 404, or an answer of something else
+        except (RuntimeError, KeyError, TypeError, ValueError):  # 404, or an answer of something else
             raise ServerError(_no_dashboard(url)) from None
         except requests.exceptions.HTTPError as error:
             raise UnreachableError(_last_line(str(error))) from None
@@ -221,7 +232,7 @@ def _cause(error: requests.exceptions.RequestException) -> str:
 
 def _last_line(text: str) -> str:
     """What matters in an answer that may be a traceback or JSON."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip(" .")]
     try:
         return str(json.loads(text)["msg"])
     except (ValueError, KeyError, TypeError):

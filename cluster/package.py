@@ -20,14 +20,17 @@ ENVIRONMENTS = {".git", ".venv", "venv", "env", "node_modules", "__pycache__", "
 DATA = {".parquet", ".tar", ".arrow", ".npz", ".npy", ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".h5", ".db",
         ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gz", ".zst", ".zip", ".mp4", ".sqlite"}  # fmt: skip
 KEY_NAMES = re.compile(
-    r"\.env(\..*)?|.*\.(pem|key|p12|pfx|kdbx)|id_(rsa|dsa|ecdsa|ed25519)|\.netrc|\.pgpass|\.htpasswd|credentials"
-    r"|auth_token|kubeconfig|.*\.kubeconfig|\.(aws|ssh|kube|ray)"
+    r".*\.env|\.env(\..*|rc)|.*\.(pem|key|p12|pfx|kdbx)|id_(rsa|dsa|ecdsa|ed25519)|\.netrc|\.pgpass|\.htpasswd"
+    r"|.*credentials.*|.*_password|secrets?|auth_token|kubeconfig|.*\.kubeconfig|\.(aws|ssh|kube|ray|docker)"
 )
 KEY_TEXTS = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}\b"
-    rb"|\bgh[pousr]_[A-Za-z0-9]{36}|://[^/@\s'\"]*:[^/@\s'\"]+@"
+    rb"|\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{20}|\bglpat-[\w-]{20}|\bsk-[A-Za-z0-9_-]{20}|://[^/@\s'\"]*:[^/@\s'\"]+@"
+    rb"|(?i:aws_secret_access_key[\"']?\s*[=:]\s*[^\s$<{]{8})"
 )
-"""Private keys, access keys of AWS, tokens of Hugging Face and GitHub, URLs with a password."""
+"""Private keys, keys of AWS, tokens of Hugging Face, GitHub, GitLab and OpenAI, URLs with a password."""
+NEVER = {".rayignore", ".gitignore"}
+"""Files that Ray itself obeys; the package is chosen already."""
 
 
 class Package(NamedTuple):
@@ -50,17 +53,18 @@ class Package(NamedTuple):
             yield f"{'':10} left out: {listed(self.left_out)}"
 
     def write(self, folder: Path) -> None:
-        """Copy the files to their places below `folder`."""
+        """Copy the files to their places below `folder`: what later changes here does not change what travels."""
         for name, path in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
+            shutil.copy(path, folder / name)
 
 
-def package(named: Iterable[Path], added: Sequence[Path]) -> Package:
+def package(named: Iterable[Path], added: Sequence[Path], without: Sequence[Path] = ()) -> Package:
     """
     Args:
         named: files that the command and its configs name, below the working directory.
         added: files and folders that the user wants to travel.
+        without: files and folders that do not.
 
     Raises:
         Faults: a file holds a key or lies outside of the working directory, or all together are too large.
@@ -72,15 +76,10 @@ def package(named: Iterable[Path], added: Sequence[Path]) -> Package:
             raise ValueError(f"--with {path}: there is no such file or folder")
         inside = _below(path, left_out) if path.is_dir() else [path]
         files |= {_place(file): file for file in inside}
-    found = Package(dict(sorted(files.items())), left_out)
-    if secret := [name for name, path in found.files.items() if _is_secret(path)]:
-        raise Faults(
-            [
-                f"{name} holds a key or a password and would be readable for everyone on the cluster: take it out, and "
-                "give it to the nodes by their environment or an account of the cloud"
-                for name in secret
-            ]
-        )
+    unwanted = [_place(path) for path in without]
+    kept = {name: path for name, path in files.items() if not any(f"{name}/".startswith(f"{no}/") for no in unwanted)}
+    found = Package(dict(sorted(kept.items())), left_out)
+    _require_readable(found)
     if found.bytes > MOST_BYTES:
         largest = max(found.files, key=lambda name: found.files[name].stat().st_size)
         raise ValueError(
@@ -90,10 +89,58 @@ def package(named: Iterable[Path], added: Sequence[Path]) -> Package:
     return found
 
 
+def _require_readable(found: Package) -> None:
+    """
+    Raises:
+        Faults: files hold keys, cannot be read, or have names that are no UTF-8.
+    """
+    faults = []
+    for name, path in found.files.items():
+        try:
+            name.encode()
+            if _is_secret(path):
+                faults.append(
+                    f"{name} holds a key or a password, or is named like one; everyone on the cluster could read it: "
+                    "take it out and give it to the nodes by their environment or an account of the cloud; if it is "
+                    f"none, --without {name}"
+                )
+        except UnicodeEncodeError:
+            faults.append(f"{name!r} has a name that is no UTF-8; rename it, or leave it out: --without")
+        except OSError as error:
+            faults.append(f"{name} cannot be read ({error.strerror}); mend it, or leave it out: --without {name}")
+    if faults:
+        raise Faults(faults)
+
+
+def require_no_password(words: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: a word holds a key or a password, which the list of jobs would show.
+    """
+    for word in words:
+        if KEY_TEXTS.search(os.fsencode(word)):
+            raise ValueError(
+                f"{word.partition('=')[0]} holds a key or a password, and everyone on the cluster could read it: leave "
+                "it out and give it to the nodes by their environment"
+            )
+
+
 def named_files(words: Iterable[str]) -> list[Path]:
-    """The local files among words of a command: those of its configs, and of overrides `KEY=FILE`."""
+    """The local files among words of a command: those of its configs, and of overrides `KEY=FILE`.
+
+    Raises:
+        ValueError: a file is named by its whole path, which the cluster does not have.
+    """
     texts = [part for word in words for part in (word, word.partition("=")[2])]
-    return [Path(text) for text in dict.fromkeys(texts) if text and _is_file(text)]
+    found = [Path(text) for text in dict.fromkeys(texts) if text and _is_file(text)]
+    if whole := [path for path in found if path.is_absolute() and _is_below_here(path)]:
+        raise ValueError(f"{whole[0]} is another path on the cluster; write it relative to this folder")
+    return found
+
+
+def _is_below_here(path: Path) -> bool:
+    place = os.path.relpath(os.path.abspath(path), Path.cwd())
+    return place != ".." and not place.startswith("../")
 
 
 def _is_file(text: str) -> bool:
@@ -105,10 +152,9 @@ def _is_file(text: str) -> bool:
 
 def _place(path: Path) -> str:
     """Path in the package, which is the same as from the working directory, so that the command stays as it is."""
-    place = os.path.relpath(path.resolve(), Path.cwd().resolve())
-    if place.startswith(".."):
+    if not _is_below_here(path):
         raise ValueError(f"{path} lies outside of this folder; change to a folder above it, or copy it here")
-    return Path(place).as_posix()
+    return Path(os.path.relpath(os.path.abspath(path), Path.cwd())).as_posix()
 
 
 def _below(folder: Path, left_out: list[str]) -> Iterator[Path]:
@@ -121,18 +167,19 @@ def _below(folder: Path, left_out: list[str]) -> Iterator[Path]:
         left_out += [f"{here / name}/" for name in sorted(folders) if is_left[name] and name != "__pycache__"]
         folders[:] = sorted(name for name in folders if not is_left[name])
         for path in sorted(here / name for name in names):
-            if path.suffix.lower() in DATA:
+            is_unfit = not path.is_file() or path.is_symlink() or not os.access(path, os.R_OK)
+            if path.suffix.lower() in DATA and path.is_file():
                 data.append(path)
-            elif KEY_NAMES.fullmatch(path.name) or path.resolve() in ignored or not os.access(path, os.R_OK):
+            elif is_unfit or KEY_NAMES.fullmatch(path.name) or path.resolve() in ignored:
                 left_out.append(str(path))
-            elif path.is_file():
+            elif path.name not in NEVER:
                 yield path
     if data:
         left_out.append(f"{len(data)} data files of {folder} ({bytes_text(sum(path.stat().st_size for path in data))})")
 
 
 def _is_left_out(folder: Path) -> bool:
-    is_key = KEY_NAMES.fullmatch(folder.name) is not None
+    is_key = KEY_NAMES.fullmatch(folder.name) is not None or folder.is_symlink()
     return is_key or folder.name in ENVIRONMENTS or (folder / "pyvenv.cfg").exists() or folder.suffix == ".egg-info"
 
 
@@ -147,4 +194,7 @@ def _ignored_by_git(folder: Path) -> set[Path]:
 
 def _is_secret(path: Path) -> bool:
     with path.open("rb") as file:
-        return KEY_NAMES.fullmatch(path.name) is not None or KEY_TEXTS.search(file.read(MOST_SCANNED_BYTES)) is not None
+        content = file.read(MOST_SCANNED_BYTES)
+    token = os.environ.get("RAY_AUTH_TOKEN", "").encode()
+    is_named = KEY_NAMES.fullmatch(path.name) is not None
+    return is_named or KEY_TEXTS.search(content) is not None or bool(token and token in content)

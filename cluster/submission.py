@@ -3,14 +3,14 @@
 import os
 import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from ray.job_submission import JobDetails
+from ray.job_submission import JobDetails, JobStatus
 
 from cluster.environment import OWN, Environment
 from cluster.following import exit_code, follow, reason
@@ -20,17 +20,21 @@ from cluster.job_server import (
     JobServer,
     ServerError,
     UnknownJobError,
+    UnreachableError,
     connect,
+    patiently,
 )
 from cluster.names import object_name
-from cluster.package import Package, named_files
+from cluster.package import named_files, require_no_password
 from tips_ray.config import RunConfig, load_config
 from tips_ray.config.sweep import load_sweep
 from tips_ray.console import tell
 from tips_ray.errors import RunStopped
 
 MISTAKE, INTERRUPTED = 2, 130
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, AWAY_SECONDS = 5.0, 300.0, 600.0
+WITH_RUN = ("pretrain", "caption", "index")
+"""Commands whose config is that of a run."""
 
 
 class Task(NamedTuple):
@@ -54,33 +58,85 @@ class Task(NamedTuple):
         return shlex.join(["tips-ray", *self.words, *supervise])
 
 
-def task(words: Sequence[str]) -> Task:
+def task(words: Sequence[str], arguments: Namespace) -> Task:
+    """
+    Args:
+        words: the command and its arguments.
+        arguments: as the command's own parser reads them.
+
+    Raises:
+        ValueError: a config is wrong, or results would be lost with the job.
+    """
+    command, files = words[0], _files(words[1:])
+    require_no_password(words)
+    if command == "sweep":
+        config = load_sweep(arguments.config, arguments.overrides)
+    elif command in WITH_RUN:
+        config = load_config(RunConfig, arguments.config, arguments.overrides)
+    else:
+        _require_kept(command, arguments)
+        return Task(list(words), object_name(command, *words[1:]), command, "", None, files)
+    _require_shared("storage", config.storage)
+    if command not in ("pretrain", "sweep"):
+        name = f"{command}-{config.name}"
+        return Task(list(words), object_name(name, *words[1:]), name, "", None, files)
+    storage = config.storage.rstrip("/")
+    run = config if isinstance(config, RunConfig) else None
+    stem = object_name(config.name, command, storage)
+    return Task(list(words), stem, config.name, f"{storage}/{config.name}", run, files)
+
+
+def _require_kept(command: str, arguments: Namespace) -> None:
     """
     Raises:
-        ValueError: a config is wrong, or its results would be lost with the job.
+        ValueError: what the command writes would be lost with the job.
     """
-    command, *rest = words
-    files = named_files(rest)
-    configs = [path for path in files if path.suffix in (".yaml", ".yml")]
-    files = list(dict.fromkeys([*files, *(named for path in configs for named in _named_in(path))]))
-    if command in ("pretrain", "sweep") and configs:
-        given = [word for word in rest if "=" in word and not word.startswith("-")]
-        config = load_config(RunConfig, configs[0], given) if command == "pretrain" else load_sweep(configs[0], given)
-        if "://" not in config.storage and not Path(config.storage).is_absolute():
-            raise ValueError(
-                f"storage ({config.storage}) would be a folder of the job, which Ray deletes after it: use s3://, or "
-                "the whole path of a folder that all nodes share"
-            )
-        place = f"{config.storage.rstrip('/')}/{config.name}"
-        run = config if isinstance(config, RunConfig) else None
-        return Task(list(words), object_name(config.name, command, config.storage), config.name, place, run, files)
-    return Task(list(words), object_name(command, *rest), command, "", None, files)
+    if command == "evaluate":
+        _require_shared("--output", arguments.output or "out/evaluation")
+    elif command == "ablate":
+        _require_shared("--output", arguments.output)
+    elif command == "embed":
+        _require_shared("OUT", arguments.out)
+    elif command == "export":
+        _require_shared("OUT", arguments.paths[-1])
 
 
-def _named_in(path: Path) -> Iterator[Path]:
-    """Files that a config names, from the working directory or from its own folder."""
-    for text in _texts(yaml.safe_load(path.read_text())):
-        yield from named_files([text, str(path.parent / text)] if "\n" not in text else [])
+def _require_shared(key: str, place: str) -> None:
+    if "://" not in place and not Path(place).is_absolute():
+        raise ValueError(
+            f"{key} ({place}) would be a folder of the job, which Ray deletes after it: use s3://, or the whole path "
+            "of a folder that all nodes share"
+        )
+
+
+def _files(words: Sequence[str]) -> list[Path]:
+    """Local files that the words name, and those that configs among them name, and so on."""
+    texts = [text for word in words if "=" in word for text in _texts_of(word.partition("=")[2])]
+    left = [*named_files(words), *_relative(texts, Path())]
+    found: dict[Path, None] = {}
+    while left:
+        path = left.pop(0)
+        if path in found:
+            continue
+        found[path] = None
+        if path.suffix in (".yaml", ".yml"):
+            left += _relative(_texts_of(path), path.parent)
+    return list(found)
+
+
+def _relative(texts: Iterable[str], folder: Path) -> list[Path]:
+    """Files that a config in `folder` names from there or from here; a whole path is one of the cluster's nodes."""
+    near = [text for text in texts if "\n" not in text and not Path(text).is_absolute()]
+    return named_files([*near, *(str(folder / text) for text in near)])
+
+
+def _texts_of(source: Path | str) -> list[str]:
+    """Every text of a YAML file or value; none of what is no YAML, which its own reader will tell."""
+    try:
+        tree = yaml.safe_load(source.read_text() if isinstance(source, Path) else source)
+        return list(_texts(tree))
+    except (yaml.YAMLError, ValueError, OSError, RecursionError):
+        return []
 
 
 def _texts(tree: Any) -> Iterator[str]:
@@ -101,11 +157,12 @@ def attempts(server: JobServer, stem: str) -> list[JobDetails]:
 
 
 def start(
-    server: JobServer, task: Task, package: Package, environment: Environment, labels: dict[str, str], least: int = 1
+    server: JobServer, task: Task, folder: Path, environment: Environment, labels: dict[str, str], least: int = 1
 ) -> str:
     """Hand the command over; returns the job's id.
 
     Args:
+        folder: of the package's files.
         labels: that the driver's node must have; empty: the head.
         least: smallest number of the attempt.
 
@@ -113,19 +170,20 @@ def start(
         JobExistsError: another submit was faster.
         ServerError: it is refused.
     """
-    number = max([least, *(_attempt(job) + 1 for job in attempts(server, task.stem))])
+    known = attempts(server, task.stem)
+    if there := next((job for job in known if not job.status.is_terminal()), None):
+        raise JobExistsError(f"the job {there.submission_id} does this already")
+    number = max([least, *(_attempt(job) + 1 for job in known)])
     metadata = {OWN: task.stem, "name": task.name, "place": task.place, "command": task.words[0]}
     metadata |= {"attempt": str(number)}
     os.environ.setdefault("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")  # the package is chosen already
-    with tempfile.TemporaryDirectory() as folder:
-        package.write(Path(folder))
-        return server.submit(
-            f"{task.stem}-{number}",
-            environment.command(task.entrypoint),
-            runtime_env=environment.runtime(Path(folder)),
-            metadata=metadata,
-            entrypoint_label_selector=labels or None,
-        )
+    return server.submit(
+        f"{task.stem}-{number}",
+        environment.command(task.entrypoint),
+        runtime_env=environment.runtime(folder),
+        metadata=metadata,
+        entrypoint_label_selector=labels or None,
+    )
 
 
 def _attempt(job: JobDetails) -> int:
@@ -146,36 +204,46 @@ def watch(server: JobServer, job_id: str, retries: int, again: Callable[[JobServ
     """
     for left in range(retries, -1, -1):
         try:
-            code = exit_code(job := follow(server, job_id, _print))
-            ending = f"the job {job_id} ended with code {code}: {reason(job)}"
+            job = follow(server, job_id, _print)
+            code, ending = exit_code(job), f"the job {job_id} ended with code {exit_code(job)}: {reason(job)}"
+            if code in (0, MISTAKE, INTERRUPTED, RunStopped.exit_code) or not left:
+                return _told(job)
         except UnknownJobError:
-            code, ending = 1, f"the cluster has lost the job {job_id}: its head was started anew"
+            ending = f"the cluster has lost the job {job_id}: its head was started anew"
             if not left:
                 raise ServerError(f"{ending}; the same command starts the run again where it stands") from None
-        if code in (0, MISTAKE, INTERRUPTED, RunStopped.exit_code) or not left:
-            return _told(job_id, code)
+        except UnreachableError as error:
+            ending = str(error)
+            if not left:
+                raise
         seconds = min(FIRST_WAIT_SECONDS * 2 ** (retries - left), LONGEST_WAIT_SECONDS)
         tell("restart", f"{ending}; it starts again in {seconds:.0f} s ({left} left)", seconds=seconds)
         time.sleep(seconds)
-        server = connect(server.address, LONGEST_WAIT_SECONDS)
+        server = connect(server.address, AWAY_SECONDS)
         job_id = _again(server, job_id, again)
     raise AssertionError("a loop with at least one turn returns")
 
 
 def _again(server: JobServer, job_id: str, again: Callable[[JobServer, int], str]) -> str:
+    """Start the job again unless it lives, or another submit has started it."""
     stem, _, number = job_id.rpartition("-")
+    whom = f"the cluster at {server.address}"
     try:
-        return again(server, int(number))
+        return patiently(lambda: again(server, int(number)), AWAY_SECONDS, whom)
     except JobExistsError:
-        running = live(server, stem)
+        running = patiently(lambda: live(server, stem), AWAY_SECONDS, whom)
         if running is None or running.submission_id is None:
             raise
         return running.submission_id
 
 
-def _told(job_id: str, code: int) -> int:
+def _told(job: JobDetails) -> int:
+    code = exit_code(job)
     ending = {0: "is done", RunStopped.exit_code: "was stopped and saved; the same command goes on"}
-    tell("end", f"{'end':10} {job_id} {ending.get(code, f'failed with code {code}')}", exit_code=code)
+    text = ending.get(code, f"failed with code {code}")
+    if job.status == JobStatus.STOPPED:
+        text = "was stopped by Ray, perhaps before it could save; the same command goes on from its newest checkpoint"
+    tell("end", f"{'end':10} {job.submission_id} {text}", exit_code=code)
     return code
 
 
@@ -187,7 +255,7 @@ def _print(text: str) -> None:
 def wait_for_end(server: JobServer, job_id: str, seconds: float) -> bool:
     """Whether the job has ended within so many seconds."""
     deadline = time.monotonic() + seconds
-    while not server.job(job_id).status.is_terminal():
+    while not patiently(lambda: server.job(job_id), seconds, "the cluster").status.is_terminal():
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_SECONDS)

@@ -2,7 +2,7 @@
 
   tips-ray jobs list [--all]              jobs, the newest first; --all: those of others too
   tips-ray jobs status JOB                state, times, results, and an exit code for scripts: 0 done, 10 under way,
-                                          75 stopped, 1 failed
+                                          75 stopped, else that of the failed command
   tips-ray jobs logs JOB [--follow]       what it has printed; --follow until it ends, with the job's exit code
   tips-ray jobs stop JOB [--now]          the run or sweep saves and leaves, and then the job ends; --now: Ray ends it,
                                           which kills after 3 s unless the cluster sets RAY_JOB_STOP_WAIT_TIME_S
@@ -158,7 +158,8 @@ def _state(job: "JobDetails") -> str:
 
 def _command(job: "JobDetails") -> str:
     facts = job.metadata or {}
-    return f"{facts['command']} {facts['name']}" if facts.get("place") else job.entrypoint[:60]
+    is_own = facts.get("place") and "command" in facts and "name" in facts
+    return f"{facts['command']} {facts['name']}" if is_own else job.entrypoint[:60]
 
 
 def _when(job: "JobDetails") -> str:

@@ -18,10 +18,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from cluster.package import Package
     from cluster.submission import Task
     from tips_ray.config import RunConfig
 
@@ -38,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="print the job's log until it ends; exit code of the job")
     parser.add_argument("--retries", type=int, default=0, metavar="N", help="with --follow: new starts after a loss")
     parser.add_argument("--with", dest="added", type=Path, nargs="+", default=[], metavar="PATH", help="also travels")
+    parser.add_argument("--without", type=Path, nargs="+", default=[], metavar="PATH", help="does not travel")
     parser.add_argument("--env", choices=("image", "uv"), default="image", help="where the cluster's tips-ray is from: "
                         "its image, or uv.lock of this folder, which then travels whole")  # fmt: skip
     parser.add_argument("--driver-on", action="append", default=[], metavar="LABEL=VALUE", help="node label for the "
@@ -60,16 +60,25 @@ def run(arguments: argparse.Namespace) -> int | None:
     _require_arguments(arguments)
     if arguments.to:
         return _print_manifests(arguments)
+    import tempfile
+
     from cluster.package import package
     from cluster.submission import task
 
-    made = task(arguments.command_words)
-    travels = package(made.files, [*arguments.added, *([Path(".")] if arguments.env == "uv" else [])])
+    made = task(arguments.command_words, command_arguments(arguments.command_words))
+    project = [Path(name) for name in ("pyproject.toml", "uv.lock") if arguments.env == "uv" and Path(name).is_file()]
+    added = [*arguments.added, *([Path(".")] if arguments.env == "uv" else [])]
+    travels = package([*made.files, *project], added, arguments.without)
     print("\n".join(travels.lines()), flush=True)
+    for word in arguments.command_words:
+        if Path(word).is_dir() and Path(word) not in arguments.added:
+            print(f"{'':10} {word} does not travel: the cluster needs it at this place, or add --with {word}")
     if arguments.dry_run:
         print(f"{'job':10} {made.stem}-1: {made.entrypoint}")
         return None
-    return _submit(arguments, made, travels)
+    with tempfile.TemporaryDirectory(prefix="tips-ray-package-") as folder:
+        travels.write(Path(folder))
+        return _submit(arguments, made, Path(folder))
 
 
 def _require_arguments(arguments: argparse.Namespace) -> None:
@@ -80,6 +89,8 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError("write -- before the command: tips-ray submit -- pretrain RUN.yaml")
     if not arguments.to and not words:
         raise ValueError("say what to submit after --, such as: tips-ray submit -- pretrain RUN.yaml")
+    if arguments.retries < 0:
+        raise ValueError(f"--retries ({arguments.retries}) must be 0 or more")
     if arguments.retries and not arguments.follow:
         raise ValueError("--retries needs --follow: somebody must see that a job was lost")
     from jobs.cli import COMMANDS
@@ -87,43 +98,48 @@ def _require_arguments(arguments: argparse.Namespace) -> None:
     if words and (words[0] not in COMMANDS or words[0] in LOCAL):
         known = ", ".join(name for name in COMMANDS if name not in LOCAL)
         raise ValueError(f"{words[0]} is no command for a cluster; those are {known}")
-    _require_known_options(words)
 
 
-def _require_known_options(words: Sequence[str]) -> None:
-    """The command's own parser must take the words: a mistake is told here, not by the cluster."""
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog} does not take these words: {message}")
+
+
+def command_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """The words of a command as its own parser reads them: a mistake is told here, not by the cluster.
+
+    Raises:
+        ValueError: the parser does not take them.
+    """
     import importlib
 
-    if not words:
-        return
-    parser = argparse.ArgumentParser(prog=f"tips-ray {words[0]}", exit_on_error=False)
+    parser = _Parser(prog=f"tips-ray {words[0]}", add_help=False)
     importlib.import_module(f"jobs.{words[0]}").add_arguments(parser)
-    try:
-        parser.parse_intermixed_args(list(words[1:]))
-    except (argparse.ArgumentError, SystemExit) as error:
-        raise ValueError(f"tips-ray {words[0]} does not take these words: {error}") from None
+    return parser.parse_intermixed_args(list(words[1:]))
 
 
-def _submit(arguments: argparse.Namespace, made: "Task", travels: "Package") -> int | None:
+def _submit(arguments: argparse.Namespace, made: "Task", folder: Path) -> int | None:
     from cluster.environment import checked
-    from cluster.job_server import JobServer, connect
+    from cluster.job_server import JobExistsError, JobServer, connect
     from cluster.submission import live, start, watch
 
     labels = dict(_label(text) for text in arguments.driver_on)
 
     def again(server: JobServer, last: int) -> str:
-        return start(server, made, travels, checked(server, arguments.env), labels, last + 1)
+        return start(server, made, folder, checked(server, arguments.env), labels, last + 1)
 
-    server = connect(arguments.address, arguments.wait)
+    job_id, server = "", connect(arguments.address, arguments.wait)
     running = live(server, made.stem)
     if running is None:
         _tell_shortage(made.run, server.nodes())
-    elif not arguments.follow:
-        raise ValueError(
-            f"the job {running.submission_id} does this already: tips-ray jobs logs {running.submission_id} --follow "
-            f"shows it, tips-ray jobs stop {running.submission_id} ends it"
-        )
-    job_id = running.submission_id if running and running.submission_id else again(server, 0)
+        try:
+            job_id = again(server, 0)
+        except JobExistsError:  # another submit was faster
+            running = live(server, made.stem)
+            if running is None:
+                raise
+    if running is not None:
+        job_id = _joined(running.submission_id or "", arguments.follow)
     _tell_job(job_id, "is under way already; this follows it" if running else "is submitted", made.place)
     if not arguments.follow:
         return None
@@ -131,6 +147,20 @@ def _submit(arguments: argparse.Namespace, made: "Task", travels: "Package") -> 
         return watch(server, job_id, arguments.retries, again)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the job {job_id} goes on; tips-ray jobs stop {job_id} ends it") from None
+
+
+def _joined(job_id: str, follows: bool) -> str:
+    """The job that does the work already.
+
+    Raises:
+        ValueError: it is not to be followed.
+    """
+    if follows:
+        return job_id
+    raise ValueError(
+        f"the job {job_id} does this already: tips-ray jobs logs {job_id} --follow shows it, tips-ray jobs stop "
+        f"{job_id} ends it"
+    )
 
 
 def _tell_job(job_id: str, what: str, place: str) -> None:

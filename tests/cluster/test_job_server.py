@@ -20,6 +20,8 @@ from cluster.job_server import JobExistsError, ServerError, UnknownJobError, Unr
         (answer(404), r"is no dashboard of Ray with a job server"),
         (answer(200, "<html>"), r"is no dashboard of Ray"),
         (answer(200, "{}"), r"is no dashboard of Ray"),
+        (answer(200, "[]"), r"is no dashboard of Ray"),
+        (answer(200, "null"), r"is no dashboard of Ray"),
     ],
 )
 def test_what_is_no_open_job_server_is_refused_at_once(board, given, sentence):
@@ -91,8 +93,43 @@ def test_an_id_that_is_taken_and_one_that_is_unknown_have_errors_of_their_own(bo
         server.job("b-1")
 
 
-def test_only_living_nodes_count(board):
-    assert connect(board.address, 1).nodes() == [{"CPU": 4.0}]
+@pytest.mark.parametrize("said", ["{}", '{"data": {"result": null}}', "[]", "<html>"])
+def test_only_living_nodes_count_and_none_where_the_dashboard_does_not_tell_them(board, said):
+    server = connect(board.address, 1)
+    assert server.nodes() == [{"CPU": 4.0}]
+    for status in (200, 404, 500):
+        board.instead["GET /api/v0/nodes"] = [answer(status, said)]
+        assert server.nodes() == []
+
+
+def test_an_answer_of_another_form_is_told_in_a_sentence(board):
+    server = connect(board.address, 1)
+    for key, ask in (("GET /api/jobs/", server.jobs), ("GET /api/jobs/a-1", lambda: server.job("a-1"))):
+        board.instead[key] = [answer(200, '{"a": 1}')]
+        with pytest.raises(ServerError, match="is no dashboard of Ray"):
+            ask()
+
+
+def test_numbers_in_a_refusal_are_no_status_and_a_head_without_its_store_is_waited_for(board):
+    server = connect(board.address, 1)
+    board.instead["POST /api/jobs/"] = [answer(500, "Traceback\nValueError: no node with label one-15035678-1\n.\n")]
+    with pytest.raises(ServerError, match="no node with label one-15035678-1") as error:
+        server.submit("a-1", "x")
+    assert not isinstance(error.value, UnreachableError)
+    board.instead["GET /api/jobs/a-1"] = [answer(500, "Traceback\nRpcError: UNAVAILABLE: failed to connect to GCS")]
+    with pytest.raises(UnreachableError, match=f"{board.address}: .*UNAVAILABLE"):
+        server.job("a-1")
+
+
+def test_a_log_that_cannot_be_written_is_no_lost_connection(board):
+    board.add("a-1", driver_exit_code=0)
+    board.logs["a-1"] = "all of it"
+
+    def full(text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        follow(connect(board.address, 1), "a-1", full)
 
 
 def test_a_log_over_lost_connections_is_written_once(board, capsys):

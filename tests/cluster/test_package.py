@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster import package as package_room
-from cluster.package import named_files, package
+from cluster.package import named_files, package, require_no_password
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_an_added_folder_travels_without_environments_data_keys_and_what_git_ign
     _write("code/.gitignore", "ignored/\n*.log\n")
     subprocess.run(["git", "init", "-q", "."], check=True)
     found = package([], [Path("code")])
-    assert list(found.files) == ["code/.gitignore", "code/deep/x.yaml", "code/train.py"]
+    assert list(found.files) == ["code/deep/x.yaml", "code/train.py"]
     left = " ".join(found.left_out)
     assert all(name in left for name in ("code/.venv/", "code/own/", "code/.aws/", "code/.env", "code/id_rsa"))
     assert "2 data files of code (2 B)" in left and "notes.log" in left and "ignored/" in left
@@ -66,7 +66,7 @@ def test_without_git_nothing_is_ignored(monkeypatch):
     monkeypatch.setenv("PATH", "")
     _write("code/notes.log")
     _write("code/.gitignore", "*.log\n")
-    assert list(package([], [Path("code")]).files) == ["code/.gitignore", "code/notes.log"]
+    assert list(package([], [Path("code")]).files) == ["code/notes.log"]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,8 @@ def test_without_git_nothing_is_ignored(monkeypatch):
         "uri: https://me:secret@host/x",
         f"token: hf_{'a' * 34}",
         f"ghp_{'b' * 36}",
+        "AWS_SECRET_ACCESS_KEY=minio-secret-12345",
+        f"sk-proj-{'c' * 30}",
     ],
 )
 def test_a_file_with_a_key_is_refused_by_name(text):
@@ -84,13 +86,56 @@ def test_a_file_with_a_key_is_refused_by_name(text):
         package([_write("run.yaml", text)], [])
 
 
+@pytest.mark.parametrize("name", ["s3.env", ".envrc", "s3_credentials", "postgres_password", "server.pem"])
+def test_a_file_that_is_named_like_a_key_is_refused_unless_it_is_left_out(name):
+    with pytest.raises(ValueError, match=rf"{name} holds a key .* --without {name}"):
+        package([_write(name)], [])
+    assert not package([Path(name)], [], [Path(name)]).files
+
+
+def test_passwords_in_words_are_refused_without_showing_them():
+    with pytest.raises(ValueError, match=r"^tracking\.mlflow_uri holds a key or a password") as error:
+        require_no_password(["pretrain", "run.yaml", "tracking.mlflow_uri=https://me:secret@host"])
+    assert "secret" not in str(error.value)
+
+
+def test_a_link_has_the_content_of_its_file_and_stays_where_it_is(tmp_path_factory):
+    _write("conf/a.yaml", "a")
+    Path("link.yaml").symlink_to("conf/a.yaml")
+    out = tmp_path_factory.mktemp("out")
+    package([Path("link.yaml")], []).write(out)
+    assert (out / "link.yaml").read_text() == "a" and not (out / "link.yaml").is_symlink()
+
+
+def test_links_in_folders_stay_here_and_are_named(tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    _write("code/a.py")
+    for name in ("folder", "latest.pt", "there.py"):
+        (Path("code") / name).symlink_to(elsewhere / name)
+    (elsewhere / "folder").mkdir()
+    found = package([], [Path("code")])
+    assert list(found.files) == ["code/a.py"]
+    assert {"code/folder/", "code/latest.pt", "code/there.py"} == set(found.left_out)
+
+
+def test_a_whole_path_below_this_folder_is_refused_because_the_cluster_has_another(folder):
+    _write("run.yaml")
+    with pytest.raises(ValueError, match="write it relative"):
+        named_files([str(folder / "run.yaml")])
+
+
+def test_what_is_changed_after_the_start_does_not_travel_with_a_retry(tmp_path_factory):
+    found, out = package([_write("run.yaml", "first")], []), tmp_path_factory.mktemp("out")
+    found.write(out)
+    _write("run.yaml", "second")
+    assert (out / "run.yaml").read_text() == "first"
+
+
 def test_a_config_of_plain_addresses_is_no_key():
     package([_write("run.yaml", "storage: s3://bucket/runs\nuri: http://host:9000/x\nmail: me@host\n")], [])
 
 
-def test_a_named_key_file_is_refused_and_a_missing_one_too():
-    with pytest.raises(ValueError, match="server.pem holds a key"):
-        package([_write("server.pem")], [])
+def test_a_missing_file_is_told():
     with pytest.raises(ValueError, match="no such file"):
         package([], [Path("nowhere")])
 

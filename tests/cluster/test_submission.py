@@ -1,6 +1,9 @@
 """What a command becomes on a cluster: its id, checks before, new starts after a loss, never two jobs of one run."""
 
 import json
+import tempfile
+import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,12 @@ from dashboard import Dashboard
 
 from cluster import environment, submission
 from cluster.environment import Environment, checked
-from cluster.job_server import JobExistsError, JobServer, ServerError, connect
+from cluster.following import follow
+from cluster.job_server import JobExistsError, JobServer, ServerError, UnreachableError, connect
 from cluster.package import package
-from cluster.submission import attempts, live, start, task, watch
+from cluster.submission import Task, attempts, live, start, watch
+from cluster.submission import task as task_of
+from jobs.submit import command_arguments
 
 TOWER = "{width: 96, depth: 3, num_heads: 3, ffn_hidden: 384"
 RUN = f"""
@@ -40,9 +46,15 @@ def server(board: Dashboard, monkeypatch) -> JobServer:
     return connect(board.address, 1)
 
 
+def task(words: Sequence[str]) -> Task:
+    return task_of(words, command_arguments(words))
+
+
 def _start(server: JobServer, words: tuple[str, ...] = ("pretrain", "run.yaml"), least: int = 1) -> str:
     made = task(words)
-    return start(server, made, package(made.files, []), Environment("image"), {}, least)
+    with tempfile.TemporaryDirectory() as folder:
+        package(made.files, []).write(Path(folder))
+        return start(server, made, Path(folder), Environment("image"), {}, least)
 
 
 def test_a_run_has_one_stem_however_it_is_written_and_another_storage_another():
@@ -64,14 +76,46 @@ def test_another_command_is_the_same_job_with_the_same_words():
 def test_the_driver_is_supervised_on_the_cluster_once():
     assert task(["pretrain", "run.yaml"]).entrypoint == "tips-ray pretrain run.yaml --supervise"
     assert task(["pretrain", "--supervise", "run.yaml"]).entrypoint == "tips-ray pretrain --supervise run.yaml"
-    assert task(["caption", "run.yaml", "a=[1, 2]"]).entrypoint == "tips-ray caption run.yaml 'a=[1, 2]'"
+    assert task(["caption", "run.yaml", "views.global_scale=[0.5, 1]"]).entrypoint == (
+        "tips-ray caption run.yaml 'views.global_scale=[0.5, 1]'"
+    )
 
 
 def test_files_that_configs_name_travel_too():
     Path("deep").mkdir()
     Path("deep/sweep.yaml").write_text("run: own.yaml\nother: nowhere.yaml\nnote: |\n  run.yaml\n  and more\n")
     Path("deep/own.yaml").write_text(RUN)
-    assert task(["ablate", "deep/sweep.yaml"]).files == [Path("deep/sweep.yaml"), Path("deep/own.yaml")]
+    Path("deep/own.yaml").write_text("captions: {tokenizer: words.model}\nbroken: /etc/hostname\n")
+    Path("deep/words.model").write_text("")
+    Path("odd.yaml").write_text("a: [1")
+    found = task(["compare", "deep/sweep.yaml", "odd.yaml", "--csv=[{uri: deep/words.model}]"]).files
+    assert set(map(str, found)) == {"deep/sweep.yaml", "deep/own.yaml", "deep/words.model", "odd.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("pretrain", "nofile.yaml"), "nofile.yaml"),
+        (("pretrain", "broken.yaml"), "broken.yaml"),
+        (("pretrain", "run.yaml", "--nope"), "does not take these words: .*--nope"),
+        (("evaluate", "s3://b/runs/x"), r"--output \(out/evaluation\) would be a folder of the job"),
+        (("ablate",), r"--output \(out/ablation\)"),
+        (("embed", "s3://b/runs/x", "s3://b/images", "out/e"), r"OUT \(out/e\)"),
+        (("export", "s3://b/runs/x", "out/f", "--to", "timm"), r"OUT \(out/f\)"),
+        (("caption", "run.yaml", "storage=out/runs"), r"storage \(out/runs\)"),
+        (("pretrain", "run.yaml", "tracking.mlflow_uri=https://me:secret@host"), "holds a key or a password"),
+    ],
+)
+def test_mistakes_are_told_here_and_not_by_the_cluster(words, sentence):
+    Path("broken.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=sentence):
+        task(words)
+
+
+def test_the_parser_says_which_file_is_the_config():
+    Path("first.yaml").write_text("a: 1\n")
+    assert task(["pretrain", "--log-format=json", "run.yaml", "tracking.tags={x: first.yaml}"]).name == "one"
+    assert task(["pretrain", "run.yaml", "storage=s3://bucket/runs/"]).stem == task(["pretrain", "run.yaml"]).stem
 
 
 @pytest.mark.parametrize("storage", ["out/runs", "runs"])
@@ -107,11 +151,39 @@ def test_a_live_job_is_found_and_attempts_are_counted_over_lost_ones(server, boa
 
 
 def test_of_two_submits_at_once_one_is_told(server, board):
-    first = _start(server)
-    hidden = board.jobs[first].pop("metadata")
-    with pytest.raises(JobExistsError):
+    _start(server)
+    with pytest.raises(JobExistsError, match="does this already"):
         _start(server)
-    board.jobs[first]["metadata"] = hidden
+    board.jobs[_id(board)]["metadata"] = {}  # the other submit is not seen yet, and the server refuses the id
+    with pytest.raises(JobExistsError, match="has a job with this id"):
+        _start(server)
+
+
+def _id(board: Dashboard) -> str:
+    return next(iter(board.jobs))
+
+
+def test_of_two_followers_one_starts_the_job_again_and_the_other_follows_it(server, board):
+    first = _start(server)
+    board.jobs[first] |= {"status": "FAILED", "driver_exit_code": 1}
+    other = _start(server, least=2)
+    assert watch(server, first, 1, lambda server, last: _start(server, least=last + 1)) == 0
+    assert list(board.jobs) == [first, other], "nothing else was started"
+
+
+def test_a_cluster_that_was_away_too_long_is_asked_again_and_its_job_goes_on(server, board, monkeypatch):
+    first = _start(server)
+    asked: list[str] = []
+
+    def away_once(*arguments: Any) -> Any:
+        asked.append("x")
+        if len(asked) == 1:
+            raise UnreachableError("it did not answer for 600 s")
+        return follow(*arguments)
+
+    monkeypatch.setattr(submission, "follow", away_once)
+    assert watch(server, first, 1, lambda server, last: _start(server, least=last + 1)) == 0
+    assert list(board.jobs) == [first]
 
 
 class _Ends:
@@ -156,7 +228,7 @@ def _cluster_says(board: Dashboard, monkeypatch: Any, **facts: Any) -> None:
     own = {"python": "3.11.7", "tips_ray": version("tips-ray"), "ray": version("ray"), "command": "x", "uv": "uv"}
 
     def submit(server: JobServer, job_id: str, entrypoint: str, **options: Any) -> str:
-        board.add(job_id, "SUCCEEDED", metadata=options.get("metadata"))
+        board.add(job_id, "SUCCEEDED", metadata=options.get("metadata"), end_time=int(1000 * time.time()))
         board.logs[job_id] = f"a line of the cluster\ntips_ray {json.dumps(own | facts)}\n"
         return job_id
 
@@ -167,7 +239,10 @@ def test_equal_versions_pass_and_are_told(server, board, monkeypatch, capsys):
     _cluster_says(board, monkeypatch)
     assert checked(server, "image") == Environment("image")
     assert f"ray {version('ray')}, tips-ray {version('tips-ray')}" in capsys.readouterr().out
-    assert checked(server, "image") and len(board.jobs) == 1, "the next check deletes the one before"
+    assert checked(server, "image") and len(board.jobs) == 2
+    for job in board.jobs.values():
+        job["end_time"] = 1
+    assert checked(server, "image") and len(board.jobs) == 1, "old checks are deleted"
 
 
 @pytest.mark.parametrize(
