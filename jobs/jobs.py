@@ -122,7 +122,11 @@ def _stop(server: "JobServer", job: "JobDetails", now: bool, seconds: float) -> 
             f"{job_id} --now, which loses what was not saved"
         )
     server.stop(job_id)
-    wait_for_end(server, job_id, seconds)
+    if not wait_for_end(server, job_id, seconds):
+        raise ValueError(
+            f"the job {job_id} is still {_state(server.job(job_id))} after {seconds:.0f} s; Ray ends one that has not "
+            "started only once it starts"
+        )
     _status(server, server.job(job_id))
     return None
 

@@ -298,8 +298,7 @@ CATALOGUE = (
         environment(AWS_ENDPOINT_URL="http://me:word@10.0.0.7:9000", http_proxy="http://me:word@proxy.example:3128"),
         (
             "AWS_ENDPOINT_URL (http://10.0.0.7:9000) would be asked through the proxy "
-            "http://proxy.example:3128, which ",
-            "is for addresses outside: add 10.0.0.7",
+            "http://proxy.example:3128, which is for addresses outside: add 10.0.0.7",
         ),
     ),
     # Other commands.

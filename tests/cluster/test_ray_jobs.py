@@ -59,9 +59,8 @@ def test_a_run_is_submitted_once_stopped_and_taken_up_to_its_end(head, tmp_path)
     assert code == 0 and said.index("-2 ") < said.index("-1 ") and "check" not in said, said
 
 
-def test_a_mistake_of_the_config_is_the_jobs_exit_code_and_is_not_tried_again(head, tmp_path):
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"name": "x", "tasks": 3}))
-    code, said = _run(head, tmp_path, "submit", "--follow", "--retries", "3", "--", "index", "run.yaml")
+def test_a_mistake_that_only_the_cluster_sees_is_the_exit_code_and_is_not_tried_again(head, tmp_path):
+    code, said = _run(head, tmp_path, "submit", "--follow", "--retries", "3", "--", "report", "nowhere")
     assert code == 2 and "failed with code 2" in said and "starts again" not in said, said
 
 
@@ -69,12 +68,12 @@ def test_a_wrong_token_and_a_label_that_no_node_has_are_told(head, tmp_path):
     (tmp_path / "token").write_text("0" * 64)
     code, said = _run(head, tmp_path, "jobs", "list", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert code == 2 and "does not take this token" in said, said
-    code, said = _run(head, tmp_path, "submit", "--driver-on", "kind=none", "--", "report", "nowhere")
+    code, said = _run(head, tmp_path, "submit", "--driver-on", "kind=none", "--", "report", "elsewhere")
     assert code == 0, said
     job = next(word for word in said.split() if word.startswith("report-"))
     assert _run(head, tmp_path, "jobs", "status", job)[0] == 10
-    code, said = _run(head, tmp_path, "jobs", "stop", job, "--now")
-    assert code == 0 and "stopped" in said, said
+    code, said = _run(head, tmp_path, "jobs", "stop", job, "--now", "--wait", "2")
+    assert code == 2 and "only once it starts" in said, said
 
 
 def _wait_for_step(head: Head, place: Path, folder: RunFolder, step: int) -> None:
