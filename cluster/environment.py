@@ -39,15 +39,8 @@ class Environment(NamedTuple):
     """Version that uv uses: that of the cluster's Ray."""
 
     def command(self, entrypoint: str) -> str:
-        return f"{self._uv} {entrypoint}" if self.kind == "uv" else entrypoint
-
-    def runtime(self, folder: Path) -> dict[str, Any]:
-        """Ray's runtime environment."""
-        return {"working_dir": str(folder), **({"py_executable": self._uv} if self.kind == "uv" else {})}
-
-    @property
-    def _uv(self) -> str:
-        return f"uv run --frozen --no-dev --python {self.python}"
+        """The entrypoint in its environment; Ray starts workers below `uv run` in the same one (its uv hook)."""
+        return f"uv run --frozen --no-dev --python {self.python} {entrypoint}" if self.kind == "uv" else entrypoint
 
 
 def checked(server: JobServer, kind: str) -> Environment:

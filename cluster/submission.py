@@ -180,7 +180,7 @@ def start(
     return server.submit(
         f"{task.stem}-{number}",
         environment.command(task.entrypoint),
-        runtime_env=environment.runtime(folder),
+        runtime_env={"working_dir": str(folder)},
         metadata=metadata,
         entrypoint_label_selector=labels or None,
     )
@@ -240,7 +240,7 @@ def _again(server: JobServer, job_id: str, again: Callable[[JobServer, int], str
 def _told(job: JobDetails) -> int:
     code = exit_code(job)
     ending = {0: "is done", RunStopped.exit_code: "was stopped and saved; the same command goes on"}
-    text = ending.get(code, f"failed with code {code}")
+    text = ending.get(code, f"failed with code {code}" if job.driver_exit_code else f"failed: {reason(job)}")
     if job.status == JobStatus.STOPPED:
         text = "was stopped by Ray, perhaps before it could save; the same command goes on from its newest checkpoint"
     tell("end", f"{'end':10} {job.submission_id} {text}", exit_code=code)

@@ -274,10 +274,6 @@ def test_uv_takes_the_clusters_python_and_a_lock_with_its_ray(server, board, mon
     Path("uv.lock").write_text(f'[[package]]\nname = "ray"\nversion = "{version("ray")}"\n')
     found = checked(server, "uv")
     assert found.command("tips-ray x") == "uv run --frozen --no-dev --python 3.11.7 tips-ray x"
-    assert found.runtime(Path("/f")) == {
-        "working_dir": "/f",
-        "py_executable": "uv run --frozen --no-dev --python 3.11.7",
-    }
 
 
 def test_a_cluster_without_uv_is_refused_for_env_uv(server, board, monkeypatch):
