@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,7 +132,7 @@ def named_files(words: Iterable[str]) -> list[Path]:
         ValueError: a file is named by its whole path, which the cluster does not have.
     """
     texts = [part for word in words for part in (word, word.partition("=")[2])]
-    found = [Path(text) for text in dict.fromkeys(texts) if text and _is_file(text)]
+    found = [Path(text) for text in dict.fromkeys(texts) if text and _is(text, Path.is_file)]
     if whole := [path for path in found if path.is_absolute() and _is_below_here(path)]:
         raise ValueError(f"{whole[0]} is another path on the cluster; write it relative to this folder")
     return found
@@ -143,9 +143,14 @@ def _is_below_here(path: Path) -> bool:
     return place != ".." and not place.startswith("../")
 
 
-def _is_file(text: str) -> bool:
+def named_folders(words: Iterable[str]) -> list[str]:
+    """The local folders among words of a command."""
+    return [word for word in words if _is(word, Path.is_dir)]
+
+
+def _is(text: str, kind: Callable[[Path], bool]) -> bool:
     try:
-        return Path(text).is_file()
+        return kind(Path(text))
     except (OSError, ValueError):  # too long for a name, or with a zero byte
         return False
 

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int | None:
         return _print_manifests(arguments)
     import tempfile
 
-    from cluster.package import package
+    from cluster.package import named_folders, package
     from cluster.submission import task
 
     made = task(arguments.command_words, command_arguments(arguments.command_words))
@@ -70,15 +70,15 @@ def run(arguments: argparse.Namespace) -> int | None:
     added = [*arguments.added, *([Path(".")] if arguments.env == "uv" else [])]
     travels = package([*made.files, *project], added, arguments.without)
     print("\n".join(travels.lines()), flush=True)
-    for word in arguments.command_words:
-        if Path(word).is_dir() and Path(word) not in arguments.added:
-            print(f"{'':10} {word} does not travel: the cluster needs it at this place, or add --with {word}")
+    for folder in named_folders(arguments.command_words):
+        if Path(folder) not in arguments.added:
+            print(f"{'':10} {folder} does not travel: the cluster needs it at this place, or add --with {folder}")
     if arguments.dry_run:
         print(f"{'job':10} {made.stem}-1: {made.entrypoint}")
         return None
-    with tempfile.TemporaryDirectory(prefix="tips-ray-package-") as folder:
-        travels.write(Path(folder))
-        return _submit(arguments, made, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="tips-ray-package-") as place:
+        travels.write(Path(place))
+        return _submit(arguments, made, Path(place))
 
 
 def _require_arguments(arguments: argparse.Namespace) -> None:

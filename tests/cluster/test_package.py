@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster import package as package_room
-from cluster.package import named_files, package, require_no_password
+from cluster.package import named_files, named_folders, package, require_no_password
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +27,7 @@ def test_files_that_words_and_overrides_name_are_found_once():
     _write("configs/suite.yaml")
     words = ["run.yaml", "suite=configs/suite.yaml", "seed=1", "--quiet", "run.yaml", "a\0b", "x" * 5000, "configs"]
     assert named_files(words) == [Path("run.yaml"), Path("configs/suite.yaml")]
+    assert named_folders(words) == ["configs"]
 
 
 def test_a_package_has_the_files_at_their_places_below_this_folder(folder, tmp_path_factory):
