@@ -98,18 +98,18 @@ def _is_reachable(run: RunConfig, cluster: ClusterConfig) -> None:
 
 def _has_no_secret(run: RunConfig, _: ClusterConfig) -> None:
     """The config is stored in the cluster as plain text, which more people may read than a secret."""
-    for key, text in _texts(run.model_dump(mode="json")):
+    for key, text in texts(run.model_dump(mode="json")):
         if IN_URL.search(text):
             raise ValueError(f"{key} holds a user and a password; leave them out and put them into a Kubernetes secret")
 
 
-def _texts(tree: object, key: str = "") -> Iterator[tuple[str, str]]:
+def texts(tree: object, key: str = "") -> Iterator[tuple[str, str]]:
     """Every text of a tree with its dotted key."""
     if isinstance(tree, str):
         yield key, tree
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for name, below in pairs:
-        yield from _texts(below, f"{key}.{name}".lstrip("."))
+        yield from texts(below, f"{key}.{name}".lstrip("."))
 
 
 def _has_time_to_save(run: RunConfig, cluster: ClusterConfig) -> None:

@@ -5,15 +5,16 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from ray.job_submission import JobDetails, JobStatus
 
+from cluster.checks import texts
 from cluster.environment import OWN, Environment
-from cluster.following import exit_code, follow, reason
+from cluster.following import LOST_SECONDS, exit_code, follow, reason
 from cluster.job_server import (
     POLL_SECONDS,
     JobExistsError,
@@ -32,7 +33,7 @@ from tips_ray.console import tell
 from tips_ray.errors import RunStopped
 
 MISTAKE, INTERRUPTED = 2, 130
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, AWAY_SECONDS = 5.0, 300.0, 600.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
 WITH_RUN = ("pretrain", "caption", "index")
 """Commands whose config is that of a run."""
 
@@ -111,8 +112,8 @@ def _require_shared(key: str, place: str) -> None:
 
 def _files(words: Sequence[str]) -> list[Path]:
     """Local files that the words name, and those that configs among them name, and so on."""
-    texts = [text for word in words if "=" in word for text in _texts_of(word.partition("=")[2])]
-    left = [*named_files(words), *_relative(texts, Path())]
+    named = [text for word in words if "=" in word for text in _texts_of(word.partition("=")[2])]
+    left = [*named_files(words), *_relative(named, Path())]
     found: dict[Path, None] = {}
     while left:
         path = left.pop(0)
@@ -124,9 +125,9 @@ def _files(words: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _relative(texts: Iterable[str], folder: Path) -> list[Path]:
+def _relative(named: Iterable[str], folder: Path) -> list[Path]:
     """Files that a config in `folder` names from there or from here; a whole path is one of the cluster's nodes."""
-    near = [text for text in texts if "\n" not in text and not Path(text).is_absolute()]
+    near = [text for text in named if "\n" not in text and not Path(text).is_absolute()]
     return named_files([*near, *(str(folder / text) for text in near)])
 
 
@@ -134,21 +135,18 @@ def _texts_of(source: Path | str) -> list[str]:
     """Every text of a YAML file or value; none of what is no YAML, which its own reader will tell."""
     try:
         tree = yaml.safe_load(source.read_text() if isinstance(source, Path) else source)
-        return list(_texts(tree))
+        return [text for _, text in texts(tree)]
     except (yaml.YAMLError, ValueError, OSError, RecursionError):
         return []
 
 
-def _texts(tree: Any) -> Iterator[str]:
-    if isinstance(tree, str):
-        yield tree
-    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        yield from _texts(below)
-
-
 def live(server: JobServer, stem: str) -> JobDetails | None:
     """The job of this run that has not ended."""
-    return next((job for job in attempts(server, stem) if not job.status.is_terminal()), None)
+    return _alive(attempts(server, stem))
+
+
+def _alive(jobs: Iterable[JobDetails]) -> JobDetails | None:
+    return next((job for job in jobs if not job.status.is_terminal()), None)
 
 
 def attempts(server: JobServer, stem: str) -> list[JobDetails]:
@@ -171,7 +169,7 @@ def start(
         ServerError: it is refused.
     """
     known = attempts(server, task.stem)
-    if there := next((job for job in known if not job.status.is_terminal()), None):
+    if there := _alive(known):
         raise JobExistsError(f"the job {there.submission_id} does this already")
     number = max([least, *(_attempt(job) + 1 for job in known)])
     metadata = {OWN: task.stem, "name": task.name, "place": task.place, "command": task.words[0]}
@@ -205,7 +203,8 @@ def watch(server: JobServer, job_id: str, retries: int, again: Callable[[JobServ
     for left in range(retries, -1, -1):
         try:
             job = follow(server, job_id, _print)
-            code, ending = exit_code(job), f"the job {job_id} ended with code {exit_code(job)}: {reason(job)}"
+            code = exit_code(job)
+            ending = f"the job {job_id} ended with code {code}: {reason(job)}"
             if code in (0, MISTAKE, INTERRUPTED, RunStopped.exit_code) or not left:
                 return _told(job)
         except UnknownJobError:
@@ -219,7 +218,7 @@ def watch(server: JobServer, job_id: str, retries: int, again: Callable[[JobServ
         seconds = min(FIRST_WAIT_SECONDS * 2 ** (retries - left), LONGEST_WAIT_SECONDS)
         tell("restart", f"{ending}; it starts again in {seconds:.0f} s ({left} left)", seconds=seconds)
         time.sleep(seconds)
-        server = connect(server.address, AWAY_SECONDS)
+        server = connect(server.address, LOST_SECONDS)
         job_id = _again(server, job_id, again)
     raise AssertionError("a loop with at least one turn returns")
 
@@ -229,9 +228,9 @@ def _again(server: JobServer, job_id: str, again: Callable[[JobServer, int], str
     stem, _, number = job_id.rpartition("-")
     whom = f"the cluster at {server.address}"
     try:
-        return patiently(lambda: again(server, int(number)), AWAY_SECONDS, whom)
+        return patiently(lambda: again(server, int(number)), LOST_SECONDS, whom)
     except JobExistsError:
-        running = patiently(lambda: live(server, stem), AWAY_SECONDS, whom)
+        running = patiently(lambda: live(server, stem), LOST_SECONDS, whom)
         if running is None or running.submission_id is None:
             raise
         return running.submission_id

@@ -19,7 +19,7 @@ from tips_ray.train.state import new_state
 
 
 def _shard_bytes(network: torch.nn.Module, workers: int) -> int:
-    """Of rank 0: FSDP cuts the first dimension into equal parts, of which the last ones may be short."""
+    """Bytes of rank 0: FSDP cuts the first dimension into equal parts, of which the last ones may be short."""
     shapes = [weight.shape for weight in network.parameters()]
     return sum(4 * ceil(shape[0] / workers) * prod(shape[1:]) for shape in shapes)
 

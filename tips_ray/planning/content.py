@@ -29,7 +29,7 @@ class Given:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Of one GPU, in bytes."""
+    """Memory of one GPU, in bytes."""
 
     parts: Mapping[str, int]
     """What lives at the moment when most does."""

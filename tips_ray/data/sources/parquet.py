@@ -196,7 +196,7 @@ def _warn_of_large_groups(shard: Shard, metadata: pq.FileMetaData) -> None:
 
 
 def _metadata(shard: Shard) -> pq.FileMetaData:
-    """Of the file.
+    """The file's metadata.
 
     Raises:
         StorageError: it is damaged, or a column would be unpickled.
