@@ -1,4 +1,4 @@
-"""Counts what each part of a training step pays: operations, bytes and kernels, on fake tensors and without a device."""
+"""Counts what each part of a training step pays: operations, bytes and kernels, on fake tensors, without a device."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def step_costs(config: TrainConfig, batches: list[Batch]) -> dict[str, Cost]:
             Batch(**{name: torch.empty_like(tensor) for name, tensor in vars(batch).items()}) for batch in batches
         ]
         with Counted() as counted:
-            train_step(state, copies, config)
+            train_step(state, [Batch(**fake) for fake in fakes], config)
     return dict(counted.costs)
 
 

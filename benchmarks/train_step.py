@@ -17,6 +17,7 @@ from statistics import median
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 from benchmarks.counts import Cost, step_costs
 from benchmarks.measure import PARTS, matmul_flops, part_shares, peak_bytes, seconds
@@ -124,7 +125,7 @@ def group_of_one(device: torch.device) -> Iterator[None]:
     if is_cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

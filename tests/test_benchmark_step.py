@@ -95,9 +95,9 @@ def test_a_kernel_pays_for_what_it_reads_and_writes_and_a_view_for_nothing():
     left, right = torch.ones(8, 4), torch.ones(4, 2)
     with Counted() as counted, torch.no_grad():
         with torch.profiler.record_function("teacher"):
-            left.T.unsqueeze(0)
-            left @ right
-        torch._foreach_mul_([left, right], 2.0)  # has no result
+            assert left.T.unsqueeze(0).ndim == 3
+            assert (left @ right).shape == (8, 2)
+        torch._foreach_mul_([left, right], 2.0)  # pyright: ignore[reportPrivateImportUsage] (has no result)
         torch.empty(100)
     assert counted.costs["teacher"] == Cost(flops=2 * 8 * 4 * 2, bytes=4 * (32 + 8 + 16), kernels=1)
     assert counted.costs["rest"] == Cost(bytes=4 * 2 * (32 + 8), kernels=1)
