@@ -46,9 +46,7 @@ def step_costs(config: TrainConfig, batches: list[Batch]) -> dict[str, Cost]:
         optimizer = new_optimizer(networks.student, config.optimizer)
         fill_averages(optimizer)
         state = TrainState(networks.student, networks.teacher, networks.centers, optimizer)
-        copies = [
-            Batch(**{name: torch.empty_like(tensor) for name, tensor in vars(batch).items()}) for batch in batches
-        ]
+        fakes = [{name: torch.empty_like(tensor) for name, tensor in vars(batch).items()} for batch in batches]
         with Counted() as counted:
             train_step(state, [Batch(**fake) for fake in fakes], config)
     return dict(counted.costs)
