@@ -244,9 +244,8 @@ def _listed(tensors: Any) -> list[Any]:
 
 def _place(tensor: Tensor) -> tuple[Any, int]:
     """Node and output at which the gradient of a tensor arrives; of a leaf, the node that accumulates it."""
-    return (
-        (tensor.grad_fn, tensor.output_nr) if tensor.grad_fn else (torch.autograd.graph.get_gradient_edge(tensor)[0], 0)
-    )
+    edge = torch.autograd.graph.get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
 
 
 def _add(inbox: dict[int, Tensor], place: int, gradient: Tensor) -> None:

@@ -47,7 +47,7 @@ CASES: dict[str, dict[str, Any]] = {
         "resources__accumulate_unsharded": True,
     },
 }
-"""Every objective, one and two passes, all kinds of sharding, both optimizers; each pair of two of them once or more."""
+"""Every objective; and each pair of one or two passes, a kind of sharding, an optimizer, a kind of recomputation."""
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -143,7 +143,7 @@ def test_gradients_averaged_once_are_those_averaged_after_every_micro_batch(rank
 
 
 def _held(replicas: int) -> dict[str, tuple[int, int, int]]:
-    """Along the axis that is cut: what this rank holds of each parameter and the whole; and how many numbers it holds."""
+    """Of each parameter, along the axis that is cut: the part of this rank and the whole; and the numbers held."""
     state = _new(replicas)
     named = [*state.student.named_parameters(prefix="student"), *state.teacher.named_parameters(prefix="teacher")]
     assert all(isinstance(parameter, DTensor) for _, parameter in named)

@@ -58,7 +58,7 @@ class Heads(nn.Module):
 
 
 class Temperature(nn.Module):
-    """Contrastive temperature, a module of its own so that FSDP keeps it in fp32: in bf16 it would move in steps of 3 %."""
+    """Contrastive temperature; a module of its own, so that FSDP keeps it in fp32: bf16 knows it to 3 % only."""
 
     def __init__(self, initial: float) -> None:
         super().__init__()
