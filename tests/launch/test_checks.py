@@ -16,7 +16,7 @@ from tips_ray import storage
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.errors import CheckWarning, Faults, check_results
 from tips_ray.launch import cluster as ray_cluster
-from tips_ray.launch.checks import preflight
+from tips_ray.launch.checks import can_compile, mfu_is_known, preflight
 from tips_ray.launch.driver import pretrain
 from tips_ray.launch.on_ranks import RankTrainer, shared_batches
 from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes, shared_bytes
@@ -323,7 +323,45 @@ def test_nodes_that_are_only_together_large_enough_are_refused(tmp_path, monkeyp
         ray_cluster.require_room_for_captioner(tiny_run(tmp_path, "a", **values), 1)
     with pytest.raises(ValueError, match="a worker needs 5 CPUs on one node, and the cluster .* has no such node"):
         ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=5))
+    with pytest.raises(CheckWarning, match="has them; it trains on CPUs, though the cluster .* has 2 free GPUs: set"):
+        ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))
+    monkeypatch.setattr(ray_cluster, "cluster_nodes", lambda: [{"CPU": 4.0}] * 3)
     assert "has them" in ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))
+
+
+def test_gpus_of_this_machine_that_training_leaves_idle_are_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_cluster, "gpus_here", lambda: 1)
+    monkeypatch.setattr(ray_cluster, "cores", lambda: 4)
+    captioned = {"captions__source": "live", "captions__captioner": {"model": "x"}, "resources__gpus_per_captioner": 1}
+    assert "this machine has 4 cores" in ray_cluster.resources_suffice(tiny_run(tmp_path, "a", **captioned))
+    with pytest.raises(CheckWarning, match="it trains on CPUs, though this machine has 1 free GPUs"):
+        ray_cluster.resources_suffice(tiny_run(tmp_path, "a"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"resources__dtype": "fp32"}, r"no mfu is logged: with resources.dtype \(fp32\)"),
+        ({"objective__teacher": "frozen", "objective__frozen_teacher": "x"}, r"objective.teacher \(frozen\)"),
+    ],
+)
+def test_a_run_on_gpus_without_mfu_is_told_why(tmp_path, values, words):
+    assert mfu_is_known(tiny_run(tmp_path, "a")) == "not logged on CPUs"
+    assert mfu_is_known(tiny_run(tmp_path, "a", resources__gpus_per_worker=1)).startswith("logged on A100")
+    with pytest.raises(CheckWarning, match=words):
+        mfu_is_known(tiny_run(tmp_path, "a", resources__gpus_per_worker=1, **values))
+
+
+@pytest.mark.parametrize(("gpus", "kind", "cure"), [(0, r"C\+\+", r"g\+\+"), (1, "C", "gcc")])
+def test_compiled_blocks_need_a_compiler_of_this_machine(tmp_path, monkeypatch, gpus, kind, cure):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = tiny_run(tmp_path, "a", resources__gpus_per_worker=gpus, resources__compile=True)
+    with pytest.raises(ValueError, match=f"needs a {kind} compiler, and there is none: install {cure} or"):
+        can_compile(config)
+    (tmp_path / {0: "g++", 1: "gcc"}[gpus]).touch(0o755)
+    assert can_compile(config).startswith("every block is compiled")
 
 
 def test_a_library_call_asks_no_proxy_for_loopback_and_drops_empty_variables_of_torchrun(tmp_path, monkeypatch):

@@ -127,6 +127,19 @@ def test_captions_may_be_made_before_or_meanwhile_and_micro_batches_change_but_n
         RunFolder(uri).claim(other.replace("store", "column"))
 
 
+def test_a_run_keeps_its_data_type_on_a_machine_whose_own_would_be_another(tmp_path):
+    """Both starts leave `resources.dtype` out: `auto`."""
+    began, elsewhere = (
+        yaml.safe_dump(tiny_run(tmp_path, "a", resources__gpus_per_worker=gpus).model_dump(mode="json"))
+        for gpus in (0, 1)
+    )
+    RunFolder(str(tmp_path)).claim(began)
+    with pytest.raises(ValueError, match='another config.*\n  resources.dtype: "fp32" -> "bf16"$'):
+        RunFolder(str(tmp_path)).claim(elsewhere)
+    kept = tiny_run(tmp_path, "a", resources__gpus_per_worker=1, resources__dtype="fp32").model_dump(mode="json")
+    assert RunFolder(str(tmp_path)).claim(yaml.safe_dump(kept)) == "resumed"
+
+
 CHANGED = CONFIG.replace("0.001", "0.001, changes: [{from_step: 5, beta: 1}, {from_step: 9, beta: 2}]")
 
 

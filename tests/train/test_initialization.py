@@ -67,7 +67,7 @@ def test_the_distributions_are_the_decided_ones():
     assert values["image.pos_embed"].std().item() == pytest.approx(0.02, rel=0.1)
     assert (values["image.blocks.1.ls1.gamma"] == 0.1).all() and (values["image.norm.weight"] == 1).all()
     assert not any(values[name].any() for name in ("image.mask_token", "image.blocks.0.mlp.fc1.bias", "text.norm.bias"))
-    assert values["log_temperature"].item() == pytest.approx(math.log(0.07))
+    assert values["temperature.log_temperature"].item() == pytest.approx(math.log(0.07))
 
 
 def test_the_teacher_starts_as_a_copy_of_the_student():

@@ -159,16 +159,25 @@ class ResourcesConfig(Schema):
     roles: bool = False
     """Place work by custom Ray resources: a worker takes one `train`, each task that makes views one `data`, a
     captioner one `caption`. Nodes offer them with `ray start --resources='{"train": 8}'`."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Compute dtype; weights are kept and gradients reduced in fp32."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Compute dtype; weights are kept and gradients reduced in fp32. `auto`: bf16 where a worker has a GPU, else fp32;
+    the run folder keeps which of the two it was."""
     accumulate_unsharded: bool = False
     """Average gradients over workers once, after the last micro-batch of a step, instead of after each.
 
     This needs less traffic, but every worker's memory holds a whole gradient."""
-    compile: bool = False
-    """Whether to torch.compile every transformer block."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether to torch.compile every transformer block. `auto`: where a worker has a GPU."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing: which activations are recomputed instead of kept."""
+
+    @model_validator(mode="after")
+    def _auto_is_settled(self) -> Self:
+        """From here on nothing is `auto`: what a run began with is compared with what its next start would do."""
+        has_gpu = self.gpus_per_worker > 0
+        settled = {"dtype": "bf16" if has_gpu else "fp32", "compile": has_gpu}
+        self.__dict__.update({name: value for name, value in settled.items() if getattr(self, name) == "auto"})
+        return self
 
     @model_validator(mode="after")
     def _replicas_divide(self) -> Self:

@@ -52,20 +52,38 @@ def resources_suffice(config: RunConfig) -> str:
 
     Raises:
         ValueError: there are too few, or the cluster does not answer.
-        CheckWarning: there are too few now, and the run waits for more.
+        CheckWarning: there are too few now, and the run waits for more; or it leaves GPUs idle.
     """
-    if address() and config.resources.min_workers:
-        return _room_for_some(config, _sums(cluster_nodes()))
     if address():
-        require_nodes(config, cluster_nodes(), f"the cluster at RAY_ADDRESS ({address()})")
-        return f"{_needed(config)}; the cluster at {address()} has them"
+        nodes, where = cluster_nodes(), f"the cluster at {address()}"
+        if config.resources.min_workers:
+            text = _room_for_some(config, _sums(nodes))
+        else:
+            require_nodes(config, nodes, f"the cluster at RAY_ADDRESS ({address()})")
+            text = f"{_needed(config)}; {where} has them"
+        return _with_doubt(text, config, _sums(nodes), where)
     if (ray := sys.modules.get("ray")) and ray.is_initialized():  # by the program that calls this library
-        _require_enough(config, ray.cluster_resources(), "the Ray that this process has joined")
-        return f"{_needed(config)}; the Ray that this process has joined has them"
-    have = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(gpus_here())}
-    _require_enough(config, have, f"this machine of {cores()} cores")
+        have, where = ray.cluster_resources(), "the Ray that this process has joined"
+        _require_enough(config, have, where)
+        return _with_doubt(f"{_needed(config)}; {where} has them", config, have, where)
+    have, where = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(gpus_here())}, f"this machine of {cores()} cores"
+    _require_enough(config, have, where)
     shared = "" if cpus_needed(config) <= cores() else ", which share them"
-    return f"{_needed(config)}; this machine has {cores()} cores{shared}"
+    return _with_doubt(f"{_needed(config)}; this machine has {cores()} cores{shared}", config, have, "this machine")
+
+
+def _with_doubt(text: str, config: RunConfig, have: dict[str, float], where: str) -> str:
+    """The text of a run that uses what there is.
+
+    Raises:
+        CheckWarning: it trains on CPUs, and there are GPUs that nobody else of the run takes.
+    """
+    free = have.get("GPU", 0) - gpus_beside_workers(config)
+    if not config.resources.gpus_per_worker and free > 0:
+        raise CheckWarning(
+            f"{text}; it trains on CPUs, though {where} has {free:g} free GPUs: set resources.gpus_per_worker=1"
+        )
+    return text
 
 
 def require_nodes(config: RunConfig, nodes: list[dict[str, float]], where: str) -> None:

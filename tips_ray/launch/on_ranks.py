@@ -43,6 +43,7 @@ from tips_ray.runs.evaluations import PATIENCE
 from tips_ray.runs.stop import stop_asked
 from tips_ray.storage import StorageError
 from tips_ray.train import graceful_stop
+from tips_ray.train.devices import allocator_settings
 from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.micro_batch import find, keep, settled
 from tips_ray.train.worker_log import log_to_stderr
@@ -222,6 +223,7 @@ def _process_group(config: RunConfig) -> Iterator[torch.device]:
     has_gpu = config.resources.gpus_per_worker > 0
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu else torch.device("cpu")
     if has_gpu:
+        os.environ |= allocator_settings(config.resources)  # before anything lies on the GPU
         torch.cuda.set_device(device)
     place: dict[str, Any] = {} if ranks() > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", **place)

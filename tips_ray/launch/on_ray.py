@@ -41,6 +41,7 @@ from tips_ray.runs.checkpoint import CheckpointInfo
 from tips_ray.runs.evaluations import required
 from tips_ray.train.adapter import ElasticTrainer, shorten_waits
 from tips_ray.train.dataset import RestOfRun
+from tips_ray.train.devices import allocator_settings
 from tips_ray.train.micro_batch import keep, settled
 from tips_ray.train.worker import found_on_workers, run_worker
 from tips_ray.train.worker_log import LEVEL
@@ -138,12 +139,18 @@ def _ray_trainer(run: Run, captions: CaptionAccess | None) -> ElasticTrainer:
     notes = storage.join(run.uri, "ray")  # Ray's notes about an earlier start, which a kill may have damaged
     storage.delete_folder(notes)
     failures = FailureConfig(max_failures=run.config.resources.max_failures)
+    settings = allocator_settings(run.config.resources)
     return ElasticTrainer(
         run_worker,
         run=run,
         train_loop_config={"run": run, "captions": captions, "log_level": os.environ.get(LEVEL, "INFO")},
         scaling_config=_scaling(run.config),
-        run_config=ray.train.RunConfig(name="ray", storage_path=notes, failure_config=failures),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=notes,
+            failure_config=failures,
+            worker_runtime_env={"env_vars": settings} if settings else {},
+        ),
         datasets={"train": RestOfRun(run, captions)},
         dataset_config=InOrder(),
     )

@@ -15,6 +15,7 @@ from tips_ray import keyed
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, PrototypeHeadConfig
 from tips_ray.models.heads import PrototypeHead
+from tips_ray.models.layers import at_least_fp32
 from tips_ray.models.text import PADDING_ID, TextEncoder
 from tips_ray.models.vision import ImageEncoder, ImageFeatures, View
 
@@ -22,7 +23,7 @@ _CLEAN, _MASKED, _FIRST_LOCAL, _CAPTION = 0, 1, 2, -1  # salts of the keyed rand
 
 
 class Embeddings(NamedTuple):
-    """Unit-norm embeddings for the contrastive losses."""
+    """Unit-norm embeddings for the contrastive losses, in fp32 or better whatever the network computes in."""
 
     cls_web_BD: Tensor
     cls_synthetic_BD: Tensor
@@ -33,7 +34,7 @@ class Embeddings(NamedTuple):
 class StudentOutputs(NamedTuple):
     embeddings: Embeddings
     log_temperature: Tensor
-    """Logarithm of the contrastive temperature, [1]."""
+    """Logarithm of the contrastive temperature, [1], in the type of the weights."""
     crop_scores_RK: Tensor | None
     """Scores of CLS-web of each local crop, [V * B, K], crop after crop; None without distillation."""
     patch_scores_MK: Tensor | None
@@ -52,8 +53,26 @@ class Heads(nn.Module):
 
     def __init__(self, width: int, config: PrototypeHeadConfig) -> None:
         super().__init__()
-        self.distillation = PrototypeHead(width, config)
+        self.distillation = PrototypeHead(width, config, has_fp32_scores=True)
         self.masked_image = PrototypeHead(width, config)
+
+
+class Temperature(nn.Module):
+    """Contrastive temperature; a module of its own, so that FSDP keeps it in fp32: bf16 knows it to 3 % only."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        # One element, because FSDP shards no 0-dimensional parameter.
+        self.log_temperature = nn.Parameter(torch.empty(1))
+        self.reset_own_parameters()
+
+    def reset_own_parameters(self) -> None:
+        nn.init.constant_(self.log_temperature, math.log(self.initial))
+
+    def forward(self) -> Tensor:
+        """Its logarithm, [1]: a copy made inside forward, where FSDP holds the whole parameter."""
+        return self.log_temperature * 1
 
 
 class Student(nn.Module):
@@ -61,13 +80,13 @@ class Student(nn.Module):
 
     def __init__(self, image: ImageEncoder, text: TextEncoder, heads: Heads, config: ObjectiveConfig) -> None:
         super().__init__()
+        self.temperature = Temperature(config.initial_temperature)
         self.image, self.text, self.heads, self.config = image, text, heads, config
-        # One element, because FSDP shards no 0-dimensional parameter.
-        self.log_temperature = nn.Parameter(torch.empty(1))
-        self.reset_own_parameters()
 
-    def reset_own_parameters(self) -> None:
-        nn.init.constant_(self.log_temperature, math.log(self.config.initial_temperature))
+    @property
+    def log_temperature(self) -> nn.Parameter:
+        """Logarithm of the contrastive temperature, [1]."""
+        return self.temperature.log_temperature
 
     def forward(self, batch: Batch) -> StudentOutputs:
         """Run all passes that the objective needs, packed into one."""
@@ -75,7 +94,7 @@ class Student(nn.Module):
         features = dict(zip(views, self.image.forward_views(list(views.values())), strict=True))
         return StudentOutputs(
             self._embeddings(features[self.config.contrastive_view], batch),
-            self.log_temperature * 1,  # a copy made inside forward, where FSDP holds the whole parameter
+            self.temperature(),
             self.heads.distillation(features["local"].cls_web_BD) if "local" in features else None,
             self._patch_scores(features, batch),
             self._clean(features),
@@ -84,7 +103,7 @@ class Student(nn.Module):
     def embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
         """The first two outputs of `forward`, for the first pass of a step with several micro-batches."""
         view = self._global_view(self.config.contrastive_view, batch)
-        return self._embeddings(self.image.forward_views([view])[0], batch), self.log_temperature * 1
+        return self._embeddings(self.image.forward_views([view])[0], batch), self.temperature()
 
     def _views(self, batch: Batch) -> dict[str, View]:
         config, views = self.config, {}
@@ -104,7 +123,7 @@ class Student(nn.Module):
     def _embeddings(self, features: ImageFeatures, batch: Batch) -> Embeddings:
         captions = torch.cat([batch.web_ids_BT, drawn_captions(batch.synthetic_ids_BAT, batch.key_B)])
         pooled = (features.cls_web_BD, features.cls_synthetic_BD, *self.text(captions).chunk(2))
-        return Embeddings(*(F.normalize(embedding_BD, dim=-1) for embedding_BD in pooled))
+        return Embeddings(*(F.normalize(at_least_fp32(embedding_BD), dim=-1) for embedding_BD in pooled))
 
     def _clean(self, features: dict[str, ImageFeatures]) -> ImageFeatures | None:
         if self.config.teacher != "ema_heads":

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tips_ray.config import ImageEncoderConfig
 from tips_ray.config.variants import image_sizes
-from tips_ray.models.layers import Block, Group, drop_path_factors, feed_forward, initialize
+from tips_ray.models.layers import Block, Group, at_least_fp32, drop_path_factors, feed_forward, initialize
 
 NUM_CLS = 2
 
@@ -144,8 +144,7 @@ def resized_positions(positions_LD: Tensor, rows: int, columns: int) -> Tensor:
     Source: the released inference code of google-deepmind/tips.
     """
     grid = math.isqrt(len(positions_LD))
-    square_1DHW = positions_LD.T.unflatten(1, (grid, grid))[None]
-    square_1DHW = square_1DHW if square_1DHW.dtype == torch.float64 else square_1DHW.float()
+    square_1DHW = at_least_fp32(positions_LD.T.unflatten(1, (grid, grid))[None])
     resized_1DHW = F.interpolate(square_1DHW, (rows, columns), mode="bilinear", align_corners=False, antialias=True)
     return resized_1DHW[0].flatten(1).T
 

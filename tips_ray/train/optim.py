@@ -164,8 +164,11 @@ def _plain(part: _Part) -> Tensor:
 def _scales(parts: Sequence[_Part], updates: Sequence[Tensor]) -> Sequence[Tensor]:
     """For every parameter, the factor that limits the root mean square of its update."""
     squares_P = torch.stack([update.square().sum() / part.copies for part, update in zip(parts, updates, strict=True)])
-    sizes_P = squares_P.new_tensor([part.shape.numel() for part in parts])
-    rms_P = (sum_over_ranks(squares_P) / sizes_P).sqrt()
+    # Sizes as numbers: a tensor of them would be copied to the device in every step, and the host waits for that.
+    means = torch._foreach_div(  # pyright: ignore[reportPrivateImportUsage]
+        list(sum_over_ranks(squares_P).unbind()), [float(part.shape.numel()) for part in parts]
+    )
+    rms_P = torch.stack(list(means)).sqrt()
     return (_MOST_RMS / rms_P.clamp(min=_MOST_RMS)).unbind()
 
 

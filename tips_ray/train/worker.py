@@ -16,6 +16,7 @@ from tips_ray.data.stream import CaptionAccess
 from tips_ray.distributed import rank
 from tips_ray.runs.run import Run
 from tips_ray.train.adapter import asked_here
+from tips_ray.train.devices import allocator_settings
 from tips_ray.train.health import signs
 from tips_ray.train.micro_batch import Found, find
 from tips_ray.train.monitoring import RunMetrics
@@ -28,12 +29,15 @@ def found_on_workers(run: Run) -> list[Found]:
     """The micro-batch that fits on each worker's device, tried on all at once."""
     resources = run.config.resources
     options: Any = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, "max_calls": 1}
+    if settings := allocator_settings(resources):
+        options["runtime_env"] = {"env_vars": settings}
     task: Any = ray.remote(**options, resources=resources.role("train"))(_found_here)
     return ray.get([task.remote(run) for _ in range(resources.workers)])
 
 
 def _found_here(run: Run) -> Found:
-    return find(run, torch.device("cuda" if run.config.resources.gpus_per_worker else "cpu"))
+    # Ray shows a task the GPUs that it holds, and torch calls the first of them 0.
+    return find(run, torch.device("cuda", 0) if run.config.resources.gpus_per_worker else torch.device("cpu"))
 
 
 def run_worker(told: dict[str, Any]) -> None:

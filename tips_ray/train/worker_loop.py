@@ -25,6 +25,7 @@ from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
 from tips_ray.runs.stop import stop_watched
 from tips_ray.train.checkpointing import load_checkpoint
+from tips_ray.train.devices import use_fast_products
 from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
@@ -63,6 +64,7 @@ def train_worker(
     """
     config, restart = run.config, Restart()
     torch.set_num_threads(max(int(config.resources.cpus_per_worker), 1))
+    use_fast_products(device)
     log.info("%s starts as one of %d ranks on %s; %s", run.uri, world_size(), device, versions())
     with restart.part("load"):
         state = prepared_state(config, device)
