@@ -97,3 +97,10 @@ def _stopped() -> str:
     with pytest.raises(ValueError) as error:
         train(new_state(config), steps, config, ListRecorder())
     return str(error.value)
+
+
+def test_the_wait_for_data_is_what_the_stream_says_where_it_says_it():
+    for waited, is_some in ((lambda: 0.0, False), (None, True)):
+        recorder = ListRecorder()
+        train(new_state(config := _config(1)), itertools.cycle(_batches([()])), config, recorder, waited=waited)
+        assert (recorder.metrics[2]["data_wait_share"] > 0) == is_some

@@ -72,7 +72,8 @@ class RunRecorder:
         self.tracking = TrackingHandle(run.tracking_uri, run.mlflow_run_id)
         self._system_metrics = self._measured([host["name"] for host in hosts])
         self._samples: list[dict[str, Any]] = []
-        self._rows: list[dict[str, Any]] = []  # of the current step
+        self._rows: dict[int, list[dict[str, Any]]] = {}
+        """Ids of the micro-batches by the stream's step, of the last two: a step is judged while the next one runs."""
         self._writer = self._new_writer(device)
         self._saved_metrics: dict[str, float] = {}
         """Metrics of the step whose checkpoint is in flight."""
@@ -103,20 +104,20 @@ class RunRecorder:
 
     def save_bad_step(self, state: TrainState, micro_batches: Sequence[Batch], facts: dict[str, Any]) -> str:
         """Save state, batches and sample ids for `tips-ray replay`, and log an event."""
-        uri = save_bad_step(self.run.uri, state, micro_batches, self._rows, facts, self.run.fingerprints)
+        rows = self._rows.get(facts["step"] - 1, [])
+        uri = save_bad_step(self.run.uri, state, micro_batches, rows, facts, self.run.fingerprints)
         told = {name: value for name, value in facts.items() if name not in ("step", "metrics")}
         self._event("bad_step", facts["step"], **told, uri=uri)
         return uri
 
-    def note_rows(self, columns: dict[str, Any]) -> None:
+    def note_rows(self, columns: Mapping[str, Any]) -> None:
         """Add the invalid rows of a micro-batch to the rejects table; its samples wait for the next `log`."""
         if self.run.config.data.log_samples:
             places = {"positions": columns["position"].tolist(), "sample_ids": columns["sample_id"].tolist()}
             self._samples.append({"step": int(columns["step"][0]), "rank": rank(), **places})
-        if self._rows and self._rows[0]["step"] != columns["step"][0]:
-            self._rows = []
-        called = {name: columns[name].tolist() for name in ("sample_id", "key")}
-        self._rows.append({"step": int(columns["step"][0]), **called})
+        step, called = int(columns["step"][0]), {name: columns[name].tolist() for name in ("sample_id", "key")}
+        self._rows = {known: rows for known, rows in self._rows.items() if known >= step - 1}
+        self._rows.setdefault(step, []).append({"step": step, **called})
         bad = (~columns["valid"]).nonzero()[0]
         names = {"step": "step", "sample_id": "sample_id", "key": "key", "reason": "reject"}
         values = [columns[column][bad].tolist() for column in names.values()]  # plain values, whatever Ray made of text
