@@ -19,6 +19,8 @@ from tips_ray.train.state import TrainState
 
 FIRST_SAVE_MINUTES = 1.0
 """Of each start: a loss in the first minutes is likely, and without a checkpoint all is done again."""
+RANK_EVERY_LINES = 10
+"""Logged steps from one effective rank to the next: its eigenvalues take a GPU 0.1 s, in which it does no step."""
 FEW_ROWS = 1_000
 """The share of bad rows among fewer than these says little about a long run."""
 
@@ -78,7 +80,7 @@ def train(
         is_logged, is_saved = _due(state.step + 1, config, is_leaving or agreement.is_saving or state.step + 1 == last)
         if is_saved:
             age.restart()  # before the ranks vote again
-        health.expect(is_logged)
+        health.expect(is_logged, with_rank=_has_rank(state.step + 1, config))
         bad_rows.count(micro_batches)
         guard.launch(state, micro_batches)
         if is_logged:
@@ -99,6 +101,12 @@ def _due(step: int, config: RunConfig, is_agreed: bool) -> tuple[bool, bool]:
     """Whether `step` is logged, and saved; what is saved is logged too."""
     is_saved = is_agreed or step % config.checkpoint_every_steps == 0
     return is_saved or step == 1 or step % config.log_every_steps == 0, is_saved
+
+
+def _has_rank(step: int, config: RunConfig) -> bool:
+    """Whether the line of `step` has effective ranks; a function of the step, so that a resumed run has the same."""
+    ends = step in (1, config.schedule.total_steps)
+    return ends or step % (config.log_every_steps * RANK_EVERY_LINES) == 0
 
 
 class _CheckpointAge:
@@ -167,10 +175,8 @@ class _Throughput:
 
     def lap(self, batch: Batch) -> dict[str, float]:
         seconds = time.perf_counter() - self.started
-        rate, waiting = (
-            self.steps * self.global_batch_images / seconds,
-            (self._waited() - self._waited_before) / seconds,
-        )
+        rate = self.steps * self.global_batch_images / seconds
+        waiting = (self._waited() - self._waited_before) / seconds
         mfu = self.utilization.metrics(batch.valid_B.device, batch, rate)
         self._restart()
         return {"images_per_second": rate, "data_wait_share": waiting, **mfu}
