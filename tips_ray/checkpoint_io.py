@@ -59,6 +59,7 @@ class CheckpointWriter:
         patience_seconds: float = 0,
         before_write: Callable[[], object] = lambda: None,
         after_commit: Callable[[int], object] = lambda step: None,
+        with_files: Callable[[], object] = lambda: None,
     ) -> None:
         """
         Args:
@@ -68,10 +69,12 @@ class CheckpointWriter:
             patience_seconds: longest time that a file is retried while the storage does not answer.
             before_write: called by rank 0 before a file is written or deleted and before the manifest; it raises
                 `LeaseLostError` when another start owns the folder.
+            with_files: called by every rank, in the background, before the manifest: writes what belongs to the state.
             after_commit: called with the step by rank 0, in the background, before the checkpoint counts as committed.
         """
         self.checkpoints_uri, self.fingerprints = checkpoints_uri, fingerprints
         self.patience_seconds, self.before_write, self.after_commit = patience_seconds, before_write, after_commit
+        self.with_files = with_files
         is_pinned = torch.device(device).type == "cuda"
         self._stager = DefaultStager(
             StagingOptions(is_pinned, False, False, is_pinned)
@@ -169,6 +172,7 @@ class CheckpointWriter:
             raise storage.failure(str(folder), fault) from error
 
     def _published(self, folder: Path, uri: str) -> dict[str, dict[str, Any]]:
+        storage.keep_trying(self.with_files, self.patience_seconds)
         return {path.name: self._uploaded(path, storage.join(uri, path.name)) for path in sorted(folder.iterdir())}
 
     def _uploaded(self, path: Path, uri: str) -> dict[str, Any]:

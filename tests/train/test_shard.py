@@ -7,6 +7,7 @@ import torch
 from operator_calls import OperatorCalls
 from ranks import run_on_ranks
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from toy import rows, toy_batch, toy_config
 
@@ -193,3 +194,25 @@ def _mesh_of_three() -> None:
 def test_replicas_must_divide_the_workers():
     with pytest.raises(RuntimeError, match=r"resources.replicas \(2\) must divide the number of workers \(3\)"):
         run_on_ranks(3, _mesh_of_three)
+
+
+def _notes_of_forwards(has_reset: bool) -> list[int]:
+    """Notes that FSDP has on forwards of the teacher after each of three steps."""
+    state, config, found = _new(replicas=1), toy_config(**RUN), []
+    with pytest.MonkeyPatch.context() as patch:
+        if not has_reset:
+            patch.delattr(FSDPModule, "reset_iter_state")
+        for step in range(3):
+            train_step(state, [toy_batch(2, seed=step)], config)
+            root: Any = state.teacher._get_fsdp_state()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            groups = [group for part in root._state_ctx.all_states for group in part._fsdp_param_groups]
+            notes = [root._comm_ctx.post_forward_order, *(group._post_forward_indices for group in groups)]
+            found.append(sum(map(len, notes)))
+    return found
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("has_reset", [True, False])
+def test_notes_on_the_teachers_forwards_do_not_pile_up(has_reset):
+    """A teacher has no backward, which is where FSDP drops them; older versions of torch have no call for it."""
+    assert run_on_ranks(2, _notes_of_forwards, has_reset) == [[0, 0, 0]] * 2

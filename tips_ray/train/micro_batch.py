@@ -115,7 +115,8 @@ def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
     state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
     fill_averages(state.optimizer)  # in a run they exist from the second step on
     passes = config.global_batch_images // config.worker_counts[0] // images
-    micro_batches = [batch_from(columns).to(device) for _ in range(passes)]
+    # A run keeps the batch of a step until the next one is launched.
+    before, micro_batches = ([batch_from(columns).to(device) for _ in range(passes)] for _ in range(2))
     health = Health(config.objective)
     health.expect(True)
     try:

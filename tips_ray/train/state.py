@@ -20,6 +20,9 @@ from tips_ray.models.vision import ImageEncoder
 from tips_ray.objective import Centers
 from tips_ray.train.optim import new_optimizer
 
+MOVED_AT_ONCE = 16
+"""Parameters of the teacher whose new values are held at a time."""
+
 
 @dataclass
 class TrainState:
@@ -97,15 +100,22 @@ def _give_values(student: Student, copied: Teacher | None, seed: int, device: to
 
 
 @torch.no_grad()
-def update_teacher(teacher: Teacher, student: Student, momentum: float) -> None:
-    """teacher <- momentum teacher + (1 - momentum) student, shard by shard, in one fused call; a frozen one stays."""
+def update_teacher(teacher: Teacher, student: Student, momentum: float, halted: Tensor) -> None:
+    """teacher <- momentum teacher + (1 - momentum) student, shard by shard; a frozen one stays.
+
+    Args:
+        momentum: share of the old teacher that stays.
+        halted: where it is 1, on the device, the teacher stays too, whatever the student holds.
+    """
     if teacher.config.teacher == "frozen":
         return
-    sources = dict(student.named_parameters())
-    names, targets = zip(*teacher.named_parameters(), strict=True)
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        [local_part(target) for target in targets], [local_part(sources[name]) for name in names], 1 - momentum
-    )
+    sources, is_halted = dict(student.named_parameters()), halted > 0
+    pairs = [(local_part(target), local_part(sources[name])) for name, target in teacher.named_parameters()]
+    for start in range(0, len(pairs), MOVED_AT_ONCE):  # the new values need memory of their own
+        targets, news = zip(*pairs[start : start + MOVED_AT_ONCE], strict=True)
+        moved = torch._foreach_lerp(targets, news, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+        for target, new in zip(targets, moved, strict=True):
+            torch.where(is_halted, target, new, out=target)
 
 
 @torch.no_grad()

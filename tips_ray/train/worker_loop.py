@@ -1,15 +1,13 @@
 """One start of a worker: from a checkpoint to the end, one rank's view, without Ray."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
-from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
-from tips_ray.data.collate import batch_from
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.runs.checkpoint import (
@@ -26,6 +24,7 @@ from tips_ray.runs.run import Run
 from tips_ray.runs.stop import stop_watched
 from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.devices import use_fast_products
+from tips_ray.train.feed import Feed, Timed, collected_together, fed_steps
 from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
@@ -78,7 +77,7 @@ def train_worker(
     with stop_watched(run, watches=rank() == 0) as asked_in_folder:
         why = partial(_first, asked, asked_in_folder)
         try:
-            train(state, _steps(state, config, device, stream, recorder), config, recorder, why, run.until_step)
+            _train(state, config, Feed(device), Timed(stream), recorder, why, run.until_step)
         except Exception as error:
             log.error("training stops: %s", error)
             recorder.note_failure(state.step, error)
@@ -91,6 +90,26 @@ def train_worker(
         log.info("all ranks leave: %s", reason)
         raise GracefulStop(reason)
     log.info("all %d steps are done", state.step)
+
+
+def _train(
+    state: TrainState,
+    config: RunConfig,
+    feed: Feed,
+    stream: Timed,
+    recorder: RunRecorder,
+    why: Callable[[], str],
+    until_step: int | None,
+) -> None:
+    """`train` on the worker's stream."""
+    with collected_together() as collect:
+
+        def note_step() -> None:
+            recorder.note_step()
+            collect(state.step)
+
+        steps = fed_steps(lambda: state.step, config, stream, feed, recorder.note_rows, note_step)
+        train(state, steps, config, recorder, why, until_step, lambda: stream.seconds)
 
 
 def _first(*asked: Callable[[], str]) -> str:
@@ -142,24 +161,3 @@ def prepare_networks(config: RunConfig, device: torch.device, student: Student, 
         compile_blocks(teacher)
     mesh = worker_mesh(device.type, resources.replicas)
     shard(student, teacher, mesh, compute_dtype(resources))
-
-
-def _steps(
-    state: TrainState, config: RunConfig, device: torch.device, stream: Iterator[dict[str, Any]], recorder: RunRecorder
-) -> Iterator[Sequence[Batch]]:
-    """This worker's micro-batches, step by step.
-
-    Raises:
-        RuntimeError: the stream is at another step than the state: dataset and checkpoint disagree.
-    """
-    passes = config.global_batch_images // world_size() // config.images_per_pass
-    micro_batches: list[Batch] = []
-    for columns in stream:
-        if (columns["step"] != state.step).any():
-            raise RuntimeError(f"the data stream brought step {columns['step'][0]}, the state is at {state.step}")
-        recorder.note_rows(columns)
-        micro_batches.append(batch_from(columns).to(device))
-        if len(micro_batches) == passes:
-            yield micro_batches
-            recorder.note_step()
-            micro_batches = []
