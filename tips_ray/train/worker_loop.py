@@ -12,6 +12,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.models.networks import Student, Teacher
+from tips_ray.objective import compile_losses
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     DamagedCheckpointError,
@@ -138,6 +139,7 @@ def prepare_networks(config: RunConfig, device: torch.device, student: Student, 
     if resources.compile:
         compile_blocks(student)
         compile_blocks(teacher)
+        compile_losses()
     mesh = worker_mesh(device.type, resources.replicas)
     shard(student, teacher, mesh, compute_dtype(resources))
 
