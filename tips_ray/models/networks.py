@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tips_ray import keyed
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, PrototypeHeadConfig
-from tips_ray.models.heads import PrototypeHead
+from tips_ray.models.heads import PrototypeHead, PrototypeScores
 from tips_ray.models.layers import at_least_fp32
 from tips_ray.models.text import PADDING_ID, TextEncoder
 from tips_ray.models.vision import ImageEncoder, ImageFeatures, View
@@ -35,17 +35,19 @@ class StudentOutputs(NamedTuple):
     embeddings: Embeddings
     log_temperature: Tensor
     """Logarithm of the contrastive temperature, [1], in the type of the weights."""
-    crop_scores_RK: Tensor | None
+    crop_scores: PrototypeScores | None
     """Scores of CLS-web of each local crop, [V * B, K], crop after crop; None without distillation."""
-    patch_scores_MK: Tensor | None
+    patch_scores: PrototypeScores | None
     """Scores of the scored patches; None without masked image modelling."""
     clean: ImageFeatures | None
     """Features of the unmasked global view without gradient, for a teacher without an encoder."""
 
 
 class TeacherScores(NamedTuple):
-    cls_BK: Tensor | None
-    patch_MK: Tensor | None
+    cls: PrototypeScores | None
+    """Of B images."""
+    patch: PrototypeScores | None
+    """Of M scored patches."""
 
 
 class Heads(nn.Module):
@@ -130,7 +132,7 @@ class Student(nn.Module):
             return None
         return ImageFeatures(*(feature.detach().clone() for feature in features["clean"]))
 
-    def _patch_scores(self, features: dict[str, ImageFeatures], batch: Batch) -> Tensor | None:
+    def _patch_scores(self, features: dict[str, ImageFeatures], batch: Batch) -> PrototypeScores | None:
         if not self.config.beta:
             return None
         view = features["clean" if self.config.teacher == "frozen" else "masked"]

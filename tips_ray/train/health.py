@@ -16,11 +16,10 @@ from torch import Tensor
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.distributed import gather_batch, rank, sum_over_ranks, world_size
+from tips_ray.models.heads import PrototypeScores
 from tips_ray.models.networks import Embeddings, TeacherScores, scored_patches
 from tips_ray.objective import Centers, Temperatures
 
-ROWS_AT_ONCE = 1024
-"""Rows of prototype scores whose probabilities are held at a time."""
 CAPTIONS = {"web": (0, 2), "synthetic": (1, 3)}
 """Places in `Embeddings` of a CLS token and its caption."""
 _CLS = [f"cls_{name}" for name in CAPTIONS]
@@ -28,13 +27,13 @@ _CLS = [f"cls_{name}" for name in CAPTIONS]
 
 def target_entropy(teacher_RK: Tensor, center_K: Tensor, teacher_temperature: float) -> Tensor:
     """Entropy of softmax((t - c) / tau_t), [R], in nats: 0 where one prototype has all, ln K where all are alike."""
-    parts = [(part_RK.float() - center_K) / teacher_temperature for part_RK in teacher_RK.split(ROWS_AT_ONCE)]
-    return torch.cat([torch.special.entr(part_RK.softmax(dim=-1)).sum(dim=-1) for part_RK in parts])
+    probability_RK = ((teacher_RK.float() - center_K) / teacher_temperature).softmax(dim=-1)
+    return torch.special.entr(probability_RK).sum(dim=-1)
 
 
 def winners(teacher_RK: Tensor, center_K: Tensor) -> Tensor:
     """The prototype that has most of each row's target, [R]."""
-    return torch.cat([(part_RK - center_K).argmax(dim=-1) for part_RK in teacher_RK.split(ROWS_AT_ONCE)])
+    return (teacher_RK - center_K).argmax(dim=-1)
 
 
 def effective_rank(gram_DD: Tensor) -> float:
@@ -109,24 +108,28 @@ class Health:
         self, scores: TeacherScores, centers: Centers, batch: Batch, temperatures: Mapping[str, Temperatures]
     ) -> None:
         """The teacher's scores of one micro-batch, with the centres and temperatures of its step."""
-        if scores.cls_BK is not None:
+        if scores.cls is not None:
             teacher = temperatures["distillation"].teacher
-            self._add_targets("distillation", scores.cls_BK, batch.valid_B, centers.distillation_K, teacher)
-        if scores.patch_MK is not None and self.is_logged:
+            self._add_targets("distillation", scores.cls, batch.valid_B, centers.distillation_K, teacher)
+        if scores.patch is not None and self.is_logged:
             image_M = scored_patches(batch, self.objective) // batch.patch_mask_BL.shape[1]
             counted_M = batch.valid_B[image_M]
             teacher = temperatures["masked_image"].teacher
-            self._add_targets("masked_image", scores.patch_MK, counted_M, centers.masked_image_K, teacher)
+            self._add_targets("masked_image", scores.patch, counted_M, centers.masked_image_K, teacher)
 
     def _add_targets(
-        self, head: str, teacher_RK: Tensor, counted_R: Tensor, center_K: Tensor, teacher_temperature: float
+        self, head: str, teacher: PrototypeScores, counted_R: Tensor, center_K: Tensor, teacher_temperature: float
     ) -> None:
-        counted_R = counted_R.double()
+        """Wins of each prototype and, at a logged step, entropies; the scores are made again, a few rows at a time."""
+        counted_R, winner, entropy = counted_R.double(), [], []
+        for teacher_CK in teacher.chunks():
+            winner.append(winners(teacher_CK, center_K))
+            if self.is_logged:
+                entropy.append(target_entropy(teacher_CK, center_K, teacher_temperature))
         wins_K = torch.zeros_like(center_K, dtype=torch.double)
-        self._add(f"{head}/wins", wins_K.scatter_add_(0, winners(teacher_RK, center_K), counted_R))
+        self._add(f"{head}/wins", wins_K.scatter_add_(0, torch.cat(winner), counted_R))
         if self.is_logged:
-            entropy_R = target_entropy(teacher_RK, center_K, teacher_temperature)
-            self._add(f"{head}/entropy", torch.stack([(entropy_R * counted_R).sum(), counted_R.sum()]))
+            self._add(f"{head}/entropy", torch.stack([(torch.cat(entropy) * counted_R).sum(), counted_R.sum()]))
 
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value.double()

@@ -10,6 +10,7 @@ import torch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import gather_objects, rank, world_size
 from tips_ray.models.networks import Student, Teacher
+from tips_ray.objective import compile_losses
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     DamagedCheckpointError,
@@ -159,5 +160,6 @@ def prepare_networks(config: RunConfig, device: torch.device, student: Student, 
     if resources.compile:
         compile_blocks(student)
         compile_blocks(teacher)
+        compile_losses()
     mesh = worker_mesh(device.type, resources.replicas)
     shard(student, teacher, mesh, compute_dtype(resources))
