@@ -221,7 +221,7 @@ def test_config_and_runs_import_neither_torch_nor_ray():
 
 @pytest.mark.heavy
 def test_planning_and_reading_a_stream_start_without_torch():
-    streams = "tips_ray.data.pipeline, tips_ray.data.shared_stream, tips_ray.captioning.stream, tips_ray.embedding.embed_pipeline"
+    streams = "tips_ray.data.pipeline, tips_ray.captioning.stream, tips_ray.embedding.embed_pipeline"
     restarts = "tips_ray.train.dataset, tips_ray.ray_data_adapter"
     _assert_not_loaded(f"{streams}, {restarts}", "torch", "transformers")
 

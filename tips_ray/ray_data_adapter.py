@@ -95,7 +95,7 @@ class InOrder(TrainDataConfig):
     What is not a Ray dataset has a method `split(workers)` of its own.
     """
 
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
+    def configure(self, datasets: Any, world_size, worker_handles, worker_node_ids, **kwargs):
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             splits = _dealt(dataset, world_size) if isinstance(dataset, Dataset) else dataset.split(world_size)

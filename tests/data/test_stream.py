@@ -160,7 +160,9 @@ def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
     ],
 )
 def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step, kind):
-    stream = _shared(inputs, start_step) if kind == "shared" else _delayed(training_stream(*inputs, start_step))
+    stream = (
+        _shared(inputs, start_step) if kind == "shared" else _delayed(training_stream(*inputs, start_step=start_step))
+    )
     rows = inputs.config.images_per_pass
     batches = _consumed(stream, workers, rows, random.Random(workers))
     passes = inputs.config.global_batch_images // workers // rows

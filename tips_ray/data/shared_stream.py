@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -67,13 +68,17 @@ class SharedStream:
         return Deal(start, stop, config.images_per_pass, workers)
 
     def bounds(self, workers: int, prefetch_batches: int) -> Bounds:
-        """What is read and made ahead for so many workers. All windows that are held lie in one stretch of the order."""
+        """What is read and made ahead for so many workers, which are at most a step apart.
+
+        All windows that are held lie in one stretch of the order: the micro-batches in the making, a step, and what is
+        asked for beyond.
+        """
         config, index = self.config, opened_index(self.index_uri)
         micro_batches = prefetch_batches + -(-config.resources.data_cpus // workers)
-        window_rows = index.chunk_rows * config.data.window_chunks
-        stretch = -(-micro_batches * workers * config.images_per_pass // window_rows)
+        window_rows = index.rows / len(index.chunks.rows) * config.data.window_chunks
+        stretch = micro_batches * workers * config.images_per_pass + config.global_batch_images
         readers = config.resources.stream_readers
-        held = -(-(stretch + readers + 2) // readers)  # 2: the stretch's borders lie inside of windows
+        held = ceil((ceil(stretch / window_rows) + readers + 2) / readers)  # 2: it begins and ends inside windows
         row_bytes = sum(index.shards["bytes"].to_pylist()) / index.rows
         return Bounds(micro_batches, readers + 1, held, READER_BYTES + int(held * window_rows * row_bytes))
 
@@ -107,7 +112,7 @@ def _homes(config: RunConfig, reader_bytes: int) -> list[str]:
         most = max(node["Resources"].get("memory", 0) for node in nodes)
         raise ValueError(
             f"a reader of the data needs {bytes_text(reader_bytes)} of memory, and nodes offer at most "
-            f"{bytes_text(most)}: lower data.window_chunks or data_prefetch_batches, or give nodes more memory"
+            f"{bytes_text(most)}: give nodes more memory, lower data_prefetch_batches, or set resources.stream=split"
         )
     return sorted(homes) or [ray.get_runtime_context().get_node_id()]
 
@@ -215,7 +220,7 @@ class WorkerStream:
         fetched: SimpleQueue[ObjectRef | None] = SimpleQueue()
         threading.Thread(target=_fetch, args=(fetched,), name="views", daemon=True).start()
         try:
-            for parts in self._micro_batches(bounds.windows):
+            for parts in self.micro_batches(bounds.windows):
                 due.append(make_views(*parts))
                 fetched.put(due[-1])
                 if len(due) >= max(bounds.micro_batches, 1):
@@ -229,8 +234,11 @@ class WorkerStream:
     def deal(self) -> Deal:
         return self.stream.deal(self.workers)
 
-    def _micro_batches(self, windows_ahead: int) -> Iterator[list[ObjectRef]]:
-        """References to the rows of each micro-batch; readers are asked `windows_ahead` windows early."""
+    def micro_batches(self, windows_ahead: int) -> Iterator[list[ObjectRef]]:
+        """References to the encoded rows of each micro-batch, one for each window that they lie in.
+
+        Readers are asked `windows_ahead` windows before the last one that the micro-batch needs.
+        """
         deal, order = self.deal, order_of(self.stream.config, self.stream.index_uri)
         windows, parts = order.windows(deal.start, deal.stop), defaultdict[int, list[ObjectRef]](list)
         asked = windows.start
