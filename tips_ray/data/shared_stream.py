@@ -26,7 +26,7 @@ from tips_ray.config import RunConfig
 from tips_ray.data.deal import Deal
 from tips_ray.data.index_folder import opened_index
 from tips_ray.data.pipeline import waiting_for
-from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views
+from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views, window_bytes
 from tips_ray.ray_data_adapter import OF_ACTORS, OF_TASKS, leave_half_imported, near
 from tips_ray.words import bytes_text
 
@@ -79,8 +79,7 @@ class SharedStream:
         stretch = micro_batches * workers * config.images_per_pass + config.global_batch_images
         readers = config.resources.stream_readers
         held = ceil((ceil(stretch / window_rows) + readers + 2) / readers)  # 2: it begins and ends inside windows
-        row_bytes = sum(index.shards["bytes"].to_pylist()) / index.rows
-        return Bounds(micro_batches, readers + 1, held, READER_BYTES + int(held * window_rows * row_bytes))
+        return Bounds(micro_batches, readers + 1, held, READER_BYTES + held * window_bytes(config, self.index_uri))
 
     def split(self, workers: int) -> list["WorkerStream"]:
         """The streams of the workers, by rank. Readers end with the calling process.
