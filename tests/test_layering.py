@@ -53,6 +53,7 @@ MAY_IMPORT = {
 MAY_USE_RAY = {
     "tips_ray/ray_data_adapter.py",
     "tips_ray/data/pipeline.py",
+    "tips_ray/data/shared_stream.py",
     "tips_ray/data/index_pipeline.py",
     "tips_ray/captioning/stream.py",
     "tips_ray/embedding/embed_pipeline.py",

@@ -17,6 +17,8 @@ Scale = Annotated[
 
 OTHER_NAMES = ("index", "captions", "mlartifacts", "mlflow.db")
 """What lies in a storage beside the folders of its runs."""
+WORKERS_PER_READER = 8
+"""Workers that one reader of a shared stream serves: those of a node with eight GPUs."""
 
 
 class ColumnsConfig(Schema):
@@ -149,6 +151,10 @@ class ResourcesConfig(Schema):
     """(D) Longest wait for the resources of all workers, before the nodes are counted again."""
     data_cpus: PositiveInt = 1
     """CPUs that the data stream needs beside the workers; checked before the start."""
+    stream: Literal["auto", "split", "shared"] = "auto"
+    """How rows reach the workers. `split`: one Ray Data stream, whose one process deals about 100 micro-batches a
+    second. `shared`: readers read each window once, and workers take their rows from them; nothing deals. Both give
+    the same batches. `auto`: `shared` for more than 8 workers."""
     captioners: PositiveInt = 1
     """Most concurrent captioner actors, with `captions.source: live` and in `tips-ray caption`."""
     cpus_per_captioner: NonNegativeFloat = 1
@@ -184,6 +190,12 @@ class ResourcesConfig(Schema):
         if self.workers % self.replicas:
             raise ValueError(f"replicas ({self.replicas}) must divide workers ({self.workers})")
         return self
+
+    @property
+    def stream_readers(self) -> int:
+        """R, number of readers of a shared stream; 0: Ray Data splits one stream."""
+        is_shared = self.stream == "shared" or (self.stream == "auto" and self.workers > WORKERS_PER_READER)
+        return -(-self.workers // WORKERS_PER_READER) if is_shared else 0
 
     @property
     def of_worker(self) -> dict[str, float]:
