@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from typing import Any
 
 import ray
@@ -13,12 +14,14 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.console import tell
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.distributed import BACKENDS
 from tips_ray.errors import described, root_cause
 from tips_ray.launch import cluster
 from tips_ray.launch.checkpoint_evaluation import (
@@ -139,11 +142,14 @@ def _ray_trainer(run: Run, captions: CaptionAccess | None) -> ElasticTrainer:
     notes = storage.join(run.uri, "ray")  # Ray's notes about an earlier start, which a kill may have damaged
     storage.delete_folder(notes)
     failures = FailureConfig(max_failures=run.config.resources.max_failures)
-    settings = allocator_settings(run.config.resources)
+    settings, timeout = allocator_settings(run.config.resources), ceil(run.config.most_wait_seconds)
     return ElasticTrainer(
         run_worker,
         run=run,
         train_loop_config={"run": run, "captions": captions, "log_level": os.environ.get(LEVEL, "INFO")},
+        torch_config=TorchConfig(
+            BACKENDS["cuda" if run.config.resources.gpus_per_worker else "cpu"], timeout_s=timeout
+        ),
         scaling_config=_scaling(run.config),
         run_config=ray.train.RunConfig(
             name="ray",

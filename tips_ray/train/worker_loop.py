@@ -10,7 +10,7 @@ import torch
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.data.collate import batch_from
-from tips_ray.distributed import gather_objects, rank, world_size
+from tips_ray.distributed import NCCL_SECONDS, gather_objects, limit_waits, meeting, rank, world_size
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
@@ -78,7 +78,9 @@ def train_worker(
     with stop_watched(run, watches=rank() == 0) as asked_in_folder:
         why = partial(_first, asked, asked_in_folder)
         try:
-            train(state, _steps(state, config, device, stream, recorder), config, recorder, why, run.until_step)
+            steps = _steps(state, config, device, stream, recorder)
+            met = meeting(steps) if device.type == "cuda" else steps
+            train(state, met, config, recorder, why, run.until_step)
         except Exception as error:
             log.error("training stops: %s", error)
             recorder.note_failure(state.step, error)
@@ -141,6 +143,7 @@ def prepare_networks(config: RunConfig, device: torch.device, student: Student, 
         compile_blocks(student)
         compile_blocks(teacher)
     mesh = worker_mesh(device.type, resources.replicas)
+    limit_waits("cuda", NCCL_SECONDS, mesh.get_all_groups())
     shard(student, teacher, mesh, compute_dtype(resources))
 
 
