@@ -36,7 +36,7 @@ from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.head import head_watched
 from tips_ray.launch.monitoring import shown_on_prometheus
 from tips_ray.launch.progress import shown_progress
-from tips_ray.launch.sizes import stream_sizes
+from tips_ray.launch.sizes import ready_bytes, stream_sizes
 from tips_ray.launch.stops import ask_patiently, signals_stop, stuck_ones_aborted
 from tips_ray.ray_data_adapter import InOrder, start_coordinator
 from tips_ray.runs import Run, RunFolder
@@ -79,7 +79,7 @@ class RayTrainer:
         if not ray.is_initialized():
             where = cluster.address()
             tell("ray", f"joining the cluster at {where}" if where else "starting Ray on this machine")
-        cluster.connect(cluster.cpus_needed(run.config))
+        cluster.connect(cluster.cpus_needed(run.config), ready_bytes(run.config))
         ray.data.DataContext.get_current().enable_progress_bars = False
         run, folder = _with_micro_batch(run), RunFolder(run.uri)
         shorten_waits(run.config)
