@@ -79,7 +79,9 @@ class CheckpointWriter:
         self._stager = DefaultStager(
             StagingOptions(is_pinned, False, False, is_pinned)
         )  # keeps its memory for the next
-        self._thread = futures.ThreadPoolExecutor(1, "checkpoint")
+        # A thread begins on GPU 0, whatever GPU its rank has, and whatever it asks of CUDA takes memory there.
+        own_gpu = partial(torch.cuda.set_device, torch.cuda.current_device()) if is_pinned else None
+        self._thread = futures.ThreadPoolExecutor(1, "checkpoint", own_gpu)
         self._group, self._rank = background_group(), rank()  # the thread asks neither again: the group may have ended
         self._saving: futures.Future[tuple[CheckpointInfo, float]] | None = None
 
@@ -207,7 +209,13 @@ class CheckpointWriter:
 
 
 class _Writer(FileSystemWriter):
-    """Raises the system's own error, such as a full disk, which torch hides behind another one."""
+    """Raises the system's own error, such as a full disk, which torch hides behind another one.
+
+    It copies nothing ahead: the tensors are on the host, and to copy ahead torch would wait for the training stream.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, per_thread_copy_ahead=0)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Any:
         try:

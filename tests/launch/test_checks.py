@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,15 @@ from tips_ray.launch import cluster as ray_cluster
 from tips_ray.launch.checks import can_compile, mfu_is_known, preflight
 from tips_ray.launch.driver import pretrain
 from tips_ray.launch.on_ranks import RankTrainer, shared_batches
-from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes, shared_bytes
+from tips_ray.launch.sizes import (
+    model_sizes,
+    parameters,
+    ready_bytes,
+    row_bytes,
+    schedule_sizes,
+    shared_bytes,
+    stream_sizes,
+)
 from tips_ray.models import train_tokenizer
 from tips_ray.runs.checkpoint import VERSION
 from tips_ray.runs.folder import RunFolder
@@ -327,6 +336,35 @@ def test_nodes_that_are_only_together_large_enough_are_refused(tmp_path, monkeyp
         ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))
     monkeypatch.setattr(ray_cluster, "cluster_nodes", lambda: [{"CPU": 4.0}] * 3)
     assert "has them" in ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("ready", "free", "store"), [(0, 100, 1), (0.2, 100, 1), (3, 100, 12), (3, 10, 8), (30, 0.05, 1)]
+)
+def test_the_object_store_of_a_ray_that_starts_here_follows_the_stream_and_the_shared_memory(
+    tmp_path, monkeypatch, ready, free, store
+):
+    """In GiB: four times what is ready, at most 80 % of what is free, and at least 1."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free * GIB))
+    assert ray_cluster.store_bytes(ready * GIB, str(tmp_path)) == store * GIB
+
+
+def test_large_micro_batches_need_shared_memory(tmp_path, monkeypatch):
+    """Eight workers with 256 images of 0.3 MB each keep 2 GB ready: too much for the smallest store."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    values = {"views__global_px": 224, "views__local_px": 98, "views__local_crops": 6, "global_batch_images": 2048}
+    config = tiny_run(tmp_path, "a", resources__workers=8, **values)
+    assert ready_bytes(config) == 3 * 8 * 256 * row_bytes(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 * GIB))
+    assert "ready in the object store for 8 workers" in stream_sizes(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * GIB))
+    with pytest.raises(ValueError, match="keeps 1.* of crops ready, Ray's object store here has 1.*--shm-size"):
+        stream_sizes(config)
+    auto = config.model_copy(update={"micro_batch_images": "auto", "global_batch_images": 8192})
+    assert ready_bytes(auto) == 3 * 8 * (120 << 20)  # the most that a pass may have
 
 
 def test_gpus_of_this_machine_that_training_leaves_idle_are_told(tmp_path, monkeypatch):

@@ -325,6 +325,11 @@ class RunConfig(TrainConfig):
         return tuple(count for count in counts if shares % count == 0 and count % resources.replicas == 0)
 
     @property
+    def most_wait_seconds(self) -> float:
+        """Longest time that a rank may wait for another one, which may itself wait for captions or storage."""
+        return 1800 + max(self.captions.wait_seconds, self.checkpoint_patience_seconds)
+
+    @property
     def cpus_beside_workers(self) -> float:
         """CPUs of evaluation and the data stream; with `live` captions of its actors, their reader, `data_cpus` again.
 

@@ -8,6 +8,7 @@ import os
 from tips_ray.config import RunConfig
 from tips_ray.launch import cluster
 from tips_ray.train.initial_weights import unloaded_teacher
+from tips_ray.train.micro_batch import BLOCK_BYTES
 from tips_ray.train.state import new_state
 from tips_ray.words import bytes_text
 
@@ -66,16 +67,27 @@ def shared_bytes(config: RunConfig) -> int:
     return sum(-(-config.images_per_pass * size // page) * page for size in column_bytes(config).values())
 
 
+def ready_bytes(config: RunConfig) -> int:
+    """Bytes of the micro-batches in the object store, those that are ready and the one in use; with `auto` the most."""
+    workers = config.resources.workers
+    if config.micro_batch_images == "auto":
+        pass_bytes = min(BLOCK_BYTES, config.global_batch_images // workers * row_bytes(config))
+    else:
+        pass_bytes = config.images_per_pass * row_bytes(config)
+    return (1 + config.data_prefetch_batches) * workers * pass_bytes
+
+
 def stream_sizes(config: RunConfig) -> str:
     """Bytes of the micro-batches in the object store: those that are ready and the one in use."""
     if config.micro_batch_images == "auto":
         return f"{bytes_text(row_bytes(config))} a row; micro_batch_images (auto) is found before the first step"
-    workers, ahead = config.resources.workers, config.data_prefetch_batches
-    ready = (1 + ahead) * workers * config.images_per_pass * row_bytes(config)
-    if cluster.address() is None and ready > cluster.OBJECT_STORE_BYTES:
+    ready, workers = ready_bytes(config), config.resources.workers
+    have = cluster.store_bytes(ready) if cluster.address() is None else None
+    if have is not None and ready > have:
         raise ValueError(
-            f"data_prefetch_batches ({ahead}) keeps {bytes_text(ready)} of crops ready, Ray's object store here has "
-            f"{bytes_text(cluster.OBJECT_STORE_BYTES)}: lower it, or set micro_batch_images"
+            f"data_prefetch_batches ({config.data_prefetch_batches}) keeps {bytes_text(ready)} of crops ready, Ray's "
+            f"object store here has {bytes_text(have)}: lower it, set micro_batch_images, or give the container more "
+            "(docker run --shm-size)"
         )
     return f"{bytes_text(row_bytes(config))} a row, {bytes_text(ready)} ready in the object store for {workers} workers"
 

@@ -120,6 +120,8 @@ class Student(nn.Module):
     def _global_view(self, name: str, batch: Batch) -> View:
         if name == "masked":
             return View(batch.global_crops_BCHW, batch.patch_mask_BL, keyed.derived(batch.key_B, _MASKED))
+        if self.config.teacher == "ema_heads":
+            return View(batch.global_crops_BCHW)  # it is the teacher's as well, and a teacher drops nothing
         return View(batch.global_crops_BCHW, None, keyed.derived(batch.key_B, _CLEAN))
 
     def _embeddings(self, features: ImageFeatures, batch: Batch) -> Embeddings:

@@ -101,12 +101,18 @@ class ImageEncoder(nn.Module):
 
     def _drop_path(self, views: Sequence[View], groups: list[Group]) -> list[tuple[Tensor, Tensor]] | None:
         rate = self.config.drop_path_rate if self.training else 0.0
-        if not rate or any(view.key_B is None for view in views):
+        if not rate or all(view.key_B is None for view in views):
             return None
-        key_S = torch.cat([view.key_B for view in views if view.key_B is not None])
-        lengths = [torch.full((group.samples,), group.length, device=key_S.device) for group in groups]
+        device = views[0].images_BCHW.device
+        keys, lengths, may_drop = [], [], []
+        for view, group in zip(views, groups, strict=True):
+            has_key, size = view.key_B is not None, (group.samples,)
+            keys.append(view.key_B if has_key else torch.zeros(size, dtype=torch.int64, device=device))
+            lengths.append(torch.full(size, group.length, device=device))
+            may_drop.append(torch.full(size, has_key, device=device))
         tokens = sum(group.samples * group.length for group in groups)
-        return drop_path_factors(key_S, torch.cat(lengths), rate, len(self.blocks), tokens)
+        drawn = torch.cat(keys), torch.cat(lengths), rate, len(self.blocks), tokens
+        return drop_path_factors(*drawn, torch.cat(may_drop) if any(view.key_B is None for view in views) else None)
 
     def _embed(self, view: View) -> Tensor:
         """Tokens before the first block, [B, 2 + L, D]."""

@@ -13,10 +13,11 @@ import torch
 from tips_ray.config import RunConfig
 from tips_ray.data.pipeline import followed
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.distributed import rank
+from tips_ray.distributed import aborted_on_error, rank
 from tips_ray.runs.run import Run
 from tips_ray.train.adapter import asked_here
 from tips_ray.train.devices import allocator_settings
+from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.health import signs
 from tips_ray.train.micro_batch import Found, find
 from tips_ray.train.monitoring import RunMetrics
@@ -52,7 +53,9 @@ def run_worker(told: dict[str, Any]) -> None:
     shown = RunMetrics(run.config.name)
     with shown.repeated():
         show = shown_steps(shown, run.config)
-        train_worker(run, ray.train.torch.get_device(), open_stream, ray.train.report, asked_here, show)
+        device = ray.train.torch.get_device()
+        with aborted_on_error(device, planned=(GracefulStop, Paused)):  # Ray ends the group where it is still there
+            train_worker(run, device, open_stream, ray.train.report, asked_here, show)
 
 
 def shown_steps(shown: RunMetrics, config: RunConfig) -> Show:

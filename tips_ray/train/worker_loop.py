@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tips_ray.config import RunConfig
-from tips_ray.distributed import gather_objects, rank, world_size
+from tips_ray.distributed import NCCL_SECONDS, gather_objects, limit_waits, meeting, rank, world_size
 from tips_ray.models.networks import Student, Teacher
 from tips_ray.objective import compile_losses
 from tips_ray.runs.checkpoint import (
@@ -110,7 +110,8 @@ def _train(
             collect(state.step)
 
         steps = fed_steps(lambda: state.step, config, stream, feed, recorder.note_rows, note_step)
-        train(state, steps, config, recorder, why, until_step, lambda: stream.seconds)
+        met = meeting(steps) if feed.device.type == "cuda" else steps
+        train(state, met, config, recorder, why, until_step, lambda: stream.seconds)
 
 
 def _first(*asked: Callable[[], str]) -> str:
@@ -162,4 +163,5 @@ def prepare_networks(config: RunConfig, device: torch.device, student: Student, 
         compile_blocks(teacher)
         compile_losses()
     mesh = worker_mesh(device.type, resources.replicas)
+    limit_waits("cuda", NCCL_SECONDS, mesh.get_all_groups())
     shard(student, teacher, mesh, compute_dtype(resources))
