@@ -115,9 +115,10 @@ def captions_keep_up(config: RunConfig) -> str:
     if captioning < training:
         raise CheckWarning(
             f"captioning cannot keep up, by estimate: {captioning:,.0f} images/s from {resources.captioners} "
-            f"captioners ({CAPTIONS_PER_GPU:g} captions/s a GPU), {resources.workers} GPUs train up to {training:,.0f}; "
-            f"until every image has its caption, training waits {1 - captioning / training:.0%} of the time: caption ahead "
-            f"(tips-ray caption, captions.source=store), or set resources.captioners={ceil(training / of_one)}"
+            f"captioners ({CAPTIONS_PER_GPU:g} captions/s a GPU), {resources.workers} GPUs train up to "
+            f"{training:,.0f}; until every image has its caption, training waits {1 - captioning / training:.0%} of "
+            "the time: caption ahead (tips-ray caption, captions.source=store), or set "
+            f"resources.captioners={ceil(training / of_one)}"
         )
     return f"{captioning:,.0f} images/s by estimate, training takes up to {training:,.0f}"
 
