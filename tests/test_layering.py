@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "data": LEAVES | {"tokenizer", "ray_data_adapter"},
     "captioning": LEAVES | {"data", "ray_data_adapter"},
     "runs": LEAVES,
-    "checkpoint_pickles": set(),
+    "checkpoint_pickles": LEAVES | {"runs"},
     "checkpoint_io": LEAVES | {"runs", "checkpoint_pickles"},
     "weights": LEAVES | {"tokenizer", "models", "runs", "checkpoint_io"},
     "report": LEAVES | {"runs"},

@@ -8,7 +8,7 @@ import logging
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -26,17 +26,18 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from tips_ray import storage
-from tips_ray.checkpoint_pickles import PlainPlanner, PlainReader
+from tips_ray.checkpoint_pickles import METADATA, BlockReader, PlainPlanner, PlainReader
 from tips_ray.distributed import background_group, gather_objects, rank, world_size
 from tips_ray.runs.checkpoint import (
     VERSION,
     CheckpointInfo,
-    digest_of,
     fetch_files,
+    load_error,
     manifest_of,
     remove_checkpoint,
     uri_of,
 )
+from tips_ray.runs.checkpoint_blocks import DamagedBlockError, file_entry, has_blocks
 from tips_ray.runs.lease import LeaseLostError
 from tips_ray.storage.local import locked_temporary_folder
 
@@ -179,7 +180,7 @@ class CheckpointWriter:
 
     def _uploaded(self, path: Path, uri: str) -> dict[str, Any]:
         storage.keep_trying(lambda: storage.upload(path, uri), self.patience_seconds)
-        return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+        return file_entry(path)
 
     def _on_rank_0(self, action: Callable[[], Any]) -> None:
         patient = partial(storage.keep_trying, action, self.patience_seconds)
@@ -248,16 +249,23 @@ def save_tree(
 def fill_tree(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
     """Fill the tensors of `tree`, a part of what a checkpoint holds, in place; all ranks call it, each for its shards.
 
+    Each rank reads and verifies the blocks that hold its shards. Of a checkpoint of an earlier version, which has a
+    sha256 of whole files alone, each machine fetches all files once.
+
     Raises:
         DamagedCheckpointError: a file is missing or differs from the manifest; every rank raises.
         StorageError: the files cannot be read, or hold pickles that could run code; every rank raises.
     """
-    with _fetched(checkpoint) as folder, one_process_is_fine():
-        reader, planner = PlainReader(folder), PlainPlanner()
+    is_in_blocks = has_blocks(checkpoint.manifest["files"])
+    with _fetched(checkpoint, only=(METADATA,) if is_in_blocks else None) as folder, one_process_is_fine():
+        reader = BlockReader(folder, checkpoint) if is_in_blocks else PlainReader(folder)
+        planner = PlainPlanner()
         try:
             load_state_dict(tree, storage_reader=reader, planner=planner, no_dist=world_size() == 1)
         except CheckpointException as error:  # raised on all ranks
             fault = reader.refused or min(error.failures.items(), key=itemgetter(0))[1][0]
+            if isinstance(fault, (DamagedBlockError, storage.StorageError)):
+                raise load_error(checkpoint, fault) from None
             if not isinstance(fault, pickle.UnpicklingError):
                 raise
             raise storage.StorageError(
@@ -278,14 +286,14 @@ def one_process_is_fine() -> Iterator[None]:
 
 
 @contextmanager
-def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
-    """A local folder with all files, read and verified by one rank of each machine for all ranks there.
+def _fetched(checkpoint: CheckpointInfo, only: Collection[str] | None) -> Iterator[Path]:
+    """A local folder with `only` these files, or all, read and verified by one rank of each machine for all there.
 
     Ranks are on one machine if they see the same temporary folder: host names may repeat on several or differ on one.
     """
     with locked_temporary_folder() as own:
         folder = next(path for path in gather_objects(own) if path.is_dir())
-        faults = gather_objects(fetch_files(checkpoint, own) if folder == own else None)
+        faults = gather_objects(fetch_files(checkpoint, own, only) if folder == own else None)
         fault = next(filter(None, faults), None)
         if fault:
             raise fault

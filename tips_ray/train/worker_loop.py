@@ -31,7 +31,7 @@ from tips_ray.train.initial_weights import load_initial_weights, unloaded_teache
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
 from tips_ray.train.run_recorder import Report, RunRecorder, Show, note_failure, show_nothing
-from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.state import TrainState, draw_values, new_state
 from tips_ray.train.worker_log import follow_step
 
 OpenStream = Callable[[], tuple[int, Iterator[dict[str, Any]]]]
@@ -67,7 +67,7 @@ def train_worker(
     use_fast_products(device)
     log.info("%s starts as one of %d ranks on %s; %s", run.uri, world_size(), device, versions())
     with restart.part("load"):
-        state = prepared_state(config, device)
+        state = prepared_state(config, device, is_drawn=False)
     follow_step(lambda: state.step)
     with restart.part("data"):
         first_step, stream = open_stream()
@@ -120,10 +120,11 @@ def _first(*asked: Callable[[], str]) -> str:
 
 
 def _filled(state: TrainState, run: Run, first_step: int) -> dict[str, dict[str, Any]] | None:
-    """Load the checkpoint of the first step, or initial weights; returns the sources of the latter."""
+    """Load the checkpoint of the first step, or draw and load initial weights; returns the sources of the latter."""
     if first_step:
         _load(state, run, checkpoint_at(run.checkpoints_uri, first_step))
         return None
+    draw_values(state, run.config.seed)
     try:
         weights_from = load_initial_weights(state, run.config)
     except ValueError as error:  # equal on all ranks, such as weights that do not fit: a restart would not help
@@ -149,9 +150,16 @@ def _load(state: TrainState, run: Run, checkpoint: CheckpointInfo) -> None:
     log.info("checkpoint loaded: %s", checkpoint.uri)
 
 
-def prepared_state(config: RunConfig, device: torch.device) -> TrainState:
-    """The state of step 0, sharded over the process group, before initial weights are loaded."""
-    return new_state(config, unloaded_teacher(config), device, partial(prepare_networks, config, device))
+def prepared_state(config: RunConfig, device: torch.device, is_drawn: bool = True) -> TrainState:
+    """The state of step 0, sharded over the process group, before initial weights are loaded.
+
+    Args:
+        config: of the run.
+        device: of this rank.
+        is_drawn: see `new_state`.
+    """
+    prepare = partial(prepare_networks, config, device)
+    return new_state(config, unloaded_teacher(config), device, prepare, is_drawn)
 
 
 def prepare_networks(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
