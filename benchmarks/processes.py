@@ -16,11 +16,12 @@ class CpuMeter:
     every LOOK_SECONDS; time after the last reading is missed.
     """
 
-    def __init__(self, root: int) -> None:
-        self.root = root
+    def __init__(self, root: int, *names: str) -> None:
+        """`names`: words in the command lines of processes that are told apart; Ray writes there what they do."""
+        self.root, self.names = root, names
         self._first: dict[str, float] = {}
         self._newest: dict[str, float] = {}
-        self._names: dict[str, str] = {}
+        self._named: dict[str, str] = {}
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._look_on, daemon=True)
 
@@ -39,19 +40,21 @@ class CpuMeter:
         """User and system time spent inside `with`; read it after leaving."""
         return sum(seconds - self._first.get(process, 0.0) for process, seconds in self._newest.items())
 
-    def seconds_of(self, *names: str) -> dict[str, float]:
-        """`seconds` of the processes whose command lines contained each of `names` at some time, and of the rest."""
-        found = dict.fromkeys((*names, "rest"), 0.0)
+    @property
+    def seconds_of(self) -> dict[str, float]:
+        """`seconds` of the processes that had each of `names` in their command lines at some time, and of the rest."""
+        found = dict.fromkeys((*self.names, "rest"), 0.0)
         for process, seconds in self._newest.items():
-            name = next((name for name in names if name in self._names.get(process, "")), "rest")
-            found[name] += seconds - self._first.get(process, 0.0)
+            found[self._named.get(process, "rest")] += seconds - self._first.get(process, 0.0)
         return found
 
     def _look_on(self) -> None:
         while not self._ends.wait(LOOK_SECONDS):
             self._newest |= own_seconds(self.root)
-            for process in self._newest:  # Ray writes what a process does into its command line
-                self._names[process] = f"{self._names.get(process, '')} {_command(int(process.split()[0]))}"[-2000:]
+            for process in self._newest.keys() - self._named.keys() if self.names else ():
+                command = _command(int(process.split()[0]))
+                if found := [name for name in self.names if name in command]:
+                    self._named[process] = found[0]
 
 
 def own_seconds(root: int) -> dict[str, float]:

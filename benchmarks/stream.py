@@ -128,12 +128,12 @@ class _Consumer:
 
 def _consumed(inputs: ToyStream, kind: str, start_step: int, consumers: list[Any]) -> dict[str, float]:
     """Processor seconds of a stream until all workers have taken their shares, by the names in PARTS."""
-    with CpuMeter(os.getpid()) as meter:
+    with CpuMeter(os.getpid(), *PARTS) as meter:
         stream = _opened(kind, *inputs, start_step)
         splits = InOrder().configure({"train": stream}, len(consumers), None, None)
         taken = ray.get([one.take.remote(split["train"]) for one, split in zip(consumers, splits, strict=True)])
     assert sum(taken) == (inputs.config.schedule.total_steps - start_step) * BATCH
-    return meter.seconds_of(*PARTS)
+    return meter.seconds_of
 
 
 def _opened(kind: str, *inputs: Any) -> Any:

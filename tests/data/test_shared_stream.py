@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from nodes import nodes_of_cluster
 from toy_run import ToyStream, toy_stream
 
 from tips_ray.data import shared_stream
@@ -135,6 +136,24 @@ def test_a_reader_that_is_killed_starts_again_and_workers_get_the_same_rows(clus
         found += [next(batches)["position"].tolist() for batches in streams]
     assert found == [[2 * number, 2 * number + 1] for number in range(STEPS * 4)]
     assert [next(batches, None) for batches in streams] == [None, None]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_stream_goes_on_when_the_node_of_its_reader_and_its_views_is_lost(inputs, monkeypatch):
+    """Rows and views that were there are lost with the node: Ray makes them again."""
+    with nodes_of_cluster(monkeypatch) as nodes:
+        first = nodes.add(2)
+        ray.init()
+        stream = _stream(inputs, workers=2, data_prefetch_batches=6)
+        splits = [split["train"] for split in InOrder().configure({"train": stream}, 2, None, None)]
+        streams, found = [split.iter_batches(2, 6) for split in splits], []
+        for number in range(STEPS * 2):
+            if number == 5:
+                nodes.add(2)
+                nodes.kill(first)
+            found += [next(batches)["position"].tolist() for batches in streams]
+    assert found == [[2 * number, 2 * number + 1] for number in range(STEPS * 4)]
 
 
 @pytest.mark.ray

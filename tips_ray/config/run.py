@@ -17,8 +17,9 @@ Scale = Annotated[
 
 OTHER_NAMES = ("index", "captions", "mlartifacts", "mlflow.db")
 """What lies in a storage beside the folders of its runs."""
-WORKERS_PER_READER = 8
-"""Workers that one reader of a shared stream serves: those of a node with eight GPUs."""
+WORKERS_PER_READER = CPUS_PER_READER = 8
+"""Workers that one reader of a shared stream serves, those of a node with eight GPUs, and CPUs that make views of what
+it reads: an image's views cost about eight times as much as reading it."""
 
 
 class ColumnsConfig(Schema):
@@ -195,7 +196,8 @@ class ResourcesConfig(Schema):
     def stream_readers(self) -> int:
         """R, number of readers of a shared stream; 0: Ray Data splits one stream."""
         is_shared = self.stream == "shared" or (self.stream == "auto" and self.workers > WORKERS_PER_READER)
-        return -(-self.workers // WORKERS_PER_READER) if is_shared else 0
+        of_cpus, of_workers = -(-self.data_cpus // CPUS_PER_READER), -(-self.workers // WORKERS_PER_READER)
+        return max(of_cpus, of_workers) if is_shared else 0
 
     @property
     def of_worker(self) -> dict[str, float]:

@@ -151,7 +151,7 @@ class WindowReader:
             while len(self._windows) > self._most:
                 del self._windows[min(self._windows)]
         found = self._windows.get(window) or _Window(asyncio.ensure_future(self._read(window)), set())
-        rows = await found.rows
+        rows = await asyncio.shield(found.rows)  # others wait for it too
         found.left.discard(rank)
         if not found.left:
             self._windows.pop(window, None)
