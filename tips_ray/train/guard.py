@@ -53,7 +53,8 @@ class Guard:
         """
         unsharded = self.config.resources.accumulate_unsharded
         try:
-            return train_step(state, micro_batches, self.config, unsharded, health, self.agreement)
+            keep_graph = self.config.keeps_embedding_graph
+            return train_step(state, micro_batches, self.config, unsharded, health, self.agreement, keep_graph)
         except BadStepError as bad:
             uri = self.recorder.save_bad_step(state, micro_batches, self._facts(state, bad))
             self._require_skippable(state, bad, uri)
