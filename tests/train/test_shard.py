@@ -117,14 +117,15 @@ def test_sharded_recomputed_and_compiled_training_equals_plain_training():
         torch.testing.assert_close(outcome, expected, atol=1e-8, rtol=1e-8)
 
 
-def _gradients(replicas: int, accumulate_unsharded: bool) -> tuple[dict[str, Tensor], int]:
+def _gradients(replicas: int, accumulate_unsharded: bool, keep_graph: bool = False) -> tuple[dict[str, Tensor], int]:
     """Whole gradients of four micro-batches, and the number of reduce-scatter collectives."""
     state, config = _new(replicas), toy_config(**RUN)
     batch, size = toy_batch(IMAGES * 2), IMAGES * 2 // world_size() // 4
     first = rank() * size * 4
     micro = [rows(batch, first + i * size, first + (i + 1) * size) for i in range(4)]
     with OperatorCalls() as calls:
-        accumulate_gradients(state, micro, config.objective, config.schedule.total_steps, accumulate_unsharded)
+        total_steps = config.schedule.total_steps
+        accumulate_gradients(state, micro, config.objective, total_steps, accumulate_unsharded, keep_graph=keep_graph)
     reduced = sum(count for name, count in calls.counts.items() if "reduce_scatter" in str(name))
     named = state.student.named_parameters()
     return {n: p.grad.full_tensor() for n, p in named if isinstance(p.grad, DTensor)}, reduced
@@ -141,6 +142,20 @@ def test_gradients_averaged_once_are_those_averaged_after_every_micro_batch(rank
         torch.testing.assert_close(gradients, expected, atol=1e-10, rtol=1e-10)
         # Two blocks, two of texts, two heads, the temperature, the root; and two in the contrastive loss.
         assert (calls, fewer) == (4 * 8 + 2, 8 + 2)
+
+
+def _kept_or_not(accumulate_unsharded: bool) -> list[tuple[dict[str, Tensor], int]]:
+    return [_gradients(1, accumulate_unsharded, keep_graph) for keep_graph in (False, True)]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("accumulate_unsharded", "more"), [(False, 0), (True, 2)])
+def test_gradients_over_a_kept_graph_are_those_of_two_forward_passes(accumulate_unsharded, more):
+    for (expected, calls), (gradients, of_kept) in run_on_ranks(2, _kept_or_not, accumulate_unsharded):
+        torch.testing.assert_close(gradients, expected, atol=1e-10, rtol=1e-10)
+        # Autograd adds up both parts of a block's gradient before FSDP reduces it. Unsharded gradients of earlier
+        # micro-batches are there already when the first part of the last one is done.
+        assert of_kept == calls + more
 
 
 def _held(replicas: int) -> dict[str, tuple[int, int, int]]:

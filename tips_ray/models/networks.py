@@ -19,6 +19,7 @@ from tips_ray.models.layers import at_least_fp32
 from tips_ray.models.text import PADDING_ID, TextEncoder
 from tips_ray.models.vision import ImageEncoder, ImageFeatures, View
 
+Scores = PrototypeScores | None
 _CLEAN, _MASKED, _FIRST_LOCAL, _CAPTION = 0, 1, 2, -1  # salts of the keyed randomness of each pass
 
 
@@ -29,6 +30,16 @@ class Embeddings(NamedTuple):
     cls_synthetic_BD: Tensor
     web_caption_BD: Tensor
     synthetic_caption_BD: Tensor
+
+
+class Embedded(NamedTuple):
+    """What the first pass of a step with several micro-batches finds."""
+
+    embeddings: Embeddings
+    log_temperature: Tensor
+    """Logarithm of the contrastive temperature, [1]."""
+    view: ImageFeatures | None
+    """Features of the view of the contrastive losses, where another part of the objective needs them as well."""
 
 
 class StudentOutputs(NamedTuple):
@@ -97,15 +108,27 @@ class Student(nn.Module):
         return StudentOutputs(
             self._embeddings(features[self.config.contrastive_view], batch),
             self.temperature(),
-            self.heads.distillation(features["local"].cls_web_BD) if "local" in features else None,
-            self._patch_scores(features, batch),
-            self._clean(features),
+            *self._others(features, batch),
         )
 
-    def embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
         """The first two outputs of `forward`, for the first pass of a step with several micro-batches."""
         view = self._global_view(self.config.contrastive_view, batch)
-        return self._embeddings(self.image.forward_views([view])[0], batch), self.temperature()
+        (features,) = self.image.forward_views([view])
+        return Embedded(self._embeddings(features, batch), self.temperature(), self._used_again(features))
+
+    def complete(self, batch: Batch, view: ImageFeatures | None) -> tuple[Scores, Scores, ImageFeatures | None]:
+        """The other outputs of `forward`, for a batch that `embed` has seen.
+
+        Args:
+            batch: the same as that of `embed`.
+            view: from `embed`, with its graph.
+        """
+        views = self._views(batch)
+        views.pop(self.config.contrastive_view, None)
+        passed = self.image.forward_views(list(views.values())) if views else []
+        features = dict(zip(views, passed, strict=True))
+        return self._others(features | ({self.config.contrastive_view: view} if view else {}), batch)
 
     def _views(self, batch: Batch) -> dict[str, View]:
         config, views = self.config, {}
@@ -128,6 +151,17 @@ class Student(nn.Module):
         captions = torch.cat([batch.web_ids_BT, drawn_captions(batch.synthetic_ids_BAT, batch.key_B)])
         pooled = (features.cls_web_BD, features.cls_synthetic_BD, *self.text(captions).chunk(2))
         return Embeddings(*(F.normalize(at_least_fp32(embedding_BD), dim=-1) for embedding_BD in pooled))
+
+    def _used_again(self, view: ImageFeatures) -> ImageFeatures | None:
+        """Features of the contrastive view, detached where no gradient comes back, None where nothing else needs it."""
+        if self.config.teacher == "ema_heads":
+            return ImageFeatures(*(feature.detach() for feature in view))
+        scored = "clean" if self.config.teacher == "frozen" else "masked"
+        return view if self.config.beta and scored == self.config.contrastive_view else None
+
+    def _others(self, features: dict[str, ImageFeatures], batch: Batch) -> tuple[Scores, Scores, ImageFeatures | None]:
+        crop_scores = self.heads.distillation(features["local"].cls_web_BD) if "local" in features else None
+        return crop_scores, self._patch_scores(features, batch), self._clean(features)
 
     def _clean(self, features: dict[str, ImageFeatures]) -> ImageFeatures | None:
         if self.config.teacher != "ema_heads":

@@ -85,7 +85,8 @@ def _memory(config: RunConfig, given: Given, trace: StepTrace) -> MemoryPlan:
 def _step(config: RunConfig, given: Given, trace: StepTrace, flops: ImageFlops) -> StepPlan:
     share = config.global_batch_images // config.resources.workers
     rate, source = compute_rate(given, config, flops.total)
-    done = flops.done(share // config.images_per_pass, config.resources.recompute)
+    passes = share // config.images_per_pass
+    done = flops.done(passes, config.resources.recompute, config.keeps_embedding_graph)
     computing = {phase: share * amount / rate for phase, amount in done.items()}
     waiting = network_seconds(trace.messages, network_of(given), config.resources.replicas)
     return StepPlan(

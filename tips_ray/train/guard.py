@@ -78,8 +78,9 @@ class Guard:
     def _launched(self, state: TrainState, micro_batches: Sequence[Batch]) -> LaunchedStep:
         if self._halted is None:
             self._halted = new_halt(micro_batches)
-        unsharded = self.config.resources.accumulate_unsharded
-        return launch_step(state, micro_batches, self.config, self._halted, unsharded, self.health, self.agreement)
+        options = (self.config.resources.accumulate_unsharded, self.health, self.agreement)
+        keep_graph = self.config.keeps_embedding_graph
+        return launch_step(state, micro_batches, self.config, self._halted, *options, keep_graph)
 
     def _is_good(self, state: TrainState, launched: LaunchedStep) -> bool:
         """Whether a step was done; a bad one is saved and skipped, and steps may be done again."""

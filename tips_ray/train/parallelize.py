@@ -113,7 +113,8 @@ def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dty
     fully_shard(student, **options)
     # A root stays gathered until its backward. The teacher has none, and its EMA needs shards.
     fully_shard(teacher, **options, reshard_after_forward=True)
-    register_fsdp_forward_method(student, "embed")
+    for method in ("embed", "complete"):
+        register_fsdp_forward_method(student, method)
 
 
 def _placement(parameter: nn.Parameter, shards: int) -> Shard | None:
