@@ -98,7 +98,7 @@ def _check_skipped(bad_steps: Sequence[int], values: dict[str, Any]) -> None:
     for step, (numbers, micro_batches) in late.recorder.bad.items():
         torch.testing.assert_close(numbers, at_once.recorder.bad[step][0], rtol=0, atol=0)
         assert micro_batches[0] is late.batches[step - 1]
-        temperature = "student.log_temperature"
+        temperature = "student.temperature.log_temperature"
         assert torch.equal(_copied(late.state)[temperature], numbers[temperature]) == (bad_steps[-1] == STEPS)
     assert late.recorder.temperatures[STEPS] == at_once.recorder.temperatures[STEPS]
 

@@ -74,7 +74,7 @@ def test_a_step_fits_unless_memory_runs_out_in_it(run, monkeypatch):
     ],
 )
 def test_lack_of_memory_is_noticed_by_the_words_of_each_library(run, monkeypatch, text):
-    def step(*arguments):
+    def step(*arguments, **options):
         raise RuntimeError(text)
 
     monkeypatch.setattr(micro_batch, "train_step", step)
