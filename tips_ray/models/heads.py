@@ -54,7 +54,9 @@ class PrototypeHead(nn.Module):
 
     def forward(self, features_RD: Tensor) -> PrototypeScores:
         """Scores [R, K] as rows and prototypes; copies, which outlive FSDP's gathered weights."""
-        return PrototypeScores(_Unit.apply(self.mlp(features_RD)), _Unit.apply(self.prototypes))
+        unit_RD = _Unit.apply(self.mlp(features_RD))
+        # Autocast computes rows in half precision and leaves weights in fp32.
+        return PrototypeScores(unit_RD, _Unit.apply(self.prototypes).to(unit_RD.dtype))
 
 
 class _Unit(torch.autograd.Function):
