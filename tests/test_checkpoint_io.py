@@ -43,6 +43,23 @@ def gate(monkeypatch) -> Iterator[threading.Event]:
     gate.set()
 
 
+def test_the_thread_stays_on_the_gpu_of_its_rank_and_copies_nothing_ahead(tmp_path, monkeypatch):
+    """By itself a thread begins on GPU 0, and where there is a GPU torch copies ahead in the current stream."""
+    used, cuda = [], torch.cuda
+    for module in (torch.accelerator, cuda):
+        monkeypatch.setattr(module, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(cuda, "set_device", lambda device: used.append((device, threading.current_thread().name)))
+    writer = CheckpointWriter(str(tmp_path), {}, "cuda:3")
+    writer._thread.submit(lambda: None).result()
+    writer.close()
+    assert used == [(3, "checkpoint_0")]
+    monkeypatch.setattr(cuda, "current_stream", lambda *_: pytest.fail("a stream of the GPU is asked for"))
+    save_tree({"weights": {"a": torch.ones(3)}}, {"step": 1}, str(tmp_path), {})
+    fill_tree(read := {"weights": {"a": torch.zeros(3)}}, checkpoint_at(str(tmp_path), 1))
+    assert read["weights"]["a"].tolist() == [1, 1, 1]
+
+
 def _spoilt(state: TrainState) -> TrainState:
     with torch.no_grad():
         for network in (state.student, state.teacher, state.centers):

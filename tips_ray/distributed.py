@@ -1,16 +1,22 @@
 """All collectives of the library. Without a process group every function acts as on one rank. N = B x ranks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.tensor import DTensor
 
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+"""Backends of the process group by the type of the ranks' devices: small objects and waits never go through a GPU."""
+NCCL_SECONDS = 300
+"""(D) Timeout of collectives on GPUs, which ranks enter within seconds of each other; blocks compile meanwhile."""
+Item = TypeVar("Item")
 _is_alone = ContextVar("_is_alone", default=False)
 
 
@@ -57,10 +63,30 @@ def sum_over_ranks(local: Tensor) -> Tensor:
 
 
 def mean_over_ranks(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean over ranks of each scalar, on the host; the only point where a step may wait for the device."""
+    """Mean over ranks of each scalar, on the host: waits for the device."""
+    return dict(zip(metrics, means_over_ranks(metrics).tolist(), strict=True))
+
+
+def means_over_ranks(metrics: Mapping[str, Tensor]) -> Tensor:
+    """Mean over ranks of each scalar, float64 on their device, in one collective."""
     values = torch.stack([metrics[name].detach().double().reshape(()) for name in metrics])
-    means = (sum_over_ranks(values) / world_size()).tolist()
-    return dict(zip(metrics, means, strict=True))
+    return sum_over_ranks(values) / world_size()
+
+
+class HostCopy:
+    """A copy of a tensor on its way to pinned memory of the host; nothing waits before `values`."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.Event() if tensor.is_cuda else None
+        if self._arrival:
+            self._arrival.record()
+
+    def values(self) -> list[float]:
+        """The numbers, once they have arrived."""
+        if self._arrival:
+            self._arrival.synchronize()
+        return self._copy.tolist()
 
 
 def gather_objects(local: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
@@ -87,6 +113,50 @@ def background_group() -> dist.ProcessGroup | None:
     group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
     assert isinstance(group, dist.ProcessGroup)
     return group
+
+
+def meeting(items: Iterable[Item], group: dist.ProcessGroup | None = None) -> Iterator[Item]:
+    """The items, each once all ranks have theirs; all ranks have equally many.
+
+    A rank that waits for data or storage is no fault, so the others wait for it here, on CPUs, with the long timeout,
+    and not in a collective of GPUs, whose timeout is short (`limit_waits`).
+
+    Args:
+        items: of this rank.
+        group: with a backend for CPUs; None: training's.
+
+    Raises:
+        RuntimeError: a rank was lost, or did not come.
+    """
+    for item in items:
+        dist.all_reduce(torch.zeros(()), group=group)
+        yield item
+
+
+def limit_waits(device_type: str, seconds: float, groups: Iterable[dist.ProcessGroup] = ()) -> None:
+    """Let collectives on one type of device fail after `seconds`, those on others when they did before.
+
+    It holds for training's group and for `groups`.
+    """
+    device = torch.device(device_type)
+    for group in (distributed_c10d._get_default_group(), *groups):
+        backend = group._get_backend(device) if device in group._device_types else None
+        if set_timeout := getattr(backend, "_set_default_timeout", None):  # a fake backend has none
+            set_timeout(timedelta(seconds=seconds))
+
+
+@contextmanager
+def aborted_on_error(device: torch.device, planned: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """Where the block fails on a GPU with an error that is not `planned`, abort all process groups.
+
+    Ending them in the ordinary way would wait for collectives of which other ranks may have no part any more.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if device.type == "cuda" and dist.is_initialized() and not isinstance(error, planned):
+            distributed_c10d._abort_process_group()
+        raise
 
 
 class _Gather(torch.autograd.Function):

@@ -47,11 +47,12 @@ class Centers(nn.Module):
         self.register_buffer("distillation_K", torch.zeros(num_prototypes))
         self.register_buffer("masked_image_K", torch.zeros(num_prototypes))
 
-    def move(self, global_sums: Mapping[str, Tensor], momentum: float) -> Self:
-        """Update in place from `center_sums` summed over micro-batches and ranks."""
+    def move(self, global_sums: Mapping[str, Tensor], momentum: float, halted: Tensor | None = None) -> Self:
+        """Update in place from `center_sums` summed over micro-batches and ranks, unless the scalar `halted` is 1."""
         for name, sum_K1 in global_sums.items():
             center_K = getattr(self, f"{name}_K")
-            center_K.copy_(moved_center(center_K, sum_K1, momentum))
+            moved_K = moved_center(center_K, sum_K1, momentum)
+            center_K.copy_(moved_K if halted is None else torch.where(halted > 0, center_K, moved_K))
         return self
 
 

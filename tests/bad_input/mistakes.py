@@ -109,7 +109,7 @@ CATALOGUE = (
     Mistake(
         "an unknown choice",
         keys("resources.dtype=fp8"),
-        ("resources.dtype: Input should be 'fp32' or 'bf16', not 'fp8'",),
+        ("resources.dtype: Input should be 'auto', 'fp32' or 'bf16', not 'fp8'",),
     ),
     Mistake("no source", keys("data.sources=[]"), ("data.sources: Tuple should have at least 1 item",)),
     Mistake(

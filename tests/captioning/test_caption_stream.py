@@ -15,8 +15,8 @@ from toy_captions import caption_inputs, captioned_run, objects, pids, until
 
 from captioning.tiny import write_paligemma
 from tips_ray.captioning.captioner import Captioner
-from tips_ray.captioning.stream import CaptionActor, due_chunks
-from tips_ray.config import RunConfig
+from tips_ray.captioning.stream import CaptionActor, due_chunks, placed_captioner
+from tips_ray.config import CaptionerConfig, RunConfig
 from tips_ray.data.captions.coordinator import CaptionCoordinator, News
 from tips_ray.data.captions.join import place_of, read_captions
 from tips_ray.data.captions.store import CaptionStore
@@ -90,6 +90,14 @@ def test_a_captioner_whose_files_differ_on_this_machine_makes_no_captions(tmp_pa
     other = CaptionAccess(CaptionStore(f"{tmp_path}/captions", "0123456789abcdef"))
     with pytest.raises(ValueError, match=r"on .* differs from that of the program .*, not 0123456789abcdef; put the"):
         CaptionActor(replace(inputs, access=other), lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "placed"), [("auto", 0, "cpu"), ("auto", 0.5, "auto"), ("cuda", 0, "cuda"), ("cpu", 1, "cpu")]
+)
+def test_a_captioner_that_was_given_no_gpu_takes_none(device, gpus, placed):
+    """It would see all GPUs of its node, and take the first, which is a trainer's."""
+    assert placed_captioner(CaptionerConfig(model="x", device=device), gpus).device == placed
 
 
 @pytest.mark.ray

@@ -5,6 +5,7 @@ import pytest
 from tips_ray.config import (
     ImageEncoderConfig,
     ObjectiveConfig,
+    ResourcesConfig,
     RunConfig,
     ScheduleConfig,
     TrainConfig,
@@ -13,6 +14,14 @@ from tips_ray.config import (
 )
 
 SIZES = {"width": 32, "depth": 2, "num_heads": 2, "ffn_hidden": 64}
+
+
+@pytest.mark.parametrize(("gpus", "dtype", "compiled"), [(0, "fp32", False), (0.5, "bf16", True), (1, "bf16", True)])
+def test_auto_becomes_what_suits_the_device_of_a_worker_and_is_written_so(gpus, dtype, compiled):
+    settled = ResourcesConfig(gpus_per_worker=gpus).model_dump()
+    assert (settled["dtype"], settled["compile"]) == (dtype, compiled)
+    given = ResourcesConfig(gpus_per_worker=gpus, dtype="fp32", compile=True)
+    assert (given.dtype, given.compile) == ("fp32", True)
 
 
 def test_overrides_are_read_as_yaml_and_reach_their_place(tmp_path):
@@ -137,3 +146,17 @@ def test_numbers_that_yaml_reads_as_others_are_refused_with_their_line(value, tm
     (tmp_path / "run.yaml").write_text(f"seed: 1\nschedule: {{total_steps: {value}}}\n")
     with pytest.raises(ValueError, match=f"run.yaml line 2: {value} would be read as another number"):
         load_config(TrainConfig, tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "readers"),
+    [
+        ({"workers": 8}, 0),
+        ({"workers": 9}, 2),
+        ({"workers": 2, "stream": "shared"}, 1),
+        ({"workers": 2, "stream": "shared", "data_cpus": 20}, 3),
+        ({"workers": 64, "stream": "split"}, 0),
+    ],
+)
+def test_the_stream_of_a_run_follows_from_its_sizes(values, readers):
+    assert ResourcesConfig(**values).stream_readers == readers

@@ -1,6 +1,7 @@
 """Every kind of MODEL has the same interface and gives the numbers of its own library."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from toy_start import released, trained_run
 
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder, quarters
-from tips_ray.evaluation.load_encoder import load_encoder, placed_encoder
+from tips_ray.evaluation.load_encoder import load_encoder, move, placed_encoder
 from tips_ray.models import TipsModel, dense_features, load_official_text, train_tokenizer
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
@@ -269,3 +270,14 @@ def test_features_come_without_gradient():
 def test_what_a_library_cannot_load_is_one_sentence(model, why):
     with pytest.raises(ValueError, match=rf"^MODEL \({model[5:]}\) cannot be loaded: .*{why}"):
         load_encoder(model, 112)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "high"), ("cpu", "highest")])
+def test_an_encoder_on_a_gpu_multiplies_in_tf32(device, precision):
+    moved = []
+    encoder: Any = SimpleNamespace(networks=[SimpleNamespace(to=moved.append)])
+    try:
+        move(encoder, device)
+        assert (moved, torch.get_float32_matmul_precision()) == ([device], precision)
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,19 @@ from tips_ray import storage
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.errors import CheckWarning, Faults, check_results
 from tips_ray.launch import cluster as ray_cluster
-from tips_ray.launch.checks import preflight
+from tips_ray.launch import sizes
+from tips_ray.launch.checks import can_compile, mfu_is_known, preflight
 from tips_ray.launch.driver import pretrain
 from tips_ray.launch.on_ranks import RankTrainer, shared_batches
-from tips_ray.launch.sizes import model_sizes, parameters, row_bytes, schedule_sizes, shared_bytes
+from tips_ray.launch.sizes import (
+    model_sizes,
+    parameters,
+    ready_bytes,
+    row_bytes,
+    schedule_sizes,
+    shared_bytes,
+    stream_sizes,
+)
 from tips_ray.models import train_tokenizer
 from tips_ray.runs.checkpoint import VERSION
 from tips_ray.runs.folder import RunFolder
@@ -116,6 +126,34 @@ def test_batches_in_shared_memory_are_those_ready_the_one_read_and_on_cpus_those
     assert count(data_prefetch_batches=3) == 3 + 1 + 4  # four passes of two images make a batch of eight
     assert count(data_prefetch_batches=3, resources__gpus_per_worker=1) == 3 + 1
     assert count(data_prefetch_batches=3, resources__data_cpus=2) == 4 + 1 + 4  # two for each data process
+
+
+def _live(tmp_path, **values):
+    captioner = {"model": "m", "prompts": ["caption en", "describe en"]}
+    keys = {"captions__captioner": captioner, "captions__source": "live", "resources__gpus_per_captioner": 1}
+    return tiny_run(tmp_path, "a", **{**keys, "resources__gpus_per_worker": 1, "resources__captioners": 4, **values})
+
+
+def test_a_captioning_rate_that_cannot_keep_up_is_told_with_numbers(tmp_path, monkeypatch):
+    # two images are counted: 1e12 operations each, 400 images/s on each of two GPUs; two captions an image, 25 images/s
+    monkeypatch.setattr(sizes, "step_flops", lambda *of: 2e12)
+    words = r"100 images/s from 4 captioners .*, 2 GPUs train up to 800; .* waits 88% of .* resources\.captioners=32$"
+    with pytest.raises(CheckWarning, match=words):
+        sizes.captions_keep_up(_live(tmp_path))
+    assert sizes.captions_keep_up(_live(tmp_path, resources__captioners=32)).startswith("800 images/s by estimate")
+    assert "nobody has measured" in sizes.captions_keep_up(_live(tmp_path, resources__gpus_per_captioner=0))
+    with pytest.raises(CheckWarning, match="50 images/s from 4 captioners"):  # two share a GPU
+        sizes.captions_keep_up(_live(tmp_path, resources__gpus_per_captioner=0.5))
+
+
+def test_a_chunk_that_takes_longer_than_training_waits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"captions.wait_seconds \(0.1\) is shorter than the 0.16 s that"):
+        sizes.captions_keep_up(_live(tmp_path, captions__wait_seconds=0.1))  # 4 images of 2 captions, 50 a second
+
+
+def test_the_operations_of_training_are_counted_for_the_check(tmp_path):
+    with pytest.raises(CheckWarning, match="captioning cannot keep up, by estimate: 100 images/s"):
+        sizes.captions_keep_up(_live(tmp_path))
 
 
 def test_epochs_are_steps_times_batch_over_rows(config):
@@ -323,7 +361,74 @@ def test_nodes_that_are_only_together_large_enough_are_refused(tmp_path, monkeyp
         ray_cluster.require_room_for_captioner(tiny_run(tmp_path, "a", **values), 1)
     with pytest.raises(ValueError, match="a worker needs 5 CPUs on one node, and the cluster .* has no such node"):
         ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=5))
+    with pytest.raises(CheckWarning, match="has them; it trains on CPUs, though the cluster .* has 2 free GPUs: set"):
+        ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))
+    monkeypatch.setattr(ray_cluster, "cluster_nodes", lambda: [{"CPU": 4.0}] * 3)
     assert "has them" in ray_cluster.resources_suffice(tiny_run(tmp_path, "a", resources__cpus_per_worker=4))
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("ready", "free", "store"), [(0, 100, 1), (0.2, 100, 1), (3, 100, 12), (3, 10, 8), (30, 0.05, 1)]
+)
+def test_the_object_store_of_a_ray_that_starts_here_follows_the_stream_and_the_shared_memory(
+    tmp_path, monkeypatch, ready, free, store
+):
+    """In GiB: four times what is ready, at most 80 % of what is free, and at least 1."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free * GIB))
+    assert ray_cluster.store_bytes(ready * GIB, str(tmp_path)) == store * GIB
+
+
+def test_large_micro_batches_need_shared_memory(tmp_path, monkeypatch):
+    """Eight workers with 256 images of 0.3 MB each keep 2 GB ready: too much for the smallest store."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    values = {"views__global_px": 224, "views__local_px": 98, "views__local_crops": 6, "global_batch_images": 2048}
+    config = tiny_run(tmp_path, "a", resources__workers=8, **values)
+    assert ready_bytes(config) == 3 * 8 * 256 * row_bytes(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 * GIB))
+    assert "ready in the object store for 8 workers" in stream_sizes(config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * GIB))
+    with pytest.raises(ValueError, match="keeps 1.* of crops ready, Ray's object store here has 1.*--shm-size"):
+        stream_sizes(config)
+    auto = config.model_copy(update={"micro_batch_images": "auto", "global_batch_images": 8192})
+    assert ready_bytes(auto) == 3 * 8 * (120 << 20)  # the most that a pass may have
+
+
+def test_gpus_of_this_machine_that_training_leaves_idle_are_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_cluster, "gpus_here", lambda: 1)
+    monkeypatch.setattr(ray_cluster, "cores", lambda: 4)
+    captioned = {"captions__source": "live", "captions__captioner": {"model": "x"}, "resources__gpus_per_captioner": 1}
+    assert "this machine has 4 cores" in ray_cluster.resources_suffice(tiny_run(tmp_path, "a", **captioned))
+    with pytest.raises(CheckWarning, match="it trains on CPUs, though this machine has 1 free GPUs"):
+        ray_cluster.resources_suffice(tiny_run(tmp_path, "a"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"resources__dtype": "fp32"}, r"no mfu is logged: with resources.dtype \(fp32\)"),
+        ({"objective__teacher": "frozen", "objective__frozen_teacher": "x"}, r"objective.teacher \(frozen\)"),
+    ],
+)
+def test_a_run_on_gpus_without_mfu_is_told_why(tmp_path, values, words):
+    assert mfu_is_known(tiny_run(tmp_path, "a")) == "not logged on CPUs"
+    assert mfu_is_known(tiny_run(tmp_path, "a", resources__gpus_per_worker=1)).startswith("logged on A100")
+    with pytest.raises(CheckWarning, match=words):
+        mfu_is_known(tiny_run(tmp_path, "a", resources__gpus_per_worker=1, **values))
+
+
+@pytest.mark.parametrize(("gpus", "kind", "cure"), [(0, r"C\+\+", r"g\+\+"), (1, "C", "gcc")])
+def test_compiled_blocks_need_a_compiler_of_this_machine(tmp_path, monkeypatch, gpus, kind, cure):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = tiny_run(tmp_path, "a", resources__gpus_per_worker=gpus, resources__compile=True)
+    with pytest.raises(ValueError, match=f"needs a {kind} compiler, and there is none: install {cure} or"):
+        can_compile(config)
+    (tmp_path / {0: "g++", 1: "gcc"}[gpus]).touch(0o755)
+    assert can_compile(config).startswith("every block is compiled")
 
 
 def test_a_library_call_asks_no_proxy_for_loopback_and_drops_empty_variables_of_torchrun(tmp_path, monkeypatch):

@@ -26,3 +26,15 @@ def test_every_pass_of_a_sample_has_randomness_of_its_own():
     student, batch = new_state(toy_config()).student, toy_batch(4)
     keys = torch.cat([view.key_B for view in student._views(batch).values() if view.key_B is not None])
     assert len(keys.unique()) == len(keys) == 4 * (2 + 3)  # clean, masked and three local crops of four images
+
+
+def test_a_teacher_that_uses_the_students_clean_features_gets_them_whole():
+    """Its other views drop branches; an averaged teacher drops none either."""
+    state, batch = new_state(toy_config(objective__teacher="ema_heads", image__drop_path_rate=0.5)), toy_batch(4)
+    batch, student = batch.to("cpu"), state.student.train()
+    outputs = student(batch)
+    whole = student.image.eval()(batch.global_crops_BCHW)
+    for found, expected in zip(outputs.clean, whole, strict=True):
+        torch.testing.assert_close(found, expected)
+    crops_RD = student.image(batch.local_crops_VBCHW.flatten(0, 1)).cls_web_BD
+    assert not torch.allclose(outputs.crop_scores_RK, student.heads.distillation(crops_RD))

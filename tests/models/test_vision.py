@@ -81,6 +81,17 @@ def test_drop_path_is_keyed_by_sample_and_not_by_the_batch():
     )
 
 
+def test_a_view_without_keys_keeps_all_branches_beside_one_that_drops_some():
+    encoder, images = _small(drop_path_rate=0.5).train(), _images(8, 56, 56)
+    keys = torch.arange(8) * 1_000_003
+    for views in ([View(images, key_B=keys), View(images)], [View(images), View(images, key_B=keys)]):
+        found = dict(zip([view.key_B is None for view in views], encoder.forward_views(views), strict=True))
+        torch.testing.assert_close(found[True].patches_BLD, encoder(images).patches_BLD, atol=1e-12, rtol=0)
+        alone = encoder.forward_views([View(images, key_B=keys)])[0]
+        torch.testing.assert_close(found[False].patches_BLD, alone.patches_BLD, atol=1e-12, rtol=0)
+        assert not torch.allclose(found[False].patches_BLD, found[True].patches_BLD)
+
+
 def test_drop_path_keeps_the_expected_value_of_a_branch():
     """One block, branch kept with probability 1 - rate and scaled by its inverse: the mean over keys is the branch."""
     from tips_ray.models.layers import drop_path_factors

@@ -25,9 +25,10 @@ from tips_ray.train.step import train_step
 
 
 def _shard_bytes(network: torch.nn.Module, workers: int) -> int:
-    """Bytes of rank 0: FSDP cuts the first dimension into equal parts, of which the last ones may be short."""
+    """Bytes of rank 0: FSDP cuts the rows into equal parts, of which the last ones may be short; one row by width."""
     shapes = [weight.shape for weight in network.parameters()]
-    return sum(4 * ceil(shape[0] / workers) * prod(shape[1:]) for shape in shapes)
+    cut = [shape[::-1] if len(shape) > 1 and shape[0] == 1 else shape for shape in shapes]
+    return sum(4 * ceil(shape[0] / workers) * prod(shape[1:]) for shape in cut)
 
 
 def test_weights_teacher_and_averages_are_those_of_a_worker():

@@ -170,6 +170,20 @@ def test_ranks_equal_one_rank():
             assert found == pytest.approx(whole, rel=1e-6)  # entropies are fp32 sums
 
 
+def test_a_line_without_effective_ranks_has_all_the_rest():
+    config, batch = toy_config(), toy_batch(4).to("cpu", torch.float32)
+    state, health, found = new_state(config), Health(config.objective), []
+    for with_rank in (True, False):
+        health.expect(is_logged=True, with_rank=with_rank)
+        accumulate_gradients(state, [batch], config.objective, 10, health=health)
+        assert any("gram" in name for name in health.sums) == with_rank
+        found.append(health.metrics(state.centers))
+    for name in ("health/cls_web/effective_rank", "health/cls_synthetic/effective_rank"):
+        assert found[0].pop(name) > 1
+    del found[0]["health/memory_peak_gib"], found[1]["health/memory_peak_gib"]
+    assert found[0] == found[1]
+
+
 def test_nothing_is_told_of_a_step_that_was_not_done():
     config = toy_config()
     state, health = new_state(config), Health(config.objective)

@@ -15,6 +15,7 @@ from toy_run import tiny_run, toy_job
 from tips_ray.config import RunConfig
 from tips_ray.runs.run import Run
 from tips_ray.train import micro_batch, worker
+from tips_ray.train.devices import allocator_settings
 from tips_ray.train.micro_batch import RECORD, find, keep, largest_that_fits, noise, settled, step_fits
 
 CPU = torch.device("cpu")
@@ -58,6 +59,28 @@ def test_a_step_fits_unless_memory_runs_out_in_it(run, monkeypatch):
     assert largest_that_fits(run.config, lambda images: step_fits(run.config, images, CPU)) == 6
     assert seen[0] == [24] and [6] * 4 in seen and [8] * 3 in seen
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "Triton Error [CUDA]: out of memory",
+        "NCCL error in: NCCLUtils.cpp:77, ncclUnhandledCudaError\nLast error:\nCuda failure 2 'out of memory'",
+        "CUDA error: out of memory",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+    ],
+)
+def test_lack_of_memory_is_noticed_by_the_words_of_each_library(run, monkeypatch, text):
+    def step(*arguments):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(micro_batch, "train_step", step)
+    monkeypatch.setattr(micro_batch, "prepared_state", lambda *_: SimpleNamespace(optimizer=None))
+    monkeypatch.setattr(micro_batch, "fill_averages", lambda optimizer: None)
+    assert not step_fits(run.config, 24, CPU)
 
 
 def test_a_fault_that_is_no_lack_of_memory_is_raised(run, monkeypatch):
@@ -160,7 +183,17 @@ def test_it_is_tried_with_the_places_of_the_workers_and_on_nodes_of_their_role(r
     resources = run.config.resources.model_copy(update={"roles": True, "gpus_per_worker": 1.0})
     inputs = replace(run, config=run.config.model_copy(update={"resources": resources}))
     assert worker.found_on_workers(inputs) == ["found", "found"]
+    assert [one.pop("runtime_env") for one in asked] == [{"env_vars": allocator_settings(resources, {})}]
     assert asked == [{"num_cpus": 1.0, "num_gpus": 1.0, "max_calls": 1, "resources": {"train": 1.0}}]
+
+
+def test_a_task_tries_its_first_gpu_by_number(run, monkeypatch):
+    """torch limits the memory of a device only if its number is told."""
+    monkeypatch.setattr(worker, "find", lambda run, device: device)
+    assert str(worker._found_here(run)) == "cpu"
+    resources = run.config.resources.model_copy(update={"gpus_per_worker": 1.0})
+    on_gpu = replace(run, config=run.config.model_copy(update={"resources": resources}))
+    assert str(worker._found_here(on_gpu)) == "cuda:0"
 
 
 @pytest.mark.slow

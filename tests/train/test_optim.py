@@ -36,7 +36,7 @@ def test_layers_learn_slower_the_deeper_they_lie_by_hand():
     assert {factor[f"image.{name}"] for name in tokens} == {0.0625}
     assert factor["text.token_embedding.weight"] == 0.125
     assert [factor[f"image.patch_embed.proj.{name}"] for name in ("weight", "bias")] == pytest.approx([0.0125] * 2)
-    above = ("image.norm.weight", "text.norm.bias", "heads.distillation.prototypes", "log_temperature")
+    above = ("image.norm.weight", "text.norm.bias", "heads.distillation.prototypes", "temperature.log_temperature")
     assert {factor[name] for name in above} == {1.0}
     assert len({group[1:] for group in groups}) == len(groups)  # equal ones are merged
 

@@ -7,10 +7,12 @@ import torch
 from operator_calls import OperatorCalls
 from ranks import run_on_ranks
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Shard
 from toy import rows, toy_batch, toy_config
 
 from tips_ray.distributed import mean_over_ranks, rank, world_size
+from tips_ray.planning.step_trace import fake_group
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import accumulate_gradients, train_step
@@ -138,8 +140,8 @@ def test_gradients_averaged_once_are_those_averaged_after_every_micro_batch(rank
     for (expected, calls), (gradients, fewer) in zip(each, once, strict=True):
         assert set(gradients) == names
         torch.testing.assert_close(gradients, expected, atol=1e-10, rtol=1e-10)
-        # Two blocks, two of texts, two heads, the root; and two in the contrastive loss.
-        assert (calls, fewer) == (4 * 7 + 2, 7 + 2)
+        # Two blocks, two of texts, two heads, the temperature, the root; and two in the contrastive loss.
+        assert (calls, fewer) == (4 * 8 + 2, 8 + 2)
 
 
 def _kept_or_not(accumulate_unsharded: bool) -> list[tuple[dict[str, Tensor], int]]:
@@ -157,19 +159,25 @@ def test_gradients_over_a_kept_graph_are_those_of_two_forward_passes(accumulate_
 
 
 def _held(replicas: int) -> dict[str, tuple[int, int, int]]:
-    """Rows that this rank holds of each parameter, rows and size of the whole one."""
+    """Of each parameter, along the axis that is cut: the part of this rank and the whole; and the numbers held."""
     state = _new(replicas)
     named = [*state.student.named_parameters(prefix="student"), *state.teacher.named_parameters(prefix="teacher")]
     assert all(isinstance(parameter, DTensor) for _, parameter in named)
-    return {name: (len(p.to_local()), len(p), p.to_local().numel()) for name, p in named if isinstance(p, DTensor)}
+    return {name: _part(p) for name, p in named if isinstance(p, DTensor)}
+
+
+def _part(parameter: DTensor) -> tuple[int, int, int]:
+    own, (*_, cut) = parameter.to_local(), parameter.placements
+    assert isinstance(cut, Shard)
+    return own.shape[cut.dim], parameter.shape[cut.dim], own.numel()
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (4, 2)])
-def test_each_rank_of_a_pair_holds_half_of_the_rows_of_every_parameter(ranks, replicas):
+def test_each_rank_of_a_pair_holds_half_of_every_parameter(ranks, replicas):
     held = run_on_ranks(ranks, _held, replicas)
     parts = {name.rpartition(".")[0].split(".")[0] + "." + name.split(".")[1] for name in held[0]}
-    assert parts == {"student." + p for p in ("image", "text", "heads", "log_temperature")} | {
+    assert parts == {"student." + p for p in ("image", "text", "heads", "temperature")} | {
         "teacher." + p for p in ("image", "heads")
     }
     for name, (_, whole, _) in held[0].items():
@@ -177,6 +185,20 @@ def test_each_rank_of_a_pair_holds_half_of_the_rows_of_every_parameter(ranks, re
         assert [rank_held[name][0] for rank_held in held] == [half, whole - half] * replicas, name
     sizes = [sum(numel for _, _, numel in rank_held.values()) for rank_held in held]
     assert abs(sizes[0] - sizes[1]) < 0.1 * sum(sizes[:2])
+
+
+def test_tokens_and_positions_have_one_row_and_are_cut_along_their_width():
+    """Cut along its row, each would lie on one rank, and 64 ranks would gather 64 of it."""
+    with fake_group(64):
+        state = new_state(
+            toy_config(image__width=64, text__width=64),
+            device="meta",
+            prepare=lambda student, teacher: shard(student, teacher, worker_mesh("cpu")),
+        )
+    for network in (state.student, state.teacher):
+        for name in ("cls_token", "register_tokens", "mask_token", "pos_embed"):
+            parameter: Any = network.image.get_parameter(name)
+            assert parameter.to_local().numel() == parameter.numel() / 64 > 0
 
 
 def _mesh_of_three() -> None:
@@ -187,3 +209,25 @@ def _mesh_of_three() -> None:
 def test_replicas_must_divide_the_workers():
     with pytest.raises(RuntimeError, match=r"resources.replicas \(2\) must divide the number of workers \(3\)"):
         run_on_ranks(3, _mesh_of_three)
+
+
+def _notes_of_forwards(has_reset: bool) -> list[int]:
+    """Notes that FSDP has on forwards of the teacher after each of three steps."""
+    state, config, found = _new(replicas=1), toy_config(**RUN), []
+    with pytest.MonkeyPatch.context() as patch:
+        if not has_reset:
+            patch.delattr(FSDPModule, "reset_iter_state")
+        for step in range(3):
+            train_step(state, [toy_batch(2, seed=step)], config)
+            root: Any = state.teacher._get_fsdp_state()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            groups = [group for part in root._state_ctx.all_states for group in part._fsdp_param_groups]
+            notes = [root._comm_ctx.post_forward_order, *(group._post_forward_indices for group in groups)]
+            found.append(sum(map(len, notes)))
+    return found
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("has_reset", [True, False])
+def test_notes_on_the_teachers_forwards_do_not_pile_up(has_reset):
+    """A teacher has no backward, which is where FSDP drops them; older versions of torch have no call for it."""
+    assert run_on_ranks(2, _notes_of_forwards, has_reset) == [[0, 0, 0]] * 2

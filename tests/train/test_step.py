@@ -23,6 +23,7 @@ SWITCHES = {
     "drop path": {"image__drop_path_rate": 0.4},
     "iBOT++": {"objective__visible_weight": 1.0},
     "head-only EMA": {"objective__teacher": "ema_heads"},
+    "head-only EMA, drop path": {"objective__teacher": "ema_heads", "image__drop_path_rate": 0.4},
     "masked contrastive view": {"objective__contrastive_view": "masked"},
     "frozen teacher": {"objective__teacher": "frozen"},
     "contrastive alone": {"objective__alpha": 0, "objective__beta": 0},

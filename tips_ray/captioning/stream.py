@@ -138,6 +138,14 @@ def _is_due(window: int, coordinator: ActorHandle) -> bool:
     return is_due
 
 
+def placed_captioner(config: CaptionerConfig, gpus: float) -> CaptionerConfig:
+    """The captioner for an actor with so many GPUs: without any, `auto` is the CPU.
+
+    Ray hides the GPUs of a node from a process that holds none only if told to, and the first is a trainer's.
+    """
+    return config if gpus or config.device != "auto" else config.model_copy(update={"device": "cpu"})
+
+
 class CaptionActor:
     """A captioner that fills the store; all that it does can be repeated without harm."""
 
@@ -153,7 +161,8 @@ class CaptionActor:
 
         _require_its_store(inputs)
         torch.set_num_threads(max(int(inputs.config.resources.cpus_per_captioner), 1))
-        self.captioner, self.inputs, self.is_over = Captioner(inputs.captioner), inputs, is_over
+        config = placed_captioner(inputs.captioner, inputs.config.resources.gpus_per_captioner)
+        self.captioner, self.inputs, self.is_over = Captioner(config), inputs, is_over
         self.index = opened_index(inputs.index_uri)
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -25,7 +25,7 @@ class CaptionerConfig(Schema):
     dtype: Literal["fp32", "bf16"] = "bf16"
     """(D) Compute dtype. In fp32 a caption is the same in every batch; in bf16 rounding may change a word."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: cuda if available."""
+    """`auto`: cuda if available; of a run's captioners, if `resources.gpus_per_captioner` gives them one."""
     batch_images: PositiveInt = 32
     """Captions written at a time; halved automatically if memory is short. Does not change the text in fp32."""
 

@@ -17,6 +17,9 @@ Scale = Annotated[
 
 OTHER_NAMES = ("index", "captions", "mlartifacts", "mlflow.db")
 """What lies in a storage beside the folders of its runs."""
+WORKERS_PER_READER = CPUS_PER_READER = 8
+"""Workers that one reader of a shared stream serves, those of a node with eight GPUs, and CPUs that make views of what
+it reads: an image's views cost about eight times as much as reading it."""
 
 
 class ColumnsConfig(Schema):
@@ -149,6 +152,10 @@ class ResourcesConfig(Schema):
     """(D) Longest wait for the resources of all workers, before the nodes are counted again."""
     data_cpus: PositiveInt = 1
     """CPUs that the data stream needs beside the workers; checked before the start."""
+    stream: Literal["auto", "split", "shared"] = "auto"
+    """How rows reach the workers. `split`: one Ray Data stream, whose one process deals about 100 micro-batches a
+    second. `shared`: readers read each window once, and workers take their rows from them; nothing deals. Both give
+    the same batches. `auto`: `shared` for more than 8 workers."""
     captioners: PositiveInt = 1
     """Most concurrent captioner actors, with `captions.source: live` and in `tips-ray caption`."""
     cpus_per_captioner: NonNegativeFloat = 1
@@ -159,8 +166,9 @@ class ResourcesConfig(Schema):
     roles: bool = False
     """Place work by custom Ray resources: a worker takes one `train`, each task that makes views one `data`, a
     captioner one `caption`. Nodes offer them with `ray start --resources='{"train": 8}'`."""
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """Compute dtype; weights are kept and gradients reduced in fp32."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Compute dtype; weights are kept and gradients reduced in fp32. `auto`: bf16 where a worker has a GPU, else fp32;
+    the run folder keeps which of the two it was."""
     accumulate_unsharded: bool = False
     """Average gradients over workers once, after the last micro-batch of a step, instead of after each.
 
@@ -170,16 +178,31 @@ class ResourcesConfig(Schema):
     the backward, instead of being computed twice; a tenth fewer operations for the memory of these graphs.
 
     `auto`: with `micro_batch_images: auto`, if it fits with at least half as many images per pass; otherwise false."""
-    compile: bool = False
-    """Whether to torch.compile every transformer block."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether to torch.compile every transformer block. `auto`: where a worker has a GPU."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing: which activations are recomputed instead of kept."""
+
+    @model_validator(mode="after")
+    def _auto_is_settled(self) -> Self:
+        """From here on nothing is `auto`: what a run began with is compared with what its next start would do."""
+        has_gpu = self.gpus_per_worker > 0
+        settled = {"dtype": "bf16" if has_gpu else "fp32", "compile": has_gpu}
+        self.__dict__.update({name: value for name, value in settled.items() if getattr(self, name) == "auto"})
+        return self
 
     @model_validator(mode="after")
     def _replicas_divide(self) -> Self:
         if self.workers % self.replicas:
             raise ValueError(f"replicas ({self.replicas}) must divide workers ({self.workers})")
         return self
+
+    @property
+    def stream_readers(self) -> int:
+        """R, number of readers of a shared stream; 0: Ray Data splits one stream."""
+        is_shared = self.stream == "shared" or (self.stream == "auto" and self.workers > WORKERS_PER_READER)
+        of_cpus, of_workers = -(-self.data_cpus // CPUS_PER_READER), -(-self.workers // WORKERS_PER_READER)
+        return max(of_cpus, of_workers) if is_shared else 0
 
     @property
     def of_worker(self) -> dict[str, float]:
@@ -307,6 +330,11 @@ class RunConfig(TrainConfig):
         shares, fewest = self.global_batch_images // micro, resources.min_workers or resources.workers
         counts = range(fewest, resources.workers + 1)
         return tuple(count for count in counts if shares % count == 0 and count % resources.replicas == 0)
+
+    @property
+    def most_wait_seconds(self) -> float:
+        """Longest time that a rank may wait for another one, which may itself wait for captions or storage."""
+        return 1800 + max(self.captions.wait_seconds, self.checkpoint_patience_seconds)
 
     @property
     def cpus_beside_workers(self) -> float:

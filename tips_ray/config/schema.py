@@ -59,7 +59,8 @@ class ImageEncoderConfig(Schema):
     layer_scale_init: PositiveFloat = 1.0
     """(D) Initial LayerScale gain; 1.0 as in the released v2 configuration, DINOv2 starts from 1e-5."""
     drop_path_rate: ShareBelowOne = 0.0
-    """(D) Share of residual branches dropped per sample, the same in every block; keyed by sample, see `keyed`."""
+    """(D) Share of residual branches dropped per sample, the same in every block; keyed by sample, see `keyed`. The
+    clean view keeps all of them where it is the teacher's as well (`objective.teacher: ema_heads`)."""
 
     @_model_validator(mode="after")
     def _sizes_divide(self):

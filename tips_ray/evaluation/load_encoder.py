@@ -43,9 +43,20 @@ def placed_encoder(place: EncoderPlace, threads: float, gpus: float) -> Encoder:
     encoder = load_encoder(place.model, place.image_size_px)
     if encoder.fingerprint != place.fingerprint:
         raise ValueError(f"MODEL ({place.model}) has changed since this command began; run it again")
-    for network in encoder.networks:
-        network.to("cuda" if gpus else "cpu")
+    move(encoder, "cuda" if gpus else "cpu")
     return encoder
+
+
+def move(encoder: Encoder, device: str) -> None:
+    """Put an encoder on a device.
+
+    A GPU then multiplies in TF32, whose factors have 11 bits: several times as fast as fp32, and 8 times as exact as
+    bf16, in which the weights were trained.
+    """
+    if torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    for network in encoder.networks:
+        network.to(device)
 
 
 def _encoder(model: str, image_size_px: int | None) -> Encoder:

@@ -25,7 +25,7 @@ from tips_ray.evaluation.checkpoint_pictures import checkpoint_pictures
 from tips_ray.evaluation.datasets import Dataset
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.features import encoding_here
-from tips_ray.evaluation.load_encoder import load_encoder
+from tips_ray.evaluation.load_encoder import load_encoder, move
 from tips_ray.evaluation.results import Record, png, run_suite
 from tips_ray.evaluation.suite_tasks import EndedTask, by_data, tasks_here
 from tips_ray.runs import Run, RunFolder
@@ -106,8 +106,7 @@ def _scored(run: Run, bare: Evaluation, device: str) -> Evaluation:
     encoder = load_encoder(bare.checkpoint, config.suite.image_size_px)
     assert isinstance(encoder, TipsEncoder)
     weights = encoder.fingerprint
-    for network in encoder.networks:
-        network.to(device)
+    move(encoder, device)
     look = partial(_draw, run, encoder, folder)
     run_tasks = partial(_each_task, encoder, config.suite, look)
     records = run_suite(encoder, bare.checkpoint, config.suite, folder, lambda name, record: None, run_tasks)

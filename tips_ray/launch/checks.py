@@ -24,6 +24,7 @@ from tips_ray.runs.evaluations import require_score
 from tips_ray.runs.folder import CONFIG, RunFolder
 from tips_ray.runs.run import require_data
 from tips_ray.tokenizer import Tokenizer, tokenizer_at
+from tips_ray.train.flops import BF16_TFLOPS
 from tips_ray.weights import require_its_vocabulary, start_source, teacher_sizes, teacher_source
 
 
@@ -78,6 +79,7 @@ def preflight(config: RunConfig, instead: Mapping[str, Callable[[], str]] | None
         "resources": lambda: cluster.resources_suffice(config),
         "evaluation": lambda: evaluation_has_data(config),
         "compile": lambda: can_compile(config),
+        "mfu": lambda: mfu_is_known(config),
         "tracking": lambda: (
             tracking_answers(config, is_writable) if is_writable or config.tracking.mlflow_uri else "unknown"
         ),
@@ -214,22 +216,40 @@ def captions_come(config: RunConfig) -> str:
     if config.captions.imported:
         return f"taken in as {config.captions.imported}, kept in {store_of(config).folder}"
     store, captioner = caption_store(config)
-    made = "made beside training" if config.captions.source == "live" else "made before"
-    return f"{made} by {captioner.model}, kept in {store.folder}"
+    kept = f"by {captioner.model}, kept in {store.folder}"
+    if config.captions.source == "live":
+        return f"made beside training {kept}, {sizes.captions_keep_up(config)}"
+    return f"made before {kept}"
 
 
 def can_compile(config: RunConfig) -> str:
-    """torch.compile on CPUs needs a C++ compiler; on a cluster other machines need it, which we cannot check."""
+    """torch.compile needs a compiler, for C++ on CPUs, for C on GPUs (Triton); those of a cluster cannot be checked."""
     resources = config.resources
     if not resources.compile:
         return "off"
-    compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name and shutil.which(name)]
-    if resources.gpus_per_worker or cluster.address() or compilers:
+    kind, given, names = (
+        ("C", "CC", ("gcc", "clang")) if resources.gpus_per_worker else ("C++", "CXX", ("g++", "clang++"))
+    )
+    if cluster.address() or any(name and shutil.which(name) for name in (os.environ.get(given), *names)):
         return "every block is compiled in the first step, which takes a minute or more"
     raise ValueError(
-        "resources.compile (true) needs a C++ compiler on CPUs, and there is none: install g++ or set "
+        f"resources.compile (true) needs a {kind} compiler, and there is none: install {names[0]} or set "
         "resources.compile=false"
     )
+
+
+def mfu_is_known(config: RunConfig) -> str:
+    """Whether a run on GPUs logs `mfu`; the kind of card is known to its workers alone."""
+    if not config.resources.gpus_per_worker:
+        return "not logged on CPUs"
+    if config.resources.dtype != "bf16":
+        raise CheckWarning(
+            f"no mfu is logged: with resources.dtype ({config.resources.dtype}) a step takes several times as long as "
+            "in bf16, in which GPUs are compared: set resources.dtype=bf16"
+        )
+    if config.objective.teacher == "frozen":
+        raise CheckWarning("no mfu is logged: objective.teacher (frozen) has its own size; compare images_per_second")
+    return f"logged on {', '.join(BF16_TFLOPS)}"
 
 
 def shards_are_whole(index: Index, most: float) -> str:

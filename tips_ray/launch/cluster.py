@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import socket
 import sys
 from typing import Any
@@ -16,7 +17,9 @@ CPUS_PER_CORE = 4
 """Logical CPUs that a run on this machine may take per core; beyond, workers starve each other."""
 UNITS = {"CPU": "CPUs", "GPU": "GPUs"}
 OBJECT_STORE_BYTES = 1 << 30
-"""Object store of a Ray that is started here; Ray's default is 30 % of the memory."""
+"""Smallest object store of a Ray that is started here."""
+SHARE_OF_SHARED_MEMORY = 0.8
+"""Largest part of the free shared memory that the object store takes; the rest is for NCCL and for data processes."""
 
 
 def address() -> str | None:
@@ -52,20 +55,38 @@ def resources_suffice(config: RunConfig) -> str:
 
     Raises:
         ValueError: there are too few, or the cluster does not answer.
-        CheckWarning: there are too few now, and the run waits for more.
+        CheckWarning: there are too few now, and the run waits for more; or it leaves GPUs idle.
     """
-    if address() and config.resources.min_workers:
-        return _room_for_some(config, _sums(cluster_nodes()))
     if address():
-        require_nodes(config, cluster_nodes(), f"the cluster at RAY_ADDRESS ({address()})")
-        return f"{_needed(config)}; the cluster at {address()} has them"
+        nodes, where = cluster_nodes(), f"the cluster at {address()}"
+        if config.resources.min_workers:
+            text = _room_for_some(config, _sums(nodes))
+        else:
+            require_nodes(config, nodes, f"the cluster at RAY_ADDRESS ({address()})")
+            text = f"{_needed(config)}; {where} has them"
+        return _with_doubt(text, config, _sums(nodes), where)
     if (ray := sys.modules.get("ray")) and ray.is_initialized():  # by the program that calls this library
-        _require_enough(config, ray.cluster_resources(), "the Ray that this process has joined")
-        return f"{_needed(config)}; the Ray that this process has joined has them"
-    have = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(gpus_here())}
-    _require_enough(config, have, f"this machine of {cores()} cores")
+        have, where = ray.cluster_resources(), "the Ray that this process has joined"
+        _require_enough(config, have, where)
+        return _with_doubt(f"{_needed(config)}; {where} has them", config, have, where)
+    have, where = {"CPU": float(CPUS_PER_CORE * cores()), "GPU": float(gpus_here())}, f"this machine of {cores()} cores"
+    _require_enough(config, have, where)
     shared = "" if cpus_needed(config) <= cores() else ", which share them"
-    return f"{_needed(config)}; this machine has {cores()} cores{shared}"
+    return _with_doubt(f"{_needed(config)}; this machine has {cores()} cores{shared}", config, have, "this machine")
+
+
+def _with_doubt(text: str, config: RunConfig, have: dict[str, float], where: str) -> str:
+    """The text of a run that uses what there is.
+
+    Raises:
+        CheckWarning: it trains on CPUs, and there are GPUs that nobody else of the run takes.
+    """
+    free = have.get("GPU", 0) - gpus_beside_workers(config)
+    if not config.resources.gpus_per_worker and free > 0:
+        raise CheckWarning(
+            f"{text}; it trains on CPUs, though {where} has {free:g} free GPUs: set resources.gpus_per_worker=1"
+        )
+    return text
 
 
 def require_nodes(config: RunConfig, nodes: list[dict[str, float]], where: str) -> None:
@@ -215,11 +236,22 @@ def require_cluster() -> None:
         ) from None
 
 
-def connect(logical_cpus: float = 0) -> None:
+def store_bytes(ready_bytes: float, path: str = "/dev/shm") -> int:
+    """Object store of a Ray that is started here for a stream that keeps so many bytes ready: four times as much.
+
+    Ray Data fills half of a store with blocks and the rest with what its tasks return. Never more than is free in
+    `path`, where the store lies, nor less than `OBJECT_STORE_BYTES`.
+    """
+    free = shutil.disk_usage(path).free if os.path.isdir(path) else 0
+    return int(max(min(4 * ready_bytes, SHARE_OF_SHARED_MEMORY * free), OBJECT_STORE_BYTES))
+
+
+def connect(logical_cpus: float = 0, ready_bytes: float = 0) -> None:
     """Join the cluster at RAY_ADDRESS or start Ray here, unless this process is connected already.
 
     Args:
         logical_cpus: CPUs of a Ray that is started here, at least one per core.
+        ready_bytes: what the stream of a run keeps ready in its object store (`sizes.ready_bytes`).
 
     Raises:
         ValueError: the cluster cannot be joined, or Ray cannot be started.
@@ -231,7 +263,7 @@ def connect(logical_cpus: float = 0) -> None:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address() is None:  # "local", because Ray would otherwise look for one that someone else started here
         options |= {"address": "local", "num_cpus": max(int(logical_cpus), cores()), "include_dashboard": False}
-        options |= {"object_store_memory": OBJECT_STORE_BYTES}
+        options |= {"object_store_memory": store_bytes(ready_bytes)}
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(options["num_cpus"]))
     try:
         ray.init(**options)

@@ -114,6 +114,9 @@ def caption_data(config: RunConfig, tell: Tell, steps: int | None = None) -> str
     if not due.num_rows:
         return store.folder
     cluster.require_room_for_captioner(config, READ_CPUS)
+    if captioner.device == "auto" and not resources.gpus_per_captioner and cluster.address() is None:
+        if gpus := cluster.gpus_here():
+            tell(f"captions   written on CPUs, though there are {gpus} GPUs: set resources.gpus_per_captioner=1")
     cluster.connect(resources.captioners * resources.cpus_per_captioner + resources.data_cpus)
     try:
         caption_all(CaptionInputs(config, captioner, index.uri, CaptionAccess(store)), due)

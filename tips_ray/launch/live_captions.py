@@ -23,6 +23,7 @@ from tips_ray.launch import cluster
 from tips_ray.launch.captions import caption_store
 from tips_ray.launch.noise import quietly_begun
 from tips_ray.launch.progress import tenths
+from tips_ray.launch.sizes import ready_bytes
 from tips_ray.train.monitoring import RunMetrics
 
 END_SECONDS = 10
@@ -35,7 +36,7 @@ TOLD_SHARE = 0.1
 def captions_beside_training(config: RunConfig, index: Index) -> Iterator[CaptionAccess]:
     """Caption ahead of training, in training order, until the block ends."""
     store, captioner = caption_store(config)
-    cluster.connect(cluster.cpus_needed(config))
+    cluster.connect(cluster.cpus_needed(config), ready_bytes(config))
     coordinator: Any = new_caption_coordinator(config.captions.lead_windows)
     access = CaptionAccess(store, coordinator)
     due = due_chunks(index, config, store, config.schedule.total_steps * config.global_batch_images)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tips_ray.config import RunConfig, override
 from tips_ray.console import tell
 from tips_ray.data.local_stream import local_stream
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.distributed import alone, background_group, gather_objects, rank, world_size
+from tips_ray.distributed import BACKENDS, aborted_on_error, alone, background_group, gather_objects, rank, world_size
 from tips_ray.errors import CheckWarning, RunFailedError, RunStopped, described, is_echo
 from tips_ray.launch.checkpoint_evaluation import (
     CheckpointEvaluator,
@@ -43,7 +44,8 @@ from tips_ray.runs.evaluations import PATIENCE
 from tips_ray.runs.stop import stop_asked
 from tips_ray.storage import StorageError
 from tips_ray.train import graceful_stop
-from tips_ray.train.graceful_stop import GracefulStop
+from tips_ray.train.devices import allocator_settings
+from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.micro_batch import find, keep, settled
 from tips_ray.train.worker_log import log_to_stderr
 from tips_ray.train.worker_loop import train_worker
@@ -222,13 +224,17 @@ def _process_group(config: RunConfig) -> Iterator[torch.device]:
     has_gpu = config.resources.gpus_per_worker > 0
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if has_gpu else torch.device("cpu")
     if has_gpu:
+        os.environ |= allocator_settings(config.resources)  # before anything lies on the GPU
         torch.cuda.set_device(device)
     place: dict[str, Any] = {} if ranks() > 1 else {"store": HashStore(), "rank": 0, "world_size": 1}
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", **place)
+    timeout = timedelta(seconds=config.most_wait_seconds)
+    dist.init_process_group(BACKENDS[device.type], timeout=timeout, **place)
     try:
-        yield device
+        with aborted_on_error(device, planned=(GracefulStop, Paused)):
+            yield device
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _broadcast(what: Any) -> Any:

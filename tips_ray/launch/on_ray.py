@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from typing import Any
 
 import ray
@@ -13,12 +14,14 @@ import ray.train
 import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.torch import TorchConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.console import tell
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.distributed import BACKENDS
 from tips_ray.errors import described, root_cause
 from tips_ray.launch import cluster
 from tips_ray.launch.checkpoint_evaluation import (
@@ -33,7 +36,7 @@ from tips_ray.launch.failure import failures_as_sentences
 from tips_ray.launch.head import head_watched
 from tips_ray.launch.monitoring import shown_on_prometheus
 from tips_ray.launch.progress import shown_progress
-from tips_ray.launch.sizes import stream_sizes
+from tips_ray.launch.sizes import ready_bytes, stream_sizes
 from tips_ray.launch.stops import ask_patiently, signals_stop, stuck_ones_aborted
 from tips_ray.ray_data_adapter import InOrder, start_coordinator
 from tips_ray.runs import Run, RunFolder
@@ -41,6 +44,7 @@ from tips_ray.runs.checkpoint import CheckpointInfo
 from tips_ray.runs.evaluations import required
 from tips_ray.train.adapter import ElasticTrainer, shorten_waits
 from tips_ray.train.dataset import RestOfRun
+from tips_ray.train.devices import allocator_settings
 from tips_ray.train.micro_batch import keep, settled
 from tips_ray.train.worker import found_on_workers, run_worker
 from tips_ray.train.worker_log import LEVEL
@@ -75,7 +79,7 @@ class RayTrainer:
         if not ray.is_initialized():
             where = cluster.address()
             tell("ray", f"joining the cluster at {where}" if where else "starting Ray on this machine")
-        cluster.connect(cluster.cpus_needed(run.config))
+        cluster.connect(cluster.cpus_needed(run.config), ready_bytes(run.config))
         ray.data.DataContext.get_current().enable_progress_bars = False
         run, folder = _with_micro_batch(run), RunFolder(run.uri)
         shorten_waits(run.config)
@@ -138,12 +142,21 @@ def _ray_trainer(run: Run, captions: CaptionAccess | None) -> ElasticTrainer:
     notes = storage.join(run.uri, "ray")  # Ray's notes about an earlier start, which a kill may have damaged
     storage.delete_folder(notes)
     failures = FailureConfig(max_failures=run.config.resources.max_failures)
+    settings, timeout = allocator_settings(run.config.resources), ceil(run.config.most_wait_seconds)
     return ElasticTrainer(
         run_worker,
         run=run,
         train_loop_config={"run": run, "captions": captions, "log_level": os.environ.get(LEVEL, "INFO")},
+        torch_config=TorchConfig(
+            BACKENDS["cuda" if run.config.resources.gpus_per_worker else "cpu"], timeout_s=timeout
+        ),
         scaling_config=_scaling(run.config),
-        run_config=ray.train.RunConfig(name="ray", storage_path=notes, failure_config=failures),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=notes,
+            failure_config=failures,
+            worker_runtime_env={"env_vars": settings} if settings else {},
+        ),
         datasets={"train": RestOfRun(run, captions)},
         dataset_config=InOrder(),
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tips_ray.config import PrototypeHeadConfig
-from tips_ray.models.layers import initialize
+from tips_ray.models.layers import at_least_fp32, initialize
 
 ROWS_AT_ONCE = 1024
 """Rows of prototype scores that `PrototypeScores.chunks` makes at a time."""
@@ -34,8 +34,16 @@ class PrototypeHead(nn.Module):
     layer with gain fixed at one is a cosine, so `forward` normalises the prototypes.
     """
 
-    def __init__(self, width: int, config: PrototypeHeadConfig) -> None:
+    def __init__(self, width: int, config: PrototypeHeadConfig, has_fp32_scores: bool = False) -> None:
+        """
+        Args:
+            width: of the features.
+            config: sizes.
+            has_fp32_scores: also where the network computes in bf16, in which cosines near 1 are 1/256 apart: a tenth
+                of a nat at a temperature of 0.04. It is for few rows, because the scores take twice the memory.
+        """
         super().__init__()
+        self.has_fp32_scores = has_fp32_scores
         self.mlp = nn.Sequential(
             nn.Linear(width, config.hidden),
             nn.GELU(),
@@ -53,10 +61,16 @@ class PrototypeHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, features_RD: Tensor) -> PrototypeScores:
-        """Scores [R, K] as rows and prototypes; copies, which outlive FSDP's gathered weights."""
-        unit_RD = _Unit.apply(self.mlp(features_RD))
+        """Scores [R, K] as rows and prototypes; copies, which outlive FSDP's gathered weights.
+
+        They are in fp32 or better with `has_fp32_scores`, else in the features' type.
+        """
+        bottleneck_RD, prototypes_KD = self.mlp(features_RD), self.prototypes
+        if self.has_fp32_scores:
+            bottleneck_RD, prototypes_KD = at_least_fp32(bottleneck_RD), at_least_fp32(prototypes_KD)
+        unit_RD = _Unit.apply(bottleneck_RD)
         # Autocast computes rows in half precision and leaves weights in fp32.
-        return PrototypeScores(unit_RD, _Unit.apply(self.prototypes).to(unit_RD.dtype))
+        return PrototypeScores(unit_RD, _Unit.apply(prototypes_KD).to(unit_RD.dtype))
 
 
 class _Unit(torch.autograd.Function):

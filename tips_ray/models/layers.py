@@ -91,6 +91,11 @@ class Block(nn.Module):
         return tokens_PD + self.ls2(self.mlp(self.norm2(tokens_PD)))
 
 
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """The tensor in fp32, or in float64 if it is that already: bf16 has 8 bits for a number."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def feed_forward(kind: str, width: int, hidden: int, gelu: str = "tanh") -> nn.Module:
     """timm's MLP (`mlp`: GELU, `relu`) or packed SwiGLU (`swiglu`: gate first, SiLU); `hidden` counts after gating."""
     if kind == "swiglu":
@@ -100,17 +105,23 @@ def feed_forward(kind: str, width: int, hidden: int, gelu: str = "tanh") -> nn.M
 
 
 def drop_path_factors(
-    key_S: Tensor, lengths_S: Tensor, rate: float, depth: int, tokens: int | None = None
+    key_S: Tensor,
+    lengths_S: Tensor,
+    rate: float,
+    depth: int,
+    tokens: int | None = None,
+    may_drop_S: Tensor | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Factors [P, 1] of the two branches of every block: 0, or 1/(1 - rate) where the branch stays.
 
     They are keyed by sample, so that a sample drops the same branches in any batch, on any worker and in a repeated
     pass; dropping a part of the batch (DINOv2) would depend on the batch's composition. `tokens` is P, the sum of the
-    lengths; without it the host waits for the device to know it.
+    lengths; without it the host waits for the device to know it. Samples where `may_drop_S` is False keep all branches.
     """
 
     def factor(salt: int) -> Tensor:
         kept_S = (keyed.uniform(key_S, salt) >= rate).float() / (1 - rate)
+        kept_S = kept_S if may_drop_S is None else kept_S.where(may_drop_S, 1)
         return kept_S.repeat_interleave(lengths_S, output_size=tokens)[:, None]
 
     return [(factor(2 * block), factor(2 * block + 1)) for block in range(depth)]

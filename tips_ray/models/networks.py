@@ -15,6 +15,7 @@ from tips_ray import keyed
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, PrototypeHeadConfig
 from tips_ray.models.heads import PrototypeHead, PrototypeScores
+from tips_ray.models.layers import at_least_fp32
 from tips_ray.models.text import PADDING_ID, TextEncoder
 from tips_ray.models.vision import ImageEncoder, ImageFeatures, View
 
@@ -23,7 +24,7 @@ _CLEAN, _MASKED, _FIRST_LOCAL, _CAPTION = 0, 1, 2, -1  # salts of the keyed rand
 
 
 class Embeddings(NamedTuple):
-    """Unit-norm embeddings for the contrastive losses."""
+    """Unit-norm embeddings for the contrastive losses, in fp32 or better whatever the network computes in."""
 
     cls_web_BD: Tensor
     cls_synthetic_BD: Tensor
@@ -44,7 +45,7 @@ class Embedded(NamedTuple):
 class StudentOutputs(NamedTuple):
     embeddings: Embeddings
     log_temperature: Tensor
-    """Logarithm of the contrastive temperature, [1]."""
+    """Logarithm of the contrastive temperature, [1], in the type of the weights."""
     crop_scores: PrototypeScores | None
     """Scores of CLS-web of each local crop, [V * B, K], crop after crop; None without distillation."""
     patch_scores: PrototypeScores | None
@@ -65,8 +66,26 @@ class Heads(nn.Module):
 
     def __init__(self, width: int, config: PrototypeHeadConfig) -> None:
         super().__init__()
-        self.distillation = PrototypeHead(width, config)
+        self.distillation = PrototypeHead(width, config, has_fp32_scores=True)
         self.masked_image = PrototypeHead(width, config)
+
+
+class Temperature(nn.Module):
+    """Contrastive temperature; a module of its own, so that FSDP keeps it in fp32: bf16 knows it to 3 % only."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        # One element, because FSDP shards no 0-dimensional parameter.
+        self.log_temperature = nn.Parameter(torch.empty(1))
+        self.reset_own_parameters()
+
+    def reset_own_parameters(self) -> None:
+        nn.init.constant_(self.log_temperature, math.log(self.initial))
+
+    def forward(self) -> Tensor:
+        """Its logarithm, [1]: a copy made inside forward, where FSDP holds the whole parameter."""
+        return self.log_temperature * 1
 
 
 class Student(nn.Module):
@@ -74,13 +93,13 @@ class Student(nn.Module):
 
     def __init__(self, image: ImageEncoder, text: TextEncoder, heads: Heads, config: ObjectiveConfig) -> None:
         super().__init__()
+        self.temperature = Temperature(config.initial_temperature)
         self.image, self.text, self.heads, self.config = image, text, heads, config
-        # One element, because FSDP shards no 0-dimensional parameter.
-        self.log_temperature = nn.Parameter(torch.empty(1))
-        self.reset_own_parameters()
 
-    def reset_own_parameters(self) -> None:
-        nn.init.constant_(self.log_temperature, math.log(self.config.initial_temperature))
+    @property
+    def log_temperature(self) -> nn.Parameter:
+        """Logarithm of the contrastive temperature, [1]."""
+        return self.temperature.log_temperature
 
     def forward(self, batch: Batch) -> StudentOutputs:
         """Run all passes that the objective needs, packed into one."""
@@ -88,7 +107,7 @@ class Student(nn.Module):
         features = dict(zip(views, self.image.forward_views(list(views.values())), strict=True))
         return StudentOutputs(
             self._embeddings(features[self.config.contrastive_view], batch),
-            self.log_temperature * 1,  # a copy made inside forward, where FSDP holds the whole parameter
+            self.temperature(),
             *self._others(features, batch),
         )
 
@@ -96,7 +115,7 @@ class Student(nn.Module):
         """The first two outputs of `forward`, for the first pass of a step with several micro-batches."""
         view = self._global_view(self.config.contrastive_view, batch)
         (features,) = self.image.forward_views([view])
-        return Embedded(self._embeddings(features, batch), self.log_temperature * 1, self._used_again(features))
+        return Embedded(self._embeddings(features, batch), self.temperature(), self._used_again(features))
 
     def complete(self, batch: Batch, view: ImageFeatures | None) -> tuple[Scores, Scores, ImageFeatures | None]:
         """The other outputs of `forward`, for a batch that `embed` has seen.
@@ -124,6 +143,8 @@ class Student(nn.Module):
     def _global_view(self, name: str, batch: Batch) -> View:
         if name == "masked":
             return View(batch.global_crops_BCHW, batch.patch_mask_BL, keyed.derived(batch.key_B, _MASKED))
+        if self.config.teacher == "ema_heads":
+            return View(batch.global_crops_BCHW)  # it is the teacher's as well, and a teacher drops nothing
         return View(batch.global_crops_BCHW, None, keyed.derived(batch.key_B, _CLEAN))
 
     def _embeddings(self, features: ImageFeatures, batch: Batch) -> Embeddings:
@@ -133,7 +154,7 @@ class Student(nn.Module):
             features.cls_synthetic_BD,
             *self.text(captions, short_texts_S=batch.short_texts_S).chunk(2),
         )
-        return Embeddings(*(F.normalize(embedding_BD, dim=-1) for embedding_BD in pooled))
+        return Embeddings(*(F.normalize(at_least_fp32(embedding_BD), dim=-1) for embedding_BD in pooled))
 
     def _used_again(self, view: ImageFeatures) -> ImageFeatures | None:
         """Features of the contrastive view, detached where no gradient comes back, None where nothing else needs it."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tips_ray.config import ImageEncoderConfig
 from tips_ray.config.variants import image_sizes
-from tips_ray.models.layers import Block, Group, drop_path_factors, feed_forward, initialize
+from tips_ray.models.layers import Block, Group, at_least_fp32, drop_path_factors, feed_forward, initialize
 
 NUM_CLS = 2
 
@@ -101,12 +101,18 @@ class ImageEncoder(nn.Module):
 
     def _drop_path(self, views: Sequence[View], groups: list[Group]) -> list[tuple[Tensor, Tensor]] | None:
         rate = self.config.drop_path_rate if self.training else 0.0
-        if not rate or any(view.key_B is None for view in views):
+        if not rate or all(view.key_B is None for view in views):
             return None
-        key_S = torch.cat([view.key_B for view in views if view.key_B is not None])
-        lengths = [torch.full((group.samples,), group.length, device=key_S.device) for group in groups]
+        device = views[0].images_BCHW.device
+        keys, lengths, may_drop = [], [], []
+        for view, group in zip(views, groups, strict=True):
+            has_key, size = view.key_B is not None, (group.samples,)
+            keys.append(view.key_B if has_key else torch.zeros(size, dtype=torch.int64, device=device))
+            lengths.append(torch.full(size, group.length, device=device))
+            may_drop.append(torch.full(size, has_key, device=device))
         tokens = sum(group.samples * group.length for group in groups)
-        return drop_path_factors(key_S, torch.cat(lengths), rate, len(self.blocks), tokens)
+        drawn = torch.cat(keys), torch.cat(lengths), rate, len(self.blocks), tokens
+        return drop_path_factors(*drawn, torch.cat(may_drop) if any(view.key_B is None for view in views) else None)
 
     def _embed(self, view: View) -> Tensor:
         """Tokens before the first block, [B, 2 + L, D]."""
@@ -144,8 +150,7 @@ def resized_positions(positions_LD: Tensor, rows: int, columns: int) -> Tensor:
     Source: the released inference code of google-deepmind/tips.
     """
     grid = math.isqrt(len(positions_LD))
-    square_1DHW = positions_LD.T.unflatten(1, (grid, grid))[None]
-    square_1DHW = square_1DHW if square_1DHW.dtype == torch.float64 else square_1DHW.float()
+    square_1DHW = at_least_fp32(positions_LD.T.unflatten(1, (grid, grid))[None])
     resized_1DHW = F.interpolate(square_1DHW, (rows, columns), mode="bilinear", align_corners=False, antialias=True)
     return resized_1DHW[0].flatten(1).T
 

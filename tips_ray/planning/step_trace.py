@@ -74,8 +74,9 @@ def traced(config: RunConfig, is_sharded: bool = True) -> StepTrace:
         networks = new_state(config, unloaded_teacher(config), "meta", prepare)
         sample = batch_from(noise(config, 1))
         with FakeTensorMode(allow_non_fake_inputs=True), LiveStorages(config.head.num_prototypes) as live:
-            state = _with_storage(networks, config, live)
-            batches = [_empty_batch(sample, images) for _ in range(min(passes, PASSES))]
+            state = with_storage(networks, config, CPU)
+            _label(state, live)
+            batches = [empty_batch(sample, images) for _ in range(min(passes, PASSES))]
             live.label("batches", [getattr(batch, field.name) for batch in batches for field in fields(batch)])
             with torch.enable_grad():
                 live.restart()
@@ -101,31 +102,36 @@ def _recomputed(config: RunConfig, student: Student, teacher: Teacher) -> None:
     apply_recomputation(student, config.resources.recompute)
 
 
-def _with_storage(networks: TrainState, config: RunConfig, live: LiveStorages) -> TrainState:
+def with_storage(networks: TrainState, config: RunConfig, device: torch.device) -> TrainState:
+    """The state of meta networks on fake tensors of `device`, with the optimizer's averages as after a step."""
     student, teacher = networks.student, networks.teacher
     for network in (student, teacher):
-        give_storage(network, CPU)
-    centers = Centers(config.head.num_prototypes).to(CPU)
+        give_storage(network, device)
+    centers = Centers(config.head.num_prototypes).to(device)
     state = TrainState(student, teacher, centers, new_optimizer(student, config.optimizer))
     fill_averages(state.optimizer)
-    live.label("student", student.parameters())
-    live.label("teacher", [*teacher.parameters(), *teacher.buffers(), *centers.buffers()])
-    live.label("optimizer", [value for values in state.optimizer.state.values() for value in values.values()])
-    for weight in student.parameters():
-        weight.register_post_accumulate_grad_hook(lambda weight: live.label(GRADIENTS, [weight.grad]))
     return state
 
 
-def _empty_batch(sample: Batch, images: int) -> Batch:
-    """A micro-batch with the sizes of `images` times the sample."""
+def _label(state: TrainState, live: LiveStorages) -> None:
+    student, teacher = state.student, state.teacher
+    live.label("student", student.parameters())
+    live.label("teacher", [*teacher.parameters(), *teacher.buffers(), *state.centers.buffers()])
+    live.label("optimizer", [value for values in state.optimizer.state.values() for value in values.values()])
+    for weight in student.parameters():
+        weight.register_post_accumulate_grad_hook(lambda weight: live.label(GRADIENTS, [weight.grad]))
+
+
+def empty_batch(sample: Batch, images: int, device: torch.device = CPU) -> Batch:
+    """A micro-batch on `device` with the sizes of `images` times the sample."""
 
     def repeated(name: str) -> Tensor:
         tensor: Tensor = getattr(sample, name)
         shape = list(tensor.shape)
         shape[name == "local_crops_VBCHW"] *= images
-        return torch.empty(shape, dtype=tensor.dtype, device=CPU)
+        return torch.empty(shape, dtype=tensor.dtype, device=device)
 
-    return Batch(**{field.name: repeated(field.name) for field in fields(sample)}).to(CPU)
+    return Batch(**{field.name: repeated(field.name) for field in fields(sample)}).to(device)
 
 
 def _trace_of(live: LiveStorages, batches: Sequence[Batch], config: RunConfig, passes: int) -> StepTrace:

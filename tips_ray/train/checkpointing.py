@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -16,13 +18,16 @@ from tips_ray.train.optim import fill_averages
 from tips_ray.train.state import TrainState
 
 NETWORKS = ("student", "teacher", "centers")
+STORED_AS = {"temperature.log_temperature": "log_temperature"}
+"""Names of parameters -> their names in checkpoints, which are older than the module that holds the temperature."""
+_OWN_NAMES = {stored: own for own, stored in STORED_AS.items()}
 
 
 def checkpoint_parts(state: TrainState) -> tuple[dict[str, Any], dict[str, int]]:
     """The tensors of a checkpoint, as the state holds them, and its counters."""
     fill_averages(state.optimizer)
-    tree: dict[str, Any] = {name: get_model_state_dict(getattr(state, name)) for name in NETWORKS}
-    tree["optimizer"] = get_optimizer_state_dict(state.student, state.optimizer)
+    tree: dict[str, Any] = {name: stored_weights(getattr(state, name)) for name in NETWORKS}
+    tree["optimizer"] = _renamed(get_optimizer_state_dict(state.student, state.optimizer), STORED_AS)
     return tree, {"step": state.step, "bad_rows": state.bad_rows, "skipped_steps": state.skipped_steps}
 
 
@@ -44,7 +49,26 @@ def load_checkpoint(state: TrainState, checkpoint: CheckpointInfo) -> None:
     tree, _ = checkpoint_parts(state)
     fill_tree(tree, checkpoint)
     for name in NETWORKS:
-        set_model_state_dict(getattr(state, name), tree[name])
-    set_optimizer_state_dict(state.student, state.optimizer, optim_state_dict=tree["optimizer"])
+        set_weights(getattr(state, name), tree[name])
+    set_optimizer_state_dict(state.student, state.optimizer, optim_state_dict=_renamed(tree["optimizer"], _OWN_NAMES))
     state.step, state.bad_rows = checkpoint.step, checkpoint.manifest["bad_rows"]
     state.skipped_steps = checkpoint.manifest["skipped_steps"]
+
+
+def stored_weights(network: nn.Module) -> dict[str, Any]:
+    """Parameters and buffers, as the network holds them, under their names in a checkpoint."""
+    return _renamed(get_model_state_dict(network), STORED_AS)
+
+
+def set_weights(network: nn.Module, weights: Mapping[str, Any], options: StateDictOptions | None = None) -> None:
+    """Give the network the weights of a checkpoint; all ranks call this, `options` are torch's."""
+    set_model_state_dict(network, _renamed(dict(weights), _OWN_NAMES), options=options)
+
+
+def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
+    """The tree of weights or of an optimizer with parameters under other names."""
+    if isinstance(tree, dict):
+        return {names.get(key, key): _renamed(value, names) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_renamed(value, names) for value in tree]
+    return names.get(tree, tree) if isinstance(tree, str) else tree

@@ -1,5 +1,7 @@
 """Operations of a training step, and their share of a device's peak."""
 
+import logging
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,7 +13,9 @@ from tips_ray.train.parallelize import compute_dtype
 from tips_ray.train.state import new_state
 from tips_ray.train.step import accumulate_gradients
 
-_BF16_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}
+BF16_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0}
+"""Dense products, by the datasheet of the SXM board."""
+log = logging.getLogger(__name__)
 
 
 def step_flops(config: TrainConfig, batch: Batch, teacher: Teacher | None = None) -> int:
@@ -37,7 +41,7 @@ def datasheet_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     name = torch.cuda.get_device_name(device)
     if "NVL" in name or ("PCIe" in name and "A100" not in name):  # slower boards of the same name
         return None
-    return next((tflops * 1e12 for chip, tflops in _BF16_TFLOPS.items() if chip in name), None)
+    return next((tflops * 1e12 for chip, tflops in BF16_TFLOPS.items() if chip in name), None)
 
 
 class Utilization:
@@ -46,6 +50,7 @@ class Utilization:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self._per_image: float | None = None
+        self._is_told = False
 
     def metrics(self, device: torch.device, batch: Batch, images_per_second: float) -> dict[str, float]:
         """`mfu`, if the peak of `device` is known and the teacher has the student's size.
@@ -55,9 +60,20 @@ class Utilization:
             batch: any micro-batch; operations are counted once.
             images_per_second: of all ranks together.
         """
-        peak = datasheet_flops(device, compute_dtype(self.config.resources))
+        peak = self._peak(device)
         if peak is None or self.config.objective.teacher == "frozen":
             return {}
         if self._per_image is None:
             self._per_image = step_flops(self.config, batch) / len(batch)
         return {"mfu": self._per_image * images_per_second / (peak * world_size())}
+
+    def _peak(self, device: torch.device) -> float | None:
+        """Peak FLOP/s of the device; where it is not known, the log says so once."""
+        dtype = compute_dtype(self.config.resources)
+        peak = datasheet_flops(device, dtype)
+        if peak is None and device.type == "cuda" and not self._is_told:
+            self._is_told = True
+            log.warning(
+                "no mfu is logged: the peak of %s in %s is not known", torch.cuda.get_device_name(device), dtype
+            )
+        return peak

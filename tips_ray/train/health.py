@@ -22,6 +22,7 @@ from tips_ray.objective import Centers, Temperatures
 
 CAPTIONS = {"web": (0, 2), "synthetic": (1, 3)}
 """Places in `Embeddings` of a CLS token and its caption."""
+_CLS = [f"cls_{name}" for name in CAPTIONS]
 
 
 def target_entropy(teacher_RK: Tensor, center_K: Tensor, teacher_temperature: float) -> Tensor:
@@ -78,9 +79,9 @@ class Health:
         self.sums: dict[str, Tensor] = {}
         self.expect(is_logged=False)
 
-    def expect(self, is_logged: bool) -> None:
-        """Set whether the next step is logged."""
-        self.is_logged = is_logged
+    def expect(self, is_logged: bool, with_rank: bool = True) -> None:
+        """Set whether the next step is logged, and whether its line has the effective ranks, which take long."""
+        self.is_logged, self.with_rank = is_logged, with_rank
 
     def forget(self) -> None:
         """Drop the sums: they belong to a step that was not done."""
@@ -98,7 +99,8 @@ class Health:
         for name, (image, text) in CAPTIONS.items():
             cls_BD = embeddings[image].double().masked_fill(~valid_B[:, None], 0)
             self._add(f"cls_{name}/sum", cls_BD.sum(dim=0))
-            self._add(f"cls_{name}/gram", cls_BD.T @ cls_BD)
+            if self.with_rank:
+                self._add(f"cls_{name}/gram", cls_BD.T @ cls_BD)
             self._add(f"contrastive_{name}/hits", contrastive_hits(embeddings[image], embeddings[text], valid_B))
 
     @torch.no_grad()
@@ -138,13 +140,17 @@ class Health:
             return {}
         self._add("memory_peak_bytes", _in_own_place(memory_peak_bytes(self.sums["valid"].device), self.sums["valid"]))
         sums, self.sums = _over_ranks(self.sums), {}
+        ranks = {name: effective_rank(sums.pop(f"{name}/gram")) for name in _CLS if f"{name}/gram" in sums}
+        heads = [head for head in ("distillation", "masked_image") if f"{head}/entropy" in sums]
+        norms = {f"{head}/center_norm": getattr(centers, f"{head}_K").norm().double() for head in heads}
+        sums = _on_host(sums | norms)
         found = {"temperature": sums["temperature"].item()}
         found["memory_peak_gib"] = sums["memory_peak_bytes"].max().item() / 2**30
         for name in CAPTIONS:
             found |= _of_embeddings(name, sums, sums["valid"].item())
-        for head in ("distillation", "masked_image"):
-            if f"{head}/entropy" in sums:
-                found |= _of_targets(head, sums, getattr(centers, f"{head}_K"))
+        for head in heads:
+            found |= _of_targets(head, sums)
+        found |= {f"{name}/effective_rank": value for name, value in ranks.items()}
         return {f"health/{name}": value for name, value in found.items()}
 
 
@@ -152,35 +158,43 @@ def _of_embeddings(name: str, sums: dict[str, Tensor], valid: float) -> dict[str
     to_text, to_image = (sums[f"contrastive_{name}/hits"] / max(valid, 1)).tolist()
     return {
         f"cls_{name}/cosine": mean_cosine(sums[f"cls_{name}/sum"], valid),
-        f"cls_{name}/effective_rank": effective_rank(sums[f"cls_{name}/gram"]),
         f"contrastive_{name}/image_to_text": to_text,
         f"contrastive_{name}/text_to_image": to_image,
     }
 
 
-def _of_targets(head: str, sums: dict[str, Tensor], center_K: Tensor) -> dict[str, float]:
+def _of_targets(head: str, sums: dict[str, Tensor]) -> dict[str, float]:
     total, rows = sums[f"{head}/entropy"].tolist()
     entropy = total / max(rows, 1)
     return {
         f"{head}/target_entropy": entropy,
-        f"{head}/target_entropy_share": entropy / log(max(len(center_K), 2)),
+        f"{head}/target_entropy_share": entropy / log(max(len(sums[f"{head}/wins"]), 2)),
         f"{head}/prototype_usage": prototype_usage(sums[f"{head}/wins"]),
-        f"{head}/center_norm": center_K.norm().item(),
+        f"{head}/center_norm": sums[f"{head}/center_norm"].item(),
     }
 
 
 def _over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """All sums in one collective."""
-    total = sum_over_ranks(torch.cat([value.flatten() for value in sums.values()]))
+    return _all_at_once(sums, sum_over_ranks)
+
+
+def _on_host(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All sums in one copy."""
+    return _all_at_once(sums, Tensor.cpu)
+
+
+def _all_at_once(sums: dict[str, Tensor], act: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    total = act(torch.cat([value.flatten() for value in sums.values()]))
     parts = total.split([value.numel() for value in sums.values()])
     return {name: part.view(sums[name].shape) for name, part in zip(sums, parts, strict=True)}
 
 
 def _in_own_place(number: float, like: Tensor) -> Tensor:
     """Zeros but for this rank's entry, so that a sum over ranks lists all of them."""
-    return torch.zeros(world_size(), dtype=torch.double, device=like.device).index_fill_(
-        0, torch.tensor(rank(), device=like.device), number
-    )
+    places = torch.zeros(world_size(), dtype=torch.double, device=like.device)
+    places[rank()].fill_(number)
+    return places
 
 
 def memory_peak_bytes(device: torch.device) -> int:
@@ -242,7 +256,10 @@ def _sign_of_head(head: str, num_prototypes: int) -> Sign:
 
 
 class CollapseJudge:
-    """Counts the logged steps in a row that show each sign, after the warm-up of the learning rate."""
+    """Counts the logged steps in a row that show each sign, after the warm-up of the learning rate.
+
+    Lines without a sign's metric do not count for it where they have others: only some have effective ranks.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.health, self.warmup_steps = config.health, config.schedule.warmup_steps
@@ -255,7 +272,10 @@ class CollapseJudge:
             CollapseError: a sign was there for `health.collapse_patience` logged steps in a row. Metrics are those of
                 all ranks, so that all raise.
         """
+        is_skipped = not any(sign.metric in metrics for sign in self.signs)
         for sign in self.signs if step > self.warmup_steps else ():
+            if sign.metric not in metrics and not is_skipped:
+                continue
             self.in_a_row[sign.metric] = self.in_a_row[sign.metric] + 1 if sign.is_there(metrics) else 0
             if self.in_a_row[sign.metric] >= self.health.collapse_patience:
                 raise CollapseError(self._sentence(step, sign, metrics[sign.metric]))

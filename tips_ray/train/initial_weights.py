@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tips_ray import storage
@@ -24,6 +24,7 @@ from tips_ray.models import load_official_image, load_official_text, load_transf
 from tips_ray.models.networks import Heads, Teacher
 from tips_ray.models.vision import ImageEncoder, resized_positions
 from tips_ray.runs.checkpoint import digest_of
+from tips_ray.train.checkpointing import set_weights, stored_weights
 from tips_ray.train.state import TrainState
 from tips_ray.weights import WeightsSource, from_whole_checkpoint, start_source, teacher_sizes, teacher_source
 
@@ -66,34 +67,34 @@ def unloaded_teacher(config: TrainConfig) -> Teacher | None:
 
 def _load_run(state: TrainState, source: WeightsSource) -> dict[str, Any]:
     """Load all but optimizer and step; only the student if the config has a frozen teacher."""
-    student, teacher = get_model_state_dict(state.student), get_model_state_dict(state.teacher)
+    student, teacher = stored_weights(state.student), stored_weights(state.teacher)
     averaged = {name: like for name, like in teacher.items() if source.teacher_part(name) == "teacher"}
-    wanted = {"student": student, "teacher": averaged, "centers": get_model_state_dict(state.centers)}
+    wanted = {"student": student, "teacher": averaged, "centers": stored_weights(state.centers)}
     if state.teacher.config.teacher == "frozen":
         wanted = {"student": student}
     read = _read(wanted, source)
-    set_model_state_dict(state.student, read["student"])
+    set_weights(state.student, read["student"])
     if len(read) > 1:
         _set_teacher(state, read["teacher"])
-        set_model_state_dict(state.centers, read["centers"])
+        set_weights(state.centers, read["centers"])
     return _run_description(source)
 
 
 def _load_teacher(state: TrainState, source: WeightsSource) -> dict[str, Any]:
-    wanted: dict[str, Tensors] = {"centers": get_model_state_dict(state.centers), "student": {}, "teacher": {}}
-    for name, like in get_model_state_dict(state.teacher).items():
+    wanted: dict[str, Tensors] = {"centers": stored_weights(state.centers), "student": {}, "teacher": {}}
+    for name, like in stored_weights(state.teacher).items():
         wanted[source.teacher_part(name)][name] = like
     read = _read({part: tensors for part, tensors in wanted.items() if tensors}, source)
-    set_model_state_dict(state.teacher, {**read.get("student", {}), **read.get("teacher", {})})
-    set_model_state_dict(state.centers, read["centers"])
+    set_weights(state.teacher, {**read.get("student", {}), **read.get("teacher", {})})
+    set_weights(state.centers, read["centers"])
     return _run_description(source)
 
 
 def _set_teacher(state: TrainState, averaged: Tensors) -> None:
     """Set the teacher to a copy of the student, except for the tensors in `averaged`."""
-    student = get_model_state_dict(state.student)
-    copied = {name: student[name] for name in get_model_state_dict(state.teacher)}
-    set_model_state_dict(state.teacher, {**copied, **averaged})
+    student = stored_weights(state.student)
+    copied = {name: student[name] for name in stored_weights(state.teacher)}
+    set_weights(state.teacher, {**copied, **averaged})
 
 
 def _read(wanted: dict[str, Tensors], source: WeightsSource) -> dict[str, Tensors]:
@@ -143,7 +144,7 @@ def _load_released(state: TrainState, config: TrainConfig, source: WeightsSource
 
     told = _from_first_rank(read)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized(), strict=False)
-    set_model_state_dict(state.student, tensors, options=options)
+    set_weights(state.student, tensors, options=options)
     if state.teacher.config.teacher != "frozen":
         _set_teacher(state, {})
     return told

@@ -25,6 +25,7 @@ from tips_ray.config import RunConfig, override
 from tips_ray.data.augment import patch_masks
 from tips_ray.data.collate import batch_from
 from tips_ray.runs.run import Run
+from tips_ray.train.devices import is_out_of_memory
 from tips_ray.train.health import Health
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.step import BadStepError, train_step
@@ -132,10 +133,8 @@ def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
     dist.init_process_group("fake", store=HashStore(), rank=0, world_size=config.worker_counts[0])
     try:
         _try_step(config, images, device)
-    except (torch.OutOfMemoryError, MemoryError):
-        return False
-    except RuntimeError as error:  # torch's allocator on CPUs has no error of its own
-        if "allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         return False
     finally:
@@ -147,7 +146,8 @@ def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
     state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
     fill_averages(state.optimizer)  # in a run they exist from the second step on
     passes = config.global_batch_images // config.worker_counts[0] // images
-    micro_batches = [batch_from(columns).to(device) for _ in range(passes)]
+    # A run keeps the batch of a step until the next one is launched.
+    before, micro_batches = ([batch_from(columns).to(device) for _ in range(passes)] for _ in range(2))
     health = Health(config.objective)
     health.expect(True)
     try:

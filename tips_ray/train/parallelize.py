@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import Shard
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from tips_ray.config import ResourcesConfig
@@ -89,24 +90,55 @@ def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dty
     """FSDP2: parameters, gradients and optimizer state cut over `mesh`, block by block, heads, then the roots.
 
     Args:
-        student: gathered for computing in `dtype`; gradients are averaged over ranks in fp32 or better.
+        student: gathered for computing in `dtype`, but for the temperature; gradients are averaged over ranks in fp32
+            or better.
         teacher: the same without gradients.
         mesh: all ranks; of two axes (HSDP), the first holds copies and the second cuts.
         dtype: compute type; the shards stay fp32.
     """
     reduce_dtype = torch.promote_types(dtype, torch.float32)
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": MixedPrecisionPolicy(dtype, reduce_dtype)}
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        "mp_policy": MixedPrecisionPolicy(dtype, reduce_dtype),
+        "shard_placement_fn": partial(_placement, shards=mesh.size(mesh.ndim - 1)),
+    }
     for network in (student, teacher):
         for block in _blocks(network):
             fully_shard(block, **options)
         for head in (network.heads.distillation, network.heads.masked_image):
             # The student's heads come last and their backward first: they stay gathered in between.
             fully_shard(head, **options, reshard_after_forward=network is teacher)
+    # Its own unit, in the type of the weights: with the others of the root it would be cast to `dtype`.
+    fully_shard(student.temperature, mesh=mesh, mp_policy=MixedPrecisionPolicy(), reshard_after_forward=False)
     fully_shard(student, **options)
     # A root stays gathered until its backward. The teacher has none, and its EMA needs shards.
     fully_shard(teacher, **options, reshard_after_forward=True)
     for method in ("embed", "complete"):
         register_fsdp_forward_method(student, method)
+
+
+def _placement(parameter: nn.Parameter, shards: int) -> Shard | None:
+    """The axis that is cut: the first (None), or of tokens and positions, which have one row, another that divides.
+
+    One row cut into many is held by one rank, and every rank pads its part to the whole for each gather.
+    """
+    if parameter.ndim == 1 or parameter.shape[0] > 1:
+        return None
+    return next((Shard(axis) for axis, size in enumerate(parameter.shape) if size > 1 and size % shards == 0), None)
+
+
+def forget_forwards(network: nn.Module) -> None:
+    """Drop FSDP's notes on the forwards of a network without a backward, where alone they end: they grow for ever."""
+    if not isinstance(network, FSDPModule):
+        return
+    if hasattr(network, "reset_iter_state"):
+        network.reset_iter_state()
+        return
+    root: Any = network._get_fsdp_state()  # torch before 2.15 has no public way
+    root._comm_ctx.post_forward_order.clear()
+    for part in root._state_ctx.all_states:
+        for group in filter(None, getattr(part, "_fsdp_param_groups", [part._fsdp_param_group])):
+            group._post_forward_indices.clear()
 
 
 def _recomputed(options: dict[str, Any]):

@@ -13,9 +13,11 @@ import torch
 from tips_ray.config import RunConfig
 from tips_ray.data.pipeline import followed
 from tips_ray.data.stream import CaptionAccess
-from tips_ray.distributed import rank
+from tips_ray.distributed import aborted_on_error, rank
 from tips_ray.runs.run import Run
 from tips_ray.train.adapter import asked_here
+from tips_ray.train.devices import allocator_settings
+from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.health import signs
 from tips_ray.train.micro_batch import Found, find
 from tips_ray.train.monitoring import RunMetrics
@@ -28,12 +30,15 @@ def found_on_workers(run: Run) -> list[Found]:
     """The micro-batch that fits on each worker's device, tried on all at once."""
     resources = run.config.resources
     options: Any = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, "max_calls": 1}
+    if settings := allocator_settings(resources):
+        options["runtime_env"] = {"env_vars": settings}
     task: Any = ray.remote(**options, resources=resources.role("train"))(_found_here)
     return ray.get([task.remote(run) for _ in range(resources.workers)])
 
 
 def _found_here(run: Run) -> Found:
-    return find(run, torch.device("cuda" if run.config.resources.gpus_per_worker else "cpu"))
+    # Ray shows a task the GPUs that it holds, and torch calls the first of them 0.
+    return find(run, torch.device("cuda", 0) if run.config.resources.gpus_per_worker else torch.device("cpu"))
 
 
 def run_worker(told: dict[str, Any]) -> None:
@@ -48,17 +53,21 @@ def run_worker(told: dict[str, Any]) -> None:
     shown = RunMetrics(run.config.name)
     with shown.repeated():
         show = shown_steps(shown, run.config)
-        train_worker(run, ray.train.torch.get_device(), open_stream, ray.train.report, asked_here, show)
+        device = ray.train.torch.get_device()
+        with aborted_on_error(device, planned=(GracefulStop, Paused)):  # Ray ends the group where it is still there
+            train_worker(run, device, open_stream, ray.train.report, asked_here, show)
 
 
 def shown_steps(shown: RunMetrics, config: RunConfig) -> Show:
     """A function that shows a logged step, and how many signs of collapse it has."""
     of_collapse = signs(config)
+    last: dict[str, float] = {}  # effective ranks are not in every line
 
     def show(step: int, metrics: Mapping[str, float]) -> None:
         shown.log(step, metrics)
+        last.update(metrics)
         is_judged = step > config.schedule.warmup_steps
-        count = sum(sign.is_there(metrics) for sign in of_collapse) if is_judged else 0
+        count = sum(sign.is_there(last) for sign in of_collapse) if is_judged else 0
         shown.set("tips_ray_collapse_signs", count)
 
     return show
