@@ -13,7 +13,7 @@ from torch import Tensor
 from tips_ray.batch import Batch, masked_index, short_length
 
 _TOKEN_MULTIPLE = 8
-_COUNTS_OF_SHORT = 8
+_COUNTS_OF_SHORT = 4
 """(D) Numbers of short texts that there are beside none; each is a shape that `resources.compile` has to compile."""
 
 
