@@ -91,7 +91,7 @@ def split(batch: Batch, count: int) -> list[Batch]:
     """
     if len(batch) % count:
         raise ValueError(f"batch ({len(batch)}) must be divisible by micro-batches ({count})")
-    names = [name for name in vars(batch) if name != "masked_index_M"]
+    names = [name for name in vars(batch) if name not in ("masked_index_M", "short_texts_S")]
     chunks = (getattr(batch, name).chunk(count, dim=1 if name == "local_crops_VBCHW" else 0) for name in names)
     parts = [dict(zip(names, part, strict=True)) for part in zip(*chunks, strict=True)]
     return [Batch(**part, masked_index_M=masked_index(part["patch_mask_BL"])) for part in parts]

@@ -24,7 +24,7 @@ from torch.distributed import device_mesh
 from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_init, _fsdp_param_group, _fsdp_state
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tips_ray.config import RunConfig
+from tips_ray.config import RunConfig, override
 from tips_ray.data.collate import batch_from
 from tips_ray.planning.step_trace import empty_batch, fake_group, with_storage
 from tips_ray.train import worker_loop
@@ -85,6 +85,8 @@ def step_on_fake_cuda(config: RunConfig, steps: int = 2) -> TrainState:
     Raises:
         AssertionError: a device is wrong, the host would wait, or a shape depends on values; the line is named.
     """
+    # A mode that sees every operator keeps torch.compile from making graphs, without which a block is an error.
+    config = override(RunConfig, config.model_dump(mode="json"), {"resources.compile": False})
     passes = config.global_batch_images // config.resources.workers // config.images_per_pass
     with fake_group(config.resources.workers), fake_driver():
         sample, teacher = batch_from(noise(config, 1)), unloaded_teacher(config)

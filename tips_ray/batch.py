@@ -1,7 +1,7 @@
 """One micro-batch, the input of the networks. B images on this rank, V local crops, A synthetic captions per image,
-L patches of a global crop, M masked patches, T tokens."""
+L patches of a global crop, M masked patches, T tokens, S short texts."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Self
 
 import torch
@@ -28,6 +28,9 @@ class Batch:
     """False: the row keeps its place, but has no weight in any loss, is no negative and does not move centres."""
     key_B: Tensor
     """Key made from (seed, epoch, sample id), int64; all randomness of the step comes from it."""
+    short_texts_S: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """Texts whose tokens all lie in the first `short_length(T)` places, positions in [2 * B], web captions first and
+    then synthetic ones, int64; made on the host. The text encoder computes nothing behind these places."""
 
     def __post_init__(self) -> None:
         batch = len(self.global_crops_BCHW)
@@ -66,7 +69,12 @@ class Batch:
         return type(self)(**{name: value.pin_memory() for name, value in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+def short_length(tokens: int) -> int:
+    """Length of a short text where the longest has `tokens`: half of it, rounded up to a multiple of 8."""
+    return min(-(-tokens // 16) * 8, tokens)
 
 
 def masked_index(patch_mask_BL: Tensor) -> Tensor:

@@ -3,7 +3,8 @@ import warnings
 import numpy as np
 import torch
 
-from tips_ray.data.collate import batch_from
+from tips_ray.batch import short_length
+from tips_ray.data.collate import _short_texts, batch_from
 
 
 def _columns(images: int = 2, crops: int = 3, tokens: int = 20, used: int = 9) -> dict[str, np.ndarray]:
@@ -50,6 +51,28 @@ def test_the_longest_caption_of_either_kind_counts():
         batch = batch_from(columns)
         assert batch.web_ids_BT.shape[-1] == batch.synthetic_ids_BAT.shape[-1] == 16
         assert (batch.web_ids_BT if name == "web_ids" else batch.synthetic_ids_BAT).max() == 5
+
+
+def _short(*used: int, tokens: int = 64, captions: int = 1) -> list[int]:
+    """Short ones of web and synthetic captions of `used` tokens each, all captions of an image alike but the last."""
+    ids_NT = (np.arange(tokens) < np.array(used)[:, None]).astype(np.int32)
+    web_BT, synthetic_BT = np.split(ids_NT, 2)
+    synthetic_BAT = np.stack([synthetic_BT * (caption == captions - 1) for caption in range(captions)], axis=1)
+    return list(_short_texts(web_BT, synthetic_BAT, tokens))
+
+
+def test_texts_of_at_most_half_the_length_are_short():
+    assert _short(32, 33, 1, 64) == [0, 2]
+    assert _short(32, 33, 1, 64, captions=2) == [0, 2]  # the other caption of the last image is empty
+    assert _short(8, 9, 16, 17, tokens=24) == [0, 1, 2]  # 12 places, rounded up to 16
+    assert _short(3, 8, 1, 1, tokens=8) == []  # nothing is shorter than 8
+    assert [short_length(tokens) for tokens in (64, 24, 16, 12, 8, 5)] == [32, 16, 8, 8, 8, 5]
+
+
+def test_the_number_of_short_texts_is_one_of_five():
+    """Of 64 texts 31 are short: multiples of 16 are taken."""
+    assert _short(*[20] * 31, *[60] * 33) == list(range(16))
+    assert len(batch_from(_columns(tokens=20, used=9)).short_texts_S) == 0
 
 
 def test_a_run_without_local_crops_has_an_empty_dimension():

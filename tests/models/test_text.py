@@ -20,6 +20,23 @@ def test_amount_and_content_of_padding_never_matter():
     torch.testing.assert_close(encoder(junk, valid), expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("short_S", [[1], [3, 0], [0, 1, 2, 3], []])
+def test_short_texts_give_the_same_numbers_and_gradients_with_fewer_tokens(short_S):
+    """Texts of 10 places; a short one has 8, and those of a text without tokens count nowhere."""
+    encoder, tokens = _small(), []
+    ids_BT = torch.tensor([[3, 7, 9, 0], [5, 0, 0, 0], [0, 0, 0, 0], [1, 2, 3, 4]]).repeat_interleave(2, dim=1)
+    ids_BT = torch.nn.functional.pad(ids_BT, (0, 2))
+    outcomes = []
+    for chosen_S in (None, torch.tensor(short_S, dtype=torch.long)):
+        hook = encoder.norm.register_forward_hook(lambda *seen: tokens.append(len(seen[2].flatten(0, -2))))
+        text_BD = encoder(ids_BT, short_texts_S=chosen_S)
+        slopes = torch.autograd.grad((text_BD.sin() * torch.arange(4)[:, None]).sum(), list(encoder.parameters()))
+        outcomes.append([text_BD, *slopes])
+        hook.remove()
+    torch.testing.assert_close(outcomes[1], outcomes[0], atol=1e-12, rtol=1e-12)
+    assert tokens == [40, 40 - 2 * len(short_S)]
+
+
 def test_word_order_matters_and_later_words_reach_earlier_ones():
     encoder = _small()
     first, second = encoder(torch.tensor([[3, 7, 9], [9, 7, 3]]))

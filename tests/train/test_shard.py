@@ -158,6 +158,38 @@ def test_gradients_over_a_kept_graph_are_those_of_two_forward_passes(accumulate_
         assert of_kept == calls + more
 
 
+def _gathers(reshard_after_forward: bool) -> tuple[dict[str, Tensor], int]:
+    """Whole gradients of one micro-batch, and the number of gathers of weights of the student."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        state = new_state(
+            config := toy_config(**RUN),
+            prepare=lambda student, teacher: shard(
+                student, teacher, worker_mesh("cpu"), torch.float64, reshard_after_forward
+            ),
+        )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    batch = rows(toy_batch(IMAGES), rank() * IMAGES // 2, (rank() + 1) * IMAGES // 2)
+    with OperatorCalls() as calls:
+        accumulate_gradients(state, [batch], config.objective, config.schedule.total_steps)
+    gathered = sum(count for name, count in calls.counts.items() if "c10d._allgather_base_" in str(name))
+    named = state.student.named_parameters()
+    assert all(isinstance(weight, DTensor) for weight in state.student.parameters())  # shards again
+    return {n: p.grad.full_tensor() for n, p in named if isinstance(p.grad, DTensor)}, gathered
+
+
+def _gathers_of_both() -> list[tuple[dict[str, Tensor], int]]:
+    return [_gathers(True), _gathers(False)]
+
+
+@pytest.mark.heavy
+def test_blocks_that_stay_gathered_are_gathered_once_and_give_the_same_gradients():
+    for (expected, twice), (gradients, once) in run_on_ranks(2, _gathers_of_both):
+        torch.testing.assert_close(gradients, expected, atol=1e-12, rtol=1e-12)
+        assert twice - once == 4  # two blocks of images, two of texts
+
+
 def _held(replicas: int) -> dict[str, tuple[int, int, int]]:
     """Of each parameter, along the axis that is cut: the part of this rank and the whole; and the numbers held."""
     state = _new(replicas)

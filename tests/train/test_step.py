@@ -139,6 +139,15 @@ def test_padding_of_captions_never_matters():
     assert_same_step(toy_config(), replace(batch, **short), replace(batch, **padded))
 
 
+def test_short_texts_never_matter():
+    """Captions of 1 to 12 tokens in 12 places; those of at most 8 are short."""
+    batch = toy_batch(4)
+    is_long_2B = torch.cat([batch.web_ids_BT[:, 8:].any(dim=1), batch.synthetic_ids_BAT[..., 8:].any(dim=2).any(dim=1)])
+    short_S = (~is_long_2B).nonzero().flatten()
+    assert 0 < len(short_S) < 8
+    assert_same_step(toy_config(), batch, replace(batch, short_texts_S=short_S))
+
+
 def test_a_step_moves_teacher_and_centres_once_by_the_written_formulas():
     config = toy_config()
     state, batch = _state(config), toy_batch(IMAGES, invalid=INVALID)

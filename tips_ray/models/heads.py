@@ -68,7 +68,9 @@ class PrototypeHead(nn.Module):
         bottleneck_RD, prototypes_KD = self.mlp(features_RD), self.prototypes
         if self.has_fp32_scores:
             bottleneck_RD, prototypes_KD = at_least_fp32(bottleneck_RD), at_least_fp32(prototypes_KD)
-        return PrototypeScores(_Unit.apply(bottleneck_RD), _Unit.apply(prototypes_KD))
+        unit_RD = _Unit.apply(bottleneck_RD)
+        # Autocast computes rows in half precision and leaves weights in fp32.
+        return PrototypeScores(unit_RD, _Unit.apply(prototypes_KD).to(unit_RD.dtype))
 
 
 class _Unit(torch.autograd.Function):

@@ -149,7 +149,11 @@ class Student(nn.Module):
 
     def _embeddings(self, features: ImageFeatures, batch: Batch) -> Embeddings:
         captions = torch.cat([batch.web_ids_BT, drawn_captions(batch.synthetic_ids_BAT, batch.key_B)])
-        pooled = (features.cls_web_BD, features.cls_synthetic_BD, *self.text(captions).chunk(2))
+        pooled = (
+            features.cls_web_BD,
+            features.cls_synthetic_BD,
+            *self.text(captions, short_texts_S=batch.short_texts_S).chunk(2),
+        )
         return Embeddings(*(F.normalize(at_least_fp32(embedding_BD), dim=-1) for embedding_BD in pooled))
 
     def _used_again(self, view: ImageFeatures) -> ImageFeatures | None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tips_ray.batch import Batch
+from tips_ray.batch import Batch, short_length
 from tips_ray.distributed import local_part
 from tips_ray.models.networks import Student, Teacher, scored_patches
 
@@ -136,11 +136,20 @@ def _image_of_rows(path: str, values: Tensor, batch: Batch, student: Student) ->
     if rows in (images, 2 * images, crops * images):  # both captions, or crop after crop
         return torch.arange(rows) % images
     if path.startswith("text"):
-        return torch.arange(rows) // batch.web_ids_BT.shape[1] % images
+        return _image_of_text_tokens(rows, batch)
     if path.startswith("image"):
         return _image_of_tokens(rows, batch, student.image.config.patch_size_px)
     scored_M = scored_patches(batch, student.config).cpu()
     return scored_M // batch.patch_mask_BL.shape[1] if rows == len(scored_M) else None
+
+
+def _image_of_text_tokens(rows: int, batch: Batch) -> Tensor | None:
+    """Packed tokens of both captions, those of short texts first; None before they are packed."""
+    short_S, tokens = batch.short_texts_S.cpu(), batch.web_ids_BT.shape[1]
+    lengths_N = torch.full((2 * len(batch),), tokens).index_fill_(0, short_S, short_length(tokens))
+    order_N = lengths_N.argsort(stable=True)
+    image_P = (order_N % len(batch)).repeat_interleave(lengths_N[order_N])
+    return image_P if rows == len(image_P) else None
 
 
 def _image_of_tokens(rows: int, batch: Batch, patch_size_px: int) -> Tensor | None:

@@ -39,6 +39,7 @@ RESOURCES = (
     "dtype",
     "accumulate_unsharded",
     "keep_embedding_graph",
+    "reshard_after_forward",
     "compile",
     "recompute",
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from types import MethodType
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from tips_ray.config import ResourcesConfig
 from tips_ray.distributed import world_size
+from tips_ray.models.heads import PrototypeHead
 from tips_ray.models.layers import Block, Group
 from tips_ray.models.networks import Student, Teacher
 
@@ -34,6 +36,10 @@ _OPTIONS = {
     "full": _FULL,
     "selective": {**_FULL, "context_fn": partial(create_selective_checkpoint_contexts, _KEPT)},
 }
+
+
+KEPT_GATHERED_BYTES = 1 << 30
+"""(D) Most bytes of gathered blocks that `resources.reshard_after_forward: auto` keeps until the backward."""
 
 
 def apply_recomputation(network: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
@@ -58,17 +64,28 @@ def apply_recomputation(network: nn.Module, mode: Literal["none", "selective", "
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
-    """Compile block by block: blocks of one shape share one graph, and FSDP can gather each by itself."""
+    """Compile block by block, and the MLPs of heads: blocks of one shape share one graph, and FSDP can gather each by
+    itself. What cannot be one graph is an error."""
     # All blocks share one code object: images and texts, student and teacher, with and without gradient count against
-    # one limit, beyond which a block runs uncompiled with only a warning.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    for block in _blocks(network):
-        block.compile(backend=backend, dynamic=False)
+    # both limits, beyond which a block that must be one graph is an error. Texts have few lengths and few counts of
+    # short ones, so a run comes nowhere near.
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 1024))
+    for module in (*_blocks(network), *(head.mlp for head in _heads(network))):
+        module.compile(backend=backend, dynamic=False, fullgraph=True)
 
 
 def compute_dtype(resources: ResourcesConfig) -> torch.dtype:
     """Type in which networks compute; weights are kept and gradients reduced in fp32."""
     return torch.bfloat16 if resources.dtype == "bf16" else torch.float32
+
+
+def reshards_after_forward(resources: ResourcesConfig, student: nn.Module) -> bool:
+    """Whether the student's blocks are gathered a second time for the backward; `auto`: where they are too large."""
+    if resources.reshard_after_forward != "auto":
+        return resources.reshard_after_forward
+    weights = sum(weight.numel() for block in _blocks(student) for weight in block.parameters())
+    return weights * compute_dtype(resources).itemsize > KEPT_GATHERED_BYTES
 
 
 def worker_mesh(device_type: str, replicas: int = 1) -> DeviceMesh:
@@ -86,7 +103,13 @@ def worker_mesh(device_type: str, replicas: int = 1) -> DeviceMesh:
     return init_device_mesh(device_type, sizes[used], mesh_dim_names=names[used])
 
 
-def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dtype = torch.float32) -> None:
+def shard(
+    student: Student,
+    teacher: Teacher,
+    mesh: DeviceMesh,
+    dtype: torch.dtype = torch.float32,
+    reshard_after_forward: bool = True,
+) -> None:
     """FSDP2: parameters, gradients and optimizer state cut over `mesh`, block by block, heads, then the roots.
 
     Args:
@@ -95,6 +118,7 @@ def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dty
         teacher: the same without gradients.
         mesh: all ranks; of two axes (HSDP), the first holds copies and the second cuts.
         dtype: compute type; the shards stay fp32.
+        reshard_after_forward: whether the student's blocks are gathered again for their backward, or stay gathered.
     """
     reduce_dtype = torch.promote_types(dtype, torch.float32)
     options: dict[str, Any] = {
@@ -104,8 +128,10 @@ def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dty
     }
     for network in (student, teacher):
         for block in _blocks(network):
-            fully_shard(block, **options)
-        for head in (network.heads.distillation, network.heads.masked_image):
+            # The teacher has no backward, after which alone weights that stay gathered would be shards again.
+            fully_shard(block, **options, reshard_after_forward=reshard_after_forward or network is teacher)
+        _prefetch_next_blocks(network)
+        for head in _heads(network):
             # The student's heads come last and their backward first: they stay gathered in between.
             fully_shard(head, **options, reshard_after_forward=network is teacher)
     # Its own unit, in the type of the weights: with the others of the root it would be cast to `dtype`.
@@ -141,6 +167,14 @@ def forget_forwards(network: nn.Module) -> None:
             group._post_forward_indices.clear()
 
 
+def _prefetch_next_blocks(network: nn.Module) -> None:
+    """Let each block of an encoder start the gather of the next, before the host has launched its own operators."""
+    for blocks in (module for module in network.modules() if isinstance(module, nn.ModuleList)):
+        for block, following in pairwise(blocks):
+            if isinstance(block, FSDPModule) and isinstance(following, FSDPModule):
+                block.set_modules_to_forward_prefetch([following])
+
+
 def _recomputed(options: dict[str, Any]):
     def forward(
         self: Block, tokens_PD: Tensor, groups: Sequence[Group], kept: tuple[Tensor, Tensor] | None = None
@@ -152,3 +186,7 @@ def _recomputed(options: dict[str, Any]):
 
 def _blocks(network: nn.Module) -> Iterator[Block]:
     return (module for module in network.modules() if isinstance(module, Block))
+
+
+def _heads(network: nn.Module) -> Iterator[PrototypeHead]:
+    return (module for module in network.modules() if isinstance(module, PrototypeHead))

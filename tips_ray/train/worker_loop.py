@@ -29,7 +29,14 @@ from tips_ray.train.feed import Feed, Timed, collected_together, fed_steps
 from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
-from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
+from tips_ray.train.parallelize import (
+    apply_recomputation,
+    compile_blocks,
+    compute_dtype,
+    reshards_after_forward,
+    shard,
+    worker_mesh,
+)
 from tips_ray.train.run_recorder import Report, RunRecorder, Show, note_failure, show_nothing
 from tips_ray.train.state import TrainState, draw_values, new_state
 from tips_ray.train.worker_log import follow_step
@@ -172,4 +179,4 @@ def prepare_networks(config: RunConfig, device: torch.device, student: Student, 
         compile_losses()
     mesh = worker_mesh(device.type, resources.replicas)
     limit_waits("cuda", NCCL_SECONDS, mesh.get_all_groups())
-    shard(student, teacher, mesh, compute_dtype(resources))
+    shard(student, teacher, mesh, compute_dtype(resources), reshards_after_forward(resources, student))
