@@ -94,6 +94,7 @@ def step_on_fake_cuda(config: RunConfig, steps: int = 2) -> TrainState:
             batches = [empty_batch(sample, config.images_per_pass, DEVICE) for _ in range(passes)]
             health = Health(config.objective)
             health.expect(True)
+            metrics: dict[str, Tensor] = {}
             for _ in range(steps):
                 with _lines_named(), HostWaits():
                     metrics = train_step(state, batches, config, config.resources.accumulate_unsharded, health)
