@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tips_ray.batch import Batch
 from tips_ray.config import TrainConfig
+from tips_ray.models.heads import PrototypeHead
 from tips_ray.models.networks import Student, Teacher, drawn_captions
 from tips_ray.objective import Centers
 from tips_ray.train.optim import parameter_groups, set_rates
@@ -79,10 +80,10 @@ def _forward(student: Student, batch: Batch) -> _Outputs:
     masked = student.image(batch.global_crops_BCHW, batch.patch_mask_BL)
     crop_scores = []
     for crops_BCHW in batch.local_crops_VBCHW:
-        crop_scores.append(student.heads.distillation(student.image(crops_BCHW).cls_web_BD))
+        crop_scores.append(_scores(student.heads.distillation, student.image(crops_BCHW).cls_web_BD))
     web_BD = student.text(batch.web_ids_BT)
     synthetic_BD = student.text(drawn_captions(batch.synthetic_ids_BAT, batch.key_B))
-    patch_scores_BLK = student.heads.masked_image(masked.patches_BLD)
+    patch_scores_BLK = _scores(student.heads.masked_image, masked.patches_BLD)
     return _Outputs(clean.cls_web_BD, clean.cls_synthetic_BD, web_BD, synthetic_BD, crop_scores, patch_scores_BLK)
 
 
@@ -90,7 +91,15 @@ def _forward(student: Student, batch: Batch) -> _Outputs:
 def _targets(teacher: Teacher, batch: Batch) -> _Targets:
     assert teacher.image is not None
     features = teacher.image(batch.global_crops_BCHW)
-    return _Targets(teacher.heads.distillation(features.cls_web_BD), teacher.heads.masked_image(features.patches_BLD))
+    return _Targets(
+        _scores(teacher.heads.distillation, features.cls_web_BD),
+        _scores(teacher.heads.masked_image, features.patches_BLD),
+    )
+
+
+def _scores(head: PrototypeHead, features_D: Tensor) -> Tensor:
+    """All scores [..., K], as the head's equations are written."""
+    return F.linear(F.normalize(head.mlp(features_D), dim=-1), F.normalize(head.prototypes, dim=-1))
 
 
 def _losses(

@@ -16,10 +16,12 @@ class CpuMeter:
     every LOOK_SECONDS; time after the last reading is missed.
     """
 
-    def __init__(self, root: int) -> None:
-        self.root = root
+    def __init__(self, root: int, *names: str) -> None:
+        """`names`: words in the command lines of processes that are told apart; Ray writes there what they do."""
+        self.root, self.names = root, names
         self._first: dict[str, float] = {}
         self._newest: dict[str, float] = {}
+        self._named: dict[str, str] = {}
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._look_on, daemon=True)
 
@@ -38,9 +40,21 @@ class CpuMeter:
         """User and system time spent inside `with`; read it after leaving."""
         return sum(seconds - self._first.get(process, 0.0) for process, seconds in self._newest.items())
 
+    @property
+    def seconds_of(self) -> dict[str, float]:
+        """`seconds` of the processes that had each of `names` in their command lines at some time, and of the rest."""
+        found = dict.fromkeys((*self.names, "rest"), 0.0)
+        for process, seconds in self._newest.items():
+            found[self._named.get(process, "rest")] += seconds - self._first.get(process, 0.0)
+        return found
+
     def _look_on(self) -> None:
         while not self._ends.wait(LOOK_SECONDS):
             self._newest |= own_seconds(self.root)
+            for process in self._newest.keys() - self._named.keys() if self.names else ():
+                command = _command(int(process.split()[0]))
+                if found := [name for name in self.names if name in command]:
+                    self._named[process] = found[0]
 
 
 def own_seconds(root: int) -> dict[str, float]:
@@ -49,13 +63,15 @@ def own_seconds(root: int) -> dict[str, float]:
     return {f"{pid} {of[19]}": sum(map(int, of[11:13])) / _TICKS for pid, of in found.items() if of}
 
 
+def named_seconds(root: int, *names: str) -> float:
+    """User and system time of `root` and those of its descendants whose command lines contain one of `names`."""
+    chosen = [pid for pid in _family(root) if any(name in _command(pid) for name in names)]
+    return sum(sum(map(int, fields[11:13])) for pid in chosen if (fields := _fields(pid))) / _TICKS
+
+
 def resident_bytes(root: int, name: str) -> int:
     """Memory of `root` and its descendants whose command line contains `name`."""
-    pages = [
-        int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        for pid in _family(root)
-        if name in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    ]
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _family(root) if name in _command(pid)]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -69,6 +85,14 @@ def _family(root: int) -> list[int]:
 
 def _pids() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def _command(pid: int) -> str:
+    """Its command line; empty if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def _fields(pid: int) -> list[str]:

@@ -3,24 +3,31 @@
     python -m benchmarks.train_step --variant small
     python -m benchmarks.train_step --variant L --batch 64 --dtype bf16 --compile --device cuda
 
-Images and captions are random; there is no loader. MFU counts one forward and one backward, but no recomputation.
+It is the step of a run: networks sharded by FSDP over a group of one, weights in fp32, gathered in `--dtype`. Images
+and captions are random; there is no loader. MFU counts one forward and one backward, but no recomputation.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
-from benchmarks.measure import matmul_flops, part_shares, peak_bytes, seconds
+from benchmarks.counts import Cost, step_costs
+from benchmarks.measure import PARTS, matmul_flops, part_shares, peak_bytes, seconds
 from benchmarks.plain_step import plain_state, plain_step
 from tips_ray.batch import Batch, masked_index
 from tips_ray.config import TrainConfig
 from tips_ray.config.variants import VARIANTS
+from tips_ray.models.networks import Student, Teacher
 from tips_ray.train.flops import datasheet_flops, step_flops
-from tips_ray.train.parallelize import apply_recomputation, compile_blocks
+from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
 
@@ -92,22 +99,37 @@ def split(batch: Batch, count: int) -> list[Batch]:
 
 def contenders(args: argparse.Namespace, config: TrainConfig, batch: Batch) -> dict[str, Contender]:
     """The packed step and, with `args.plain`, the plain one from the same weights."""
-    device, dtype = torch.device(args.device), torch.bfloat16 if args.dtype == "bf16" else None
-    state = new_state(config, device=device)
-    plain = plain_state(state, config) if args.plain else None
-    apply_recomputation(state.student, args.recompute)
-    if args.compile:
-        compile_blocks(state.student)
-        compile_blocks(state.teacher)
-    if dtype:  # weights, losses and updates stay in float32
-        for network, name in ((state.student, "forward"), (state.student, "embed"), (state.teacher, "forward")):
-            setattr(network, name, torch.autocast(device.type, dtype)(getattr(network, name)))
+    device = torch.device(args.device)
+    state = new_state(config, device=device, prepare=partial(_prepare, args))
     micro_batches = [part.to(device) for part in split(batch, args.micro_batches)]
     found = {"packed": Contender(state, lambda: train_step(state, micro_batches, config))}
-    if plain:
-        whole = batch.to(device)
-        found["plain"] = Contender(plain, lambda: plain_step(plain, whole, config, dtype))
+    if args.plain:
+        plain, whole = plain_state(new_state(config, device=device), config), batch.to(device)
+        autocast = None if args.dtype == "fp32" else _DTYPES[args.dtype]
+        found["plain"] = Contender(plain, lambda: plain_step(plain, whole, config, autocast))
     return found
+
+
+def _prepare(args: argparse.Namespace, student: Student, teacher: Teacher) -> None:
+    apply_recomputation(student, args.recompute)
+    if args.compile:
+        compile_blocks(student)
+        compile_blocks(teacher)
+    shard(student, teacher, worker_mesh(torch.device(args.device).type), _DTYPES[args.dtype])
+
+
+@contextmanager
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """Inside, this process is the only rank of a process group."""
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def first_difference(found: dict[str, Contender], dtype: str) -> float:
@@ -125,6 +147,19 @@ def measure(found: dict[str, Contender], steps: int, device: torch.device) -> No
     for _ in range(steps):
         for contender in found.values():
             contender.seconds.append(seconds(contender.step, device))
+
+
+def costs_table(costs: dict[str, Cost], shares: dict[str, float], step_seconds: float) -> list[str]:
+    """What each part pays by count, beside its measured time."""
+    lines = [f"{'part':12}{'GFLOP':>10}{'MB':>10}{'kernels':>10}{'ms':>10}{'GFLOP/s':>10}{'GB/s':>10}"]
+    for part in (*PARTS, "rest"):
+        cost, spent = costs.get(part, Cost()), shares.get(part, 0.0) * step_seconds
+        rates = (cost.flops / spent / 1e9, cost.bytes / spent / 1e9) if spent else (0.0, 0.0)
+        cells = (f"{cost.flops / 1e9:.1f}", f"{cost.bytes / 1e6:.0f}", str(cost.kernels), f"{1e3 * spent:.1f}")
+        cells += (f"{rates[0]:.0f}", f"{rates[1]:.1f}")
+        if cost.kernels or spent:
+            lines.append(f"{part:12}" + "".join(f"{cell:>10}" for cell in cells))
+    return lines
 
 
 def table(found: dict[str, Contender], images: int, flops: int, peak: float | None, matmul: float) -> list[str]:
@@ -170,8 +205,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print; stop if the two versions disagree."""
     args = parse(arguments)
     torch.set_num_threads(args.threads)
+    with group_of_one(torch.device(args.device)):
+        _measured(args)
+
+
+def _measured(args: argparse.Namespace) -> None:
     config, device, dtype = train_config(args.variant, args.image_size), torch.device(args.device), _DTYPES[args.dtype]
     batch = random_batch(config, args.batch, args.crops)
+    costs = step_costs(config, split(batch, args.micro_batches))
     found = contenders(args, config, batch)
     worst = first_difference(found, args.dtype)
     measure(found, args.steps, device)
@@ -179,8 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(" ".join(f"{key}={value}" for key, value in vars(args).items()), "torch", torch.__version__)
     print(f"{flops / args.batch / 1e12:.4f} TFLOP per image; a large product runs at {matmul / 1e12:.3f} TFLOP/s\n")
     print("\n".join(table(found, args.batch, flops, peak, matmul)) + "\n")
-    shares = part_shares(found["packed"].step, device)
-    print("parts of the packed step: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items()))
+    print("\n".join(costs_table(costs, part_shares(found["packed"].step, device), median(found["packed"].seconds))))
+    print("counts: of the step by itself, nothing fused, nothing recomputed, no FSDP; ms: shares by profiler\n")
     if "plain" in found:
         ratio = median(found["plain"].seconds) / median(found["packed"].seconds)
         print(f"packed is {ratio:.2f} times as fast as plain; their first steps differ by {worst:.1e}")

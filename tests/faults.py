@@ -35,7 +35,7 @@ train/step.py rate-one-step-late
 train/step.py mean-over-one-micro-batch
     torch.stack([batch.valid_B.sum() for batch in micro_batches]).sum() ==> micro_batches[0].valid_B.sum()
 train/step.py average-after-the-first-micro-batch
-    not accumulate_unsharded or batch is micro_batches[-1] ==> not accumulate_unsharded or batch is micro_batches[0]
+    _expect_backward(state, batch is micro_batches[-1], ==> _expect_backward(state, batch is micro_batches[0],
 train/step.py clipped-by-the-norm-of-one-parameter
     clip_grad_norm_(state.student.parameters(), ==> clip_grad_norm_(next(state.student.parameters()),
 train/state.py momentum-on-the-student
@@ -95,7 +95,9 @@ losses/contrastive.py targets-of-rank-0-for-all
 losses/reduction.py invalid-images-weigh
     return valid_B.to(dtype) / count ==> return torch.ones_like(valid_B, dtype=dtype) / count
 losses/prototypes.py temperature-multiplies
-    .div_(teacher_temperature) ==> .mul_(teacher_temperature)
+    F.linear(rows_CD / temperature, ==> F.linear(rows_CD * temperature,
+losses/prototypes.py gradient-of-the-last-chunk-alone
+    torch.addmm(grad_KD, slope_PK.T, ==> torch.addmm(grad_KD * 0, slope_PK.T,
 objective.py beta-for-alpha
     "distillation": config.alpha, ==> "distillation": config.beta,
 checkpoint_io.py commit-before-the-upload-has-ended

@@ -9,6 +9,8 @@ import pytest
 import torch
 from toy import toy_batch, toy_config
 
+from benchmarks import gpu
+from benchmarks.counts import Cost, Counted, step_costs
 from benchmarks.measure import kernel_seconds, peak_bytes
 from benchmarks.plain_step import plain_state, plain_step
 from benchmarks.train_step import main, random_batch, split, train_config
@@ -80,6 +82,38 @@ def test_the_count_of_operations_is_the_sum_by_hand():
     seen_patches = images * (2 * patches + crops * local_patches)
     # Twice forward's cost for backward, except that pixels need no gradient.
     assert step_flops(config, batch) == 3 * (student + contrastive) + 2 * embedding * seen_patches + teacher
+    costs = step_costs(config, [batch])
+    assert costs["student"].flops == student + embedding * seen_patches
+    assert costs["teacher"].flops == teacher
+    assert costs["losses"].flops == 3 * contrastive
+    # The averages: a teacher's weight and a student's are read, the first is written.
+    teacher_weights = [p.numel() for p in new_state(config, device="meta").teacher.parameters()]
+    assert costs["ema"].bytes >= 3 * 4 * sum(teacher_weights)
+
+
+def test_a_kernel_pays_for_what_it_reads_and_writes_and_a_view_for_nothing():
+    left, right = torch.ones(8, 4), torch.ones(4, 2)
+    with Counted() as counted, torch.no_grad():
+        with torch.profiler.record_function("teacher"):
+            assert left.T.unsqueeze(0).ndim == 3
+            assert (left @ right).shape == (8, 2)
+        torch._foreach_mul_([left, right], 2.0)  # pyright: ignore[reportPrivateImportUsage] (has no result)
+        torch.empty(100)
+    assert counted.costs["teacher"] == Cost(flops=2 * 8 * 4 * 2, bytes=4 * (32 + 8 + 16), kernels=1)
+    assert counted.costs["rest"] == Cost(bytes=4 * 2 * (32 + 8), kernels=1)
+
+
+@pytest.mark.heavy
+@pytest.mark.variant
+def test_a_case_that_fails_or_takes_too_long_costs_its_own_rows(tmp_path, capsys):
+    options = "--device cpu --dtype fp32 --no-compile --steps 1 --out".split()
+    gpu.main(["--cases", "tiny:2:99", "tiny:2:1", *options, str(tmp_path)])
+    page = (tmp_path / "CPU.md").read_text()
+    assert "failed: " in page
+    assert "must be divisible by micro-batches (99)" in page
+    assert "images/s" in page
+    gpu.main(["--cases", "tiny:2:1", "--minutes", "0", *options, str(tmp_path)])
+    assert "no time was left" in (tmp_path / "CPU.md").read_text()
 
 
 def test_a_kernel_counts_for_the_part_that_launched_it_from_any_thread():

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "data": LEAVES | {"tokenizer", "ray_data_adapter"},
     "captioning": LEAVES | {"data", "ray_data_adapter"},
     "runs": LEAVES,
-    "checkpoint_pickles": set(),
+    "checkpoint_pickles": LEAVES | {"runs"},
     "checkpoint_io": LEAVES | {"runs", "checkpoint_pickles"},
     "weights": LEAVES | {"tokenizer", "models", "runs", "checkpoint_io"},
     "report": LEAVES | {"runs"},
@@ -53,6 +53,7 @@ MAY_IMPORT = {
 MAY_USE_RAY = {
     "tips_ray/ray_data_adapter.py",
     "tips_ray/data/pipeline.py",
+    "tips_ray/data/shared_stream.py",
     "tips_ray/data/index_pipeline.py",
     "tips_ray/captioning/stream.py",
     "tips_ray/embedding/embed_pipeline.py",

@@ -46,12 +46,27 @@ class Batch:
     def __len__(self) -> int:
         return len(self.global_crops_BCHW)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Self:
-        """The batch on `device`, with images as `dtype` in [0, 1]."""
-        moved = {field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        for name in ("global_crops_BCHW", "local_crops_VBCHW"):
-            moved[name] = moved[name].to(dtype) / 255 if moved[name].dtype == torch.uint8 else moved[name].to(dtype)
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32, copy: bool = False) -> Self:
+        """The batch on `device`, with images as `dtype` in [0, 1].
+
+        Args:
+            copy: share no memory with this batch, wherever it lies; images that are uint8 never do.
+        """
+        crops = ("global_crops_BCHW", "local_crops_VBCHW")
+        moved = {}
+        for name, value in self._tensors().items():
+            is_raw = name in crops and value.dtype == torch.uint8
+            moved[name] = value.to(device, non_blocking=True, copy=copy and not is_raw)
+            if name in crops:
+                moved[name] = moved[name].to(dtype) / 255 if is_raw else moved[name].to(dtype)
         return type(self)(**moved)
+
+    def pinned(self) -> Self:
+        """The batch in pinned memory of the host, from which copies to an accelerator wait for nothing."""
+        return type(self)(**{name: value.pin_memory() for name, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def masked_index(patch_mask_BL: Tensor) -> Tensor:

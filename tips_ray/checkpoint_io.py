@@ -8,7 +8,7 @@ import logging
 import pickle
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent import futures
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -26,17 +26,18 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from tips_ray import storage
-from tips_ray.checkpoint_pickles import PlainPlanner, PlainReader
+from tips_ray.checkpoint_pickles import METADATA, BlockReader, PlainPlanner, PlainReader
 from tips_ray.distributed import background_group, gather_objects, rank, world_size
 from tips_ray.runs.checkpoint import (
     VERSION,
     CheckpointInfo,
-    digest_of,
     fetch_files,
+    load_error,
     manifest_of,
     remove_checkpoint,
     uri_of,
 )
+from tips_ray.runs.checkpoint_blocks import DamagedBlockError, file_entry, has_blocks
 from tips_ray.runs.lease import LeaseLostError
 from tips_ray.storage.local import locked_temporary_folder
 
@@ -59,6 +60,7 @@ class CheckpointWriter:
         patience_seconds: float = 0,
         before_write: Callable[[], object] = lambda: None,
         after_commit: Callable[[int], object] = lambda step: None,
+        with_files: Callable[[], object] = lambda: None,
     ) -> None:
         """
         Args:
@@ -68,10 +70,12 @@ class CheckpointWriter:
             patience_seconds: longest time that a file is retried while the storage does not answer.
             before_write: called by rank 0 before a file is written or deleted and before the manifest; it raises
                 `LeaseLostError` when another start owns the folder.
+            with_files: called by every rank, in the background, before the manifest: writes what belongs to the state.
             after_commit: called with the step by rank 0, in the background, before the checkpoint counts as committed.
         """
         self.checkpoints_uri, self.fingerprints = checkpoints_uri, fingerprints
         self.patience_seconds, self.before_write, self.after_commit = patience_seconds, before_write, after_commit
+        self.with_files = with_files
         is_pinned = torch.device(device).type == "cuda"
         self._stager = DefaultStager(
             StagingOptions(is_pinned, False, False, is_pinned)
@@ -171,11 +175,12 @@ class CheckpointWriter:
             raise storage.failure(str(folder), fault) from error
 
     def _published(self, folder: Path, uri: str) -> dict[str, dict[str, Any]]:
+        storage.keep_trying(self.with_files, self.patience_seconds)
         return {path.name: self._uploaded(path, storage.join(uri, path.name)) for path in sorted(folder.iterdir())}
 
     def _uploaded(self, path: Path, uri: str) -> dict[str, Any]:
         storage.keep_trying(lambda: storage.upload(path, uri), self.patience_seconds)
-        return {"bytes": path.stat().st_size, "sha256": digest_of(path)}
+        return file_entry(path)
 
     def _on_rank_0(self, action: Callable[[], Any]) -> None:
         patient = partial(storage.keep_trying, action, self.patience_seconds)
@@ -244,16 +249,23 @@ def save_tree(
 def fill_tree(tree: dict[str, Any], checkpoint: CheckpointInfo) -> None:
     """Fill the tensors of `tree`, a part of what a checkpoint holds, in place; all ranks call it, each for its shards.
 
+    Each rank reads and verifies the blocks that hold its shards. Of a checkpoint of an earlier version, which has a
+    sha256 of whole files alone, each machine fetches all files once.
+
     Raises:
         DamagedCheckpointError: a file is missing or differs from the manifest; every rank raises.
         StorageError: the files cannot be read, or hold pickles that could run code; every rank raises.
     """
-    with _fetched(checkpoint) as folder, one_process_is_fine():
-        reader, planner = PlainReader(folder), PlainPlanner()
+    is_in_blocks = has_blocks(checkpoint.manifest["files"])
+    with _fetched(checkpoint, only=(METADATA,) if is_in_blocks else None) as folder, one_process_is_fine():
+        reader = BlockReader(folder, checkpoint) if is_in_blocks else PlainReader(folder)
+        planner = PlainPlanner()
         try:
             load_state_dict(tree, storage_reader=reader, planner=planner, no_dist=world_size() == 1)
         except CheckpointException as error:  # raised on all ranks
             fault = reader.refused or min(error.failures.items(), key=itemgetter(0))[1][0]
+            if isinstance(fault, (DamagedBlockError, storage.StorageError)):
+                raise load_error(checkpoint, fault) from None
             if not isinstance(fault, pickle.UnpicklingError):
                 raise
             raise storage.StorageError(
@@ -274,14 +286,14 @@ def one_process_is_fine() -> Iterator[None]:
 
 
 @contextmanager
-def _fetched(checkpoint: CheckpointInfo) -> Iterator[Path]:
-    """A local folder with all files, read and verified by one rank of each machine for all ranks there.
+def _fetched(checkpoint: CheckpointInfo, only: Collection[str] | None) -> Iterator[Path]:
+    """A local folder with `only` these files, or all, read and verified by one rank of each machine for all there.
 
     Ranks are on one machine if they see the same temporary folder: host names may repeat on several or differ on one.
     """
     with locked_temporary_folder() as own:
         folder = next(path for path in gather_objects(own) if path.is_dir())
-        faults = gather_objects(fetch_files(checkpoint, own) if folder == own else None)
+        faults = gather_objects(fetch_files(checkpoint, own, only) if folder == own else None)
         fault = next(filter(None, faults), None)
         if fault:
             raise fault

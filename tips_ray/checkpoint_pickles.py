@@ -1,16 +1,25 @@
 """The pickles in the files of a checkpoint, read so that a stranger's checkpoint runs no code."""
 
 import io
+import os
 import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint._traverse import set_element  # as the planner whose method is replaced
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
+
+from tips_ray import storage
+from tips_ray.runs.checkpoint import CheckpointInfo
+from tips_ray.runs.checkpoint_blocks import BlockFile, DamagedBlockError
 
 METADATA = ".metadata"
 """Torch's file that says where each tensor is; it is a pickle."""
@@ -46,6 +55,38 @@ class PlainReader(FileSystemReader):
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+class BlockReader(PlainReader):
+    """Reads the tensors from the stored files, block by block, where `METADATA` alone was fetched to a folder."""
+
+    def __init__(self, folder: Path, checkpoint: CheckpointInfo) -> None:
+        super().__init__(folder)
+        self.checkpoint = checkpoint
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        spans: dict[str, list[tuple[int, int]]] = {}
+        for part in (self.storage_data[item.storage_index] for item in plan.items):
+            spans.setdefault(part.relative_path, []).append((part.offset, part.length))
+        self.fs = _StoredFiles(self.checkpoint, spans)
+        in_order = sorted(plan.items, key=lambda item: self.storage_data[item.storage_index].offset)
+        return super().read_data(replace(plan, items=in_order), planner)
+
+
+class _StoredFiles(FileSystem):
+    """The files of a checkpoint as torch's reader opens them."""
+
+    def __init__(self, checkpoint: CheckpointInfo, spans: Mapping[str, list[tuple[int, int]]]) -> None:
+        self.checkpoint, self.spans = checkpoint, spans
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
+        name = Path(path).name
+        if name not in self.checkpoint.manifest["files"]:
+            raise DamagedBlockError(f"{name} is not in its manifest")
+        entry = self.checkpoint.manifest["files"][name]
+        with BlockFile(storage.join(self.checkpoint.uri, name), entry, self.spans[name]) as file:
+            yield file
 
 
 class _MetadataUnpickler(pickle.Unpickler):

@@ -63,10 +63,30 @@ def sum_over_ranks(local: Tensor) -> Tensor:
 
 
 def mean_over_ranks(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Mean over ranks of each scalar, on the host; the only point where a step may wait for the device."""
+    """Mean over ranks of each scalar, on the host: waits for the device."""
+    return dict(zip(metrics, means_over_ranks(metrics).tolist(), strict=True))
+
+
+def means_over_ranks(metrics: Mapping[str, Tensor]) -> Tensor:
+    """Mean over ranks of each scalar, float64 on their device, in one collective."""
     values = torch.stack([metrics[name].detach().double().reshape(()) for name in metrics])
-    means = (sum_over_ranks(values) / world_size()).tolist()
-    return dict(zip(metrics, means, strict=True))
+    return sum_over_ranks(values) / world_size()
+
+
+class HostCopy:
+    """A copy of a tensor on its way to pinned memory of the host; nothing waits before `values`."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.to("cpu", non_blocking=True)
+        self._arrival = torch.cuda.Event() if tensor.is_cuda else None
+        if self._arrival:
+            self._arrival.record()
+
+    def values(self) -> list[float]:
+        """The numbers, once they have arrived."""
+        if self._arrival:
+            self._arrival.synchronize()
+        return self._copy.tolist()
 
 
 def gather_objects(local: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

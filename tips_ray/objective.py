@@ -8,8 +8,25 @@ from torch import Tensor, nn
 
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig
-from tips_ray.losses import contrastive_loss, distillation_loss, masked_image_loss, moved_center, score_sum
+from tips_ray.losses import (
+    compile_losses,
+    contrastive_loss,
+    distillation_loss,
+    masked_image_loss,
+    moved_center,
+    score_sum,
+)
 from tips_ray.models.networks import Embeddings, StudentOutputs, TeacherScores, scored_patches
+
+__all__ = [
+    "Centers",
+    "Temperatures",
+    "center_sums",
+    "compile_losses",
+    "contrastive_terms",
+    "self_supervised_terms",
+    "weighted_total",
+]
 
 
 class Temperatures(NamedTuple):
@@ -30,11 +47,12 @@ class Centers(nn.Module):
         self.register_buffer("distillation_K", torch.zeros(num_prototypes))
         self.register_buffer("masked_image_K", torch.zeros(num_prototypes))
 
-    def move(self, global_sums: Mapping[str, Tensor], momentum: float) -> Self:
-        """Update in place from `center_sums` summed over micro-batches and ranks."""
+    def move(self, global_sums: Mapping[str, Tensor], momentum: float, halted: Tensor | None = None) -> Self:
+        """Update in place from `center_sums` summed over micro-batches and ranks, unless the scalar `halted` is 1."""
         for name, sum_K1 in global_sums.items():
             center_K = getattr(self, f"{name}_K")
-            center_K.copy_(moved_center(center_K, sum_K1, momentum))
+            moved_K = moved_center(center_K, sum_K1, momentum)
+            center_K.copy_(moved_K if halted is None else torch.where(halted > 0, center_K, moved_K))
         return self
 
 
@@ -66,19 +84,20 @@ def self_supervised_terms(
     `temperatures` has those of this step by the name of the loss.
     """
     terms = {}
-    if student.crop_scores_RK is not None and teacher.cls_BK is not None:
+    if student.crop_scores is not None and teacher.cls is not None:
+        unit_RD, prototypes_KD = student.crop_scores
         terms["distillation"] = distillation_loss(
-            student.crop_scores_RK.unflatten(0, (-1, len(batch))),
-            teacher.cls_BK,
+            (unit_RD.unflatten(0, (-1, len(batch))), prototypes_KD),
+            teacher.cls,
             centers.distillation_K,
             *temperatures["distillation"],
             batch.valid_B,
             global_valid,
         )
-    if student.patch_scores_MK is not None and teacher.patch_MK is not None:
+    if student.patch_scores is not None and teacher.patch is not None:
         terms["masked_image"] = masked_image_loss(
-            student.patch_scores_MK,
-            teacher.patch_MK,
+            student.patch_scores,
+            teacher.patch,
             scored_patches(batch, config),
             _target_mask(batch, config),
             centers.masked_image_K,
@@ -93,11 +112,11 @@ def self_supervised_terms(
 def center_sums(teacher: TeacherScores, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
     """Score sums that move the centres: over CLS rows and over scored patches of valid images."""
     sums = {}
-    if teacher.cls_BK is not None:
-        sums["distillation"] = score_sum(teacher.cls_BK, batch.valid_B)
-    if teacher.patch_MK is not None:
+    if teacher.cls is not None:
+        sums["distillation"] = score_sum(teacher.cls, batch.valid_B)
+    if teacher.patch is not None:
         image_M = scored_patches(batch, config) // batch.patch_mask_BL.shape[1]
-        sums["masked_image"] = score_sum(teacher.patch_MK, batch.valid_B[image_M])
+        sums["masked_image"] = score_sum(teacher.patch, batch.valid_B[image_M])
     return sums
 
 

@@ -90,15 +90,28 @@ class LoopPause(ExecutionCallback):
 
 
 class InOrder(TrainDataConfig):
-    """Deals blocks to workers in their order; Ray's own configuration would cut them to equal shares and drop rows."""
+    """Deals blocks to workers in their order; Ray's own configuration would cut them to equal shares and drop rows.
 
-    def configure(self, datasets, world_size, worker_handles, worker_node_ids, **kwargs):
+    What is not a Ray dataset has a method `split(workers)` of its own.
+    """
+
+    def configure(self, datasets: Any, world_size, worker_handles, worker_node_ids, **kwargs):
         output: list[dict[str, Any]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
-            dataset.context.custom_execution_callback_classes = [LoopPause]
-            for place, split in zip(output, in_order(dataset).streaming_split(world_size, equal=False), strict=True):
+            splits = _dealt(dataset, world_size) if isinstance(dataset, Dataset) else dataset.split(world_size)
+            for place, split in zip(output, splits, strict=True):
                 place[name] = split
         return output
+
+
+def _dealt(dataset: Dataset, workers: int) -> list[Any]:
+    dataset.context.custom_execution_callback_classes = [LoopPause]
+    return in_order(dataset).streaming_split(workers, equal=False)
+
+
+def near(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """A task runs on this node if it has room, else elsewhere; without the private argument it would wait."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=True, _spill_on_unavailable=True)
 
 
 def leave_half_imported() -> None:

@@ -146,3 +146,17 @@ def test_numbers_that_yaml_reads_as_others_are_refused_with_their_line(value, tm
     (tmp_path / "run.yaml").write_text(f"seed: 1\nschedule: {{total_steps: {value}}}\n")
     with pytest.raises(ValueError, match=f"run.yaml line 2: {value} would be read as another number"):
         load_config(TrainConfig, tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "readers"),
+    [
+        ({"workers": 8}, 0),
+        ({"workers": 9}, 2),
+        ({"workers": 2, "stream": "shared"}, 1),
+        ({"workers": 2, "stream": "shared", "data_cpus": 20}, 3),
+        ({"workers": 64, "stream": "split"}, 0),
+    ],
+)
+def test_the_stream_of_a_run_follows_from_its_sizes(values, readers):
+    assert ResourcesConfig(**values).stream_readers == readers

@@ -25,6 +25,7 @@ from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import run_order
 from tips_ray.data.index_folder import index_of
 from tips_ray.data.pipeline import training_stream
+from tips_ray.data.shared_stream import SharedStream
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.ray_data_adapter import InOrder, handed_out, in_order
 from tips_ray.tokenizer import load_tokenizer
@@ -55,9 +56,11 @@ def expected(inputs) -> dict[str, np.ndarray]:
     return training_rows(found, row_settings(config, 1), load_tokenizer(inputs.tokenizer_uri))
 
 
-def _consumed(dataset: Dataset, workers: int, rows: int, delays: random.Random) -> list[list[dict[str, np.ndarray]]]:
+def _consumed(
+    stream: Dataset | SharedStream, workers: int, rows: int, delays: random.Random
+) -> list[list[dict[str, np.ndarray]]]:
     """The batches of each worker, taken at random times as Ray Train's workers would."""
-    splits = InOrder().configure({"train": dataset}, workers, None, None)
+    splits = InOrder().configure({"train": stream}, workers, None, None)
     batches: list[list[dict[str, np.ndarray]]] = [[] for _ in range(workers)]
 
     def consume(worker: int, waits: random.Random) -> None:
@@ -69,6 +72,13 @@ def _consumed(dataset: Dataset, workers: int, rows: int, delays: random.Random) 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(consume, range(workers), waits))
     return batches
+
+
+def _shared(inputs: ToyStream, start_step: int, **resources: Any) -> SharedStream:
+    """A shared stream with three readers."""
+    values = {"workers": 24, "stream": "shared", **resources}
+    config = inputs.config.model_copy(update={"resources": inputs.config.resources.model_copy(update=values)})
+    return SharedStream(config, inputs.index_uri, inputs.tokenizer_uri, None, start_step)
 
 
 def _delayed(dataset: Dataset) -> Dataset:
@@ -140,6 +150,7 @@ def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
     assert (cancelled.returncode, cancelled.stdout, cancelled.stderr) == (1, "", "")
 
 
+@pytest.mark.parametrize("kind", ["split", "shared"])
 @pytest.mark.parametrize(
     ("workers", "start_step"),
     [
@@ -148,10 +159,12 @@ def test_a_process_whose_import_of_torch_was_cancelled_ends_and_takes_no_task():
         (2, 7),
     ],
 )
-def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step):
-    dataset = _delayed(training_stream(*inputs, start_step=start_step))
+def test_each_step_holds_exactly_its_global_batch(cluster, inputs, expected, workers, start_step, kind):
+    stream = (
+        _shared(inputs, start_step) if kind == "shared" else _delayed(training_stream(*inputs, start_step=start_step))
+    )
     rows = inputs.config.images_per_pass
-    batches = _consumed(dataset, workers, rows, random.Random(workers))
+    batches = _consumed(stream, workers, rows, random.Random(workers))
     passes = inputs.config.global_batch_images // workers // rows
     assert [len(own) for own in batches] == [(STEPS - start_step) * passes] * workers
     for step in range(start_step, STEPS):

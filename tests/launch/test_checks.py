@@ -17,6 +17,7 @@ from tips_ray import storage
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.errors import CheckWarning, Faults, check_results
 from tips_ray.launch import cluster as ray_cluster
+from tips_ray.launch import sizes
 from tips_ray.launch.checks import can_compile, mfu_is_known, preflight
 from tips_ray.launch.driver import pretrain
 from tips_ray.launch.on_ranks import RankTrainer, shared_batches
@@ -125,6 +126,34 @@ def test_batches_in_shared_memory_are_those_ready_the_one_read_and_on_cpus_those
     assert count(data_prefetch_batches=3) == 3 + 1 + 4  # four passes of two images make a batch of eight
     assert count(data_prefetch_batches=3, resources__gpus_per_worker=1) == 3 + 1
     assert count(data_prefetch_batches=3, resources__data_cpus=2) == 4 + 1 + 4  # two for each data process
+
+
+def _live(tmp_path, **values):
+    captioner = {"model": "m", "prompts": ["caption en", "describe en"]}
+    keys = {"captions__captioner": captioner, "captions__source": "live", "resources__gpus_per_captioner": 1}
+    return tiny_run(tmp_path, "a", **{**keys, "resources__gpus_per_worker": 1, "resources__captioners": 4, **values})
+
+
+def test_a_captioning_rate_that_cannot_keep_up_is_told_with_numbers(tmp_path, monkeypatch):
+    # two images are counted: 1e12 operations each, 400 images/s on each of two GPUs; two captions an image, 25 images/s
+    monkeypatch.setattr(sizes, "step_flops", lambda *of: 2e12)
+    words = r"100 images/s from 4 captioners .*, 2 GPUs train up to 800; .* waits 88% of .* resources\.captioners=32$"
+    with pytest.raises(CheckWarning, match=words):
+        sizes.captions_keep_up(_live(tmp_path))
+    assert sizes.captions_keep_up(_live(tmp_path, resources__captioners=32)).startswith("800 images/s by estimate")
+    assert "nobody has measured" in sizes.captions_keep_up(_live(tmp_path, resources__gpus_per_captioner=0))
+    with pytest.raises(CheckWarning, match="50 images/s from 4 captioners"):  # two share a GPU
+        sizes.captions_keep_up(_live(tmp_path, resources__gpus_per_captioner=0.5))
+
+
+def test_a_chunk_that_takes_longer_than_training_waits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"captions.wait_seconds \(0.1\) is shorter than the 0.16 s that"):
+        sizes.captions_keep_up(_live(tmp_path, captions__wait_seconds=0.1))  # 4 images of 2 captions, 50 a second
+
+
+def test_the_operations_of_training_are_counted_for_the_check(tmp_path):
+    with pytest.raises(CheckWarning, match="captioning cannot keep up, by estimate: 100 images/s"):
+        sizes.captions_keep_up(_live(tmp_path))
 
 
 def test_epochs_are_steps_times_batch_over_rows(config):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from given_scores import given_scores
 from torch import Tensor
 
 from tips_ray.losses import contrastive_loss, distillation_loss, masked_image_loss, moved_center, score_sum
@@ -62,16 +63,15 @@ def test_distillation_over_two_steps_matches_dinov2():
         student_VBK = arrays["in/student_logits"][step].requires_grad_()
         crops = len(student_VBK)
         temperatures = arrays["in/student_temp"].item(), arrays["in/teacher_temp"].item()
-        probability_BK = teacher_probabilities(teacher_BK, center_K, temperatures[1])
+        probability_BK = teacher_probabilities(given_scores(teacher_BK), center_K, arrays["in/teacher_temp"])
         torch.testing.assert_close(probability_BK, arrays["out/teacher_probs"][step], atol=5e-6, rtol=0)
-        loss = distillation_loss(student_VBK, teacher_BK, center_K, *temperatures)
+        loss = distillation_loss(given_scores(student_VBK), given_scores(teacher_BK), center_K, *temperatures)
         torch.testing.assert_close(loss, arrays["out/loss_mean"][step], rtol=1e-5, atol=0)
         torch.testing.assert_close(loss * crops, arrays["out/loss_sum"][step], rtol=1e-5, atol=0)
         (grad_VBK,) = torch.autograd.grad(loss * crops, [student_VBK])
         torch.testing.assert_close(grad_VBK, arrays["out/grad_student_of_loss_sum"][step], atol=5e-6, rtol=0)
-        center_K = moved_center(
-            center_K, score_sum(teacher_BK, torch.ones(len(teacher_BK), dtype=torch.bool)), momentum
-        )
+        sum_K1 = score_sum(given_scores(teacher_BK), torch.ones(len(teacher_BK), dtype=torch.bool))
+        center_K = moved_center(center_K, sum_K1, momentum)
         torch.testing.assert_close(center_K, arrays["out/center"][step, 0], atol=1e-6, rtol=0)
 
 
@@ -79,8 +79,8 @@ def test_each_crop_alone_matches_dinov2():
     arrays = _arrays("dino_loss.npz")
     for crop, expected in enumerate(arrays["out/loss_per_crop"][0]):
         loss = distillation_loss(
-            arrays["in/student_logits"][0, crop : crop + 1],
-            arrays["in/teacher_logits"][0],
+            given_scores(arrays["in/student_logits"][0, crop : crop + 1]),
+            given_scores(arrays["in/teacher_logits"][0]),
             arrays["in/center"][0],
             arrays["in/student_temp"].item(),
             arrays["in/teacher_temp"].item(),
@@ -94,8 +94,8 @@ def _patch_loss(arrays: dict[str, Tensor], student_BLK: Tensor, visible_weight: 
     chosen = torch.ones_like(mask_BL) if visible_weight else mask_BL
     index_M = chosen.flatten().nonzero().flatten()
     return masked_image_loss(
-        student_BLK.flatten(0, 1)[index_M],
-        arrays["in/teacher_logits"].flatten(0, 1)[index_M],
+        given_scores(student_BLK.flatten(0, 1)[index_M]),
+        given_scores(arrays["in/teacher_logits"].flatten(0, 1)[index_M]),
         index_M,
         mask_BL,
         arrays["in/center"][0],
@@ -134,7 +134,8 @@ def test_mean_over_all_patches_is_the_loss_of_an_all_true_mask():
 
 def test_teacher_probabilities_of_patches_match_dinov2():
     arrays = _arrays("ibot_loss.npz")
-    probability = teacher_probabilities(arrays["in/teacher_logits"], arrays["in/center"][0], arrays["in/teacher_temp"])
+    teacher = given_scores(arrays["in/teacher_logits"])
+    probability = teacher_probabilities(teacher, arrays["in/center"][0], arrays["in/teacher_temp"])
     torch.testing.assert_close(probability, arrays["out/ibot/teacher_probs"], atol=5e-6, rtol=0)
 
 
@@ -142,6 +143,6 @@ def test_teacher_probabilities_of_patches_match_dinov2():
 def test_patch_center_matches_dinov2_for_masked_and_lightly_for_all_patches(counted):
     arrays = _arrays("ibot_loss.npz")
     counted_R = arrays["in/mask"].flatten() | (counted == "all")
-    sum_K1 = score_sum(arrays["in/teacher_logits"].flatten(0, 1), counted_R)
+    sum_K1 = score_sum(given_scores(arrays["in/teacher_logits"].flatten(0, 1)), counted_R)
     center_K = moved_center(arrays["in/center"][0], sum_K1, arrays["in/center_momentum"].item())
     torch.testing.assert_close(center_K, arrays[f"out/ibot/center_from_{counted}"][0], atol=1e-6, rtol=0)

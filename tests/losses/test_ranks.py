@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from given_scores import given_scores
 from ranks import run_on_ranks
 from torch import Tensor
 
@@ -44,16 +45,17 @@ def _contrastive(own: dict[str, Tensor]) -> Tensor:
 
 def _distillation(own: dict[str, Tensor]) -> Tensor:
     center = own["teacher_cls"].new_zeros(PROTOTYPES)
-    return distillation_loss(own["student_crops"].transpose(0, 1), own["teacher_cls"], center, 0.1, 0.07, own["valid"])
+    student, teacher = given_scores(own["student_crops"].transpose(0, 1)), given_scores(own["teacher_cls"])
+    return distillation_loss(student, teacher, center, 0.1, 0.07, own["valid"])
 
 
 def _masked_image(own: dict[str, Tensor], visible_weight: float = 0.0) -> Tensor:
     chosen = torch.ones_like(own["mask"]) if visible_weight else own["mask"]
     index = chosen.flatten().nonzero().flatten()
     student, teacher = (own[name].flatten(0, 1)[index] for name in ("student_patches", "teacher_patches"))
-    center = teacher.new_zeros(PROTOTYPES)
+    scores, center = (given_scores(student), given_scores(teacher)), teacher.new_zeros(PROTOTYPES)
     return masked_image_loss(
-        student, teacher, index, own["mask"], center, 0.1, 0.07, own["valid"], visible_weight=visible_weight
+        *scores, index, own["mask"], center, 0.1, 0.07, own["valid"], visible_weight=visible_weight
     )
 
 
@@ -83,7 +85,7 @@ def _losses_and_gradients(dtype: torch.dtype) -> dict[str, list[Tensor]]:
         ]
     own = _own_rows(_tensors(dtype))
     sums = sum_over_ranks(
-        score_sum(own["teacher_patches"].flatten(0, 1), (own["mask"] & own["valid"][:, None]).flatten())
+        score_sum(given_scores(own["teacher_patches"].flatten(0, 1)), (own["mask"] & own["valid"][:, None]).flatten())
     )
     results["center"] = [moved_center(torch.zeros(PROTOTYPES, dtype=dtype), sums, 0.9)]
     return results

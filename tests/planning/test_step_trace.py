@@ -2,8 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import fields
+from functools import cache, partial
 from math import ceil, prod
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,14 @@ from planning_toy import toy_run, toy_trace
 
 from benchmarks.measure import peak_bytes
 from benchmarks.plan_memory import CPU, _steps
-from tips_ray.planning.live_storages import LiveStorages
+from tips_ray.data.collate import batch_from
+from tips_ray.planning.live_storages import KEPT, LiveStorages
 from tips_ray.planning.micro_batch import largest_micro_batch
 from tips_ray.planning.step_trace import StepTrace, traced
+from tips_ray.train.micro_batch import noise
+from tips_ray.train.optim import fill_averages
 from tips_ray.train.state import new_state
+from tips_ray.train.step import train_step
 
 
 def _shard_bytes(network: torch.nn.Module, workers: int) -> int:
@@ -93,6 +99,42 @@ def _kept_activations(recompute: str) -> int:
     planned = traced(config, is_sharded=False)
     assert planned.peak_bytes == pytest.approx(peak_bytes(state, step, CPU) + batch_bytes, rel=0.1)
     return planned.parts["activations"]
+
+
+def test_first_passes_that_keep_their_graph_are_all_held_at_the_peak():
+    """By itself on one worker: two passes against four of as many images, whose graphs are as large."""
+    two, four = (_kept(images) for images in (4, 8))
+    grown, batches = (four.parts[name] - two.parts[name] for name in (KEPT, "batches"))
+    assert four.peak_bytes - two.peak_bytes == grown + batches
+    # A graph of two images: a block of 6 tokens of width 32 keeps more than 12 times its input, in fp32.
+    assert grown / 2 > 2 * 12 * 6 * 32 * 4
+    plain = traced(toy_run(resources__workers=1, global_batch_images=8), is_sharded=False)
+    assert plain.parts.get(KEPT, 0) < 0.05 * grown
+
+
+def _kept(images: int) -> StepTrace:
+    values: dict[str, Any] = {"resources__keep_embedding_graph": True, "resources__workers": 1}
+    return traced(toy_run(**values, global_batch_images=images), is_sharded=False)
+
+
+@pytest.mark.heavy
+def test_the_planned_memory_of_kept_graphs_is_within_a_tenth_of_what_the_real_step_allocates():
+    config = toy_run(
+        resources__workers=1,
+        resources__keep_embedding_graph=True,
+        global_batch_images=32,
+        micro_batch_images=8,
+        image__width=64,
+        image__depth=2,
+        text__width=64,
+    )
+    state = new_state(config)
+    fill_averages(state.optimizer)
+    batches = [batch_from(noise(config, 8)).to(CPU) for _ in range(4)]
+    step = partial(train_step, state, batches, config, keep_graph=True)
+    step()
+    held = sum(getattr(batch, field.name).nbytes for batch in batches for field in fields(batch))
+    assert traced(config, is_sharded=False).peak_bytes == pytest.approx(peak_bytes(state, step, CPU) + held, rel=0.1)
 
 
 def test_drop_path_copies_and_a_teacher_of_heads_alone_can_be_traced():

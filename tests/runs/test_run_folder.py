@@ -331,7 +331,56 @@ def test_a_local_line_is_there_before_any_flush(tmp_path):
     assert _steps(RunFolder(str(tmp_path))) == [1, 2]
 
 
-def test_an_object_store_gets_one_part_per_flush(s3):
+def test_a_part_of_an_object_store_grows_until_it_is_sealed(s3):
+    s3.make_bucket("grown")
+    folder, reader = RunFolder("s3://grown/run"), RunFolder("s3://grown/run")
+    for step in range(1, 7):
+        folder.log_metrics(step, {"loss/total": 1.0})
+        folder.seal() if step == 4 else folder.flush()
+        assert _steps(reader) == list(range(1, step + 1)), "one who has read the part before sees it grow"
+        assert reader.last_metrics() == reader.read_metrics()[-1]
+    folder.seal()
+    folder.seal()  # nothing waits
+    found = s3.client().list_objects_v2(Bucket="grown", Prefix="run/metrics/")["Contents"]
+    bodies = [s3.client().get_object(Bucket="grown", Key=item["Key"])["Body"].read() for item in found]
+    assert [[json.loads(line)["step"] for line in body.splitlines()] for body in bodies] == [[1, 2, 3, 4], [5, 6]]
+
+
+def test_a_large_part_is_followed_by_another(s3, monkeypatch):
+    monkeypatch.setattr(jsonl, "PART_BYTES", 100)
+    s3.make_bucket("large")
+    folder = RunFolder("s3://large/run")
+    for step in range(1, 5):
+        folder.log_metrics(step, {"a metric of some length": float(step)})  # 80 bytes
+        folder.flush()
+    found = s3.client().list_objects_v2(Bucket="large", Prefix="run/metrics/")["Contents"]
+    assert len(found) == 2 and _steps(folder) == [1, 2, 3, 4]
+
+
+def test_parts_that_have_not_changed_are_read_once(s3, monkeypatch):
+    s3.make_bucket("once")
+    folder = _attempt("s3://once/run", range(1, 5), restored_step=0)
+    folder.seal()
+    folder.log_metrics(5, {"loss/total": 1.0})
+    folder.flush()
+    reader, read, read_bytes = RunFolder("s3://once/run"), [], storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri, *of: read.append(uri) or read_bytes(uri, *of))
+    assert _steps(reader) == [1, 2, 3, 4, 5] and len(read) == 2
+    folder.log_metrics(6, {"loss/total": 1.0})
+    folder.flush()
+    assert _steps(reader) == [1, 2, 3, 4, 5, 6] and len(read) == 3
+
+
+def test_a_patient_folder_writes_only_when_it_is_told(tmp_path):
+    folder = RunFolder(str(tmp_path), is_patient=True)
+    folder.log_metrics(1, {"loss/total": 1.0})
+    folder.log_event("start", 0)
+    assert list(tmp_path.rglob("*.jsonl")) == []
+    folder.flush()
+    assert _steps(RunFolder(str(tmp_path))) == [1] and len(folder.read_events()) == 1
+
+
+def test_each_attempt_has_parts_of_its_own(s3):
     s3.make_bucket("runs")
     folder = _attempt("s3://runs/parts", range(1, 5), restored_step=0)
     _attempt("s3://runs/parts", range(5, 7), restored_step=4)

@@ -55,8 +55,9 @@ def test_embeddings_have_unit_norm_and_scores_of_cls_tokens_are_fp32(sharded_sta
         assert embedding_BD.dtype == torch.float32
         torch.testing.assert_close(embedding_BD.norm(dim=-1), torch.ones(4), rtol=0, atol=1e-6)
     scores = sharded_state.teacher(batch, outputs.clean)
-    assert [outputs.crop_scores_RK.dtype, scores.cls_BK.dtype] == [torch.float32] * 2
-    assert [outputs.patch_scores_MK.dtype, scores.patch_MK.dtype] == [torch.bfloat16] * 2
+    expected = {torch.float32: (outputs.crop_scores, scores.cls), torch.bfloat16: (outputs.patch_scores, scores.patch)}
+    for dtype, found in expected.items():
+        assert {chunk_CK.dtype for each in found for chunk_CK in each.chunks()} == {dtype}
 
 
 def test_checkpoints_keep_the_name_of_the_temperature(sharded_state):

@@ -66,6 +66,16 @@ def test_a_sign_that_comes_and_goes_begins_anew_and_skipped_steps_lack_all_metri
         judge.judge(step, {} if step % 3 == 0 else {"health/cls_web/cosine": 1.0})
 
 
+def test_lines_without_effective_ranks_are_no_lines_for_that_sign():
+    run = {"name": "toy", "data": {"sources": [{"uri": "x"}]}, "global_batch_images": 8}
+    judge = CollapseJudge(override(RunConfig, {**TOY, **run}, {"health.collapse_patience": 3}))
+    rank = "health/cls_web/effective_rank"
+    for step in range(10, 30):
+        judge.judge(step, HEALTHY | {rank: 1.05} if step % 10 == 0 else {k: v for k, v in HEALTHY.items() if k != rank})
+    with pytest.raises(CollapseError, match="step 30: health/cls_web/effective_rank is 1.05"):
+        judge.judge(30, HEALTHY | {rank: 1.05})
+
+
 def test_a_cls_token_that_nothing_trains_may_be_alike_for_all_images():
     web, synthetic = ({f"health/cls_{name}/cosine": 1.0} for name in ("web", "synthetic"))
     web_alone = {"objective__web_weight": 1, "objective__synthetic_weight": 0}

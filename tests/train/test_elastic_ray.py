@@ -77,10 +77,11 @@ def _changes(folder: RunFolder) -> list[tuple[int, int]]:
     return [(event["from"], event["to"]) for event in events(folder, "change")]
 
 
-@pytest.fixture(scope="module")
-def eventful(data, tmp_path_factory) -> RunConfig:
+@pytest.fixture(scope="module", params=["split", "shared"])
+def eventful(request, data, tmp_path_factory) -> RunConfig:
     """A run that waits for its first node, gains a second, loses it, has the first drained, waits, and gets a third."""
-    config = _run(tmp_path_factory.mktemp("eventful"), data, checkpoint_every_steps=5)
+    storage = tmp_path_factory.mktemp(f"eventful-{request.param}")
+    config = _run(storage, data, checkpoint_every_steps=5, resources__stream=request.param)
     folder = _folder(config)
     with pytest.MonkeyPatch.context() as patch, nodes_of_cluster(patch) as nodes, running(config) as run:
         nodes.add(1, DATA)
@@ -132,8 +133,11 @@ def test_a_run_that_loses_a_node_goes_on_with_what_is_left(eventful):
 
 
 @pytest.mark.variant
-def test_no_step_is_done_twice_when_a_node_comes_and_is_drained_beside_another(nodes, data, undisturbed, tmp_path):
-    config, folder = _run(tmp_path, data), RunFolder(f"{tmp_path}/tiny")
+@pytest.mark.parametrize("stream", ["split", "shared"])
+def test_no_step_is_done_twice_when_a_node_comes_and_is_drained_beside_another(
+    nodes, data, undisturbed, tmp_path, stream
+):
+    config, folder = _run(tmp_path, data, resources__stream=stream), RunFolder(f"{tmp_path}/tiny")
     nodes.add(1, DATA)
     with running(config) as run:
         wait_until(lambda: bool(events(folder, "waiting")), run)

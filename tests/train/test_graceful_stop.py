@@ -1,4 +1,4 @@
-"""A graceful stop: ranks that are asked to leave agree, do one more step, save it and leave."""
+"""A graceful stop: ranks that are asked to leave agree, save a step together and leave."""
 
 import itertools
 import time
@@ -53,9 +53,14 @@ def _trained(asked_at: int, asked_rank: int = 0, **keys) -> tuple[int, Saves]:
     return state.step, recorder
 
 
-def test_a_rank_that_is_asked_leaves_after_one_more_step_which_is_saved():
-    step, recorder = _trained(asked_at=5)
+def test_a_rank_that_is_asked_leaves_after_the_step_under_way_and_one_more_which_is_saved():
+    step, recorder = _trained(asked_at=4)  # its vote in step 5 is read once step 6 is launched
     assert step == 7 and recorder.saved == [7] and recorder.logged == [1, 4, 7]
+
+
+def test_a_vote_in_a_logged_step_is_read_at_once():
+    step, recorder = _trained(asked_at=3)
+    assert step == 5 and recorder.saved == [5] and recorder.logged == [1, 4, 5]
 
 
 def test_who_is_asked_at_the_end_ends_as_ever():
@@ -93,7 +98,7 @@ def test_all_ranks_leave_at_the_same_step_when_one_is_asked():
 
 def _check_all_leave() -> None:
     step, recorder = _trained(asked_at=2, asked_rank=1)
-    assert step == 4 and recorder.saved == [4]
+    assert step == 5 and recorder.saved == [5]
 
 
 def _folder(tmp_path) -> RunFolder:

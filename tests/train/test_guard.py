@@ -22,7 +22,7 @@ from tips_ray import storage
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, override
 from tips_ray.distributed import rank, world_size
-from tips_ray.models.heads import PrototypeHead
+from tips_ray.models.heads import PrototypeHead, PrototypeScores
 from tips_ray.runs.checkpoint import newest_checkpoint
 from tips_ray.runs.folder import RunFolder
 from tips_ray.train.guard import BadStep, list_bad_steps
@@ -120,9 +120,12 @@ def _spoiled_image(state: TrainState, micro_batches: list[Batch]) -> list[Batch]
 def _square_root_of_zero(state: TrainState, micro_batches: list[Batch]) -> list[Batch]:
     """0 in the forward pass, NaN in the backward one; the replaying process calls it too."""
     forward = PrototypeHead.forward
-    PrototypeHead.forward = lambda self, features_RD: (
-        forward(self, features_RD) + (features_RD * 0).abs().sum(dim=1, keepdim=True).sqrt()
-    )
+
+    def spoiled(self: PrototypeHead, features_RD: Tensor) -> PrototypeScores:
+        unit_RD, prototypes_KD = forward(self, features_RD)
+        return PrototypeScores(unit_RD + (features_RD * 0).abs().sum(dim=1, keepdim=True).sqrt(), prototypes_KD)
+
+    PrototypeHead.forward = spoiled
     return micro_batches
 
 

@@ -4,11 +4,13 @@ from math import log
 
 import pytest
 import torch
+from given_scores import given_scores
 from ranks import run_on_ranks
 from torch import tensor
 from toy import rows, toy_batch, toy_config
 
 from tips_ray.distributed import rank, world_size
+from tips_ray.models.heads import PrototypeScores
 from tips_ray.models.networks import Embeddings, TeacherScores
 from tips_ray.objective import Centers, Temperatures
 from tips_ray.train.health import (
@@ -40,11 +42,17 @@ def test_target_entropy_is_that_of_the_centred_and_sharpened_scores():
 
 
 def test_many_rows_are_taken_in_parts():
-    scores_RK = torch.randn(2500, 4, generator=torch.Generator().manual_seed(0))
-    probability_RK = ((scores_RK - 0.1) / 0.2).softmax(dim=1)
+    generator = torch.Generator().manual_seed(0)
+    scores = PrototypeScores(torch.randn(2500, 3, generator=generator), torch.randn(4, 3, generator=generator))
+    whole_RK = scores.unit_RD @ scores.prototypes_KD.T
+    parts = list(scores.chunks())
+    assert [len(part_CK) for part_CK in parts] == [1024, 1024, 452]
+    torch.testing.assert_close(torch.cat(parts), whole_RK)
+    probability_RK = ((whole_RK - 0.1) / 0.2).softmax(dim=1)
     naive_R = -(probability_RK * probability_RK.log()).sum(dim=1)
-    torch.testing.assert_close(target_entropy(scores_RK, NO_CENTER + 0.1, 0.2), naive_R)
-    assert torch.equal(winners(scores_RK, NO_CENTER), scores_RK.argmax(dim=1))
+    found_R = torch.cat([target_entropy(part_CK, NO_CENTER + 0.1, 0.2) for part_CK in parts])
+    torch.testing.assert_close(found_R, naive_R)
+    assert torch.equal(torch.cat([winners(part_CK, NO_CENTER) for part_CK in parts]), whole_RK.argmax(dim=1))
 
 
 def test_the_winner_is_that_of_the_centred_scores():
@@ -91,7 +99,7 @@ def test_the_metrics_of_a_step_worked_out_by_hand():
     health.see_embeddings([(embeddings, tensor([0.07]).log())], [batch.valid_B])
     centers.distillation_K.copy_(tensor([3.0, 4.0, 0.0, 0.0]))
     cls_BK = tensor([[3.0, 4.0, -9.0, -9.0], [3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 99.0]])
-    health.see_targets(TeacherScores(cls_BK, None), centers, batch, TEMPERATURES)
+    health.see_targets(TeacherScores(given_scores(cls_BK), None), centers, batch, TEMPERATURES)
     found = health.metrics(centers)
     expected = {
         "temperature": 0.07,
@@ -119,7 +127,7 @@ def test_prototypes_are_counted_over_all_steps_since_the_last_logged_one():
     for step, winner in enumerate((0, 1, 1, 2, 2), start=1):
         health.expect(is_logged := step in (3, 5))
         health.see_embeddings([(Embeddings(*[torch.eye(1)] * 4), torch.zeros(1))], [batch.valid_B])
-        health.see_targets(TeacherScores(torch.eye(4)[[winner]], None), centers, batch, TEMPERATURES)
+        health.see_targets(TeacherScores(given_scores(torch.eye(4)[[winner]]), None), centers, batch, TEMPERATURES)
         usage += [health.metrics(centers)["health/distillation/prototype_usage"]] if is_logged else []
     assert usage == [2 / 4, 1 / 4]
 
@@ -160,6 +168,20 @@ def test_ranks_equal_one_rank():
     for outcomes in run_on_ranks(2, _found, 1, 2):
         for found in outcomes:
             assert found == pytest.approx(whole, rel=1e-6)  # entropies are fp32 sums
+
+
+def test_a_line_without_effective_ranks_has_all_the_rest():
+    config, batch = toy_config(), toy_batch(4).to("cpu", torch.float32)
+    state, health, found = new_state(config), Health(config.objective), []
+    for with_rank in (True, False):
+        health.expect(is_logged=True, with_rank=with_rank)
+        accumulate_gradients(state, [batch], config.objective, 10, health=health)
+        assert any("gram" in name for name in health.sums) == with_rank
+        found.append(health.metrics(state.centers))
+    for name in ("health/cls_web/effective_rank", "health/cls_synthetic/effective_rank"):
+        assert found[0].pop(name) > 1
+    del found[0]["health/memory_peak_gib"], found[1]["health/memory_peak_gib"]
+    assert found[0] == found[1]
 
 
 def test_nothing_is_told_of_a_step_that_was_not_done():

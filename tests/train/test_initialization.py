@@ -8,12 +8,14 @@ from ranks import run_on_ranks
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from toy import toy_config
+from toy_state import assert_equal, trained
 
 from tips_ray.config import TrainConfig
 from tips_ray.distributed import rank, world_size
 from tips_ray.train import state
+from tips_ray.train.checkpointing import load_checkpoint, save_checkpoint
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
-from tips_ray.train.state import TrainState, draw, give_storage, new_state, require_values
+from tips_ray.train.state import TrainState, draw, draw_values, give_storage, new_state, require_values
 
 
 def _prepare(student, teacher) -> None:
@@ -125,3 +127,23 @@ def _most_held(config: TrainConfig) -> int:
 def test_no_rank_holds_more_than_one_module_whole():
     patch_embedding = 3 * 14 * 14 * 32 + 32  # the largest of the toy
     assert run_on_ranks(2, _most_held, toy_config(), fresh=True) == [patch_embedding] * 2
+
+
+@pytest.mark.parametrize("teacher", ["ema", "ema_heads"])
+def test_a_state_for_a_checkpoint_draws_nothing_and_the_checkpoint_fills_all_of_it(teacher, tmp_path, monkeypatch):
+    config = toy_config(objective__teacher=teacher)
+    source = trained(new_state(config), 1, objective__teacher=teacher)
+    saved = save_checkpoint(source, str(tmp_path), {})
+    monkeypatch.setattr(state, "draw", None)
+    empty = new_state(config, is_drawn=False)
+    for network in (empty.student, empty.teacher):
+        assert all(parameter.isnan().all() for parameter in network.parameters())
+    load_checkpoint(empty, saved)
+    assert_equal(empty, source)
+    assert not any(value.isnan().any() for value in _whole(empty).values())
+
+
+def test_a_state_that_is_drawn_later_is_that_which_is_drawn_at_once():
+    late = new_state(toy_config(seed=3), is_drawn=False)
+    draw_values(late, seed=3)
+    torch.testing.assert_close(_whole(late), _whole(new_state(toy_config(seed=3))), atol=0, rtol=0)

@@ -97,3 +97,17 @@ def _stopped() -> str:
     with pytest.raises(ValueError) as error:
         train(new_state(config), steps, config, ListRecorder())
     return str(error.value)
+
+
+def test_effective_ranks_are_in_the_first_the_last_and_every_tenth_line():
+    config = _config(1, schedule__total_steps=43, checkpoint_every_steps=1000)  # lines 1, 2, 4, ..., 42, 43
+    train(new_state(config), itertools.cycle(_batches([()])), config, recorder := ListRecorder())
+    lines = [step for step, found in recorder.metrics.items() if "health/cls_web/effective_rank" in found]
+    assert lines == [1, 20, 40, 43]
+
+
+def test_the_wait_for_data_is_what_the_stream_says_where_it_says_it():
+    for waited, is_some in ((lambda: 0.0, False), (None, True)):
+        recorder = ListRecorder()
+        train(new_state(config := _config(1)), itertools.cycle(_batches([()])), config, recorder, waited=waited)
+        assert (recorder.metrics[2]["data_wait_share"] > 0) == is_some

@@ -49,11 +49,11 @@ def test_rows_of_a_pass_stay_below_the_largest_block_of_ray_data(run, monkeypatc
 def test_a_step_fits_unless_memory_runs_out_in_it(run, monkeypatch):
     seen = []
 
-    def step(state, micro_batches, *others, own=micro_batch.train_step):
+    def step(state, micro_batches, *others, own=micro_batch.train_step, **options):
         seen.append([len(batch) for batch in micro_batches])
         if len(micro_batches[0]) > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(state, micro_batches, *others)
+        return own(state, micro_batches, *others, **options)
 
     monkeypatch.setattr(micro_batch, "train_step", step)
     assert largest_that_fits(run.config, lambda images: step_fits(run.config, images, CPU)) == 6
@@ -84,7 +84,7 @@ def test_lack_of_memory_is_noticed_by_the_words_of_each_library(run, monkeypatch
 
 
 def test_a_fault_that_is_no_lack_of_memory_is_raised(run, monkeypatch):
-    def step(*arguments):
+    def step(*arguments, **options):
         raise RuntimeError("shape mismatch")
 
     monkeypatch.setattr(micro_batch, "train_step", step)
@@ -96,7 +96,7 @@ def test_a_fault_that_is_no_lack_of_memory_is_raised(run, monkeypatch):
 def test_a_trial_has_the_shards_and_averages_of_one_rank(run, monkeypatch):
     seen = {}
 
-    def step(state, *others):
+    def step(state, *others, **options):
         averages = state.optimizer.state[next(state.student.parameters())]
         seen["averages"] = {name for name, value in averages.items() if value.ndim}
         weight = state.student.image.blocks[0].mlp.fc1.weight
@@ -116,6 +116,34 @@ def test_what_was_found_is_kept_and_not_tried_again(run, monkeypatch):
     assert settled(run, found).images_per_pass == 8 and len(json.loads(open(f"{run.uri}/{RECORD}").read())) == 1
     tried.clear()
     assert find(run, CPU) == found[0] and not tried
+
+
+@pytest.mark.parametrize(
+    ("plain", "with_graph", "found", "keeps"),
+    [(24, 24, 24, False), (12, 12, 12, True), (12, 7, 6, True), (12, 5, 12, False)],
+)
+def test_a_graph_is_kept_where_at_least_half_as_many_images_fit_with_it(
+    run, monkeypatch, plain, with_graph, found, keeps
+):
+    """A single pass has no second forward, whose graph could be kept."""
+
+    def fits(config, images, device):
+        return images <= (with_graph if config.keeps_embedding_graph else plain)
+
+    monkeypatch.setattr(micro_batch, "_fits_alone", fits)
+    config = settled(run, [find(run, CPU)])
+    assert (config.images_per_pass, config.keeps_embedding_graph) == (found, keeps)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_given_choice_is_tried_as_it_is(run, monkeypatch, given):
+    resources = run.config.resources.model_copy(update={"keep_embedding_graph": given})
+    chosen = replace(run, config=run.config.model_copy(update={"resources": resources}))
+    seen = []
+    monkeypatch.setattr(
+        micro_batch, "_fits_alone", lambda config, *_: seen.append(config.resources.keep_embedding_graph) or True
+    )
+    assert settled(chosen, [find(chosen, CPU)]).keeps_embedding_graph is given and seen == [given]
 
 
 def test_another_device_or_another_number_of_workers_is_tried_anew(run, monkeypatch):

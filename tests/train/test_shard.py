@@ -7,6 +7,7 @@ import torch
 from operator_calls import OperatorCalls
 from ranks import run_on_ranks
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from toy import rows, toy_batch, toy_config
 
@@ -116,14 +117,15 @@ def test_sharded_recomputed_and_compiled_training_equals_plain_training():
         torch.testing.assert_close(outcome, expected, atol=1e-8, rtol=1e-8)
 
 
-def _gradients(replicas: int, accumulate_unsharded: bool) -> tuple[dict[str, Tensor], int]:
+def _gradients(replicas: int, accumulate_unsharded: bool, keep_graph: bool = False) -> tuple[dict[str, Tensor], int]:
     """Whole gradients of four micro-batches, and the number of reduce-scatter collectives."""
     state, config = _new(replicas), toy_config(**RUN)
     batch, size = toy_batch(IMAGES * 2), IMAGES * 2 // world_size() // 4
     first = rank() * size * 4
     micro = [rows(batch, first + i * size, first + (i + 1) * size) for i in range(4)]
     with OperatorCalls() as calls:
-        accumulate_gradients(state, micro, config.objective, config.schedule.total_steps, accumulate_unsharded)
+        total_steps = config.schedule.total_steps
+        accumulate_gradients(state, micro, config.objective, total_steps, accumulate_unsharded, keep_graph=keep_graph)
     reduced = sum(count for name, count in calls.counts.items() if "reduce_scatter" in str(name))
     named = state.student.named_parameters()
     return {n: p.grad.full_tensor() for n, p in named if isinstance(p.grad, DTensor)}, reduced
@@ -140,6 +142,20 @@ def test_gradients_averaged_once_are_those_averaged_after_every_micro_batch(rank
         torch.testing.assert_close(gradients, expected, atol=1e-10, rtol=1e-10)
         # Two blocks, two of texts, two heads, the temperature, the root; and two in the contrastive loss.
         assert (calls, fewer) == (4 * 8 + 2, 8 + 2)
+
+
+def _kept_or_not(accumulate_unsharded: bool) -> list[tuple[dict[str, Tensor], int]]:
+    return [_gradients(1, accumulate_unsharded, keep_graph) for keep_graph in (False, True)]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("accumulate_unsharded", "more"), [(False, 0), (True, 2)])
+def test_gradients_over_a_kept_graph_are_those_of_two_forward_passes(accumulate_unsharded, more):
+    for (expected, calls), (gradients, of_kept) in run_on_ranks(2, _kept_or_not, accumulate_unsharded):
+        torch.testing.assert_close(gradients, expected, atol=1e-10, rtol=1e-10)
+        # Autograd adds up both parts of a block's gradient before FSDP reduces it. Unsharded gradients of earlier
+        # micro-batches are there already when the first part of the last one is done.
+        assert of_kept == calls + more
 
 
 def _held(replicas: int) -> dict[str, tuple[int, int, int]]:
@@ -194,3 +210,25 @@ def _mesh_of_three() -> None:
 def test_replicas_must_divide_the_workers():
     with pytest.raises(RuntimeError, match=r"resources.replicas \(2\) must divide the number of workers \(3\)"):
         run_on_ranks(3, _mesh_of_three)
+
+
+def _notes_of_forwards(has_reset: bool) -> list[int]:
+    """Notes that FSDP has on forwards of the teacher after each of three steps."""
+    state, config, found = _new(replicas=1), toy_config(**RUN), []
+    with pytest.MonkeyPatch.context() as patch:
+        if not has_reset:
+            patch.delattr(FSDPModule, "reset_iter_state")
+        for step in range(3):
+            train_step(state, [toy_batch(2, seed=step)], config)
+            root: Any = state.teacher._get_fsdp_state()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            groups = [group for part in root._state_ctx.all_states for group in part._fsdp_param_groups]
+            notes = [root._comm_ctx.post_forward_order, *(group._post_forward_indices for group in groups)]
+            found.append(sum(map(len, notes)))
+    return found
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("has_reset", [True, False])
+def test_notes_on_the_teachers_forwards_do_not_pile_up(has_reset):
+    """A teacher has no backward, which is where FSDP drops them; older versions of torch have no call for it."""
+    assert run_on_ranks(2, _notes_of_forwards, has_reset) == [[0, 0, 0]] * 2

@@ -50,14 +50,15 @@ def _larger_teacher() -> Teacher:
     return Teacher(trained.student.image, trained.student.heads, toy_config(objective__teacher="frozen").objective)
 
 
-def _outcome(config: TrainConfig, micro_batches: int) -> dict[str, Tensor]:
+def _outcome(config: TrainConfig, micro_batches: int, keep_graph: bool = False) -> dict[str, Tensor]:
     """Losses, gradients as averaged over ranks, and centre sums of this rank's share of the global batch."""
     batch = toy_batch(IMAGES, invalid=INVALID)
     size = IMAGES // world_size() // micro_batches
     first = rank() * size * micro_batches
     micro = [rows(batch, start, start + size) for start in range(first, first + size * micro_batches, size)]
     state = _state(config)
-    terms, sums = accumulate_gradients(state, micro, config.objective, config.schedule.total_steps)
+    total_steps = config.schedule.total_steps
+    terms, sums = accumulate_gradients(state, micro, config.objective, total_steps, keep_graph=keep_graph)
     gradients = {n: p.grad for n, p in state.student.named_parameters() if p.grad is not None}
     shared = {name: sum_over_ranks(value) / world_size() for name, value in {**terms, **gradients}.items()}
     return {**shared, **{f"center/{name}": value for name, value in sums.items()}}
@@ -79,6 +80,7 @@ def test_micro_batches_equal_one_batch_in_loss_and_every_gradient(switches):
     whole = _outcome(config, 1)
     for count in (2, 4, 8):
         torch.testing.assert_close(_outcome(config, count), whole, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(_outcome(config, 4, keep_graph=True), whole, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.heavy

@@ -17,6 +17,9 @@ Scale = Annotated[
 
 OTHER_NAMES = ("index", "captions", "mlartifacts", "mlflow.db")
 """What lies in a storage beside the folders of its runs."""
+WORKERS_PER_READER = CPUS_PER_READER = 8
+"""Workers that one reader of a shared stream serves, those of a node with eight GPUs, and CPUs that make views of what
+it reads: an image's views cost about eight times as much as reading it."""
 
 
 class ColumnsConfig(Schema):
@@ -149,6 +152,10 @@ class ResourcesConfig(Schema):
     """(D) Longest wait for the resources of all workers, before the nodes are counted again."""
     data_cpus: PositiveInt = 1
     """CPUs that the data stream needs beside the workers; checked before the start."""
+    stream: Literal["auto", "split", "shared"] = "auto"
+    """How rows reach the workers. `split`: one Ray Data stream, whose one process deals about 100 micro-batches a
+    second. `shared`: readers read each window once, and workers take their rows from them; nothing deals. Both give
+    the same batches. `auto`: `shared` for more than 8 workers."""
     captioners: PositiveInt = 1
     """Most concurrent captioner actors, with `captions.source: live` and in `tips-ray caption`."""
     cpus_per_captioner: NonNegativeFloat = 1
@@ -166,6 +173,11 @@ class ResourcesConfig(Schema):
     """Average gradients over workers once, after the last micro-batch of a step, instead of after each.
 
     This needs less traffic, but every worker's memory holds a whole gradient."""
+    keep_embedding_graph: Literal["auto"] | bool = "auto"
+    """With several passes in a step: whether clean views and texts, which all passes embed first, keep their graph for
+    the backward, instead of being computed twice; a tenth fewer operations for the memory of these graphs.
+
+    `auto`: with `micro_batch_images: auto`, if it fits with at least half as many images per pass; otherwise false."""
     compile: bool | Literal["auto"] = "auto"
     """Whether to torch.compile every transformer block. `auto`: where a worker has a GPU."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -186,6 +198,13 @@ class ResourcesConfig(Schema):
         if self.workers % self.replicas:
             raise ValueError(f"replicas ({self.replicas}) must divide workers ({self.workers})")
         return self
+
+    @property
+    def stream_readers(self) -> int:
+        """R, number of readers of a shared stream; 0: Ray Data splits one stream."""
+        is_shared = self.stream == "shared" or (self.stream == "auto" and self.workers > WORKERS_PER_READER)
+        of_cpus, of_workers = -(-self.data_cpus // CPUS_PER_READER), -(-self.workers // WORKERS_PER_READER)
+        return max(of_cpus, of_workers) if is_shared else 0
 
     @property
     def of_worker(self) -> dict[str, float]:
@@ -330,6 +349,11 @@ class RunConfig(TrainConfig):
         if self.captions.source != "live":
             return resources.data_cpus + evaluation
         return 2 * resources.data_cpus + resources.captioners * resources.cpus_per_captioner + 1 + evaluation
+
+    @property
+    def keeps_embedding_graph(self) -> bool:
+        """Whether the first passes keep their graph; `auto` is false until `train.micro_batch` has replaced it."""
+        return self.resources.keep_embedding_graph is True
 
     @property
     def images_per_pass(self) -> int:

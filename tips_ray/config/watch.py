@@ -23,4 +23,4 @@ class HealthConfig(Schema):
     stop_on_collapse: bool = True
     """(D) Whether to stop the run with a message; False only logs the metrics."""
     collapse_patience: PositiveInt = 20
-    """(D) Logged steps in a row that must show the same sign."""
+    """(D) Logged steps in a row that must show the same sign; the effective rank is in every tenth of them alone."""

@@ -18,6 +18,8 @@ from tips_ray.data.order import Order, OrderedRows
 
 READERS = 16
 """Chunks of a window that are read at a time."""
+IMAGE_BYTES, LEAST_IMAGE_BYTES = 150_000, 500
+"""Assumed size of an image in sources with fewer bytes a row than the second: their files hold names or URLs."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,14 @@ def _order_of(config: RunConfig, index_uri: str) -> Order:
 
 order_of = cast("Callable[[RunConfig, str], Order]", lru_cache(maxsize=2)(_order_of))
 """The order of a run of this config over the data at an index's URI, once per process."""
+
+
+def window_bytes(config: RunConfig, index_uri: str) -> int:
+    """Bytes of the encoded rows of a window: the mean over all data."""
+    index = opened_index(index_uri)
+    row_bytes = float(index.shards["bytes"].to_numpy().sum()) / index.rows
+    window_rows = index.rows / len(index.chunks.rows) * config.data.window_chunks
+    return int(window_rows * (row_bytes if row_bytes >= LEAST_IMAGE_BYTES else IMAGE_BYTES))
 
 
 def read_chunks(

@@ -216,8 +216,10 @@ def captions_come(config: RunConfig) -> str:
     if config.captions.imported:
         return f"taken in as {config.captions.imported}, kept in {store_of(config).folder}"
     store, captioner = caption_store(config)
-    made = "made beside training" if config.captions.source == "live" else "made before"
-    return f"{made} by {captioner.model}, kept in {store.folder}"
+    kept = f"by {captioner.model}, kept in {store.folder}"
+    if config.captions.source == "live":
+        return f"made beside training {kept}, {sizes.captions_keep_up(config)}"
+    return f"made before {kept}"
 
 
 def can_compile(config: RunConfig) -> str:

@@ -4,17 +4,25 @@ G global batch, W workers, A synthetic captions per image.
 """
 
 import os
+from math import ceil
 
 from tips_ray.config import RunConfig
+from tips_ray.data.collate import batch_from
+from tips_ray.errors import CheckWarning
 from tips_ray.launch import cluster
+from tips_ray.train.flops import step_flops
 from tips_ray.train.initial_weights import unloaded_teacher
-from tips_ray.train.micro_batch import BLOCK_BYTES
+from tips_ray.train.micro_batch import BLOCK_BYTES, noise
 from tips_ray.train.state import new_state
 from tips_ray.words import bytes_text
 
 STUDENT_BYTES = {"adamw": 16, "adafactor": 8}
 """Bytes per parameter, all fp32: weight, gradient and AdamW's two averages. The teacher has its weight only."""
 TEACHER_BYTES = GRADIENT_BYTES = 4
+CAPTIONS_PER_GPU = 50.0
+"""Captions/s of a captioner on a GPU: an estimate, nobody has measured it."""
+TRAINING_FLOPS_PER_GPU = 4e14
+"""(D) Of an H100 at 40 % of its peak: other GPUs wait for captions less often."""
 
 
 def parameters(config: RunConfig) -> tuple[int, int]:
@@ -90,6 +98,40 @@ def stream_sizes(config: RunConfig) -> str:
             "(docker run --shm-size)"
         )
     return f"{bytes_text(row_bytes(config))} a row, {bytes_text(ready)} ready in the object store for {workers} workers"
+
+
+def captions_keep_up(config: RunConfig) -> str:
+    """Rates of captioning and training where both are on GPUs; nothing is known of CPUs.
+
+    Raises:
+        ValueError: not even one chunk is captioned within `captions.wait_seconds`.
+        CheckWarning: training would wait for captions.
+    """
+    resources, captioner = config.resources, config.captions.captioner
+    if captioner is None or not (resources.gpus_per_captioner and resources.gpus_per_worker):
+        return "at a rate that nobody has measured"
+    written = len(captioner.prompts) * captioner.captions_per_prompt
+    of_one = CAPTIONS_PER_GPU * min(resources.gpus_per_captioner, 1) / written
+    seconds = config.data.chunk_rows / of_one
+    if seconds > config.captions.wait_seconds:
+        raise ValueError(
+            f"captions.wait_seconds ({config.captions.wait_seconds:g}) is shorter than the {seconds:.3g} s that a "
+            f"captioner takes for a chunk of {config.data.chunk_rows} images, by estimate: raise it, lower "
+            "data.chunk_rows, or caption ahead (tips-ray caption, captions.source=store)"
+        )
+    captioning = resources.captioners * of_one
+    batch = batch_from(noise(config, 2))
+    flops = step_flops(config, batch, unloaded_teacher(config)) / len(batch)
+    training = resources.workers * TRAINING_FLOPS_PER_GPU / flops
+    if captioning < training:
+        raise CheckWarning(
+            f"captioning cannot keep up, by estimate: {captioning:,.0f} images/s from {resources.captioners} "
+            f"captioners ({CAPTIONS_PER_GPU:g} captions/s a GPU), {resources.workers} GPUs train up to "
+            f"{training:,.0f}; until every image has its caption, training waits {1 - captioning / training:.0%} of "
+            "the time: caption ahead (tips-ray caption, captions.source=store), or set "
+            f"resources.captioners={ceil(training / of_one)}"
+        )
+    return f"{captioning:,.0f} images/s by estimate, training takes up to {training:,.0f}"
 
 
 def schedule_sizes(config: RunConfig, rows: int) -> str:

@@ -8,5 +8,13 @@ from tips_ray.losses.center import moved_center, score_sum
 from tips_ray.losses.contrastive import contrastive_loss
 from tips_ray.losses.distillation import distillation_loss
 from tips_ray.losses.masked_image import masked_image_loss
+from tips_ray.losses.prototypes import compile_losses
 
-__all__ = ["contrastive_loss", "distillation_loss", "masked_image_loss", "moved_center", "score_sum"]
+__all__ = [
+    "compile_losses",
+    "contrastive_loss",
+    "distillation_loss",
+    "masked_image_loss",
+    "moved_center",
+    "score_sum",
+]

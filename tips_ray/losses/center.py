@@ -1,18 +1,22 @@
-"""Centre of teacher scores; centring keeps one prototype from dominating. R rows on this rank, K prototypes."""
+"""Centre of teacher scores; centring keeps one prototype from dominating. R rows on this rank,
+D bottleneck width, K prototypes."""
 
 import torch
 from torch import Tensor
 
+from tips_ray.losses.prototypes import Scores
 from tips_ray.losses.reduction import at_least_float32
 
 
-def score_sum(teacher_RK: Tensor, counted_R: Tensor) -> Tensor:
+def score_sum(teacher: Scores, counted_R: Tensor) -> Tensor:
     """Sum of the counted rows of raw teacher scores, with their number as the last entry, [K + 1].
 
     The vectors of micro-batches and ranks are added up, so that the centre is a mean over all rows of the global batch.
+    Scores are products of rows [R, D] and prototypes [K, D], so that only the rows have to be added up.
     """
-    scores_RK = at_least_float32(teacher_RK.detach()).masked_fill(~counted_R[:, None], 0)
-    return torch.cat([scores_RK.sum(dim=0), counted_R.sum()[None].to(scores_RK.dtype)])
+    rows_RD, prototypes_KD = (at_least_float32(factor.detach()) for factor in teacher)
+    sum_D = rows_RD.masked_fill(~counted_R[:, None], 0).sum(dim=0)
+    return torch.cat([prototypes_KD @ sum_D, counted_R.sum()[None].to(sum_D.dtype)])
 
 
 def moved_center(center_K: Tensor, global_sum_K1: Tensor, momentum: float) -> Tensor:

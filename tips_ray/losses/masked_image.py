@@ -1,19 +1,20 @@
-"""Masked patch prediction. B images on this rank, L patches, M patches that are scored, K prototypes."""
+"""Masked patch prediction. B images on this rank, L patches, M patches that are scored,
+D bottleneck width, K prototypes."""
 
 from torch import Tensor
 
-from tips_ray.losses.prototypes import cross_entropy, teacher_probabilities
-from tips_ray.losses.reduction import all_valid, image_weights
+from tips_ray.losses.prototypes import Scores, prototype_loss
+from tips_ray.losses.reduction import all_valid, at_least_float32, image_weights
 
 
 def masked_image_loss(
-    student_MK: Tensor,
-    teacher_MK: Tensor,
+    student: Scores,
+    teacher: Scores,
     index_M: Tensor,
     patch_mask_BL: Tensor,
     center_K: Tensor,
     student_temperature: float,
-    teacher_temperature: Tensor | float,
+    teacher_temperature: float,
     valid_B: Tensor | None = None,
     global_valid: Tensor | int | None = None,
     visible_weight: float = 0.0,
@@ -21,8 +22,8 @@ def masked_image_loss(
     """Cross-entropy between the teacher's patches of the unmasked view and the student's of the masked one.
 
     Args:
-        student_MK: student scores of the patches named by `index_M`.
-        teacher_MK: teacher scores of the same patches; no gradient flows into them.
+        student: rows [M, D] of the patches named by `index_M` and prototypes [K, D], whose products are the scores.
+        teacher: the same of the teacher; no gradient flows into them.
         index_M: positions in [B * L]; all masked patches, and with `visible_weight` all patches.
         patch_mask_BL: boolean, True = masked; counts may differ between images and ranks.
         center_K: the centre before this step's update.
@@ -41,15 +42,15 @@ def masked_image_loss(
 
     Source: TIPS, arXiv:2410.16512, section 3; iBOT, arXiv:2111.07832; iBOT++, TIPSv2, arXiv:2604.12012.
     """
-    if len(index_M) != len(student_MK):
-        raise ValueError(f"index_M names {len(index_M)} patches, student_MK scores {len(student_MK)}")
+    rows_MD, prototypes_KD = student
+    if len(index_M) != len(rows_MD):
+        raise ValueError(f"index_M names {len(index_M)} patches, the student has rows of {len(rows_MD)}")
     valid_B = all_valid(patch_mask_BL) if valid_B is None else valid_B
-    probability_MK = teacher_probabilities(teacher_MK, center_K, teacher_temperature)
-    loss_M = cross_entropy(student_MK, probability_MK, student_temperature)
-    weight_B1 = image_weights(valid_B, global_valid, loss_M.dtype)[:, None]
+    weight_B1 = image_weights(valid_B, global_valid, at_least_float32(rows_MD).dtype)[:, None]
     weight_BL = weight_B1 * (_shares(patch_mask_BL, weight_B1) + visible_weight * _shares(~patch_mask_BL, weight_B1))
     weight_M = weight_BL.flatten()[index_M]
-    return (loss_M.masked_fill(weight_M == 0, 0) * weight_M).sum()
+    one_each = rows_MD[None], prototypes_KD
+    return prototype_loss(one_each, teacher, center_K, student_temperature, teacher_temperature, weight_M)
 
 
 def _shares(chosen_BL: Tensor, like: Tensor) -> Tensor:

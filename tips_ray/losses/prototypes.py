@@ -1,4 +1,12 @@
-"""Cross-entropy between teacher and student prototype scores. R rows, K prototypes."""
+"""Cross-entropy between teacher and student prototype scores, of which only a few rows are held at a time.
+
+R teacher rows on this rank, V student rows for each of them, C teacher rows of a chunk, D bottleneck width,
+K prototypes.
+"""
+
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -6,44 +14,150 @@ from torch.nn import functional as F
 
 from tips_ray.losses.reduction import at_least_float32
 
+Scores = tuple[Tensor, Tensor]
+"""Rows [..., D] and prototypes [K, D]; the scores [..., K] are their products."""
+SCORES_AT_ONCE = {"cpu": 2**23}
+"""(D) Most scores of a chunk by kind of device: few enough for memory, enough for efficient matrix products."""
+_ON_OTHERS = 2**25
 
-def teacher_probabilities(teacher_RK: Tensor, center_K: Tensor, teacher_temperature: Tensor | float) -> Tensor:
-    """softmax((t - c) / tau_t), [R, K], without gradient."""
-    with torch.no_grad():
-        return F.softmax((at_least_float32(teacher_RK) - center_K).div_(teacher_temperature), dim=-1)
 
+def prototype_loss(
+    student: Scores,
+    teacher: Scores,
+    center_K: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    weight_R: Tensor,
+) -> Tensor:
+    """sum_r w_r mean_v H(softmax((t_r - c) / tau_t), softmax(s_vr / tau_s)), a scalar in nats.
 
-def cross_entropy(student_RK: Tensor, probability_RK: Tensor, student_temperature: float) -> Tensor:
-    """-sum_k p_k log softmax(s / tau_s)_k, [R], in nats.
+    The weights are known, so the forward also computes the gradients: scores are computed once, a chunk of rows after
+    the other, and neither they nor anything else of size [R, K] is kept.
 
-    Written as logsumexp(s / tau_s) - p . s / tau_s, which holds because p sums to one.
+    Args:
+        student: rows [V, R, D] with their prototypes.
+        teacher: rows [R, D] with their prototypes; no gradient flows into them.
+        center_K: the centre before this step's update.
+        student_temperature: divisor tau_s.
+        teacher_temperature: divisor tau_t.
+        weight_R: of each teacher row, without gradient; where it is 0, the loss may be anything.
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: numbers of rows or prototypes differ.
     """
-    if student_RK.shape != probability_RK.shape:
+    (student_VRD, student_KD), (teacher_RD, teacher_KD) = student, teacher
+    if len(student_KD) != len(teacher_KD):
         raise ValueError(
-            f"student scores {tuple(student_RK.shape)} and teacher scores {tuple(probability_RK.shape)} must have "
-            "equal shape: both heads need the same number of prototypes"
+            f"the student has {len(student_KD)} prototypes, the teacher {len(teacher_KD)}: both heads need the same "
+            "number of prototypes"
         )
-    return _CrossEntropy.apply(student_RK, probability_RK, student_temperature)
+    if student_VRD.shape[1] != len(teacher_RD):
+        raise ValueError(f"each of {len(teacher_RD)} teacher rows needs a student row, found {student_VRD.shape[1]}")
+    constants = (teacher_RD.detach(), teacher_KD.detach(), center_K, student_temperature, teacher_temperature)
+    return _PrototypeLoss.apply(student_VRD, student_KD, *constants, weight_R)
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Saves only the scores and one number per row; autograd would save scaled copies and add up two gradients."""
+def teacher_probabilities(teacher: Scores, center_K: Tensor, temperature: Tensor) -> Tensor:
+    """softmax((t - c) / tau_t), [..., K], in float32 or float64."""
+    return _logits(*teacher, temperature, center_K).softmax(dim=-1)
+
+
+def compile_losses(backend: str = "inductor") -> None:
+    """Compile what is done with a chunk of scores, in this process: fewer passes over memory, equal to rounding."""
+    global _chunk
+    _chunk = torch.compile(_plain_chunk, backend=backend, dynamic=False, fullgraph=True)
+
+
+class _PrototypeLoss(torch.autograd.Function):
+    """Keeps the gradients with respect to rows and prototypes, [V, R, D] and [K, D], from forward to backward."""
 
     @staticmethod
-    def forward(ctx, student_RK: Tensor, probability_RK: Tensor, temperature: float) -> Tensor:
-        scaled_RK = at_least_float32(student_RK) / temperature
-        total_R = scaled_RK.logsumexp(dim=-1)
-        ctx.save_for_backward(student_RK, probability_RK, total_R)
-        ctx.temperature = temperature
-        return total_R - torch.linalg.vecdot(probability_RK.to(scaled_RK.dtype), scaled_RK)
+    def forward(
+        ctx: Any,
+        student_VRD: Tensor,
+        student_KD: Tensor,
+        teacher_RD: Tensor,
+        teacher_KD: Tensor,
+        center_K: Tensor,
+        student_temperature: float,
+        teacher_temperature: float,
+        weight_R: Tensor,
+    ) -> Tensor:
+        crops, needs_gradient = len(student_VRD), any(ctx.needs_input_grad)
+        temperatures = [weight_R.new_full((), value) for value in (student_temperature, teacher_temperature)]
+        total = weight_R.new_zeros(())
+        grads = torch.zeros_like(student_VRD), torch.zeros_like(student_KD, dtype=weight_R.dtype)
+        for rows in _chunks(student_VRD, student_KD):
+            rows_VCD, weight_C = student_VRD[:, rows], weight_R[rows] / crops
+            loss_VC, slope_VCK = _chunk(rows_VCD, student_KD, teacher_RD[rows], teacher_KD, center_K, *temperatures)
+            total += (loss_VC.masked_fill(weight_C == 0, 0) * weight_C).sum()
+            if needs_gradient:
+                _add_gradients(grads, rows, slope_VCK, rows_VCD, student_KD, weight_C / student_temperature)
+        ctx.save_for_backward(*grads)
+        return total
 
     @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        """Gradient (softmax(s / tau_s) - p) / tau_s, which holds because p sums to one."""
-        student_RK, probability_RK, total_R = ctx.saved_tensors
-        grad_RK = (at_least_float32(student_RK) / ctx.temperature).sub_(total_R[:, None]).exp_()
-        grad_RK.sub_(probability_RK).mul_(grad_outputs[0][:, None] / ctx.temperature)
-        return grad_RK.to(student_RK.dtype), None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        rows_VRD, prototypes_KD = (grad_outputs[0] * grad for grad in ctx.saved_tensors)
+        return rows_VRD, prototypes_KD, None, None, None, None, None, None
+
+
+def _plain_chunk(
+    student_VCD: Tensor,
+    student_KD: Tensor,
+    teacher_CD: Tensor,
+    teacher_KD: Tensor,
+    center_K: Tensor,
+    student_temperature: Tensor,
+    teacher_temperature: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Loss of each row [V, C], and its gradient softmax(s / tau_s) - p with respect to s / tau_s, [V, C, K].
+
+    The loss is logsumexp(s / tau_s) - p . s / tau_s, and the gradient has this form, because p sums to one.
+    """
+    probability_CK = teacher_probabilities((teacher_CD, teacher_KD), center_K, teacher_temperature)
+    scaled_VCK = _logits(student_VCD, student_KD, student_temperature)
+    softmax_VCK = scaled_VCK.softmax(dim=-1)
+    # The largest score tells the logsumexp of its row without another exponential of all scores.
+    total_VC = scaled_VCK.amax(dim=-1) - softmax_VCK.amax(dim=-1).log()
+    loss_VC = total_VC - torch.linalg.vecdot(probability_CK, scaled_VCK)
+    return loss_VC, softmax_VCK.sub_(probability_CK).to(student_VCD.dtype)
+
+
+_chunk = _plain_chunk
+
+
+def _logits(rows_CD: Tensor, prototypes_KD: Tensor, temperature: Tensor, center_K: Tensor | None = None) -> Tensor:
+    """(s - c) / tau, [..., K], in float32 or float64."""
+    if rows_CD.dtype == at_least_float32(rows_CD).dtype:  # the product takes the divisor and the centre in
+        return F.linear(rows_CD / temperature, prototypes_KD, None if center_K is None else -center_K / temperature)
+    scores_CK = F.linear(rows_CD, prototypes_KD).float()
+    return (scores_CK if center_K is None else scores_CK - center_K) / temperature
+
+
+def _chunks(student_VRD: Tensor, prototypes_KD: Tensor) -> Iterator[slice]:
+    """Teacher rows of each chunk, chunks of nearly equal size."""
+    crops, rows, _ = student_VRD.shape
+    scores = crops * rows * len(prototypes_KD)
+    count = max(ceil(scores / SCORES_AT_ONCE.get(student_VRD.device.type, _ON_OTHERS)), 1)
+    size = max(ceil(rows / count), 1)
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+def _add_gradients(
+    grads: tuple[Tensor, Tensor],
+    rows: slice,
+    slope_VCK: Tensor,
+    rows_VCD: Tensor,
+    prototypes_KD: Tensor,
+    weight_C: Tensor,
+) -> None:
+    """Write the gradient of a chunk's rows, and add that of the prototypes."""
+    grad_VRD, grad_KD = grads
+    slope_PK, weight_C1 = slope_VCK.flatten(0, 1), weight_C[:, None]
+    grad_VRD[:, rows] = (slope_PK @ prototypes_KD).view_as(rows_VCD) * weight_C1
+    weighted_PD = (rows_VCD * weight_C1).to(slope_PK.dtype).flatten(0, 1)
+    if grad_KD.dtype == slope_PK.dtype:
+        torch.addmm(grad_KD, slope_PK.T, weighted_PD, out=grad_KD)
+    else:
+        grad_KD += slope_PK.T @ weighted_PD

@@ -1,11 +1,30 @@
 """Prototype head of the self-supervised losses. R rows (CLS tokens or patches), D width, K prototypes."""
 
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tips_ray.config import PrototypeHeadConfig
 from tips_ray.models.layers import at_least_fp32, initialize
+
+ROWS_AT_ONCE = 1024
+"""Rows of prototype scores that `PrototypeScores.chunks` makes at a time."""
+
+
+class PrototypeScores(NamedTuple):
+    """Scores [R, K] of rows, as the two matrices whose product they are: the whole of it would fill the memory."""
+
+    unit_RD: Tensor
+    """Bottleneck features, unit norm; D is the bottleneck's width."""
+    prototypes_KD: Tensor
+    """Unit norm."""
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Cosines in [-1, 1], some rows at a time."""
+        return (F.linear(unit_CD, self.prototypes_KD) for unit_CD in self.unit_RD.split(ROWS_AT_ONCE))
 
 
 class PrototypeHead(nn.Module):
@@ -41,9 +60,35 @@ class PrototypeHead(nn.Module):
     def reset_own_parameters(self) -> None:
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
-    def forward(self, features_RD: Tensor) -> Tensor:
-        """Scores [R, K], cosines in [-1, 1]; fp32 or better with `has_fp32_scores`, else in the features' type."""
+    def forward(self, features_RD: Tensor) -> PrototypeScores:
+        """Scores [R, K] as rows and prototypes; copies, which outlive FSDP's gathered weights.
+
+        They are in fp32 or better with `has_fp32_scores`, else in the features' type.
+        """
         bottleneck_RD, prototypes_KD = self.mlp(features_RD), self.prototypes
         if self.has_fp32_scores:
             bottleneck_RD, prototypes_KD = at_least_fp32(bottleneck_RD), at_least_fp32(prototypes_KD)
-        return F.linear(F.normalize(bottleneck_RD, dim=-1), F.normalize(prototypes_KD, dim=-1))
+        return PrototypeScores(_Unit.apply(bottleneck_RD), _Unit.apply(prototypes_KD))
+
+
+class _Unit(torch.autograd.Function):
+    """`F.normalize` of rows, computed in float32 or better, with three passes over memory backward instead of ten."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_RD: Tensor) -> Tensor:
+        norm_R1 = torch.linalg.vector_norm(rows_RD, dim=-1, keepdim=True, dtype=_precise(rows_RD)).clamp_(min=1e-12)
+        unit_RD = (rows_RD / norm_R1).to(rows_RD.dtype)
+        ctx.save_for_backward(unit_RD, norm_R1)
+        return unit_RD
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        """(g - (g . u) u) / |x|"""
+        unit_RD, norm_R1 = ctx.saved_tensors
+        grad_RD = grad_outputs[0].to(norm_R1.dtype)
+        along_R1 = torch.linalg.vecdot(grad_RD, unit_RD.to(norm_R1.dtype))[:, None]
+        return torch.addcmul(grad_RD, unit_RD, along_R1, value=-1).div_(norm_R1).to(unit_RD.dtype)
+
+
+def _precise(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)

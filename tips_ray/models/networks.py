@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from tips_ray import keyed
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, PrototypeHeadConfig
-from tips_ray.models.heads import PrototypeHead
+from tips_ray.models.heads import PrototypeHead, PrototypeScores
 from tips_ray.models.layers import at_least_fp32
 from tips_ray.models.text import PADDING_ID, TextEncoder
 from tips_ray.models.vision import ImageEncoder, ImageFeatures, View
 
+Scores = PrototypeScores | None
 _CLEAN, _MASKED, _FIRST_LOCAL, _CAPTION = 0, 1, 2, -1  # salts of the keyed randomness of each pass
 
 
@@ -31,21 +32,33 @@ class Embeddings(NamedTuple):
     synthetic_caption_BD: Tensor
 
 
+class Embedded(NamedTuple):
+    """What the first pass of a step with several micro-batches finds."""
+
+    embeddings: Embeddings
+    log_temperature: Tensor
+    """Logarithm of the contrastive temperature, [1]."""
+    view: ImageFeatures | None
+    """Features of the view of the contrastive losses, where another part of the objective needs them as well."""
+
+
 class StudentOutputs(NamedTuple):
     embeddings: Embeddings
     log_temperature: Tensor
     """Logarithm of the contrastive temperature, [1], in the type of the weights."""
-    crop_scores_RK: Tensor | None
+    crop_scores: PrototypeScores | None
     """Scores of CLS-web of each local crop, [V * B, K], crop after crop; None without distillation."""
-    patch_scores_MK: Tensor | None
+    patch_scores: PrototypeScores | None
     """Scores of the scored patches; None without masked image modelling."""
     clean: ImageFeatures | None
     """Features of the unmasked global view without gradient, for a teacher without an encoder."""
 
 
 class TeacherScores(NamedTuple):
-    cls_BK: Tensor | None
-    patch_MK: Tensor | None
+    cls: PrototypeScores | None
+    """Of B images."""
+    patch: PrototypeScores | None
+    """Of M scored patches."""
 
 
 class Heads(nn.Module):
@@ -95,15 +108,27 @@ class Student(nn.Module):
         return StudentOutputs(
             self._embeddings(features[self.config.contrastive_view], batch),
             self.temperature(),
-            self.heads.distillation(features["local"].cls_web_BD) if "local" in features else None,
-            self._patch_scores(features, batch),
-            self._clean(features),
+            *self._others(features, batch),
         )
 
-    def embed(self, batch: Batch) -> tuple[Embeddings, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
         """The first two outputs of `forward`, for the first pass of a step with several micro-batches."""
         view = self._global_view(self.config.contrastive_view, batch)
-        return self._embeddings(self.image.forward_views([view])[0], batch), self.temperature()
+        (features,) = self.image.forward_views([view])
+        return Embedded(self._embeddings(features, batch), self.temperature(), self._used_again(features))
+
+    def complete(self, batch: Batch, view: ImageFeatures | None) -> tuple[Scores, Scores, ImageFeatures | None]:
+        """The other outputs of `forward`, for a batch that `embed` has seen.
+
+        Args:
+            batch: the same as that of `embed`.
+            view: from `embed`, with its graph.
+        """
+        views = self._views(batch)
+        views.pop(self.config.contrastive_view, None)
+        passed = self.image.forward_views(list(views.values())) if views else []
+        features = dict(zip(views, passed, strict=True))
+        return self._others(features | ({self.config.contrastive_view: view} if view else {}), batch)
 
     def _views(self, batch: Batch) -> dict[str, View]:
         config, views = self.config, {}
@@ -127,12 +152,23 @@ class Student(nn.Module):
         pooled = (features.cls_web_BD, features.cls_synthetic_BD, *self.text(captions).chunk(2))
         return Embeddings(*(F.normalize(at_least_fp32(embedding_BD), dim=-1) for embedding_BD in pooled))
 
+    def _used_again(self, view: ImageFeatures) -> ImageFeatures | None:
+        """Features of the contrastive view, detached where no gradient comes back, None where nothing else needs it."""
+        if self.config.teacher == "ema_heads":
+            return ImageFeatures(*(feature.detach() for feature in view))
+        scored = "clean" if self.config.teacher == "frozen" else "masked"
+        return view if self.config.beta and scored == self.config.contrastive_view else None
+
+    def _others(self, features: dict[str, ImageFeatures], batch: Batch) -> tuple[Scores, Scores, ImageFeatures | None]:
+        crop_scores = self.heads.distillation(features["local"].cls_web_BD) if "local" in features else None
+        return crop_scores, self._patch_scores(features, batch), self._clean(features)
+
     def _clean(self, features: dict[str, ImageFeatures]) -> ImageFeatures | None:
         if self.config.teacher != "ema_heads":
             return None
         return ImageFeatures(*(feature.detach().clone() for feature in features["clean"]))
 
-    def _patch_scores(self, features: dict[str, ImageFeatures], batch: Batch) -> Tensor | None:
+    def _patch_scores(self, features: dict[str, ImageFeatures], batch: Batch) -> PrototypeScores | None:
         if not self.config.beta:
             return None
         view = features["clean" if self.config.teacher == "frozen" else "masked"]

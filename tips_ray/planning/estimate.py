@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from math import ceil
 
 from tips_ray.config import RunConfig
-from tips_ray.launch.sizes import GRADIENT_BYTES, STUDENT_BYTES, TEACHER_BYTES, parameters, row_bytes
+from tips_ray.launch.sizes import (
+    CAPTIONS_PER_GPU,
+    GRADIENT_BYTES,
+    STUDENT_BYTES,
+    TEACHER_BYTES,
+    parameters,
+    row_bytes,
+)
 from tips_ray.planning.content import Given, MemoryPlan, Plan, StepPlan, StoragePlan
 from tips_ray.planning.flops import ImageFlops
 from tips_ray.planning.machines import CPU_USE, GIB, Machine, published_use
@@ -16,8 +23,6 @@ CAPTION_BYTES, IMAGE_BYTES = 100, 150_000
 """(D) Of a caption in the store, and of a photo in the object store."""
 VIEWS_PER_CORE = 358.0
 """Images/s of a core, from decoding to the object store, of small photos at 224 px (benchmarks.stream: 2.79 ms)."""
-CAPTIONS_PER_GPU = 50.0
-"""Captions/s of a captioner on a GPU: an estimate, nobody has measured it."""
 CORES, ROWS = "cores for views", "of rows in Ray's object store"
 NETWORK_SHARE = 0.1
 """Of a step that waits longer for its network, the network is the weakest part."""
@@ -80,7 +85,8 @@ def _memory(config: RunConfig, given: Given, trace: StepTrace) -> MemoryPlan:
 def _step(config: RunConfig, given: Given, trace: StepTrace, flops: ImageFlops) -> StepPlan:
     share = config.global_batch_images // config.resources.workers
     rate, source = compute_rate(given, config, flops.total)
-    done = flops.done(share // config.images_per_pass, config.resources.recompute)
+    passes = share // config.images_per_pass
+    done = flops.done(passes, config.resources.recompute, config.keeps_embedding_graph)
     computing = {phase: share * amount / rate for phase, amount in done.items()}
     waiting = network_seconds(trace.messages, network_of(given), config.resources.replicas)
     return StepPlan(

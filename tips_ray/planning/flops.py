@@ -25,12 +25,15 @@ class ImageFlops(NamedTuple):
     embed: float
     """The first pass of a step with several micro-batches; not in the total."""
 
-    def done(self, passes: int, recompute: str) -> dict[str, float]:
-        """Operations that a step does for an image, by phase, also those that MFU leaves out."""
+    def done(self, passes: int, recompute: str, keeps_graph: bool = False) -> dict[str, float]:
+        """Operations that a step does for an image, by phase, also those that MFU leaves out.
+
+        With a kept graph the student's passes leave out what the first pass did.
+        """
         again = self.student if recompute == "full" else 0.0
         return {
             "embed": self.embed if passes > 1 else 0.0,
-            "student": self.student,
+            "student": self.student - (self.embed if passes > 1 and keeps_graph else 0.0),
             "teacher": self.teacher,
             "backward": self.total - self.student - self.teacher + again,
         }

@@ -18,7 +18,8 @@ from tips_ray.distributed import local_part
 GATHERED = "gathered weights, reduce buffers"
 SCORES = "prototype scores"
 GRADIENTS = "gradients"
-IN_PHASE = {"student": "activations", "embed": "activations"}
+KEPT = "activations of clean views and texts"
+IN_PHASE = {"student": "activations", "embed": KEPT}
 """What a tensor is that a phase of the step makes, if nothing else tells; other phases make `temporaries`."""
 _KINDS = {"_allgather_base_": "all-gather", "_reduce_scatter_base_": "reduce-scatter", "allreduce_": "all-reduce"}
 _WHOLE = {"_allgather_base_": 0, "_reduce_scatter_base_": 1, "allreduce_": 0}
@@ -52,6 +53,8 @@ class LiveStorages(TorchDispatchMode):
         self.peak: Counter[str] = Counter()
         """Bytes by kind when most were alive."""
         self.peak_phase = ""
+        self.kept_bytes = 0
+        """Bytes of `KEPT` when the last first pass was over."""
         self._live: dict[int, tuple[weakref.ref, str, int]] = {}
         self._bytes: Counter[str] = Counter()
 
@@ -105,8 +108,8 @@ class LiveStorages(TorchDispatchMode):
         if func.namespace == "profiler":
             if "enter" in func._opname:
                 self.phases.append(args[0])
-            elif self.phases:
-                self.phases.pop()
+            elif self.phases and self.phases.pop() == "embed":
+                self.kept_bytes = self._bytes[KEPT]
         elif func.namespace == "c10d" and func._opname in _KINDS:
             whole = tree_leaves(args[_WHOLE[func._opname]])
             size = sum(part.numel() * part.element_size() for part in whole)

@@ -23,7 +23,7 @@ from tips_ray.config import RunConfig, override
 from tips_ray.data.collate import batch_from
 from tips_ray.models.networks import Embeddings, Student, Teacher
 from tips_ray.objective import Centers, contrastive_terms, weighted_total
-from tips_ray.planning.live_storages import GRADIENTS, LiveStorages, Message
+from tips_ray.planning.live_storages import GRADIENTS, KEPT, LiveStorages, Message
 from tips_ray.train.initial_weights import unloaded_teacher
 from tips_ray.train.micro_batch import noise
 from tips_ray.train.optim import fill_averages, new_optimizer
@@ -34,7 +34,8 @@ from tips_ray.train.worker_loop import prepare_networks
 
 CPU = torch.device("cpu")
 PASSES = 2
-"""Passes of a step that are traced; each further one takes what the second takes, and holds its batch."""
+"""Passes of a step that are traced; each further one takes what the second takes, and holds its batch and, with
+`resources.keep_embedding_graph`, the graph of its first part."""
 _OF_A_PASS = {"embed", "student", "teacher", "backward"}
 """Phases that every pass has."""
 
@@ -79,7 +80,8 @@ def traced(config: RunConfig, is_sharded: bool = True) -> StepTrace:
             live.label("batches", [getattr(batch, field.name) for batch in batches for field in fields(batch)])
             with torch.enable_grad():
                 live.restart()
-                train_step(state, batches, config, config.resources.accumulate_unsharded)
+                unsharded, keep_graph = config.resources.accumulate_unsharded, config.keeps_embedding_graph
+                train_step(state, batches, config, unsharded, keep_graph=keep_graph)
             trace = _trace_of(live, batches, config, passes)
             contrastive = _contrastive_peak(state, images * passes, config, live) if passes > 1 else trace
         worst = max(trace, contrastive, key=lambda one: one.peak_bytes)
@@ -137,6 +139,8 @@ def _trace_of(live: LiveStorages, batches: Sequence[Batch], config: RunConfig, p
     batch_bytes = sum(getattr(batches[0], field.name).nbytes for field in fields(batches[0]))
     parts = Counter(live.peak)
     parts["batches"] += (passes - len(batches)) * batch_bytes
+    if config.keeps_embedding_graph:
+        parts[KEPT] += (passes - len(batches)) * live.kept_bytes // len(batches)
     only_once = {"reduce-scatter", "all-reduce"} if config.resources.accumulate_unsharded else set()
     messages = [
         message._replace(times=passes / len(batches))

@@ -1,7 +1,8 @@
 """Find, fetch and verify checkpoints (torch.distributed.checkpoint files and a manifest) without torch.
 
 A folder without a manifest is no checkpoint. The search for the newest reads manifests and sizes; a fetch compares the
-sha256 of each file, so that no byte is fetched twice. `checkpoint_io` writes the files and fills tensors from them.
+sha256 of each file, or of each block, so that no byte is fetched twice. `checkpoint_io` writes the files and fills
+tensors from them.
 """
 
 import hashlib
@@ -215,8 +216,16 @@ def _manifest(uri: str) -> dict[str, Any] | None:
     return manifest
 
 
-def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> storage.StorageError | None:
-    """Copy all files to `folder` and compare them with the manifest; returns the error, None if there is none."""
+def fetch_files(
+    checkpoint: CheckpointInfo, folder: Path, only: Collection[str] | None = None
+) -> storage.StorageError | None:
+    """Copy files to `folder` and compare them with the manifest; returns the error, None if there is none.
+
+    Args:
+        checkpoint: its manifest names the files.
+        folder: a local one.
+        only: names of the files that are wanted; None: all.
+    """
 
     def fetch(name: str, expected: dict[str, Any]) -> str | None:
         if "/" in name or name in ("", ".", ".."):
@@ -226,14 +235,19 @@ def fetch_files(checkpoint: CheckpointInfo, folder: Path) -> storage.StorageErro
         is_same = fault is None and digest_of(folder / name) == expected["sha256"]
         return fault if fault or is_same else f"the sha256 of {name} differs from the manifest's"
 
-    words = f"checkpoint {checkpoint.uri} cannot be loaded"
     try:
-        fault = _first_fault(fetch, checkpoint)
-    except storage.NotFoundError as error:
-        return DamagedCheckpointError(f"{words}: {error}")
+        fault = _first_fault(fetch, checkpoint, only)
     except storage.StorageError as error:
-        return storage.StorageError(f"{words}: {error}", error.may_pass)
-    return DamagedCheckpointError(f"{words}: {fault}") if fault else None
+        return load_error(checkpoint, error)
+    return load_error(checkpoint, ValueError(fault)) if fault else None
+
+
+def load_error(checkpoint: CheckpointInfo, cause: ValueError) -> storage.StorageError:
+    """The error of a load: the checkpoint is damaged, unless the storage does not answer."""
+    words = f"checkpoint {checkpoint.uri} cannot be loaded: {cause}"
+    if isinstance(cause, storage.StorageError) and not isinstance(cause, storage.NotFoundError):
+        return storage.StorageError(words, cause.may_pass)
+    return DamagedCheckpointError(words)
 
 
 def _size_fault(checkpoint: CheckpointInfo) -> str | None:
@@ -252,8 +266,10 @@ def _wrong_size(name: str, found: int, expected: dict[str, Any]) -> str | None:
     return None if found == expected["bytes"] else f"{name} has {found} bytes instead of {expected['bytes']}"
 
 
-def _first_fault(check: Callable[[str, dict[str, Any]], str | None], checkpoint: CheckpointInfo) -> str | None:
-    files = checkpoint.manifest["files"]
+def _first_fault(
+    check: Callable[[str, dict[str, Any]], str | None], checkpoint: CheckpointInfo, only: Collection[str] | None = None
+) -> str | None:
+    files = {name: entry for name, entry in checkpoint.manifest["files"].items() if only is None or name in only}
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         return next(filter(None, pool.map(check, files, files.values())), None)
 

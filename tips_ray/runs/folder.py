@@ -95,17 +95,23 @@ def readable_config(config: Mapping[str, Any]) -> RunConfig | None:
 class RunFolder:
     """One writer's view of the folder at `uri`; metrics, events and samples belong to rank 0 and the driver.
 
-    Lines reach a local file at once. On an object store they wait for `flush`, which writes one part of each kind.
+    Lines reach a local file at once, unless the folder is patient. On an object store they wait for `flush`.
     """
 
-    def __init__(self, uri: str, rank: int = 0) -> None:
+    def __init__(self, uri: str, rank: int = 0, is_patient: bool = False) -> None:
+        """
+        Args:
+            uri: folder or s3:// prefix.
+            rank: of the writer of rejects.
+            is_patient: lines wait for `flush` on a local disk too, so that another thread may write them.
+        """
         self.uri = str(uri).rstrip("/")
-        of_steps = "attempt-{attempt:04d}-from-{step:08d}"
-        self._metrics = LineLog(storage.join(self.uri, "metrics"), of_steps, ("step", "time"))
-        self._samples = LineLog(storage.join(self.uri, "samples"), of_steps, ("step", "rank"))
-        self._events = LineLog(storage.join(self.uri, "events"), "attempt-{attempt:04d}", ("kind", "time"))
+        of_steps, of_attempt = "attempt-{attempt:04d}-from-{step:08d}", "attempt-{attempt:04d}"
+        self._metrics = LineLog(storage.join(self.uri, "metrics"), of_steps, ("step", "time"), is_patient)
+        self._samples = LineLog(storage.join(self.uri, "samples"), of_steps, ("step", "rank"), is_patient)
+        self._events = LineLog(storage.join(self.uri, "events"), of_attempt, ("kind", "time"), is_patient)
         of_rank = f"rank-{rank:05d}-attempt-{{attempt:04d}}"
-        self._rejects = LineLog(storage.join(self.uri, "rejects"), of_rank, ("step", "sample_id"))
+        self._rejects = LineLog(storage.join(self.uri, "rejects"), of_rank, ("step", "sample_id"), is_patient)
         self._logs = self._metrics, self._samples, self._events, self._rejects
 
     def claim(self, config_text: str, step: int = 0) -> Literal["new", "resumed"]:
@@ -183,9 +189,14 @@ class RunFolder:
         self._samples.add(rows)
 
     def flush(self) -> None:
-        """Write what waits; call it at every checkpoint and at the end."""
+        """Write what waits; call it at the end."""
         for lines in self._logs:
             lines.flush()
+
+    def seal(self) -> None:
+        """As `flush`, and let later lines begin new parts of an object store: call it at every checkpoint."""
+        for lines in self._logs:
+            lines.seal()
 
     def flush_if_there(self) -> None:
         """As `flush`; while the storage does not answer, lines wait for the next call."""

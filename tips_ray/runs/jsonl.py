@@ -1,12 +1,14 @@
 """JSON lines of one kind in a folder of files, local or s3://. Each file has one writer; reading covers all files.
 
-An *attempt* is one process that writes: each takes the next free number, so no object ever has two writers.
+An *attempt* is one process that writes: each takes the next free number, so no object ever has two writers. Objects
+cannot be appended to. So an attempt writes parts: the newest grows by being written anew, until `seal` begins another.
 """
 
 import json
 import logging
+import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, groupby
 from typing import Any
@@ -21,30 +23,41 @@ WHOLE_BYTES = 1 << 20
 PLACE_BYTES = 16 * 1024
 """Bytes that `read_sample` reads at a place, to find a whole line."""
 AT_ONCE = 16
-"""Places that are read at a time: on an object store each is a request."""
+"""Places or parts that are read at a time: on an object store each is a request."""
+PART_BYTES = 1 << 20
+"""A part that has so many bytes is written no more."""
 
 
 class LineLog:
-    """One writer's view; reading covers all writers."""
+    """One writer's view; reading covers all writers. One thread may add lines while another one writes them."""
 
-    def __init__(self, uri: str, stem: str, keys: tuple[str, ...]) -> None:
-        self.uri, self._keys = uri, keys  # every line has these
-        self._stem = stem  # a pattern of `attempt` and `step`
+    def __init__(self, uri: str, stem: str, keys: tuple[str, ...], is_patient: bool = False) -> None:
+        """
+        Args:
+            uri: folder of the files.
+            stem: pattern of their names, of `attempt` and `step`.
+            keys: every line has these.
+            is_patient: lines wait for `flush` on a local disk too.
+        """
+        self.uri, self._keys, self._stem = uri, keys, stem
         self._is_local = storage.is_local(uri)
+        self._is_patient = is_patient or not self._is_local
         self._waiting: list[str] = []
-        self._known: dict[str, list[dict[str, Any]]] = {}  # parts of an object store, which never change, once read
+        self._part = ""  # an object store's newest part, as it was written
+        self._writing = threading.Lock()
+        self._known: dict[str, tuple[str, list[dict[str, Any]]]] = {}  # parts of an object store by ETag, once read
         self.start_attempt(first_step=0)
 
     def start_attempt(self, first_step: int) -> None:
         """Write what waits; later lines belong to a new attempt, which has restored `first_step`."""
         self.flush()
-        self._first_step, self._parts = first_step, 0
+        self._first_step, self._parts, self._part = first_step, 0, ""
         self._name: str | None = None  # of this attempt's files, once it has one
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines. They reach a local file at once; on an object store they wait for `flush`."""
+        """Add lines. They reach a local file at once unless the log is patient; elsewhere they wait for `flush`."""
         self._waiting += [json.dumps(line, default=_plain) + "\n" for line in lines]
-        if self._is_local:
+        if not self._is_patient:
             self.flush_if_there()
 
     def flush_if_there(self) -> None:
@@ -61,26 +74,41 @@ class LineLog:
             log.warning("%s waits: %s", self.uri, error)
 
     def flush(self) -> None:
-        """Write what waits; on an object store as one part.
+        """Write what waits; on an object store as the end of the newest part.
 
         Raises:
             StorageError: the write fails; the lines wait for the next call.
         """
-        if not self._waiting:
-            return
-        text = "".join(self._waiting)
-        if self._name is None:
-            self._name = self._create(text)
-        elif self._is_local:
-            _append(self._uri_of(self._name), text)
-        else:
-            storage.write_text(self._uri_of(self._name), text)
-        self._waiting.clear()
-        self._parts += 1
+        with self._writing:
+            count = len(self._waiting)  # more may come meanwhile
+            if count == 0:
+                return
+            text = "".join(self._waiting[:count])
+            if self._name is None:
+                self._name = self._create(text)
+            elif self._is_local:
+                _append(self._uri_of(self._name), text)
+            else:
+                storage.write_text(self._uri_of(self._name), self._part + text)
+            del self._waiting[:count]
+            self._part += "" if self._is_local else text
+            if len(self._part) > PART_BYTES:
+                self._begin_part()
+
+    def seal(self) -> None:
+        """Write what waits; later lines come into another part, so that this one is complete. Raises as `flush`."""
+        self.flush()
+        with self._writing:
+            if self._part:
+                self._begin_part()
+
+    def _begin_part(self) -> None:
+        self._parts, self._part = self._parts + 1, ""
 
     def read(self) -> list[dict[str, Any]]:
         """Lines of all files, by their names."""
-        return [line for name in sorted(storage.list_names(self.uri)) for line in self._lines(name)]
+        names = sorted(storage.list_names(self.uri))
+        return [line for lines in self._lines_of(names) for line in lines]
 
     def read_attempts(self, steps_done: int) -> list[dict[str, Any]]:
         """Lines of all attempts in order, without those that a restart from an earlier step has replaced.
@@ -91,7 +119,7 @@ class LineLog:
         names = sorted(storage.list_names(self.uri), key=_attempt_and_step)
         for (_, first_step), parts in groupby(names, _attempt_and_step):
             lines = [line for line in lines if line["step"] + steps_done <= first_step]
-            lines += [line for name in sorted(parts) for line in self._lines(name)]
+            lines += [line for found in self._lines_of(sorted(parts)) for line in found]
         return lines
 
     def read_last(self) -> dict[str, Any] | None:
@@ -130,15 +158,23 @@ class LineLog:
         whole = parts[1 if start else 0 : -1]
         return self._parsed(whole[0], f"the line after byte {start} of {uri}") if whole else None
 
+    def _lines_of(self, names: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """Lines of each file. On an object store, parts that are as when they were last read are not read again."""
+        if self._is_local or not names:
+            return [self._lines(name) for name in names]
+        etags = {file.uri.rpartition("/")[2]: file.etag for file in storage.list_files(self.uri, hidden=True)}
+        news = [name for name in names if name not in self._known or self._known[name][0] != etags.get(name)]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            self._known |= {
+                name: (etags.get(name, ""), lines)
+                for name, lines in zip(news, pool.map(self._lines, news), strict=True)
+            }
+        return [self._known[name][1] for name in names]
+
     def _lines(self, name: str) -> list[dict[str, Any]]:
         """Whole lines only: a crash while writing leaves a last one without its newline."""
-        if name in self._known:
-            return self._known[name]
         whole = storage.read_bytes(storage.join(self.uri, name)).split(b"\n")[:-1]
-        lines = [self._parsed(line, f"{self.uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
-        if not self._is_local:
-            self._known[name] = lines
-        return lines
+        return [self._parsed(line, f"{self.uri}/{name}, line {number}") for number, line in enumerate(whole, start=1)]
 
     def _parsed(self, line: bytes, place: str) -> dict[str, Any]:
         try:

@@ -37,10 +37,10 @@ class Before:
 def last_step(run_uri: str) -> int:
     """Last step that the run has logged or saved; -1 where there is none, or while the storage does not answer."""
     try:
-        metrics = RunFolder(run_uri).read_metrics()
+        last = RunFolder(run_uri).last_metrics()
     except storage.StorageError:
-        metrics = []
-    return max(newest_step(checkpoints_of(run_uri)), metrics[-1]["step"] if metrics else -1)
+        last = None
+    return max(newest_step(checkpoints_of(run_uri)), last["step"] if last else -1)
 
 
 def attempt_before(folder: RunFolder) -> Before | None:
@@ -50,7 +50,8 @@ def attempt_before(folder: RunFolder) -> Before | None:
     if last is None:
         return None
     own = events[last:]
-    signs = [event for event in own if event["kind"] in (*STARTS, "checkpoint")] + folder.read_metrics()[-1:]
+    signs = [event for event in own if event["kind"] in (*STARTS, "checkpoint")]
+    signs += filter(None, [folder.last_metrics()])
     seen = max(map(_seconds, signs))
     stopped = next((event for event in own if event["kind"] == "stop"), None)
     step = max(event["step"] for event in signs)

@@ -4,6 +4,7 @@ from ray.data import Dataset
 
 from tips_ray import storage
 from tips_ray.data.pipeline import tell_coordinator, training_stream
+from tips_ray.data.shared_stream import SharedStream
 from tips_ray.data.stream import CaptionAccess
 from tips_ray.runs.folder import RunFolder
 from tips_ray.runs.run import Run
@@ -19,7 +20,7 @@ class RestOfRun:
         self.run, self.captions = run, captions
         self._known_stops = len(self._stops())  # of earlier drivers
 
-    def __call__(self) -> Dataset:
+    def __call__(self) -> Dataset | SharedStream:
         """Waits for the storage: its absence may be why the workers stopped.
 
         Raises:
@@ -31,7 +32,8 @@ class RestOfRun:
             raise ValueError(stops[0])
         step = storage.keep_trying(run.resumed_step, patience)
         tell_coordinator(run.config, run.index_uri, self.captions, step)
-        return training_stream(run.config, run.index_uri, run.tokenizer_uri, self.captions, step)
+        open_stream = SharedStream if run.config.resources.stream_readers else training_stream
+        return open_stream(run.config, run.index_uri, run.tokenizer_uri, self.captions, step)
 
     def _stops(self) -> list[str]:
         return [event["error"] for event in RunFolder(self.run.uri).final_failures()]

@@ -35,7 +35,7 @@ class Paused(GracefulStop):
 
 
 class Agreement:
-    """Whether a rank was asked to leave, or to save; all learn it at the one wait for the device in every step."""
+    """Whether a rank was asked to leave, or to save; all learn it where they judge a step."""
 
     def __init__(self, asked: Callable[[], str] = lambda: "", is_old: Callable[[], bool] = lambda: False) -> None:
         """

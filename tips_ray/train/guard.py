@@ -24,7 +24,7 @@ from tips_ray.train.checkpointing import save_checkpoint
 from tips_ray.train.graceful_stop import Agreement
 from tips_ray.train.health import Health
 from tips_ray.train.state import TrainState
-from tips_ray.train.step import BadStepError, train_step
+from tips_ray.train.step import BadStepError, LaunchedStep, launch_step, new_halt
 
 FACTS = "bad_step.json"
 Rows = Mapping[str, Sequence[Any]]
@@ -40,27 +40,64 @@ class BadStepRecorder(Protocol):
 
 
 class Guard:
-    """Steps of a run, each judged on all ranks before its update."""
+    """Steps of a run, each judged on all ranks before its update, on the device; the host learns of it a step later.
 
-    def __init__(self, config: RunConfig, recorder: BadStepRecorder, agreement: Agreement) -> None:
-        self.config, self.recorder, self.agreement = config, recorder, agreement
+    After a bad step the device changes nothing until the host has heard of it. By then it has launched one more step,
+    which is done again if the bad one is skipped. So the batch of a step is kept until the step after it is launched.
+    """
 
-    def step(self, state: TrainState, micro_batches: Sequence[Batch], health: Health) -> dict[str, Tensor]:
-        """One step, done or skipped; returns what `train_step` does.
+    def __init__(
+        self, config: RunConfig, recorder: BadStepRecorder, agreement: Agreement, health: Health | None = None
+    ) -> None:
+        self.config, self.recorder, self.agreement, self.health = config, recorder, agreement, health
+        self._halted: Tensor | None = None
+        self._unjudged: LaunchedStep | None = None
+
+    def launch(self, state: TrainState, micro_batches: Sequence[Batch]) -> None:
+        """Launch a step, then judge the one before it.
 
         Raises:
-            FloatingPointError: the step is bad and may not be skipped; all ranks raise, and the state is as before it.
+            FloatingPointError: the one before is bad and may not be skipped; all ranks raise, and the state is as
+                before it.
         """
-        unsharded = self.config.resources.accumulate_unsharded
+        before, self._unjudged = self._unjudged, self._launched(state, micro_batches)
+        if before and not self._is_good(state, before):
+            self._unjudged = self._launched(state, micro_batches)
+
+    def settle(self, state: TrainState) -> dict[str, Tensor]:
+        """Wait until the last step is done, or skipped; returns its metrics, see `LaunchedStep.metrics`.
+
+        Raises:
+            FloatingPointError: as `launch`, of the last step.
+        """
+        last, self._unjudged = self._unjudged, None
+        assert last is not None, "no step was launched since the last wait"
+        self._is_good(state, last)
+        return last.metrics
+
+    def _launched(self, state: TrainState, micro_batches: Sequence[Batch]) -> LaunchedStep:
+        if self._halted is None:
+            self._halted = new_halt(micro_batches)
+        options = (self.config.resources.accumulate_unsharded, self.health, self.agreement)
+        keep_graph = self.config.keeps_embedding_graph
+        return launch_step(state, micro_batches, self.config, self._halted, *options, keep_graph)
+
+    def _is_good(self, state: TrainState, launched: LaunchedStep) -> bool:
+        """Whether a step was done; a bad one is saved and skipped, and steps may be done again."""
         try:
-            return train_step(state, micro_batches, self.config, unsharded, health, self.agreement)
+            launched.judge()
+            return True
         except BadStepError as bad:
-            uri = self.recorder.save_bad_step(state, micro_batches, self._facts(state, bad))
+            state.step = launched.step
+            uri = self.recorder.save_bad_step(state, launched.micro_batches, self._facts(state, bad))
             self._require_skippable(state, bad, uri)
-            health.forget()
-            state.step += 1
-            state.skipped_steps += 1
-            return bad.metrics
+        if self.health:
+            self.health.forget()
+        state.step += 1
+        state.skipped_steps += 1
+        assert self._halted is not None
+        self._halted.zero_()
+        return False
 
     def _facts(self, state: TrainState, bad: BadStepError) -> dict[str, Any]:
         here = isfinite(bad.metrics["loss/total"].item())

@@ -16,24 +16,24 @@ from torch import Tensor
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.distributed import gather_batch, rank, sum_over_ranks, world_size
+from tips_ray.models.heads import PrototypeScores
 from tips_ray.models.networks import Embeddings, TeacherScores, scored_patches
 from tips_ray.objective import Centers, Temperatures
 
-ROWS_AT_ONCE = 1024
-"""Rows of prototype scores whose probabilities are held at a time."""
 CAPTIONS = {"web": (0, 2), "synthetic": (1, 3)}
 """Places in `Embeddings` of a CLS token and its caption."""
+_CLS = [f"cls_{name}" for name in CAPTIONS]
 
 
 def target_entropy(teacher_RK: Tensor, center_K: Tensor, teacher_temperature: float) -> Tensor:
     """Entropy of softmax((t - c) / tau_t), [R], in nats: 0 where one prototype has all, ln K where all are alike."""
-    parts = [(part_RK.float() - center_K) / teacher_temperature for part_RK in teacher_RK.split(ROWS_AT_ONCE)]
-    return torch.cat([torch.special.entr(part_RK.softmax(dim=-1)).sum(dim=-1) for part_RK in parts])
+    probability_RK = ((teacher_RK.float() - center_K) / teacher_temperature).softmax(dim=-1)
+    return torch.special.entr(probability_RK).sum(dim=-1)
 
 
 def winners(teacher_RK: Tensor, center_K: Tensor) -> Tensor:
     """The prototype that has most of each row's target, [R]."""
-    return torch.cat([(part_RK - center_K).argmax(dim=-1) for part_RK in teacher_RK.split(ROWS_AT_ONCE)])
+    return (teacher_RK - center_K).argmax(dim=-1)
 
 
 def effective_rank(gram_DD: Tensor) -> float:
@@ -79,9 +79,9 @@ class Health:
         self.sums: dict[str, Tensor] = {}
         self.expect(is_logged=False)
 
-    def expect(self, is_logged: bool) -> None:
-        """Set whether the next step is logged."""
-        self.is_logged = is_logged
+    def expect(self, is_logged: bool, with_rank: bool = True) -> None:
+        """Set whether the next step is logged, and whether its line has the effective ranks, which take long."""
+        self.is_logged, self.with_rank = is_logged, with_rank
 
     def forget(self) -> None:
         """Drop the sums: they belong to a step that was not done."""
@@ -99,7 +99,8 @@ class Health:
         for name, (image, text) in CAPTIONS.items():
             cls_BD = embeddings[image].double().masked_fill(~valid_B[:, None], 0)
             self._add(f"cls_{name}/sum", cls_BD.sum(dim=0))
-            self._add(f"cls_{name}/gram", cls_BD.T @ cls_BD)
+            if self.with_rank:
+                self._add(f"cls_{name}/gram", cls_BD.T @ cls_BD)
             self._add(f"contrastive_{name}/hits", contrastive_hits(embeddings[image], embeddings[text], valid_B))
 
     @torch.no_grad()
@@ -107,24 +108,28 @@ class Health:
         self, scores: TeacherScores, centers: Centers, batch: Batch, temperatures: Mapping[str, Temperatures]
     ) -> None:
         """The teacher's scores of one micro-batch, with the centres and temperatures of its step."""
-        if scores.cls_BK is not None:
+        if scores.cls is not None:
             teacher = temperatures["distillation"].teacher
-            self._add_targets("distillation", scores.cls_BK, batch.valid_B, centers.distillation_K, teacher)
-        if scores.patch_MK is not None and self.is_logged:
+            self._add_targets("distillation", scores.cls, batch.valid_B, centers.distillation_K, teacher)
+        if scores.patch is not None and self.is_logged:
             image_M = scored_patches(batch, self.objective) // batch.patch_mask_BL.shape[1]
             counted_M = batch.valid_B[image_M]
             teacher = temperatures["masked_image"].teacher
-            self._add_targets("masked_image", scores.patch_MK, counted_M, centers.masked_image_K, teacher)
+            self._add_targets("masked_image", scores.patch, counted_M, centers.masked_image_K, teacher)
 
     def _add_targets(
-        self, head: str, teacher_RK: Tensor, counted_R: Tensor, center_K: Tensor, teacher_temperature: float
+        self, head: str, teacher: PrototypeScores, counted_R: Tensor, center_K: Tensor, teacher_temperature: float
     ) -> None:
-        counted_R = counted_R.double()
+        """Wins of each prototype and, at a logged step, entropies; the scores are made again, a few rows at a time."""
+        counted_R, winner, entropy = counted_R.double(), [], []
+        for teacher_CK in teacher.chunks():
+            winner.append(winners(teacher_CK, center_K))
+            if self.is_logged:
+                entropy.append(target_entropy(teacher_CK, center_K, teacher_temperature))
         wins_K = torch.zeros_like(center_K, dtype=torch.double)
-        self._add(f"{head}/wins", wins_K.scatter_add_(0, winners(teacher_RK, center_K), counted_R))
+        self._add(f"{head}/wins", wins_K.scatter_add_(0, torch.cat(winner), counted_R))
         if self.is_logged:
-            entropy_R = target_entropy(teacher_RK, center_K, teacher_temperature)
-            self._add(f"{head}/entropy", torch.stack([(entropy_R * counted_R).sum(), counted_R.sum()]))
+            self._add(f"{head}/entropy", torch.stack([(torch.cat(entropy) * counted_R).sum(), counted_R.sum()]))
 
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
@@ -135,13 +140,17 @@ class Health:
             return {}
         self._add("memory_peak_bytes", _in_own_place(memory_peak_bytes(self.sums["valid"].device), self.sums["valid"]))
         sums, self.sums = _over_ranks(self.sums), {}
+        ranks = {name: effective_rank(sums.pop(f"{name}/gram")) for name in _CLS if f"{name}/gram" in sums}
+        heads = [head for head in ("distillation", "masked_image") if f"{head}/entropy" in sums]
+        norms = {f"{head}/center_norm": getattr(centers, f"{head}_K").norm().double() for head in heads}
+        sums = _on_host(sums | norms)
         found = {"temperature": sums["temperature"].item()}
         found["memory_peak_gib"] = sums["memory_peak_bytes"].max().item() / 2**30
         for name in CAPTIONS:
             found |= _of_embeddings(name, sums, sums["valid"].item())
-        for head in ("distillation", "masked_image"):
-            if f"{head}/entropy" in sums:
-                found |= _of_targets(head, sums, getattr(centers, f"{head}_K"))
+        for head in heads:
+            found |= _of_targets(head, sums)
+        found |= {f"{name}/effective_rank": value for name, value in ranks.items()}
         return {f"health/{name}": value for name, value in found.items()}
 
 
@@ -149,35 +158,43 @@ def _of_embeddings(name: str, sums: dict[str, Tensor], valid: float) -> dict[str
     to_text, to_image = (sums[f"contrastive_{name}/hits"] / max(valid, 1)).tolist()
     return {
         f"cls_{name}/cosine": mean_cosine(sums[f"cls_{name}/sum"], valid),
-        f"cls_{name}/effective_rank": effective_rank(sums[f"cls_{name}/gram"]),
         f"contrastive_{name}/image_to_text": to_text,
         f"contrastive_{name}/text_to_image": to_image,
     }
 
 
-def _of_targets(head: str, sums: dict[str, Tensor], center_K: Tensor) -> dict[str, float]:
+def _of_targets(head: str, sums: dict[str, Tensor]) -> dict[str, float]:
     total, rows = sums[f"{head}/entropy"].tolist()
     entropy = total / max(rows, 1)
     return {
         f"{head}/target_entropy": entropy,
-        f"{head}/target_entropy_share": entropy / log(max(len(center_K), 2)),
+        f"{head}/target_entropy_share": entropy / log(max(len(sums[f"{head}/wins"]), 2)),
         f"{head}/prototype_usage": prototype_usage(sums[f"{head}/wins"]),
-        f"{head}/center_norm": center_K.norm().item(),
+        f"{head}/center_norm": sums[f"{head}/center_norm"].item(),
     }
 
 
 def _over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
     """All sums in one collective."""
-    total = sum_over_ranks(torch.cat([value.flatten() for value in sums.values()]))
+    return _all_at_once(sums, sum_over_ranks)
+
+
+def _on_host(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All sums in one copy."""
+    return _all_at_once(sums, Tensor.cpu)
+
+
+def _all_at_once(sums: dict[str, Tensor], act: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    total = act(torch.cat([value.flatten() for value in sums.values()]))
     parts = total.split([value.numel() for value in sums.values()])
     return {name: part.view(sums[name].shape) for name, part in zip(sums, parts, strict=True)}
 
 
 def _in_own_place(number: float, like: Tensor) -> Tensor:
     """Zeros but for this rank's entry, so that a sum over ranks lists all of them."""
-    return torch.zeros(world_size(), dtype=torch.double, device=like.device).index_fill_(
-        0, torch.tensor(rank(), device=like.device), number
-    )
+    places = torch.zeros(world_size(), dtype=torch.double, device=like.device)
+    places[rank()].fill_(number)
+    return places
 
 
 def memory_peak_bytes(device: torch.device) -> int:
@@ -239,7 +256,10 @@ def _sign_of_head(head: str, num_prototypes: int) -> Sign:
 
 
 class CollapseJudge:
-    """Counts the logged steps in a row that show each sign, after the warm-up of the learning rate."""
+    """Counts the logged steps in a row that show each sign, after the warm-up of the learning rate.
+
+    Lines without a sign's metric do not count for it where they have others: only some have effective ranks.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.health, self.warmup_steps = config.health, config.schedule.warmup_steps
@@ -252,7 +272,10 @@ class CollapseJudge:
             CollapseError: a sign was there for `health.collapse_patience` logged steps in a row. Metrics are those of
                 all ranks, so that all raise.
         """
+        is_skipped = not any(sign.metric in metrics for sign in self.signs)
         for sign in self.signs if step > self.warmup_steps else ():
+            if sign.metric not in metrics and not is_skipped:
+                continue
             self.in_a_row[sign.metric] = self.in_a_row[sign.metric] + 1 if sign.is_there(metrics) else 0
             if self.in_a_row[sign.metric] >= self.health.collapse_patience:
                 raise CollapseError(self._sentence(step, sign, metrics[sign.metric]))

@@ -19,6 +19,8 @@ from tips_ray.train.state import TrainState
 
 FIRST_SAVE_MINUTES = 1.0
 """Of each start: a loss in the first minutes is likely, and without a checkpoint all is done again."""
+RANK_EVERY_LINES = 10
+"""Logged steps from one effective rank to the next: its eigenvalues take a GPU 0.1 s, in which it does no step."""
 FEW_ROWS = 1_000
 """The share of bad rows among fewer than these says little about a long run."""
 
@@ -42,10 +44,13 @@ def train(
     recorder: Recorder,
     asked: Callable[[], str] = lambda: "",
     until_step: int | None = None,
+    waited: Callable[[], float] | None = None,
 ) -> None:
     """Advance `state` in place to `config.schedule.total_steps`, or until a rank is asked to leave.
 
-    All ranks then do one more step together, which is logged and saved, and return. The last step is saved as well.
+    The host launches a step while the device does the one before, and waits for the device in logged steps alone. So
+    ranks learn at the next logged step, or a step later, that one was asked; all then do one more step together, which
+    is logged and saved, and return. The last step is saved as well.
 
     All judgements are from means over ranks, so that all ranks raise at the same step and none is left waiting in a
     collective.
@@ -57,26 +62,29 @@ def train(
         recorder: every rank calls it equally often.
         asked: why this rank should leave, empty while it should not; called in every step.
         until_step: optimizer steps after which to return although more are left; None: none are left.
+        waited: seconds for which `steps` has waited for data so far; None: all the time that `steps` takes.
 
     Raises:
         FloatingPointError: loss or gradient norm of a step is not finite, and `guard` does not skip it.
         ValueError: more than `data.max_bad_fraction` of the rows so far were bad, or a `CollapseError`.
     """
-    throughput, bad_rows = _Throughput(config), _BadRows(state.bad_rows, config)
+    throughput, bad_rows = _Throughput(config, waited), _BadRows(state.bad_rows, config)
     age, is_leaving = _CheckpointAge(config), False
     last = last_step_of(config, until_step)
     agreement = Agreement(asked, age.is_over)
-    guard, health, collapse = Guard(config, recorder, agreement), Health(config.objective), CollapseJudge(config)
+    health, collapse = Health(config.objective), CollapseJudge(config)
+    guard = Guard(config, recorder, agreement, health)
     while state.step < last and not is_leaving:
-        micro_batches = throughput.wait_for(steps)
+        micro_batches = throughput.next_of(steps)
         is_leaving = agreement.is_leaving
         is_logged, is_saved = _due(state.step + 1, config, is_leaving or agreement.is_saving or state.step + 1 == last)
         if is_saved:
             age.restart()  # before the ranks vote again
-        health.expect(is_logged)
-        metrics = guard.step(state, micro_batches, health)
+        health.expect(is_logged, with_rank=_has_rank(state.step + 1, config))
         bad_rows.count(micro_batches)
+        guard.launch(state, micro_batches)
         if is_logged:
+            metrics = guard.settle(state)
             means = mean_over_ranks({**metrics, "data/bad_fraction": bad_rows.here})
             state.bad_rows = bad_rows.add(means["data/bad_fraction"])
             means |= {"data/bad_fraction": bad_rows.fraction(state.step), "guard/skipped": state.skipped_steps}
@@ -93,6 +101,12 @@ def _due(step: int, config: RunConfig, is_agreed: bool) -> tuple[bool, bool]:
     """Whether `step` is logged, and saved; what is saved is logged too."""
     is_saved = is_agreed or step % config.checkpoint_every_steps == 0
     return is_saved or step == 1 or step % config.log_every_steps == 0, is_saved
+
+
+def _has_rank(step: int, config: RunConfig) -> bool:
+    """Whether the line of `step` has effective ranks; a function of the step, so that a resumed run has the same."""
+    ends = step in (1, config.schedule.total_steps)
+    return ends or step % (config.log_every_steps * RANK_EVERY_LINES) == 0
 
 
 class _CheckpointAge:
@@ -146,23 +160,26 @@ class _BadRows:
 class _Throughput:
     """Images per second, MFU and the share of time spent waiting for data, between two laps."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, waited: Callable[[], float] | None) -> None:
         self.global_batch_images, self.utilization = config.global_batch_images, Utilization(config)
+        self._taken_seconds = 0.0
+        self._waited = waited or (lambda: self._taken_seconds)
         self._restart()
 
-    def wait_for(self, steps: Iterator[Sequence[Batch]]) -> Sequence[Batch]:
+    def next_of(self, steps: Iterator[Sequence[Batch]]) -> Sequence[Batch]:
         before = time.perf_counter()
         micro_batches = next(steps)
-        self.waited_seconds += time.perf_counter() - before
+        self._taken_seconds += time.perf_counter() - before
         self.steps += 1
         return micro_batches
 
     def lap(self, batch: Batch) -> dict[str, float]:
         seconds = time.perf_counter() - self.started
-        rate, waiting = self.steps * self.global_batch_images / seconds, self.waited_seconds / seconds
+        rate = self.steps * self.global_batch_images / seconds
+        waiting = (self._waited() - self._waited_before) / seconds
         mfu = self.utilization.metrics(batch.valid_B.device, batch, rate)
         self._restart()
         return {"images_per_second": rate, "data_wait_share": waiting, **mfu}
 
     def _restart(self) -> None:
-        self.started, self.waited_seconds, self.steps = time.perf_counter(), 0.0, 0
+        self.started, self._waited_before, self.steps = time.perf_counter(), self._waited(), 0

@@ -32,7 +32,16 @@ from tips_ray.train.step import BadStepError, train_step
 from tips_ray.train.worker_loop import prepared_state
 
 RECORD = "micro_batch.json"
-RESOURCES = ("workers", "min_workers", "replicas", "dtype", "accumulate_unsharded", "compile", "recompute")
+RESOURCES = (
+    "workers",
+    "min_workers",
+    "replicas",
+    "dtype",
+    "accumulate_unsharded",
+    "keep_embedding_graph",
+    "compile",
+    "recompute",
+)
 """Keys of `resources` that the memory of a step depends on."""
 HEADROOM = 0.1
 """(D) Share of a GPU's memory that a trial leaves free: for NCCL, fragmentation, checkpoints."""
@@ -46,6 +55,8 @@ class Found:
 
     images: int
     conditions: dict[str, Any]
+    keeps_graph: bool = False
+    """Whether that many fit with `resources.keep_embedding_graph`."""
 
 
 def find(run: Run, device: torch.device) -> Found:
@@ -58,13 +69,20 @@ def find(run: Run, device: torch.device) -> Found:
     known = [found for found in _read(run.uri) if found.conditions == conditions]
     if known:
         return known[0]
-    return Found(largest_that_fits(run.config, lambda images: _fits_alone(run.config, images, device)), conditions)
+    images = largest_that_fits(run.config, lambda images: _fits_alone(run.config, images, device))
+    if run.config.resources.keep_embedding_graph == "auto":
+        kept = largest_with_graph(run.config, images, lambda config, images: _fits_alone(config, images, device))
+        return Found(kept or images, conditions, bool(kept))
+    return Found(images, conditions, run.config.keeps_embedding_graph)
 
 
 def settled(run: Run, found: Sequence[Found]) -> RunConfig:
     """The config with the size that fits on all workers; the driver calls `keep` as well."""
-    least = min(one.images for one in found)
-    return override(RunConfig, run.config.model_dump(mode="json"), {"micro_batch_images": least})
+    values = {
+        "micro_batch_images": min(one.images for one in found),
+        "resources.keep_embedding_graph": all(one.keeps_graph for one in found),
+    }
+    return override(RunConfig, run.config.model_dump(mode="json"), values)
 
 
 def keep(run_uri: str, found: Sequence[Found]) -> None:
@@ -95,6 +113,19 @@ def largest_that_fits(config: RunConfig, fits: Callable[[int], bool]) -> int:
     return sizes[count - 1]
 
 
+def largest_with_graph(config: RunConfig, images: int, fits: Callable[[RunConfig, int], bool]) -> int:
+    """The most images per pass that fit while the first passes keep their graph; 0: less than half of `images`.
+
+    (D) The graph saves a tenth of the operations; passes of half the size still fill a GPU, smaller ones may not.
+    """
+    share = config.global_batch_images // config.resources.workers
+    if images == share:  # a single pass has no second forward
+        return 0
+    kept = override(RunConfig, config.model_dump(mode="json"), {"resources.keep_embedding_graph": True})
+    sizes = [size for size in range(images, 0, -1) if share % size == 0 and 2 * size >= images]
+    return next((size for size in sizes if fits(kept, size)), 0)
+
+
 def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
     """Whether a worker's step fits with `images` per pass; makes a process group, so there must be none yet."""
     if device.type == "cuda":
@@ -115,11 +146,19 @@ def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
     state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
     fill_averages(state.optimizer)  # in a run they exist from the second step on
     passes = config.global_batch_images // config.worker_counts[0] // images
-    micro_batches = [batch_from(columns).to(device) for _ in range(passes)]
+    # A run keeps the batch of a step until the next one is launched.
+    before, micro_batches = ([batch_from(columns).to(device) for _ in range(passes)] for _ in range(2))
     health = Health(config.objective)
     health.expect(True)
     try:
-        train_step(state, micro_batches, config, resources.accumulate_unsharded, health)
+        train_step(
+            state,
+            micro_batches,
+            config,
+            resources.accumulate_unsharded,
+            health,
+            keep_graph=config.keeps_embedding_graph,
+        )
     except BadStepError:
         pass  # values from fake collectives are not always finite
 

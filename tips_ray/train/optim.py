@@ -103,14 +103,21 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient; all ranks must have gradients of the same ones."""
+        """Update every parameter that has a gradient; all ranks must have gradients of the same ones.
+
+        Nothing changes where the attribute `found_inf`, if there is one, is 1 on the device, as with fused AdamW.
+        """
         members = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         parts = [_Part.of(p, self.state[p], group) for p, group in members if p.grad is not None]
         if not parts:
             return
-        updates = _preconditioned(parts)
-        for part, update, scale in zip(parts, updates, _scales(parts, updates), strict=True):
-            part.weight.mul_(1 - part.lr * part.weight_decay).sub_(update * scale, alpha=part.lr)
+        averages = [_averages(part) for part in parts]
+        updates = _preconditioned(parts, averages)
+        is_halted = getattr(self, "found_inf", parts[0].gradient.new_zeros(())) > 0
+        for part, average, update, scale in zip(parts, averages, updates, _scales(parts, updates), strict=True):
+            weight = (part.weight * (1 - part.lr * part.weight_decay)).sub_(update * scale, alpha=part.lr)
+            for old, new in [(part.weight, weight), *((part.state[name], new) for name, new in average.items())]:
+                torch.where(is_halted, local_part(old), new, out=local_part(old))
 
 
 class _Part(NamedTuple):
@@ -135,30 +142,40 @@ class _Part(NamedTuple):
         )
 
 
-def _preconditioned(parts: Sequence[_Part]) -> list[Tensor]:
-    """Gradients divided by the root of their second moments, which are updated first."""
-    squares, sums = [part.gradient.square() + _EPSILON for part in parts], []
-    for part, square in zip(parts, squares, strict=True):
-        part.state["step"] += 1
-        name, moment = ("rows_R", square.flatten(1).mean(1)) if _is_factored(part.shape) else ("moment", square)
-        average = local_part(part.state[name])
-        average.lerp_(moment, _news(part))
+def _averages(part: _Part) -> dict[str, Tensor]:
+    """The part's state as it will be, by its names; `columns_C` still lacks this gradient."""
+    square, step = part.gradient.square() + _EPSILON, part.state["step"] + 1
+    if not _is_factored(part.shape):
+        moment = local_part(part.state["moment"]).lerp(square, _news(part, step))
+        return {"step": step, "moment": moment}
+    rows_R = local_part(part.state["rows_R"]).lerp(square.flatten(1).mean(1), _news(part, step))
+    return {"step": step, "rows_R": rows_R, "columns_C": part.state["columns_C"]}
+
+
+def _preconditioned(parts: Sequence[_Part], averages: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+    """Gradients divided by the root of their second moments; completes `averages`."""
+    sums = []
+    for part, average in zip(parts, averages, strict=True):
         if _is_factored(part.shape):
-            sums += [square.flatten(1).sum(0) / part.copies, average.sum()[None] / part.copies]
+            square = part.gradient.square() + _EPSILON
+            sums += [square.flatten(1).sum(0) / part.copies, average["rows_R"].sum()[None] / part.copies]
     totals = iter(_summed(sums))
-    return [_factored(part, next(totals), next(totals)) if _is_factored(part.shape) else _plain(part) for part in parts]
+    return [
+        _factored(part, average, next(totals), next(totals)) if _is_factored(part.shape) else _plain(part, average)
+        for part, average in zip(parts, averages, strict=True)
+    ]
 
 
-def _factored(part: _Part, column_sums_C: Tensor, row_sum_1: Tensor) -> Tensor:
-    rows, columns_C = part.shape[0], part.state["columns_C"]
-    columns_C.lerp_(column_sums_C / rows, _news(part))
-    relative_R = local_part(part.state["rows_R"]) / (row_sum_1 / rows)
+def _factored(part: _Part, average: dict[str, Tensor], column_sums_C: Tensor, row_sum_1: Tensor) -> Tensor:
+    rows = part.shape[0]
+    columns_C = average["columns_C"] = average["columns_C"].lerp(column_sums_C / rows, _news(part, average["step"]))
+    relative_R = average["rows_R"] / (row_sum_1 / rows)
     scaled_RC = part.gradient.flatten(1) * relative_R.rsqrt()[:, None] * columns_C.rsqrt()
     return scaled_RC.view_as(part.gradient)
 
 
-def _plain(part: _Part) -> Tensor:
-    return part.gradient * local_part(part.state["moment"]).rsqrt()
+def _plain(part: _Part, average: dict[str, Tensor]) -> Tensor:
+    return part.gradient * average["moment"].rsqrt()
 
 
 def _scales(parts: Sequence[_Part], updates: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -172,9 +189,9 @@ def _scales(parts: Sequence[_Part], updates: Sequence[Tensor]) -> Sequence[Tenso
     return (_MOST_RMS / rms_P.clamp(min=_MOST_RMS)).unbind()
 
 
-def _news(part: _Part) -> Tensor:
-    """Weight of this update in the averages: t^-0.8, which is 1 for the first."""
-    return part.state["step"].to(part.gradient.dtype) ** -_DECAY_POWER
+def _news(part: _Part, step: Tensor) -> Tensor:
+    """Weight of update `step` in the averages: t^-0.8, which is 1 for the first."""
+    return step.to(part.gradient.dtype) ** -_DECAY_POWER
 
 
 def _summed(sums: list[Tensor]) -> Sequence[Tensor]:

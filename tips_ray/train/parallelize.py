@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -113,7 +113,8 @@ def shard(student: Student, teacher: Teacher, mesh: DeviceMesh, dtype: torch.dty
     fully_shard(student, **options)
     # A root stays gathered until its backward. The teacher has none, and its EMA needs shards.
     fully_shard(teacher, **options, reshard_after_forward=True)
-    register_fsdp_forward_method(student, "embed")
+    for method in ("embed", "complete"):
+        register_fsdp_forward_method(student, method)
 
 
 def _placement(parameter: nn.Parameter, shards: int) -> Shard | None:
@@ -124,6 +125,20 @@ def _placement(parameter: nn.Parameter, shards: int) -> Shard | None:
     if parameter.ndim == 1 or parameter.shape[0] > 1:
         return None
     return next((Shard(axis) for axis, size in enumerate(parameter.shape) if size > 1 and size % shards == 0), None)
+
+
+def forget_forwards(network: nn.Module) -> None:
+    """Drop FSDP's notes on the forwards of a network without a backward, where alone they end: they grow for ever."""
+    if not isinstance(network, FSDPModule):
+        return
+    if hasattr(network, "reset_iter_state"):
+        network.reset_iter_state()
+        return
+    root: Any = network._get_fsdp_state()  # torch before 2.15 has no public way
+    root._comm_ctx.post_forward_order.clear()
+    for part in root._state_ctx.all_states:
+        for group in filter(None, getattr(part, "_fsdp_param_groups", [part._fsdp_param_group])):
+            group._post_forward_indices.clear()
 
 
 def _recomputed(options: dict[str, Any]):

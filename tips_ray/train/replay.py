@@ -60,7 +60,7 @@ def replay(bad_step: BadStep, run_uri: str, device: torch.device) -> Replay:
     batches = [batch.to(device, batch.global_crops_BCHW.dtype) for of_rank, _ in read for batch in of_rank]
     rows = [part for _, of_rank in read for part in of_rank]
     with _group_of_one(device):
-        state = prepared_state(config, device)
+        state = prepared_state(config, device, is_drawn=False)
         load_checkpoint(state, bad_step.checkpoint())
         watch = Watch(state.student, state.teacher, batches)
         metrics = _watched_step(state, watch, config)

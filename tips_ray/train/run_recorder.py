@@ -1,10 +1,14 @@
-"""Where a run's results go: run folder, MLflow and checkpoints, without Ray."""
+"""Where a run's results go: run folder, MLflow and checkpoints, without Ray.
+
+Training writes nothing itself: lines wait for a thread beside it, and are there before a checkpoint counts as written.
+"""
 
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -61,7 +65,8 @@ class RunRecorder:
             show: shows a logged step to whoever watches the run; it must not wait.
         """
         self.run, self.report, self.show = run, report, show
-        self.folder = RunFolder(run.uri, rank())
+        self.folder = RunFolder(run.uri, rank(), is_patient=True)
+        self._thread, self._flushing = ThreadPoolExecutor(1, "lines"), _done()
         self._first_step, self._restart = step, restart
         self._before = attempt_before(self.folder) if rank() == 0 and restart else None
         self.folder.drop_after(step)
@@ -72,7 +77,8 @@ class RunRecorder:
         self.tracking = TrackingHandle(run.tracking_uri, run.mlflow_run_id)
         self._system_metrics = self._measured([host["name"] for host in hosts])
         self._samples: list[dict[str, Any]] = []
-        self._rows: list[dict[str, Any]] = []  # of the current step
+        self._rows: dict[int, list[dict[str, Any]]] = {}
+        """Ids of the micro-batches by the stream's step, of the last two: a step is judged while the next one runs."""
         self._writer = self._new_writer(device)
         self._saved_metrics: dict[str, float] = {}
         """Metrics of the step whose checkpoint is in flight."""
@@ -80,6 +86,7 @@ class RunRecorder:
         weights = {"from": weights_from} if weights_from else {}
         found = {"machine": machine(hosts), "versions": versions()}
         self._event("resume" if step else "start", step, workers=world_size(), **found, **weights)
+        self._flushing.result()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write a line to the run folder and a point to MLflow; report a checkpoint that is complete by now."""
@@ -95,7 +102,6 @@ class RunRecorder:
         """Begin a checkpoint once the one before it is complete; returns when the state is copied."""
         started = time.perf_counter()
         self._note_committed(wait=True)
-        self._flush_at_last()  # lines that a run restored from this step keeps
         self._writer.start(*checkpoint_parts(state))
         self._stall = {"checkpoint_stall_ms": round(1000 * (time.perf_counter() - started), 3)}
         self._saved_metrics = {"step": state.step, **metrics, **self._stall}
@@ -103,27 +109,29 @@ class RunRecorder:
 
     def save_bad_step(self, state: TrainState, micro_batches: Sequence[Batch], facts: dict[str, Any]) -> str:
         """Save state, batches and sample ids for `tips-ray replay`, and log an event."""
-        uri = save_bad_step(self.run.uri, state, micro_batches, self._rows, facts, self.run.fingerprints)
+        rows = self._rows.get(facts["step"] - 1, [])
+        uri = save_bad_step(self.run.uri, state, micro_batches, rows, facts, self.run.fingerprints)
         told = {name: value for name, value in facts.items() if name not in ("step", "metrics")}
         self._event("bad_step", facts["step"], **told, uri=uri)
+        self._flushing.result()
         return uri
 
-    def note_rows(self, columns: dict[str, Any]) -> None:
+    def note_rows(self, columns: Mapping[str, Any]) -> None:
         """Add the invalid rows of a micro-batch to the rejects table; its samples wait for the next `log`."""
         if self.run.config.data.log_samples:
             places = {"positions": columns["position"].tolist(), "sample_ids": columns["sample_id"].tolist()}
             self._samples.append({"step": int(columns["step"][0]), "rank": rank(), **places})
-        if self._rows and self._rows[0]["step"] != columns["step"][0]:
-            self._rows = []
-        called = {name: columns[name].tolist() for name in ("sample_id", "key")}
-        self._rows.append({"step": int(columns["step"][0]), **called})
+        step, called = int(columns["step"][0]), {name: columns[name].tolist() for name in ("sample_id", "key")}
+        self._rows = {known: rows for known, rows in self._rows.items() if known >= step - 1}
+        self._rows.setdefault(step, []).append({"step": step, **called})
         bad = (~columns["valid"]).nonzero()[0]
         names = {"step": "step", "sample_id": "sample_id", "key": "key", "reason": "reject"}
         values = [columns[column][bad].tolist() for column in names.values()]  # plain values, whatever Ray made of text
         rows = [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
         if rows:
             self.folder.log_rejects(rows)
-            self.folder.flush_if_there()
+            if storage.is_local(self.folder.uri):  # on an object store they wait for the next checkpoint
+                self._flush_beside()
 
     def note_step(self) -> None:
         """A step is done; after the first step of a restart, an event records what changed."""
@@ -134,12 +142,15 @@ class RunRecorder:
         self._before = None
 
     def rejects(self) -> str:
-        """See `Recorder`. Rank 0 alone reads them: every rank has written its bad rows before the last collective."""
+        """See `Recorder`. Rank 0 alone reads them, once every rank has written its own."""
+        self._flush_at_last()
+        gather_objects(None)
         return gather_objects(self.folder.described_rejects() if rank() == 0 else None)[0]
 
     def note_failure(self, step: int, error: Exception) -> None:
         """Log an event, see the function `note_failure`; a save in flight ends first."""
         self._writer.wait()
+        self._thread.shutdown()
         note_failure(self.folder, step, error)
         self._close_tracking(FAILED_SECONDS)
 
@@ -149,6 +160,7 @@ class RunRecorder:
             self.note_step()  # for a start of only one step
             self._note_committed(wait=True)
             self._writer.close()
+            self._thread.shutdown()
             self._flush_at_last()
         finally:
             self._close_tracking(CLOSE_SECONDS)
@@ -172,7 +184,7 @@ class RunRecorder:
         drop = partial(drop_unneeded, config, run.uri)
         patience = config.checkpoint_patience_seconds
         owned = partial(require_newest, run.uri, run.generation) if run.generation else lambda: None
-        return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, owned, drop)
+        return CheckpointWriter(run.checkpoints_uri, run.fingerprints, device, patience, owned, drop, self.folder.seal)
 
     def _note_committed(self, wait: bool = False) -> None:
         """Report the checkpoint in flight, if all ranks have written it."""
@@ -187,17 +199,30 @@ class RunRecorder:
 
     def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         self.folder.log_metrics(step, metrics)
-        self.folder.flush_if_there()
+        self._flush_beside()
         self.tracking.log(step, metrics)
         self.show(step, metrics)
 
     def _event(self, kind: str, step: int, **what: Any) -> None:
         if rank() == 0:
             self.folder.log_event(kind, step, **what)
-            self.folder.flush_if_there()
+            self._flush_beside()
+
+    def _flush_beside(self) -> None:
+        """Let the thread write what waits; raises what its last try raised for good."""
+        if self._flushing.done():
+            self._flushing.result()
+        self._flushing = self._thread.submit(self.folder.flush_if_there)
 
     def _flush_at_last(self) -> None:
         storage.keep_trying(self.folder.flush, self.run.config.checkpoint_patience_seconds)
+
+
+def _done() -> Future[None]:
+    """A future of nothing to wait for."""
+    nothing: Future[None] = Future()
+    nothing.set_result(None)
+    return nothing
 
 
 def note_failure(folder: RunFolder, step: int, error: Exception) -> None:

@@ -20,6 +20,9 @@ from tips_ray.models.vision import ImageEncoder
 from tips_ray.objective import Centers
 from tips_ray.train.optim import new_optimizer
 
+MOVED_AT_ONCE = 16
+"""Parameters of the teacher whose new values are held at a time."""
+
 
 @dataclass
 class TrainState:
@@ -42,6 +45,7 @@ def new_state(
     teacher: Teacher | None = None,
     device: torch.device | str = "cpu",
     prepare: Callable[[Student, Teacher], None] | None = None,
+    is_drawn: bool = True,
 ) -> TrainState:
     """Random student from `config.seed`, its teacher, zero centres. All ranks call this and get parts of one state.
 
@@ -52,6 +56,7 @@ def new_state(
         device: where networks and centres live; on `meta` nothing gets a value.
         prepare: changes both networks in place before they have storage, on the meta device: `parallelize`. A given
             teacher may have its values already.
+        is_drawn: False leaves all of it full of NaN, for a checkpoint that follows: `draw_values` takes 11 s for g.
 
     Raises:
         ValueError: `objective.teacher` is `frozen` and no teacher was given, or one was given without need.
@@ -69,12 +74,15 @@ def new_state(
     if prepare:
         prepare(student, teacher)
     if torch.device(device).type != "meta":
-        _give_values(student, copied, config.seed, device)
-        if is_unloaded:
-            give_storage(teacher, device)
-        require_values(*([student] if is_unloaded else [student, teacher]))
+        for network in [student, teacher] if copied or is_unloaded else [student]:
+            give_storage(network, device)
     centers = Centers(config.head.num_prototypes).to(device)
-    return TrainState(student, teacher, centers, new_optimizer(student, config.optimizer))
+    state = TrainState(student, teacher, centers, new_optimizer(student, config.optimizer))
+    if is_drawn and torch.device(device).type != "meta":
+        draw_values(state, config.seed)
+        if not copied and not is_unloaded:
+            require_values(teacher)
+    return state
 
 
 def _student(config: TrainConfig) -> Student:
@@ -88,24 +96,33 @@ def _like(student: Student) -> Teacher:
     return Teacher(image, copy.deepcopy(student.heads), student.config)
 
 
-def _give_values(student: Student, copied: Teacher | None, seed: int, device: torch.device | str) -> None:
-    give_storage(student, device)
-    draw(student, seed)
-    if copied:
-        give_storage(copied, device)
-        copy_shards(copied, student)
+def draw_values(state: TrainState, seed: int) -> None:
+    """Fill the student at random, and a teacher that averages it with the same; all ranks call this."""
+    draw(state.student, seed)
+    networks: list[nn.Module] = [state.student]
+    if state.teacher.config.teacher != "frozen":
+        copy_shards(state.teacher, state.student)
+        networks.append(state.teacher)
+    require_values(*networks)
 
 
 @torch.no_grad()
-def update_teacher(teacher: Teacher, student: Student, momentum: float) -> None:
-    """teacher <- momentum teacher + (1 - momentum) student, shard by shard, in one fused call; a frozen one stays."""
+def update_teacher(teacher: Teacher, student: Student, momentum: float, halted: Tensor) -> None:
+    """teacher <- momentum teacher + (1 - momentum) student, shard by shard; a frozen one stays.
+
+    Args:
+        momentum: share of the old teacher that stays.
+        halted: where it is 1, on the device, the teacher stays too, whatever the student holds.
+    """
     if teacher.config.teacher == "frozen":
         return
-    sources = dict(student.named_parameters())
-    names, targets = zip(*teacher.named_parameters(), strict=True)
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        [local_part(target) for target in targets], [local_part(sources[name]) for name in names], 1 - momentum
-    )
+    sources, is_halted = dict(student.named_parameters()), halted > 0
+    pairs = [(local_part(target), local_part(sources[name])) for name, target in teacher.named_parameters()]
+    for start in range(0, len(pairs), MOVED_AT_ONCE):  # the new values need memory of their own
+        targets, news = zip(*pairs[start : start + MOVED_AT_ONCE], strict=True)
+        moved = torch._foreach_lerp(targets, news, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+        for target, new in zip(targets, moved, strict=True):
+            torch.where(is_halted, target, new, out=target)
 
 
 @torch.no_grad()

@@ -61,11 +61,13 @@ def run_worker(told: dict[str, Any]) -> None:
 def shown_steps(shown: RunMetrics, config: RunConfig) -> Show:
     """A function that shows a logged step, and how many signs of collapse it has."""
     of_collapse = signs(config)
+    last: dict[str, float] = {}  # effective ranks are not in every line
 
     def show(step: int, metrics: Mapping[str, float]) -> None:
         shown.log(step, metrics)
+        last.update(metrics)
         is_judged = step > config.schedule.warmup_steps
-        count = sum(sign.is_there(metrics) for sign in of_collapse) if is_judged else 0
+        count = sum(sign.is_there(last) for sign in of_collapse) if is_judged else 0
         shown.set("tips_ray_collapse_signs", count)
 
     return show

@@ -1,17 +1,16 @@
 """One start of a worker: from a checkpoint to the end, one rank's view, without Ray."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
-from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
-from tips_ray.data.collate import batch_from
 from tips_ray.distributed import NCCL_SECONDS, gather_objects, limit_waits, meeting, rank, world_size
 from tips_ray.models.networks import Student, Teacher
+from tips_ray.objective import compile_losses
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     DamagedCheckpointError,
@@ -26,12 +25,13 @@ from tips_ray.runs.run import Run
 from tips_ray.runs.stop import stop_watched
 from tips_ray.train.checkpointing import load_checkpoint
 from tips_ray.train.devices import use_fast_products
+from tips_ray.train.feed import Feed, Timed, collected_together, fed_steps
 from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, compute_dtype, shard, worker_mesh
 from tips_ray.train.run_recorder import Report, RunRecorder, Show, note_failure, show_nothing
-from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.state import TrainState, draw_values, new_state
 from tips_ray.train.worker_log import follow_step
 
 OpenStream = Callable[[], tuple[int, Iterator[dict[str, Any]]]]
@@ -67,7 +67,7 @@ def train_worker(
     use_fast_products(device)
     log.info("%s starts as one of %d ranks on %s; %s", run.uri, world_size(), device, versions())
     with restart.part("load"):
-        state = prepared_state(config, device)
+        state = prepared_state(config, device, is_drawn=False)
     follow_step(lambda: state.step)
     with restart.part("data"):
         first_step, stream = open_stream()
@@ -78,9 +78,7 @@ def train_worker(
     with stop_watched(run, watches=rank() == 0) as asked_in_folder:
         why = partial(_first, asked, asked_in_folder)
         try:
-            steps = _steps(state, config, device, stream, recorder)
-            met = meeting(steps) if device.type == "cuda" else steps
-            train(state, met, config, recorder, why, run.until_step)
+            _train(state, config, Feed(device), Timed(stream), recorder, why, run.until_step)
         except Exception as error:
             log.error("training stops: %s", error)
             recorder.note_failure(state.step, error)
@@ -95,16 +93,38 @@ def train_worker(
     log.info("all %d steps are done", state.step)
 
 
+def _train(
+    state: TrainState,
+    config: RunConfig,
+    feed: Feed,
+    stream: Timed,
+    recorder: RunRecorder,
+    why: Callable[[], str],
+    until_step: int | None,
+) -> None:
+    """`train` on the worker's stream."""
+    with collected_together() as collect:
+
+        def note_step() -> None:
+            recorder.note_step()
+            collect(state.step)
+
+        steps = fed_steps(lambda: state.step, config, stream, feed, recorder.note_rows, note_step)
+        met = meeting(steps) if feed.device.type == "cuda" else steps
+        train(state, met, config, recorder, why, until_step, lambda: stream.seconds)
+
+
 def _first(*asked: Callable[[], str]) -> str:
     """The first reason to leave; empty where there is none."""
     return next(filter(None, (ask() for ask in asked)), "")
 
 
 def _filled(state: TrainState, run: Run, first_step: int) -> dict[str, dict[str, Any]] | None:
-    """Load the checkpoint of the first step, or initial weights; returns the sources of the latter."""
+    """Load the checkpoint of the first step, or draw and load initial weights; returns the sources of the latter."""
     if first_step:
         _load(state, run, checkpoint_at(run.checkpoints_uri, first_step))
         return None
+    draw_values(state, run.config.seed)
     try:
         weights_from = load_initial_weights(state, run.config)
     except ValueError as error:  # equal on all ranks, such as weights that do not fit: a restart would not help
@@ -130,9 +150,16 @@ def _load(state: TrainState, run: Run, checkpoint: CheckpointInfo) -> None:
     log.info("checkpoint loaded: %s", checkpoint.uri)
 
 
-def prepared_state(config: RunConfig, device: torch.device) -> TrainState:
-    """The state of step 0, sharded over the process group, before initial weights are loaded."""
-    return new_state(config, unloaded_teacher(config), device, partial(prepare_networks, config, device))
+def prepared_state(config: RunConfig, device: torch.device, is_drawn: bool = True) -> TrainState:
+    """The state of step 0, sharded over the process group, before initial weights are loaded.
+
+    Args:
+        config: of the run.
+        device: of this rank.
+        is_drawn: see `new_state`.
+    """
+    prepare = partial(prepare_networks, config, device)
+    return new_state(config, unloaded_teacher(config), device, prepare, is_drawn)
 
 
 def prepare_networks(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
@@ -142,27 +169,7 @@ def prepare_networks(config: RunConfig, device: torch.device, student: Student, 
     if resources.compile:
         compile_blocks(student)
         compile_blocks(teacher)
+        compile_losses()
     mesh = worker_mesh(device.type, resources.replicas)
     limit_waits("cuda", NCCL_SECONDS, mesh.get_all_groups())
     shard(student, teacher, mesh, compute_dtype(resources))
-
-
-def _steps(
-    state: TrainState, config: RunConfig, device: torch.device, stream: Iterator[dict[str, Any]], recorder: RunRecorder
-) -> Iterator[Sequence[Batch]]:
-    """This worker's micro-batches, step by step.
-
-    Raises:
-        RuntimeError: the stream is at another step than the state: dataset and checkpoint disagree.
-    """
-    passes = config.global_batch_images // world_size() // config.images_per_pass
-    micro_batches: list[Batch] = []
-    for columns in stream:
-        if (columns["step"] != state.step).any():
-            raise RuntimeError(f"the data stream brought step {columns['step'][0]}, the state is at {state.step}")
-        recorder.note_rows(columns)
-        micro_batches.append(batch_from(columns).to(device))
-        if len(micro_batches) == passes:
-            yield micro_batches
-            recorder.note_step()
-            micro_batches = []

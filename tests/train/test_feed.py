@@ -1,0 +1,71 @@
+"""What a worker's stream becomes on its way to the step: micro-batches of its own memory, timed without the copy."""
+
+import gc
+import itertools
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from toy_run import tiny_run
+
+from tips_ray.config import RunConfig, override
+from tips_ray.data.collate import batch_from
+from tips_ray.train import feed
+from tips_ray.train.feed import COLLECT_EVERY_STEPS, Feed, Timed, collected_together, fed_steps
+from tips_ray.train.micro_batch import noise
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(tmp_path) -> RunConfig:
+    keys = {"global_batch_images": 4, "micro_batch_images": 2, "resources.workers": 1}
+    return override(RunConfig, tiny_run(tmp_path, "x").model_dump(), keys)
+
+
+def test_a_batch_from_the_stream_keeps_none_of_its_memory(config):
+    """Blocks of an object store, and shared memory, are free again while the batch lives: for a step longer."""
+    batch = batch_from(noise(config, 2))
+    fed = Feed(CPU)(batch)
+    for field in fields(batch):
+        here, there = getattr(fed, field.name), getattr(batch, field.name)
+        assert here.untyped_storage().data_ptr() != there.untyped_storage().data_ptr()
+        torch.testing.assert_close(here.double(), there.double() / (255 if there.dtype == torch.uint8 else 1))
+
+
+def test_the_wait_for_data_is_that_for_the_stream_and_not_for_the_copy(config, monkeypatch):
+    now = itertools.count()  # every look at the clock is a second after the one before
+    monkeypatch.setattr(feed.time, "perf_counter", lambda: next(now))
+    stream = Timed({**noise(config, 2), "step": np.full(2, number // 2)} for number in range(4))
+    done, noted = [], []
+
+    def copied(batch):
+        feed.time.perf_counter()
+        return batch
+
+    steps = fed_steps(lambda: len(done), config, stream, copied, noted.append, lambda: None)
+    for micro_batches in steps:
+        assert len(micro_batches) == 2
+        done.append(micro_batches)
+    assert (len(done), len(noted)) == (2, 4)
+    assert stream.seconds == 5  # four micro-batches and the end, a second each
+
+
+def test_a_stream_that_is_at_another_step_than_the_state_is_refused(config):
+    stream = Timed(iter([{**noise(config, 2), "step": np.array([3, 3])}]))
+    with pytest.raises(RuntimeError, match="the data stream brought step 3, the state is at 2"):
+        next(fed_steps(lambda: 2, config, stream, lambda batch: batch, lambda columns: None, lambda: None))
+
+
+def test_garbage_is_collected_after_the_first_step_and_then_in_the_same_steps_everywhere(monkeypatch):
+    collected = []
+    monkeypatch.setattr(gc, "collect", lambda *of: collected.append(step))
+    frozen = gc.get_freeze_count()
+    with pytest.raises(ValueError), collected_together() as collect:
+        for step in range(7, 2 * COLLECT_EVERY_STEPS + 2):  # as after a restart from step 6
+            collect(step)
+            assert not gc.isenabled() and gc.get_freeze_count() > frozen
+        raise ValueError
+    assert collected == [7, COLLECT_EVERY_STEPS, 2 * COLLECT_EVERY_STEPS]
+    assert gc.isenabled() and gc.get_freeze_count() == 0
