@@ -2,18 +2,16 @@
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
 from ranks import run_on_ranks
 from toy import toy_batch, toy_config
 from toy_state import toy_state
 
 from tips_ray import distributed
 from tips_ray.batch import Batch
-from tips_ray.distributed import aborted_on_error, limit_waits, meeting, rank
+from tips_ray.distributed import aborted_on_error, background_group, limit_waits, meeting, rank
 from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.step import train_step
 
@@ -29,8 +27,7 @@ def _steps_of_a_late_rank() -> Iterator[list[Batch]]:
 
 
 def _train_with_a_late_rank(meets: bool) -> int:
-    waiting = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    state, steps = toy_state(), _steps_of_a_late_rank()
+    waiting, state, steps = background_group(), toy_state(), _steps_of_a_late_rank()
     for micro_batches in meeting(steps, waiting) if meets else steps:
         train_step(state, micro_batches, toy_config())
         limit_waits("cpu", SHORT_SECONDS)  # the first step takes its time

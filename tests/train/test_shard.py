@@ -227,9 +227,10 @@ def test_tokens_and_positions_have_one_row_and_are_cut_along_their_width():
             device="meta",
             prepare=lambda student, teacher: shard(student, teacher, worker_mesh("cpu")),
         )
-    for network in (state.student, state.teacher):
+    encoders: list[Any] = [state.student.image, state.teacher.image]
+    for encoder in encoders:
         for name in ("cls_token", "register_tokens", "mask_token", "pos_embed"):
-            parameter: Any = network.image.get_parameter(name)
+            parameter = encoder.get_parameter(name)
             assert parameter.to_local().numel() == parameter.numel() / 64 > 0
 
 

@@ -191,7 +191,9 @@ class ResourcesConfig(Schema):
         """From here on nothing is `auto`: what a run began with is compared with what its next start would do."""
         has_gpu = self.gpus_per_worker > 0
         settled = {"dtype": "bf16" if has_gpu else "fp32", "compile": has_gpu}
-        self.__dict__.update({name: value for name, value in settled.items() if getattr(self, name) == "auto"})
+        for name, value in settled.items():
+            if getattr(self, name) == "auto":
+                object.__setattr__(self, name, value)  # the class is frozen
         return self
 
     @model_validator(mode="after")
