@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +379,12 @@ def test_a_patient_folder_writes_only_when_it_is_told(tmp_path):
     assert list(tmp_path.rglob("*.jsonl")) == []
     folder.flush()
     assert _steps(RunFolder(str(tmp_path))) == [1] and len(folder.read_events()) == 1
+
+
+def test_a_folder_travels_to_another_process(tmp_path):
+    folder = pickle.loads(pickle.dumps(RunFolder(str(tmp_path))))
+    folder.log_metrics(1, {"loss/total": 1.0})
+    assert _steps(folder) == [1]
 
 
 def test_each_attempt_has_parts_of_its_own(s3):

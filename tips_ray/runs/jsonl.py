@@ -48,6 +48,12 @@ class LineLog:
         self._known: dict[str, tuple[str, list[dict[str, Any]]]] = {}  # parts of an object store by ETag, once read
         self.start_attempt(first_step=0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_writing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _writing=threading.Lock())
+
     def start_attempt(self, first_step: int) -> None:
         """Write what waits; later lines belong to a new attempt, which has restored `first_step`."""
         self.flush()

@@ -165,7 +165,7 @@ class Record:
     def _write(self, kind: str, **what: Any) -> None:
         line = {"time": _now(), "kind": kind, **what}
         self._lines.add([line])
-        storage.keep_trying(self._lines.flush, PATIENCE_SECONDS)
+        storage.keep_trying(self._lines.seal, PATIENCE_SECONDS)
         self._apply(line)
 
     def _apply(self, line: Mapping[str, Any]) -> None:
