@@ -219,8 +219,6 @@ class WorkerStream:
         assert batch_size == self.deal.rows and batch_format == "numpy"
         bounds = self.stream.bounds(self.workers, prefetch_batches)
         make_views, due = _view_maker(self.stream), deque[ObjectRef]()
-        for _ in range(bounds.micro_batches):
-            make_views()  # starts processes and imports torch while the first window is read
         fetched: SimpleQueue[ObjectRef | None] = SimpleQueue()
         threading.Thread(target=_fetch, args=(fetched,), name="views", daemon=True).start()
         try:
@@ -269,7 +267,7 @@ def _view_maker(stream: SharedStream) -> Callable[..., ObjectRef]:
 
     def views_of(*parts: Rows) -> dict[str, np.ndarray]:
         leave_half_imported()
-        return views([row for part in parts for row in part], config, tokenizer_uri) if parts else {}
+        return views([row for part in parts for row in part], config, tokenizer_uri)
 
     task: Any = ray.remote(views_of)
     here = near(ray.get_runtime_context().get_node_id())
