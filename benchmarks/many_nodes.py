@@ -4,7 +4,8 @@
 
 Workers are simulated: one process receives the rows of all workers' micro-batches, in turn, and makes no views.
 Readers, the readers' calls and the references are those of a run. The time of a process that exists once a run (Ray's
-GCS, and this process, which splits the stream) is the rise from a short stream to a long one, per micro-batch.
+GCS, and this process, which splits the stream) is the rise from a short stream to a long one, per micro-batch, without
+what they take in the same time when nothing is streamed.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from tests.toy_run import tiny_run, write_scenes
 from tips_ray.data.index_folder import index_of
 from tips_ray.data.shared_stream import SharedStream, WorkerStream
 
-PASS = 8
+PASS, IDLE_SECONDS = 8, 20
 KEYS = {"data__chunk_rows": 16, "data__window_chunks": 16, "micro_batch_images": PASS, "resources__stream": "shared"}
 ONCE = ("gcs_server", "benchmarks.many_nodes")
 """Words in the command lines of the processes that exist once a run."""
@@ -52,13 +53,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         source = write_scenes(root / "scenes", 512)
+        idle = _idle()
+        print(f"idle: {1e3 * idle:.1f} CPU ms a second where one process serves all", flush=True)
         for workers in options.workers:
-            _measure(root, source, workers, options.micro_batches)
+            _measure(root, source, workers, options.micro_batches, idle)
         if options.windows:
             start_seconds(root, options.windows, "shared")
 
 
-def _measure(root: Path, source: str, workers: int, micro_batches: int) -> None:
+def _idle() -> float:
+    """Processor seconds a second of what exists once a run."""
+    before = named_seconds(os.getpid(), *ONCE)
+    time.sleep(IDLE_SECONDS)
+    return (named_seconds(os.getpid(), *ONCE) - before) / IDLE_SECONDS
+
+
+def _measure(root: Path, source: str, workers: int, micro_batches: int, idle: float) -> None:
     steps = -(-micro_batches // workers)
     keys = {"global_batch_images": workers * PASS, "resources__workers": workers, "schedule__total_steps": 5 * steps}
     config = tiny_run(root, source, **KEYS, **keys)
@@ -67,6 +77,7 @@ def _measure(root: Path, source: str, workers: int, micro_batches: int) -> None:
     short, long = (_received(stream, workers) for stream in streams)
     more = long.micro_batches - short.micro_batches
     once, readers = (1e3 * (late - early) / more for early, late in zip(short[4:], long[4:], strict=True))
+    once -= 1e3 * idle * (long.seconds - short.seconds) / more
     print(
         f"W = {workers:2d}, R = {config.resources.stream_readers}: {long.read / long.used:.3f} bytes read a byte used; "
         f"CPU ms a micro-batch: {once:.3f} where one process serves all, {readers:.2f} in readers; "

@@ -25,7 +25,7 @@ from tips_ray.data.columns import TRAINING_DTYPES
 from tips_ray.data.index import run_order
 from tips_ray.data.index_folder import index_of
 from tips_ray.data.pipeline import training_stream
-from tips_ray.data.shared_stream import SharedStream
+from tips_ray.data.shared_stream import SharedStream, WorkerStream
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.ray_data_adapter import InOrder, handed_out, in_order
 from tips_ray.tokenizer import load_tokenizer
@@ -75,8 +75,8 @@ def _consumed(
 
 
 def _shared(inputs: ToyStream, start_step: int, **resources: Any) -> SharedStream:
-    """A shared stream with three readers."""
-    values = {"workers": 24, "stream": "shared", **resources}
+    """A shared stream with two readers."""
+    values = {"workers": 9, "stream": "shared", **resources}
     config = inputs.config.model_copy(update={"resources": inputs.config.resources.model_copy(update=values)})
     return SharedStream(config, inputs.index_uri, inputs.tokenizer_uri, None, start_step)
 
@@ -186,3 +186,4 @@ def test_the_run_that_is_streamed_has_epochs_sources_and_bad_rows(inputs, expect
 
 def test_a_stream_of_nothing_left_is_empty(cluster, inputs):
     assert training_stream(*inputs, start_step=STEPS).take_all() == []
+    assert list(WorkerStream(_shared(inputs, STEPS), [], 2, 0).iter_batches(inputs.config.images_per_pass)) == []

@@ -25,8 +25,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tips_ray.config import RunConfig
 from tips_ray.data.deal import Deal
 from tips_ray.data.index_folder import opened_index
+from tips_ray.data.order import Order
 from tips_ray.data.pipeline import waiting_for
-from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views, window_bytes
+from tips_ray.data.stream import CaptionAccess, order_of, ordered_rows, read_chunks, views, window_bytes, window_rows
 from tips_ray.ray_data_adapter import OF_ACTORS, OF_TASKS, leave_half_imported, near
 from tips_ray.words import bytes_text
 
@@ -73,13 +74,13 @@ class SharedStream:
         All windows that are held lie in one stretch of the order: the micro-batches in the making, a step, and what is
         asked for beyond.
         """
-        config, index = self.config, opened_index(self.index_uri)
+        config, uri = self.config, self.index_uri
         micro_batches = prefetch_batches + -(-config.resources.data_cpus // workers)
-        window_rows = index.rows / len(index.chunks.rows) * config.data.window_chunks
         stretch = micro_batches * workers * config.images_per_pass + config.global_batch_images
         readers = config.resources.stream_readers
-        held = ceil((ceil(stretch / window_rows) + readers + 2) / readers)  # 2: it begins and ends inside windows
-        return Bounds(micro_batches, readers + 1, held, READER_BYTES + held * window_bytes(config, self.index_uri))
+        windows = ceil(stretch / window_rows(config, uri)) + readers + 2  # 2: it begins and ends inside windows
+        held = ceil(windows / readers)
+        return Bounds(micro_batches, readers + 1, held, READER_BYTES + held * window_bytes(config, uri))
 
     def split(self, workers: int) -> list["WorkerStream"]:
         """The streams of the workers, by rank. Readers end with the calling process.
@@ -136,7 +137,13 @@ class WindowReader:
         self._stream, self._deal, self._most = stream, stream.deal(workers), held
         self._windows: dict[int, _Window] = {}
         self._pool = ThreadPoolExecutor(WINDOWS_AT_ONCE, "windows")
+        self._order = self._pool.submit(self._opened)  # takes seconds for large data; workers start meanwhile
         self._bytes_read = 0
+
+    def _opened(self) -> Order:
+        order = order_of(self._stream.config, self._stream.index_uri)
+        order.window_of(self._deal.start)
+        return order
 
     async def part(self, window: int, rank: int) -> Any:
         """A worker's rows of a window: one list for each of its micro-batches, not in a list where there is only one.
@@ -144,7 +151,9 @@ class WindowReader:
         Raises:
             ValueError: the window cannot be read, or its captions will not be made.
         """
-        first, last = self._borders(window)
+        order = await asyncio.wrap_future(self._order)
+        first, last = order.window_start(window), order.window_start(window + 1)
+        first, last = max(first, self._deal.start), min(last, self._deal.stop)
         if window not in self._windows:
             rows = asyncio.ensure_future(self._read(window))
             self._windows[window] = _Window(rows, self._deal.receivers(first, last))
@@ -161,11 +170,6 @@ class WindowReader:
         """Bytes of all images that were read, also of those that no worker got."""
         return self._bytes_read
 
-    def _borders(self, window: int) -> tuple[int, int]:
-        order = order_of(self._stream.config, self._stream.index_uri)
-        first, last = order.window_start(window), order.window_start(window + 1)
-        return max(first, self._deal.start), min(last, self._deal.stop)
-
     async def _read(self, window: int) -> Rows:
         captions = self._stream.captions
         if captions and captions.coordinator:
@@ -174,8 +178,7 @@ class WindowReader:
 
     def _read_now(self, window: int) -> Rows:
         stream, captions = self._stream, self._stream.captions
-        order = order_of(stream.config, stream.index_uri)
-        rows = order.window_rows(window).between(self._deal.start, self._deal.stop)
+        rows = self._order.result().window_rows(window).between(self._deal.start, self._deal.stop)
         waiting = waiting_for(captions.coordinator, stream.config) if captions and captions.coordinator else None
         chunks = read_chunks(opened_index(stream.index_uri), rows, captions.store if captions else None, waiting)
         self._bytes_read += sum(len(row["image"]) for chunk in chunks.values() for row in chunk)
@@ -239,15 +242,14 @@ class WorkerStream:
         Readers are asked `windows_ahead` windows before the last one that the micro-batch needs.
         """
         deal, order = self.deal, order_of(self.stream.config, self.stream.index_uri)
-        windows, parts = order.windows(deal.start, deal.stop), defaultdict[int, list[ObjectRef]](list)
-        asked = windows.start
+        parts, asked = defaultdict[int, list[ObjectRef]](list), order.window_of(deal.start)
         for number in deal.micro_batches(self.rank, deal.start, deal.stop):
             last = order.window_of(deal.positions(number)[1] - 1)
-            for window in range(asked, min(last + windows_ahead + 1, windows.stop)):
-                borders = order.window_start(window), order.window_start(window + 1)
-                for own, part in self._asked(window, deal.micro_batches(self.rank, *borders)):
+            while asked <= last + windows_ahead and order.window_start(asked) < deal.stop:
+                borders = order.window_start(asked), order.window_start(asked + 1)
+                for own, part in self._asked(asked, deal.micro_batches(self.rank, *borders)):
                     parts[own].append(part)
-                asked = window + 1
+                asked += 1
             yield parts.pop(number)
 
     def _asked(self, window: int, numbers: range) -> Iterator[tuple[int, ObjectRef]]:

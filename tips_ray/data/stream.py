@@ -42,9 +42,13 @@ order_of = cast("Callable[[RunConfig, str], Order]", lru_cache(maxsize=2)(_order
 def window_bytes(config: RunConfig, index_uri: str) -> int:
     """Bytes of the encoded rows of a window: the mean over all data."""
     index = opened_index(index_uri)
-    row_bytes = float(index.shards["bytes"].to_numpy().sum()) / index.rows
-    window_rows = index.rows / len(index.chunks.rows) * config.data.window_chunks
-    return int(window_rows * (row_bytes if row_bytes >= LEAST_IMAGE_BYTES else IMAGE_BYTES))
+    row_bytes = float(index.shards["bytes"].to_numpy().sum()) / int(index.chunks.rows.sum())
+    return int(window_rows(config, index_uri) * (row_bytes if row_bytes >= LEAST_IMAGE_BYTES else IMAGE_BYTES))
+
+
+def window_rows(config: RunConfig, index_uri: str) -> float:
+    """Rows of a window: the mean over all data."""
+    return float(opened_index(index_uri).chunks.rows.mean()) * config.data.window_chunks
 
 
 def read_chunks(
