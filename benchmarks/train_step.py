@@ -23,11 +23,10 @@ from benchmarks.counts import Cost, step_costs
 from benchmarks.measure import PARTS, matmul_flops, part_shares, peak_bytes, seconds
 from benchmarks.plain_step import plain_state, plain_step
 from tips_ray.batch import Batch, masked_index
-from tips_ray.config import TrainConfig
+from tips_ray.config import ResourcesConfig, TrainConfig
 from tips_ray.config.variants import VARIANTS
-from tips_ray.models.networks import Student, Teacher
 from tips_ray.train.flops import datasheet_flops, step_flops
-from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
+from tips_ray.train.parallelize import prepare_networks
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import train_step
 
@@ -100,7 +99,8 @@ def split(batch: Batch, count: int) -> list[Batch]:
 def contenders(args: argparse.Namespace, config: TrainConfig, batch: Batch) -> dict[str, Contender]:
     """The packed step and, with `args.plain`, the plain one from the same weights."""
     device = torch.device(args.device)
-    state = new_state(config, device=device, prepare=partial(_prepare, args))
+    resources = ResourcesConfig(dtype=args.dtype, compile=args.compile, recompute=args.recompute)
+    state = new_state(config, device=device, prepare=partial(prepare_networks, resources, device))
     micro_batches = [part.to(device) for part in split(batch, args.micro_batches)]
     found = {"packed": Contender(state, lambda: train_step(state, micro_batches, config))}
     if args.plain:
@@ -108,14 +108,6 @@ def contenders(args: argparse.Namespace, config: TrainConfig, batch: Batch) -> d
         autocast = None if args.dtype == "fp32" else _DTYPES[args.dtype]
         found["plain"] = Contender(plain, lambda: plain_step(plain, whole, config, autocast))
     return found
-
-
-def _prepare(args: argparse.Namespace, student: Student, teacher: Teacher) -> None:
-    apply_recomputation(student, args.recompute)
-    if args.compile:
-        compile_blocks(student)
-        compile_blocks(teacher)
-    shard(student, teacher, worker_mesh(torch.device(args.device).type), _DTYPES[args.dtype])
 
 
 @contextmanager

@@ -27,11 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tips_ray.config import RunConfig, override
 from tips_ray.data.collate import batch_from
 from tips_ray.planning.step_trace import empty_batch, fake_group, with_storage
-from tips_ray.train import worker_loop
+from tips_ray.train import parallelize
 from tips_ray.train.health import Health
 from tips_ray.train.initial_weights import unloaded_teacher
 from tips_ray.train.micro_batch import noise
-from tips_ray.train.parallelize import worker_mesh
+from tips_ray.train.parallelize import prepare_networks, worker_mesh
 from tips_ray.train.state import TrainState, new_state
 from tips_ray.train.step import launch_step, new_halt
 
@@ -90,7 +90,7 @@ def launch_on_fake_cuda(config: RunConfig, steps: int = 2, keep_graph: bool = Fa
     with fake_group(config.resources.workers), fake_driver():
         sample, teacher = batch_from(noise(config, 1)), unloaded_teacher(config)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            networks = new_state(config, teacher, "meta", partial(worker_loop.prepare_networks, config, DEVICE))
+            networks = new_state(config, teacher, "meta", partial(prepare_networks, config.resources, DEVICE))
             state = with_storage(networks, config, DEVICE)
             batches = [empty_batch(sample, config.images_per_pass, DEVICE) for _ in range(passes)]
             health = Health(config.objective)
@@ -134,7 +134,7 @@ def fake_driver() -> Iterator[None]:
     with torch.compiler.set_stance("force_eager"), pytest.MonkeyPatch.context() as patch:
         for module in (_fsdp_collectives, _fsdp_init, _fsdp_param_group, _fsdp_state, device_mesh):
             patch.setattr(module, "_get_device_handle", lambda *_: handle)
-        patch.setattr(worker_loop, "worker_mesh", unset_fake_temporarily()(worker_mesh))  # a mesh reads its numbers
+        patch.setattr(parallelize, "worker_mesh", unset_fake_temporarily()(worker_mesh))  # a mesh reads its numbers
         patch.setattr(torch.cuda, "Event", _Stream)
         patch.setattr(Tensor, "record_stream", lambda *_: None)
         patch.setattr(Tensor, "register_hook", lambda tensor, hook: engine.register_hook(tensor, hook))

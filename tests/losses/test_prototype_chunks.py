@@ -123,6 +123,6 @@ def test_the_scores_of_a_chunk_are_the_largest_tensor(monkeypatch):
 def test_compiled_chunks_give_the_same_numbers(monkeypatch):
     monkeypatch.setattr(prototypes, "_chunk", prototypes._chunk)
     expected = _with_gradients(_loss, _factors(torch.float64))
-    prototypes.compile_losses(backend="aot_eager")
+    prototypes.compile_losses(True, "aot_eager")
     found = _with_gradients(_loss, _factors(torch.float64))
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)

@@ -62,10 +62,14 @@ def teacher_probabilities(teacher: Scores, center_K: Tensor, temperature: Tensor
     return _logits(*teacher, temperature, center_K).softmax(dim=-1)
 
 
-def compile_losses(backend: str = "inductor") -> None:
-    """Compile what is done with a chunk of scores, in this process: fewer passes over memory, equal to rounding."""
+def compile_losses(is_compiled: bool, backend: str = "inductor") -> None:
+    """Set for this process whether what is done with a chunk of scores is compiled.
+
+    It then passes over memory fewer times; numbers are equal to rounding.
+    """
     global _chunk
-    _chunk = torch.compile(_plain_chunk, backend=backend, dynamic=False, fullgraph=True)
+    compiled = torch.compile(_plain_chunk, backend=backend, dynamic=False, fullgraph=True) if is_compiled else None
+    _chunk = compiled or _plain_chunk
 
 
 class _PrototypeLoss(torch.autograd.Function):

@@ -27,10 +27,9 @@ from tips_ray.planning.live_storages import GRADIENTS, KEPT, LiveStorages, Messa
 from tips_ray.train.initial_weights import unloaded_teacher
 from tips_ray.train.micro_batch import noise
 from tips_ray.train.optim import fill_averages, new_optimizer
-from tips_ray.train.parallelize import apply_recomputation
+from tips_ray.train.parallelize import apply_recomputation, prepare_networks
 from tips_ray.train.state import TrainState, give_storage, new_state
 from tips_ray.train.step import train_step
-from tips_ray.train.worker_loop import prepare_networks
 
 CPU = torch.device("cpu")
 PASSES = 2
@@ -70,7 +69,7 @@ def traced(config: RunConfig, is_sharded: bool = True) -> StepTrace:
     images = config.images_per_pass
     passes = config.global_batch_images // config.resources.workers // images
     with fake_group(config.resources.workers), torch.no_grad():
-        prepare = partial(prepare_networks, config, CPU) if is_sharded else partial(_recomputed, config)
+        prepare = partial(prepare_networks, config.resources, CPU) if is_sharded else partial(_recomputed, config)
         networks = new_state(config, unloaded_teacher(config), "meta", prepare)
         sample = batch_from(noise(config, 1))
         with FakeTensorMode(allow_non_fake_inputs=True), LiveStorages(config.head.num_prototypes) as live:

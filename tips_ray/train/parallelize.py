@@ -14,10 +14,11 @@ from torch.distributed.tensor import Shard
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from tips_ray.config import ResourcesConfig
-from tips_ray.distributed import world_size
+from tips_ray.distributed import NCCL_SECONDS, limit_waits, world_size
 from tips_ray.models.heads import PrototypeHead
 from tips_ray.models.layers import Block, Group
 from tips_ray.models.networks import Student, Teacher
+from tips_ray.objective import compile_losses
 
 _ATEN = torch.ops.aten
 _KEPT = [
@@ -40,6 +41,19 @@ _OPTIONS = {
 
 KEPT_GATHERED_BYTES = 1 << 30
 """(D) Most bytes of gathered blocks that `resources.reshard_after_forward: auto` keeps until the backward."""
+
+
+def prepare_networks(resources: ResourcesConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
+    """Recompute, compile and shard both networks over the process group as `resources` says; for `new_state`."""
+    apply_recomputation(student, resources.recompute)
+    is_compiled = resources.compile is True
+    if is_compiled:
+        compile_blocks(student)
+        compile_blocks(teacher)
+    compile_losses(is_compiled)
+    mesh = worker_mesh(device.type, resources.replicas)
+    limit_waits("cuda", NCCL_SECONDS, mesh.get_all_groups())
+    shard(student, teacher, mesh, compute_dtype(resources), reshards_after_forward(resources, student))
 
 
 def apply_recomputation(network: nn.Module, mode: Literal["none", "selective", "full"]) -> None:

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 from tips_ray.config import RunConfig
-from tips_ray.distributed import NCCL_SECONDS, gather_objects, limit_waits, meeting, rank, world_size
-from tips_ray.models.networks import Student, Teacher
-from tips_ray.objective import compile_losses
+from tips_ray.distributed import gather_objects, meeting, rank, world_size
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     DamagedCheckpointError,
@@ -29,14 +27,7 @@ from tips_ray.train.feed import Feed, Timed, collected_together, fed_steps
 from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher
 from tips_ray.train.loop import train
-from tips_ray.train.parallelize import (
-    apply_recomputation,
-    compile_blocks,
-    compute_dtype,
-    reshards_after_forward,
-    shard,
-    worker_mesh,
-)
+from tips_ray.train.parallelize import prepare_networks
 from tips_ray.train.run_recorder import Report, RunRecorder, Show, note_failure, show_nothing
 from tips_ray.train.state import TrainState, draw_values, new_state
 from tips_ray.train.worker_log import follow_step
@@ -165,18 +156,5 @@ def prepared_state(config: RunConfig, device: torch.device, is_drawn: bool = Tru
         device: of this rank.
         is_drawn: see `new_state`.
     """
-    prepare = partial(prepare_networks, config, device)
+    prepare = partial(prepare_networks, config.resources, device)
     return new_state(config, unloaded_teacher(config), device, prepare, is_drawn)
-
-
-def prepare_networks(config: RunConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
-    """Recompute, compile and shard both networks as `config.resources` says; for `new_state`."""
-    resources = config.resources
-    apply_recomputation(student, resources.recompute)
-    if resources.compile:
-        compile_blocks(student)
-        compile_blocks(teacher)
-        compile_losses()
-    mesh = worker_mesh(device.type, resources.replicas)
-    limit_waits("cuda", NCCL_SECONDS, mesh.get_all_groups())
-    shard(student, teacher, mesh, compute_dtype(resources), reshards_after_forward(resources, student))
