@@ -82,10 +82,11 @@ def test_the_count_of_operations_is_the_sum_by_hand():
     seen_patches = images * (2 * patches + crops * local_patches)
     # Twice forward's cost for backward, except that pixels need no gradient.
     assert step_flops(config, batch) == 3 * (student + contrastive) + 2 * embedding * seen_patches + teacher
-    costs = step_costs(config, [batch])
-    assert costs["student"].flops == student + embedding * seen_patches
-    assert costs["teacher"].flops == teacher
-    assert costs["losses"].flops == 3 * contrastive
+    costs, scores = step_costs(config, [batch]), 2 * head.bottleneck * head.num_prototypes  # losses make the scores
+    student_scores, teacher_scores = (crops + masked) * images * scores, (1 + masked) * images * scores
+    assert costs["student"].flops == student + embedding * seen_patches - student_scores
+    assert costs["teacher"].flops == teacher - teacher_scores
+    assert costs["losses"].flops == 3 * contrastive + 3 * student_scores + teacher_scores
     # The averages: a teacher's weight and a student's are read, the first is written.
     teacher_weights = [p.numel() for p in new_state(config, device="meta").teacher.parameters()]
     assert costs["ema"].bytes >= 3 * 4 * sum(teacher_weights)

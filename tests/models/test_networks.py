@@ -37,4 +37,4 @@ def test_a_teacher_that_uses_the_students_clean_features_gets_them_whole():
     for found, expected in zip(outputs.clean, whole, strict=True):
         torch.testing.assert_close(found, expected)
     crops_RD = student.image(batch.local_crops_VBCHW.flatten(0, 1)).cls_web_BD
-    assert not torch.allclose(outputs.crop_scores_RK, student.heads.distillation(crops_RD))
+    assert not torch.allclose(outputs.crop_scores.unit_RD, student.heads.distillation(crops_RD).unit_RD)
