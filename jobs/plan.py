@@ -66,7 +66,7 @@ def _plan(arguments: argparse.Namespace, known: "list[Comparison]") -> None:
     from tips_ray.planning.estimate import memory_limit, plan, require_known
     from tips_ray.planning.flops import image_flops
     from tips_ray.planning.micro_batch import largest_micro_batch, with_images
-    from tips_ray.planning.step_trace import traced
+    from tips_ray.planning.step_trace import traced_in_run
     from tips_ray.planning.text import error_lines, plan_lines
 
     given = _given(arguments, known)
@@ -78,7 +78,7 @@ def _plan(arguments: argparse.Namespace, known: "list[Comparison]") -> None:
         largest = largest_micro_batch(config, memory_limit(given.machine) / given.ratios.get("memory_bytes", 1.0))
     if config.micro_batch_images == "auto":
         config = with_images(config, largest or 1)
-    found = plan(config, given, traced(config), image_flops(config))
+    found = plan(config, given, traced_in_run(config), image_flops(config))
     errors = calibration.errors(known, given.machine.kind)
     if arguments.json:
         print(json.dumps({**asdict(found), "largest_micro_batch": largest, "errors": errors}, indent=1))
@@ -147,14 +147,14 @@ def _compare(arguments: argparse.Namespace, known: "list[Comparison]") -> None:
     from tips_ray.planning.against import finished_run
     from tips_ray.planning.estimate import plan
     from tips_ray.planning.flops import image_flops
-    from tips_ray.planning.step_trace import traced
+    from tips_ray.planning.step_trace import traced_in_run
     from tips_ray.planning.text import comparison_table
 
     uri = storage.resolved(arguments.against)
     done = finished_run(uri)
     kind, others = done.gpus.partition(":")[0], [one for one in known if one.run != uri]
     given = _given(arguments, [], done.gpus, done.config.schedule.total_steps * done.config.global_batch_images)
-    raw = plan(done.config, given, traced(done.config), image_flops(done.config)).raw
+    raw = plan(done.config, given, traced_in_run(done.config), image_flops(done.config)).raw
     ratios = calibration.ratios(others, kind)
     predicted = {name: value * ratios.get(name, 1.0) for name, value in raw.items()}
     new = calibration.Comparison(

@@ -17,7 +17,7 @@ from benchmarks.plan_memory import CPU, _steps
 from tips_ray.data.collate import batch_from
 from tips_ray.planning.live_storages import KEPT, LiveStorages
 from tips_ray.planning.micro_batch import largest_micro_batch
-from tips_ray.planning.step_trace import StepTrace, traced
+from tips_ray.planning.step_trace import StepTrace, traced, traced_in_run
 from tips_ray.train.micro_batch import noise
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.state import new_state
@@ -45,6 +45,7 @@ def test_batches_of_all_passes_are_held():
     row = image + crops + patches + 3 * 8 + 2 * 8 * 8 + 1 + 8  # three of four patches masked, two captions
     assert toy_trace().parts["batches"] == 4 * row
     assert _longer_trace().parts["batches"] == 8 * row
+    assert traced_in_run(toy_run()).peak_bytes == toy_trace().peak_bytes + 4 * row
 
 
 @cache

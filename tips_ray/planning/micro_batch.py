@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tips_ray.config import RunConfig, override
-from tips_ray.planning.step_trace import StepTrace, traced
+from tips_ray.planning.step_trace import StepTrace, traced_in_run
 from tips_ray.train.micro_batch import largest_that_fits
 
 TRIES = 3
@@ -15,7 +15,9 @@ def with_images(config: RunConfig, images: int) -> RunConfig:
     return override(RunConfig, config.model_dump(mode="json"), {"micro_batch_images": images})
 
 
-def largest_micro_batch(config: RunConfig, limit_bytes: float, trace: Callable[[RunConfig], StepTrace] = traced) -> int:
+def largest_micro_batch(
+    config: RunConfig, limit_bytes: float, trace: Callable[[RunConfig], StepTrace] = traced_in_run
+) -> int:
     """The most images per pass that fit, of those that `micro_batch_images: auto` tries; 0: not even one fits.
 
     Memory grows evenly with the images, so two traces tell where the limit is, and a third one checks it.

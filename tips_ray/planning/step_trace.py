@@ -8,7 +8,7 @@ attention is fused on both. Not seen: workspaces of kernels, NCCL's buffers, the
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -85,6 +85,12 @@ def traced(config: RunConfig, is_sharded: bool = True) -> StepTrace:
             contrastive = _contrastive_peak(state, images * passes, config, live) if passes > 1 else trace
         worst = max(trace, contrastive, key=lambda one: one.peak_bytes)
         return StepTrace(worst.parts, worst.phase, trace.messages)
+
+
+def traced_in_run(config: RunConfig) -> StepTrace:
+    """`traced` beside the batches of the step before: a run keeps them until the host has heard that it was good."""
+    trace = traced(config)
+    return replace(trace, parts={**trace.parts, "batches of the step before": trace.parts["batches"]})
 
 
 @contextmanager
