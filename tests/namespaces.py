@@ -154,7 +154,8 @@ def _forwarded(port: int) -> Iterator[int]:
 
     async def joined(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pipe(reader, back), pipe(there, writer))
+        with suppress(asyncio.CancelledError):  # at the end
+            await asyncio.gather(pipe(reader, back), pipe(there, writer))
 
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(joined, HERE, 0))
