@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tips_ray.config import RunConfig
     from tips_ray.planning.calibration import Comparison
     from tips_ray.planning.content import Given
+    from tips_ray.planning.machines import Machine
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def _plan(arguments: argparse.Namespace, known: "list[Comparison]") -> None:
     from tips_ray.planning.text import error_lines, plan_lines
 
     given = _given(arguments, known)
-    config = _config(arguments, given.machine.workers)
+    config = _config(arguments, given.machine)
     require_known(config, given)
     print("tracing the step ...", file=sys.stderr, flush=True)
     largest = None
@@ -129,13 +130,14 @@ def _given(
     )
 
 
-def _config(arguments: argparse.Namespace, workers: int) -> "RunConfig":
-    """The run's config for so many workers."""
+def _config(arguments: argparse.Namespace, machine: "Machine") -> "RunConfig":
+    """The run's config with one worker for each GPU, or CPU worker, of the machine."""
     from tips_ray.config import RunConfig, load_config
 
     if not arguments.config:
         raise ValueError("a plan needs the config of a run: tips-ray plan RUN.yaml --images 116M --gpus h100:64")
-    own = [f"resources.workers={workers}", "resources.min_workers=null"]
+    own = [f"resources.workers={machine.workers}", "resources.min_workers=null"]
+    own += [f"resources.gpus_per_worker={int(machine.kind != 'cpu')}"]  # on which dtype and compile depend
     return load_config(RunConfig, arguments.config, [*arguments.overrides, *own])
 
 
