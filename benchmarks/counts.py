@@ -14,8 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.measure import PARTS
 from tips_ray.batch import Batch
 from tips_ray.config import TrainConfig
-from tips_ray.train.optim import fill_averages, new_optimizer
-from tips_ray.train.state import TrainState, give_storage, new_state
+from tips_ray.train.state import new_state, with_storage
 from tips_ray.train.step import train_step
 
 _MADE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense"}
@@ -41,12 +40,8 @@ def step_costs(config: TrainConfig, batches: list[Batch]) -> dict[str, Cost]:
     """
     networks = new_state(config, device="meta")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for network in (networks.student, networks.teacher, networks.centers):
-            give_storage(network, "cpu")
-        optimizer = new_optimizer(networks.student, config.optimizer)
-        fill_averages(optimizer)
-        state = TrainState(networks.student, networks.teacher, networks.centers, optimizer)
-        fakes = [{name: torch.empty_like(tensor) for name, tensor in vars(batch).items()} for batch in batches]
+        state = with_storage(networks, config, torch.device("cpu"))
+        fakes = [{name: torch.empty_like(tensor) for name, tensor in batch.tensors().items()} for batch in batches]
         with Counted() as counted:
             train_step(state, [Batch(**fake) for fake in fakes], config)
     return dict(counted.costs)

@@ -30,7 +30,7 @@ ONCE = ("gcs_server", "benchmarks.many_nodes")
 
 
 class Found(NamedTuple):
-    """Of one stream."""
+    """Figures of one stream."""
 
     micro_batches: int
     read: int

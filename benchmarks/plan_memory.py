@@ -20,7 +20,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -71,7 +70,7 @@ def measured(config: RunConfig, is_sharded: bool) -> dict[str, int]:
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
     step()
     resident = _status("VmHWM") - before
-    batch_bytes = sum(getattr(_batch(config), field.name).nbytes for field in fields(_batch(config)))
+    batch_bytes = sum(tensor.nbytes for tensor in _batch(config).tensors().values())
     return {"resident": resident, "allocated": peak_bytes(state, step, CPU) + batch_bytes}
 
 

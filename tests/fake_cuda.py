@@ -26,13 +26,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tips_ray.config import RunConfig, override
 from tips_ray.data.collate import batch_from
-from tips_ray.planning.step_trace import empty_batch, fake_group, with_storage
+from tips_ray.planning.step_trace import empty_batch, fake_group
 from tips_ray.train import parallelize
 from tips_ray.train.health import Health
 from tips_ray.train.initial_weights import unloaded_teacher
 from tips_ray.train.micro_batch import noise
 from tips_ray.train.parallelize import prepare_networks, worker_mesh
-from tips_ray.train.state import TrainState, new_state
+from tips_ray.train.state import TrainState, new_state, with_storage
 from tips_ray.train.step import launch_step, new_halt
 
 DEVICE = torch.device("cuda", 0)

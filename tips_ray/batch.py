@@ -57,7 +57,7 @@ class Batch:
         """
         crops = ("global_crops_BCHW", "local_crops_VBCHW")
         moved = {}
-        for name, value in self._tensors().items():
+        for name, value in self.tensors().items():
             is_raw = name in crops and value.dtype == torch.uint8
             moved[name] = value.to(device, non_blocking=True, copy=copy and not is_raw)
             if name in crops:
@@ -66,9 +66,10 @@ class Batch:
 
     def pinned(self) -> Self:
         """The batch in pinned memory of the host, from which copies to an accelerator wait for nothing."""
-        return type(self)(**{name: value.pin_memory() for name, value in self._tensors().items()})
+        return type(self)(**{name: value.pin_memory() for name, value in self.tensors().items()})
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
 
 

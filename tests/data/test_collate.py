@@ -70,7 +70,7 @@ def test_texts_of_at_most_half_the_length_are_short():
 
 
 def test_the_number_of_short_texts_is_one_of_five():
-    """Of 64 texts 31 are short: multiples of 16 are taken."""
+    """31 of 64 texts are short: multiples of 16 are taken."""
     assert _short(*[20] * 31, *[60] * 33) == list(range(16))
     assert len(batch_from(_columns(tokens=20, used=9)).short_texts_S) == 0
 

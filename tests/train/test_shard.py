@@ -191,7 +191,7 @@ def test_blocks_that_stay_gathered_are_gathered_once_and_give_the_same_gradients
 
 
 def _held(replicas: int) -> dict[str, tuple[int, int, int]]:
-    """Of each parameter, along the axis that is cut: the part of this rank and the whole; and the numbers held."""
+    """What each parameter has along the axis that is cut: the part of this rank and the whole; and the numbers held."""
     state = _new(replicas)
     named = [*state.student.named_parameters(prefix="student"), *state.teacher.named_parameters(prefix="teacher")]
     assert all(isinstance(parameter, DTensor) for _, parameter in named)

@@ -45,7 +45,7 @@ from tips_ray.runs.stop import stop_asked
 from tips_ray.storage import StorageError
 from tips_ray.train import graceful_stop
 from tips_ray.train.devices import allocator_settings
-from tips_ray.train.graceful_stop import GracefulStop, Paused
+from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.micro_batch import find, keep, settled
 from tips_ray.train.worker_log import log_to_stderr
 from tips_ray.train.worker_loop import train_worker
@@ -230,7 +230,7 @@ def _process_group(config: RunConfig) -> Iterator[torch.device]:
     timeout = timedelta(seconds=config.most_wait_seconds)
     dist.init_process_group(BACKENDS[device.type], timeout=timeout, **place)
     try:
-        with aborted_on_error(device, planned=(GracefulStop, Paused)):
+        with aborted_on_error(device, planned=(GracefulStop,)):
             yield device
     finally:
         if dist.is_initialized():

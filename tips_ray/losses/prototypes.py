@@ -68,8 +68,8 @@ def compile_losses(is_compiled: bool, backend: str = "inductor") -> None:
     It then passes over memory fewer times; numbers are equal to rounding.
     """
     global _chunk
-    compiled = torch.compile(_plain_chunk, backend=backend, dynamic=False, fullgraph=True) if is_compiled else None
-    _chunk = compiled or _plain_chunk
+    options = {"backend": backend, "dynamic": False, "fullgraph": True}
+    _chunk = torch.compile(_plain_chunk, **options) if is_compiled else _plain_chunk
 
 
 class _PrototypeLoss(torch.autograd.Function):

@@ -78,7 +78,8 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows_RD: Tensor) -> Tensor:
-        norm_R1 = torch.linalg.vector_norm(rows_RD, dim=-1, keepdim=True, dtype=_precise(rows_RD)).clamp_(min=1e-12)
+        precise = torch.promote_types(rows_RD.dtype, torch.float32)
+        norm_R1 = torch.linalg.vector_norm(rows_RD, dim=-1, keepdim=True, dtype=precise).clamp_(min=1e-12)
         unit_RD = (rows_RD / norm_R1).to(rows_RD.dtype)
         ctx.save_for_backward(unit_RD, norm_R1)
         return unit_RD
@@ -90,7 +91,3 @@ class _Unit(torch.autograd.Function):
         grad_RD = grad_outputs[0].to(norm_R1.dtype)
         along_R1 = torch.linalg.vecdot(grad_RD, unit_RD.to(norm_R1.dtype))[:, None]
         return torch.addcmul(grad_RD, unit_RD, along_R1, value=-1).div_(norm_R1).to(unit_RD.dtype)
-
-
-def _precise(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)

@@ -8,7 +8,7 @@ attention is fused on both. Not seen: workspaces of kernels, NCCL's buffers, the
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,13 +22,12 @@ from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, override
 from tips_ray.data.collate import batch_from
 from tips_ray.models.networks import Embeddings, Student, Teacher
-from tips_ray.objective import Centers, contrastive_terms, weighted_total
+from tips_ray.objective import contrastive_terms, weighted_total
 from tips_ray.planning.live_storages import GRADIENTS, KEPT, LiveStorages, Message
 from tips_ray.train.initial_weights import unloaded_teacher
 from tips_ray.train.micro_batch import noise
-from tips_ray.train.optim import fill_averages, new_optimizer
 from tips_ray.train.parallelize import apply_recomputation, prepare_networks
-from tips_ray.train.state import TrainState, give_storage, new_state
+from tips_ray.train.state import TrainState, new_state, with_storage
 from tips_ray.train.step import train_step
 
 CPU = torch.device("cpu")
@@ -76,7 +75,7 @@ def traced(config: RunConfig, is_sharded: bool = True) -> StepTrace:
             state = with_storage(networks, config, CPU)
             _label(state, live)
             batches = [empty_batch(sample, images) for _ in range(min(passes, PASSES))]
-            live.label("batches", [getattr(batch, field.name) for batch in batches for field in fields(batch)])
+            live.label("batches", [tensor for batch in batches for tensor in batch.tensors().values()])
             with torch.enable_grad():
                 live.restart()
                 unsharded, keep_graph = config.resources.accumulate_unsharded, config.keeps_embedding_graph
@@ -107,17 +106,6 @@ def _recomputed(config: RunConfig, student: Student, teacher: Teacher) -> None:
     apply_recomputation(student, config.resources.recompute)
 
 
-def with_storage(networks: TrainState, config: RunConfig, device: torch.device) -> TrainState:
-    """The state of meta networks on fake tensors of `device`, with the optimizer's averages as after a step."""
-    student, teacher = networks.student, networks.teacher
-    for network in (student, teacher):
-        give_storage(network, device)
-    centers = Centers(config.head.num_prototypes).to(device)
-    state = TrainState(student, teacher, centers, new_optimizer(student, config.optimizer))
-    fill_averages(state.optimizer)
-    return state
-
-
 def _label(state: TrainState, live: LiveStorages) -> None:
     student, teacher = state.student, state.teacher
     live.label("student", student.parameters())
@@ -130,18 +118,17 @@ def _label(state: TrainState, live: LiveStorages) -> None:
 def empty_batch(sample: Batch, images: int, device: torch.device = CPU) -> Batch:
     """A micro-batch on `device` with the sizes of `images` times the sample."""
 
-    def repeated(name: str) -> Tensor:
-        tensor: Tensor = getattr(sample, name)
+    def repeated(name: str, tensor: Tensor) -> Tensor:
         shape = list(tensor.shape)
         shape[name == "local_crops_VBCHW"] *= images
         return torch.empty(shape, dtype=tensor.dtype, device=device)
 
-    return Batch(**{field.name: repeated(field.name) for field in fields(sample)}).to(device)
+    return Batch(**{name: repeated(name, tensor) for name, tensor in sample.tensors().items()}).to(device)
 
 
 def _trace_of(live: LiveStorages, batches: Sequence[Batch], config: RunConfig, passes: int) -> StepTrace:
     """The trace with the batches, and the messages, of the passes that were left out."""
-    batch_bytes = sum(getattr(batches[0], field.name).nbytes for field in fields(batches[0]))
+    batch_bytes = sum(tensor.nbytes for tensor in batches[0].tensors().values())
     parts = Counter(live.peak)
     parts["batches"] += (passes - len(batches)) * batch_bytes
     if config.keeps_embedding_graph:

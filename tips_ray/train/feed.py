@@ -4,7 +4,6 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -54,8 +53,8 @@ class Feed:
             moved = pinned.to(self.device)
         training = torch.cuda.current_stream(self.device)
         training.wait_stream(self._beside)
-        for field in fields(moved):
-            getattr(moved, field.name).record_stream(training)
+        for tensor in moved.tensors().values():
+            tensor.record_stream(training)
         return moved
 
 

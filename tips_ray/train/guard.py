@@ -7,7 +7,7 @@ ordinary checkpoint of the step before. `bad_step.json` is written last; a folde
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
@@ -194,7 +194,7 @@ def _read_facts(uri: str) -> BadStep | None:
 
 
 def _save_batches(uri: str, micro_batches: Sequence[Batch], rows: Sequence[Rows]) -> None:
-    tensors = [{field.name: getattr(batch, field.name).cpu() for field in fields(batch)} for batch in micro_batches]
+    tensors = [{name: tensor.cpu() for name, tensor in batch.tensors().items()} for batch in micro_batches]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rank.pt")
         torch.save({"micro_batches": tensors, "rows": [dict(part) for part in rows]}, path)

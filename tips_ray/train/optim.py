@@ -111,8 +111,8 @@ class Adafactor(Optimizer):
         parts = [_Part.of(p, self.state[p], group) for p, group in members if p.grad is not None]
         if not parts:
             return
-        averages = [_averages(part) for part in parts]
-        updates = _preconditioned(parts, averages)
+        averages, sums = zip(*map(_averages, parts), strict=True)
+        updates = _preconditioned(parts, averages, sums)
         is_halted = getattr(self, "found_inf", parts[0].gradient.new_zeros(())) > 0
         for part, average, update, scale in zip(parts, averages, updates, _scales(parts, updates), strict=True):
             weight = (part.weight * (1 - part.lr * part.weight_decay)).sub_(update * scale, alpha=part.lr)
@@ -142,24 +142,25 @@ class _Part(NamedTuple):
         )
 
 
-def _averages(part: _Part) -> dict[str, Tensor]:
-    """The part's state as it will be, by its names; `columns_C` still lacks this gradient."""
+def _averages(part: _Part) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The part's state as it will be, by its names; `columns_C` still lacks this gradient.
+
+    And what is missing for it: this rank's share of the sums over columns and over `rows_R`, for a matrix.
+    """
     square, step = part.gradient.square() + _EPSILON, part.state["step"] + 1
     if not _is_factored(part.shape):
         moment = local_part(part.state["moment"]).lerp(square, _news(part, step))
-        return {"step": step, "moment": moment}
+        return {"step": step, "moment": moment}, []
     rows_R = local_part(part.state["rows_R"]).lerp(square.flatten(1).mean(1), _news(part, step))
-    return {"step": step, "rows_R": rows_R, "columns_C": part.state["columns_C"]}
+    sums = [square.flatten(1).sum(0) / part.copies, rows_R.sum()[None] / part.copies]
+    return {"step": step, "rows_R": rows_R, "columns_C": part.state["columns_C"]}, sums
 
 
-def _preconditioned(parts: Sequence[_Part], averages: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+def _preconditioned(
+    parts: Sequence[_Part], averages: Sequence[dict[str, Tensor]], sums: Sequence[list[Tensor]]
+) -> list[Tensor]:
     """Gradients divided by the root of their second moments; completes `averages`."""
-    sums = []
-    for part, average in zip(parts, averages, strict=True):
-        if _is_factored(part.shape):
-            square = part.gradient.square() + _EPSILON
-            sums += [square.flatten(1).sum(0) / part.copies, average["rows_R"].sum()[None] / part.copies]
-    totals = iter(_summed(sums))
+    totals = iter(_summed([own for of_part in sums for own in of_part]))
     return [
         _factored(part, average, next(totals), next(totals)) if _is_factored(part.shape) else _plain(part, average)
         for part, average in zip(parts, averages, strict=True)

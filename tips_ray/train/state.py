@@ -18,7 +18,7 @@ from tips_ray.models.networks import Heads, Student, Teacher
 from tips_ray.models.text import TextEncoder
 from tips_ray.models.vision import ImageEncoder
 from tips_ray.objective import Centers
-from tips_ray.train.optim import new_optimizer
+from tips_ray.train.optim import fill_averages, new_optimizer
 
 MOVED_AT_ONCE = 16
 """Parameters of the teacher whose new values are held at a time."""
@@ -131,6 +131,19 @@ def give_storage(network: nn.Module, device: torch.device | str) -> None:
     network.to_empty(device=device)
     for tensor in chain(network.parameters(), network.buffers()):
         local_part(tensor).fill_(torch.nan)
+
+
+def with_storage(networks: TrainState, config: TrainConfig, device: torch.device) -> TrainState:
+    """The state of networks on `meta`, given storage on `device`, with the optimizer's averages as after a step.
+
+    Inside a fake mode its tensors are fake: sizes without numbers.
+    """
+    for network in (networks.student, networks.teacher):
+        give_storage(network, device)
+    centers = Centers(config.head.num_prototypes).to(device)
+    state = TrainState(networks.student, networks.teacher, centers, new_optimizer(networks.student, config.optimizer))
+    fill_averages(state.optimizer)
+    return state
 
 
 def draw(network: nn.Module, seed: int) -> None:

@@ -17,7 +17,7 @@ from tips_ray.distributed import aborted_on_error, rank
 from tips_ray.runs.run import Run
 from tips_ray.train.adapter import asked_here
 from tips_ray.train.devices import allocator_settings
-from tips_ray.train.graceful_stop import GracefulStop, Paused
+from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.health import signs
 from tips_ray.train.micro_batch import Found, find
 from tips_ray.train.monitoring import RunMetrics
@@ -54,7 +54,7 @@ def run_worker(told: dict[str, Any]) -> None:
     with shown.repeated():
         show = shown_steps(shown, run.config)
         device = ray.train.torch.get_device()
-        with aborted_on_error(device, planned=(GracefulStop, Paused)):  # Ray ends the group where it is still there
+        with aborted_on_error(device, planned=(GracefulStop,)):  # Ray ends the group where it is still there
             train_worker(run, device, open_stream, ray.train.report, asked_here, show)
 
 
