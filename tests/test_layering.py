@@ -43,7 +43,6 @@ MAY_IMPORT = {
     "models": LEAVES | {"tokenizer"},
     "objective": LEAVES | {"models", "losses"},
     "data": LEAVES | {"tokenizer", "ray_data_adapter"},
-    "curation": LEAVES | {"data"},
     "captioning": LEAVES | {"data", "ray_data_adapter"},
     "runs": LEAVES,
     "checkpoint_pickles": LEAVES | {"runs"},
