@@ -1,4 +1,4 @@
-"""Config of an evaluation suite: data sets, and tasks on a frozen encoder.
+"""Config of an evaluation suite: tasks on a frozen encoder; `evaluation_data.py` has the data sets.
 
 TIPS names its probes but not their settings: learning rates, steps, batch and the like are DINOv2's if published, else
 ours (D).
@@ -9,64 +9,13 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from tips_ray.config.evaluation_data import DatasetConfig
 from tips_ray.config.schema import ObjectiveConfig, Schema
 
 CAPTION_TOKENS = {"web": "cls_web", "synthetic": "cls_synthetic"}
 """CLS token that is trained on each kind of caption, in a run with both kinds."""
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "there is a {} in the scene.", "a {}.")
 """(D) Some of CLIP's templates."""
-
-
-class ScenesConfig(Schema):
-    """Rendered scenes with exact labels, depth and both kinds of captions; made when needed."""
-
-    kind: Literal["scenes"] = "scenes"
-    train: PositiveInt = 256
-    test: PositiveInt = 128
-
-
-class LabelledFolderConfig(Schema):
-    """`train/images`, `train/labels`, `val/images`, `val/labels`: images, and PNGs with one class per pixel."""
-
-    kind: Literal["labelled_folder"] = "labelled_folder"
-    folder: str | None = None
-    """Folder of the data; None: its tasks are skipped."""
-    class_names: tuple[str, ...]
-    """Names of the classes, class 0 first."""
-    ignore_index: int | None = None
-    """Label of pixels that do not count."""
-
-
-class GeometryFolderConfig(Schema):
-    """`train/images`, `train/depth`, `train/normals`, and the same below `val`; depth or normals may be absent.
-
-    Depth is a 16-bit PNG, or `.npy` in metres; 0 or NaN means none. Normals are `.npy` [height, width, 3] with unit
-    vectors; any other vector means none.
-    """
-
-    kind: Literal["geometry_folder"] = "geometry_folder"
-    folder: str | None = None
-    """Folder of the data; None: its tasks are skipped."""
-    depth_unit_m: PositiveFloat = 0.001
-    """Metres per unit of a depth PNG."""
-
-
-class CaptionedFolderConfig(Schema):
-    """`images` beside `captions.csv`, whose columns are `image` and `caption`; an image may have several lines."""
-
-    kind: Literal["captioned_folder"] = "captioned_folder"
-    folder: str | None = None
-    """Folder of the data; None: its tasks are skipped."""
-
-
-class ClassFolderConfig(Schema):
-    """`train/CLASS/*.jpg` and `val/CLASS/*.jpg`: the class of an image is its folder. Without `train`: zero-shot."""
-
-    kind: Literal["class_folder"] = "class_folder"
-    folder: str | None = None
-    """Folder of the data; None: its tasks are skipped."""
-    class_names: dict[str, str] = {}
-    """Name of a folder's class in texts, such as `n01440764: tench`; default: the folder's name."""
 
 
 class TrainingConfig(Schema):
@@ -217,10 +166,6 @@ class ZeroShotSegmentationConfig(_TaskConfig):
     """(D) Windows along each side. 1: the whole image; 3: nine windows of the encoder's size, neighbours share half."""
 
 
-DatasetConfig = Annotated[
-    ScenesConfig | LabelledFolderConfig | GeometryFolderConfig | CaptionedFolderConfig | ClassFolderConfig,
-    Field(discriminator="kind"),
-]
 TaskConfig = Annotated[
     SegmentationConfig
     | DepthConfig

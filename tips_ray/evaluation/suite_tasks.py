@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tips_ray.config.evaluation import ScenesConfig, SuiteConfig, ZeroShotSegmentationConfig
+from tips_ray.config.evaluation import SuiteConfig, ZeroShotSegmentationConfig
+from tips_ray.config.evaluation_data import ScenesConfig
 from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import Encoding, FrozenData, Scratch

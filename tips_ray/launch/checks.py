@@ -10,7 +10,7 @@ import yaml
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.config.evaluation import ScenesConfig
+from tips_ray.config.evaluation_data import ScenesConfig
 from tips_ray.data.caption_sample import bad_rows, gaps, joined, sampled_rows
 from tips_ray.data.index import Index, bad_rows_and_damages, build_index, unread_bytes
 from tips_ray.data.index_folder import check_apart, index_of

@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from tips_ray import storage
-from tips_ray.config.evaluation import ClassFolderConfig
+from tips_ray.config.evaluation_data import ClassFolderConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import read_image, read_parts, stacked
+from tips_ray.evaluation.datasets.images import ImageStack, read_image, read_parts
 
 
 def class_folder(config: ClassFolderConfig, size_px: int, with_train: bool) -> Dataset:
@@ -39,11 +38,11 @@ def _classes(folder: str, part: str) -> list[str]:
 
 
 def _categorised(folder: str, classes: Sequence[str], size_px: int, left_out: Counter[str]) -> Examples:
-    images, category_n = list[Tensor](), list[int]()
+    images, category_n = ImageStack(size_px), list[int]()
     for category, name in enumerate(classes):
         for file in storage.list_names(storage.join(folder, name)):
             image = read_image(storage.join(folder, name, file), size_px, left_out)
             if image is not None:
                 images.append(image.pixels_SS3)
                 category_n.append(category)
-    return Examples(stacked(images, folder, left_out), categories_N=torch.tensor(category_n))
+    return Examples(images.images(folder, left_out), categories_N=torch.tensor(category_n))

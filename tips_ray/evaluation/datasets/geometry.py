@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from tips_ray import storage
-from tips_ray.config.evaluation import GeometryFolderConfig
+from tips_ray.config.evaluation_data import GeometryFolderConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import by_stem, read_image, read_parts, stacked
+from tips_ray.evaluation.datasets.images import ImageStack, by_stem, read_image, read_parts
 from tips_ray.evaluation.metrics import UNIT_TOLERANCE
 
 KINDS = ("depth", "normals")
@@ -38,7 +38,7 @@ def geometry_folder(config: GeometryFolderConfig, size_px: int, with_train: bool
 
 
 def _part(folder: str, config: GeometryFolderConfig, size_px: int, left_out: Counter[str]) -> Examples:
-    images: list[Tensor] = []
+    images = ImageStack(size_px)
     found: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     uris = {kind: by_stem(storage.join(folder, kind)) for kind in KINDS}
     for stem, uri in by_stem(storage.join(folder, "images")).items():
@@ -48,7 +48,7 @@ def _part(folder: str, config: GeometryFolderConfig, size_px: int, left_out: Cou
             images.append(image.pixels_SS3)
             for kind, one in maps.items():
                 found[kind].append(one)
-    return Examples(stacked(images, folder, left_out), depth_m=found["depth"], normals=found["normals"])
+    return Examples(images.images(folder, left_out), depth_m=found["depth"], normals=found["normals"])
 
 
 def _maps(
