@@ -9,20 +9,34 @@ from tips_ray.config.evaluation_data import (
     Ade20kConfig,
     CaptionedFolderConfig,
     ClassFolderConfig,
+    CocoCaptionsConfig,
     DatasetConfig,
+    DocciConfig,
     GeometryFolderConfig,
+    ImagenetConfig,
+    KarpathyConfig,
     LabelledFolderConfig,
+    NaviConfig,
+    NyuBtsConfig,
+    NyuGeonetConfig,
+    NyuLabelledConfig,
     PascalContextConfig,
     ScenesConfig,
+    UnedConfig,
     Voc2012Config,
 )
 from tips_ray.evaluation.datasets.ade20k import ade20k
+from tips_ray.evaluation.datasets.captions import coco_captions, docci, karpathy
 from tips_ray.evaluation.datasets.categories import class_folder
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
 from tips_ray.evaluation.datasets.folders import captioned_folder, labelled_folder
 from tips_ray.evaluation.datasets.geometry import geometry_folder
+from tips_ray.evaluation.datasets.imagenet import imagenet
+from tips_ray.evaluation.datasets.navi import navi
+from tips_ray.evaluation.datasets.nyu import nyu_bts, nyu_geonet, nyu_labelled
 from tips_ray.evaluation.datasets.pascal import pascal_context, voc2012
 from tips_ray.evaluation.datasets.rendered import rendered
+from tips_ray.evaluation.datasets.uned import uned
 
 __all__ = ["Dataset", "Examples", "fingerprint_of_data", "load_dataset"]
 _READERS: Mapping[type, Callable[[Any, int, bool], Dataset]] = {
@@ -34,6 +48,15 @@ _READERS: Mapping[type, Callable[[Any, int, bool], Dataset]] = {
     Voc2012Config: voc2012,
     PascalContextConfig: pascal_context,
     Ade20kConfig: ade20k,
+    NyuLabelledConfig: nyu_labelled,
+    NyuBtsConfig: nyu_bts,
+    NyuGeonetConfig: nyu_geonet,
+    NaviConfig: navi,
+    ImagenetConfig: imagenet,
+    KarpathyConfig: karpathy,
+    CocoCaptionsConfig: coco_captions,
+    DocciConfig: docci,
+    UnedConfig: uned,
 }
 
 
