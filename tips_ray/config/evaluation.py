@@ -5,11 +5,12 @@ ours (D).
 """
 
 from string import Formatter
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tips_ray.config.evaluation_data import DatasetConfig
+from tips_ray.config.protocols import with_protocols
 from tips_ray.config.schema import ObjectiveConfig, Schema
 
 CAPTION_TOKENS = {"web": "cls_web", "synthetic": "cls_synthetic"}
@@ -56,6 +57,8 @@ class DecoderConfig(TrainingConfig):
     weight_decay: NonNegativeFloat = 0.01
     steps: PositiveInt = 300
     """(D) Probe3D: ten epochs."""
+    epochs: PositiveInt | None = None
+    """Passes over the training images, instead of `steps`."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
     batch_images: PositiveInt = 8
 
@@ -67,6 +70,8 @@ class _TaskConfig(Schema):
     """Whether the task reads patch features beside the embeddings."""
     data: str
     """Name of one of the suite's data sets."""
+    protocol: str | None = None
+    """Published protocol, such as `nyu_depth@dinov2`: it sets what the task and its data set leave open."""
     published: dict[str, dict[str, float]] = {}
     """Published values to show beside each score: score -> model -> value, in the score's unit."""
 
@@ -90,6 +95,8 @@ class BinsConfig(_TaskConfig):
     min_depth_m: PositiveFloat = 0.001
     max_depth_m: PositiveFloat = 10.0
     """Largest depth; pixels that are farther away do not count."""
+    eval_crop: Literal["none", "eigen"] = "none"
+    """Part of the test maps that counts. eigen: rows 45 to 470 and columns 41 to 600 of 480 x 640, for NYUv2."""
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:
@@ -99,10 +106,14 @@ class BinsConfig(_TaskConfig):
 
 
 class DepthConfig(BinsConfig):
-    """A linear map on [patch, CLS] into the bins; SigLoss and gradient loss."""
+    """A linear map on [patch, CLS], or on patches, into the bins; SigLoss and gradient loss."""
 
     reads_patches = True
     kind: Literal["depth"] = "depth"
+    with_cls: bool = True
+    """Whether each patch has CLS beside it: DINOv2 and TIPS, not DINOv3."""
+    flip: bool = False
+    """Whether predictions are the mean over each test image and its mirror image, which is encoded too."""
     probe: ProbeConfig = ProbeConfig(weight_decay=0.01, learning_rates=(1e-2, 3e-2, 1e-1))
 
 
@@ -148,6 +159,16 @@ class RetrievalConfig(_TaskConfig):
     ranks: tuple[PositiveInt, ...] = (1, 5, 10)
 
 
+class InstanceRetrievalConfig(_TaskConfig):
+    """Image to image: R@1 and mMP@k over images of the same class and domain, for each embedding."""
+
+    learns = False
+    kind: Literal["instance_retrieval"] = "instance_retrieval"
+    index: tuple[Literal["merged", "separate"], ...] = ("merged", "separate")
+    """Images that a query searches: those of all domains, or of its own. UnED's standard is `merged`."""
+    mmp_at: PositiveInt = 5
+
+
 class ZeroShotClassificationConfig(_TaskConfig):
     """Zero-shot: the class with the nearest text embedding, which is the mean over templates."""
 
@@ -174,6 +195,7 @@ TaskConfig = Annotated[
     | NeighboursConfig
     | ClassificationConfig
     | RetrievalConfig
+    | InstanceRetrievalConfig
     | ZeroShotClassificationConfig
     | ZeroShotSegmentationConfig,
     Field(discriminator="kind"),
@@ -214,6 +236,11 @@ class SuiteConfig(Schema):
     """Folder on this machine for temporary patch features; None: the system's temporary folder."""
     patch_dtype: Literal["fp32", "fp16"] = "fp32"
     """Dtype of patch features: they take images x patches x width x 4 bytes (fp16: 2)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follows_protocols(cls, tree: Any) -> Any:
+        return with_protocols(tree) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _data_is_named(self) -> Self:

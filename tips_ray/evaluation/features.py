@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from math import prod
@@ -135,6 +136,12 @@ class FrozenData:
     @cached_property
     def test(self) -> Features:
         return self._features(self.dataset.test)
+
+    @cached_property
+    def mirrored_test(self) -> Features:
+        """Features of the mirror images of the test images."""
+        mirrored = replace(self.dataset.test, images_NSS3=self.dataset.test.images_NSS3.flip(2))
+        return self._features(mirrored)
 
     @cached_property
     def layers(self) -> tuple[list[Tensor], list[Tensor]]:
