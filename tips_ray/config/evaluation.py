@@ -218,6 +218,8 @@ class SuiteConfig(Schema):
     """Config of `tips-ray evaluate`."""
 
     data: dict[str, DatasetConfig]
+    data_root: str | None = None
+    """Folder with data sets in their owners' layouts, below their usual names; a data set's `folder` comes first."""
     tasks: dict[str, TaskConfig]
     """Tasks by name; results carry the same names."""
     image_size_px: PositiveInt | None = None

@@ -179,7 +179,5 @@ def _fitted(preset: Tree, own: Tree, who: str, where: str) -> Tree:
     wrong = [f"{where}.{key}={own[key]}" for key, value in preset.items() if key in own and own[key] != value]
     if wrong:
         needed = ", ".join(f"{key}={value}" for key, value in preset.items())
-        raise ValueError(
-            f"{who} needs {needed}, and the suite has {listed(wrong)}: give the task a data set of its own"
-        )
+        raise ValueError(f"{who} needs {needed}, not {listed(wrong)}: give the task a data set of its own")
     return {**preset, **own}

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tips_ray import storage
 from tips_ray.config.evaluation import SuiteConfig, ZeroShotSegmentationConfig
-from tips_ray.config.evaluation_data import ScenesConfig
+from tips_ray.config.evaluation_data import PublishedConfig, ScenesConfig
 from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import Encoding, FrozenData, Scratch
@@ -52,7 +53,10 @@ def not_given(suite: SuiteConfig, name: str) -> EndedTask | None:
     data = suite.data[task.data]
     if isinstance(data, ScenesConfig) or data.folder is not None:
         return None
-    return EndedTask(name, {"skipped": f"data.{task.data}.folder is not given"}, {})
+    reason = f"data.{task.data}.folder is not given"
+    if isinstance(data, PublishedConfig) and suite.data_root is not None:
+        reason += f", and {storage.join(suite.data_root, data.home)} lacks files: --check-data names them"
+    return EndedTask(name, {"skipped": reason}, {})
 
 
 def tasks_here(
