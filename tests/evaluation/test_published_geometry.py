@@ -1,60 +1,22 @@
 """NYUv2 and NAVI in the layouts of their owners. Pictures of NYUv2 have 480 x 640 pixels."""
 
 import gzip
-import io
-import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
 import torch
-from PIL import Image
+from published_sets import HEIGHT, WIDTH, encoded, write_bts, write_geonet, write_labelled, write_navi
 from torch import tensor
 
-from tips_ray.config.evaluation_data import NaviConfig, NyuBtsConfig, NyuGeonetConfig, NyuLabelledConfig
+from tips_ray.config.evaluation_data import NyuLabelledConfig
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.datasets.navi import depth_of, normals_from_depth, relative, square_around
 
-HEIGHT, WIDTH = 480, 640
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def _encoded(pixels: np.ndarray, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _flat(red: int, height: int = HEIGHT, width: int = WIDTH) -> bytes:
-    return _encoded(np.full((height, width, 3), (red, 0, 0), np.uint8), "JPEG")
-
-
-def _write_bts(folder: Path) -> NyuBtsConfig:
-    """Three images to learn from, the last without depth; one test image in centimetre-sized steps."""
-    depth = np.zeros((HEIGHT, WIDTH), np.uint16)
-    depth[100:, :] = 2500
-    depth[200:, 320:] = 10_500
-    for number in range(3):
-        _write(folder / f"sync/kitchen_0028b/rgb_{number:05d}.jpg", _flat(number))
-    for number in range(2):
-        _write(folder / f"sync/kitchen_0028b/sync_depth_{number:05d}.png", _encoded(depth, "PNG"))
-    lines = [f"/kitchen_0028b/rgb_{n:05d}.jpg /kitchen_0028b/sync_depth_{n:05d}.png 518.8579" for n in range(3)]
-    _write(folder / "train_test_inputs/nyudepthv2_train_files_with_gt.txt", "\n".join(lines).encode())
-    _write(folder / "official_splits/test/bathroom/rgb_00045.jpg", _flat(200))
-    _write(folder / "official_splits/test/bathroom/sync_depth_00045.png", _encoded(depth, "PNG"))
-    line = b"bathroom/rgb_00045.jpg bathroom/sync_depth_00045.png 518.8579\n"
-    _write(folder / "nyudepthv2_test_files_with_gt.txt", line)
-    return NyuBtsConfig(folder=str(folder))
-
 
 def test_depth_of_bts_is_in_millimetres_and_0_is_none(tmp_path):
-    config = _write_bts(tmp_path)
+    config = write_bts(tmp_path)
     dataset = load_dataset(config, 14)
     assert dataset.train and len(dataset.train.images_NSS3) == 2 and dataset.left_out == {"no depth (train)": 1}
     (depth_m,) = dataset.test.depth_m
@@ -64,9 +26,9 @@ def test_depth_of_bts_is_in_millimetres_and_0_is_none(tmp_path):
 
 
 def test_depth_of_8_bits_and_a_missing_list_are_told(tmp_path):
-    config = _write_bts(tmp_path)
+    config = write_bts(tmp_path)
     path = tmp_path / "official_splits/test/bathroom/sync_depth_00045.png"
-    path.write_bytes(_encoded(np.full((HEIGHT, WIDTH), 7, np.uint8), "PNG"))
+    path.write_bytes(encoded(np.full((HEIGHT, WIDTH), 7, np.uint8), "PNG"))
     with pytest.raises(ValueError, match="has 8 bits; depth is a PNG of 16 bits in millimetres"):
         load_dataset(config, 14, with_train=False)
     (tmp_path / "nyudepthv2_test_files_with_gt.txt").unlink()
@@ -74,25 +36,8 @@ def test_depth_of_8_bits_and_a_missing_list_are_told(tmp_path):
         load_dataset(config, 14, with_train=False)
 
 
-def _write_labelled(folder: Path, test: int = 2) -> Path:
-    """Three labelled images in MATLAB's order; image n has red 50 n, depth 1 + n on top and a hole in its raw depth."""
-    h5py = pytest.importorskip("h5py")
-    folder.mkdir(exist_ok=True)
-    depths = np.stack([np.full((WIDTH, HEIGHT), 1.0 + n, np.float32) for n in range(3)])
-    depths[:, :, 240:] += 4
-    raw, images = depths.copy(), np.zeros((3, 3, WIDTH, HEIGHT), np.uint8)
-    raw[:, :20] = 0
-    images[:, 0] = 50 * np.arange(3)[:, None, None]
-    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
-        for name, values in (("images", images), ("depths", depths), ("rawDepths", raw)):
-            file.create_dataset(name, data=values, compression="gzip")
-    split = {"trainNdxs": np.array([[1], [3]], np.uint16), "testNdxs": np.array([[test]], np.uint16)}
-    scipy.io.savemat(folder / "splits.mat", split)
-    return folder
-
-
 def test_the_labelled_file_is_read_in_matlabs_order_and_counted_from_1(tmp_path):
-    folder = _write_labelled(tmp_path)
+    folder = write_labelled(tmp_path)
     dataset = load_dataset(NyuLabelledConfig(folder=str(folder)), 14)
     assert dataset.train and dataset.train.images_NSS3[:, 0, 0, 0].tolist() == [0, 100]
     assert dataset.test.images_NSS3[:, 0, 0].tolist() == [[50, 0, 0]]
@@ -105,7 +50,7 @@ def test_the_labelled_file_is_read_in_matlabs_order_and_counted_from_1(tmp_path)
 
 
 def test_a_labelled_file_that_is_none_is_told(tmp_path):
-    folder = _write_labelled(tmp_path)
+    folder = write_labelled(tmp_path)
     (folder / "nyu_depth_v2_labeled.mat").write_bytes(b"MATLAB 5.0 MAT-file")
     with pytest.raises(ValueError, match="is no MATLAB file of version 7.3 .*; download it again"):
         load_dataset(NyuLabelledConfig(folder=str(folder)), 14)
@@ -121,25 +66,8 @@ def test_without_h5py_the_labelled_file_says_what_to_install(tmp_path, monkeypat
         load_dataset(NyuLabelledConfig(folder=str(tmp_path)), 14)
 
 
-def _write_geonet(folder: Path) -> NyuGeonetConfig:
-    """One training file, and normals of all labelled images that point to the left, not of length 1."""
-    _write_labelled(folder)
-    normals = np.zeros((3, HEIGHT, WIDTH, 3), np.float32)
-    normals[:, :240, :, 0] = -0.5
-    (folder / "all_normals.pklz").write_bytes(gzip.compress(pickle.dumps({"all_normals": normals}, protocol=2)))
-    content = {
-        "img": np.full((481, 641, 3), -100.0),
-        "depth": np.full((481, 641), 3.0),
-        "norm": np.zeros((481, 641, 3)),
-    }
-    content["norm"][..., 2] = 1
-    (folder / "train").mkdir()
-    scipy.io.savemat(folder / "train" / "kitchen_0001-1.mat", content)
-    return NyuGeonetConfig(folder=str(folder))
-
-
 def test_normals_of_nyu_have_length_1_or_0_and_images_are_cropped(tmp_path):
-    dataset = load_dataset(_write_geonet(tmp_path), 14)
+    dataset = load_dataset(write_geonet(tmp_path), 14)
     (judged,) = dataset.test.normals
     assert judged.shape == (3, 480, 480) and judged[:, 0, 0].tolist() == [-1, 0, 0] and not judged[:, 300].any()
     assert dataset.train and dataset.train.normals[0][:, 0, 0].tolist() == [0, 0, 1]
@@ -152,32 +80,15 @@ class _Evil:
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
-    config = _write_geonet(tmp_path)
+    config = write_geonet(tmp_path)
     (tmp_path / "all_normals.pklz").write_bytes(gzip.compress(pickle.dumps({"all_normals": _Evil()})))
     with pytest.raises(ValueError, match=r"holds no array all_normals: it holds builtins.print, which is no array"):
         load_dataset(config, 14)
     assert "run" not in capsys.readouterr().out
 
 
-def _write_navi(folder: Path) -> NaviConfig:
-    """A car with a wild photo and two of a scene, one beside its resized copy; a doll that has no wild photo."""
-    disparity = np.zeros((48, 64), np.uint16)
-    disparity[10:30, 20:50] = round(10 * 65_535 / 400)  # 400 mm
-    scenes = [("car", "wild_set", ["000"]), ("car", "multiview-00-pixel_5", ["000", "001"])]
-    for thing, scene, names in [*scenes, ("doll", "multiview-00-pixel_5", ["000"])]:
-        place = folder / thing / scene
-        for name in [*names, "downsampled_000"]:
-            _write(place / "images" / f"{name}.jpg", _flat(100, 48, 64))
-            _write(place / "depth" / f"{name}.png", _encoded(disparity, "PNG"))
-        entries = [
-            {"filename": f"{name}.jpg", "camera": {"focal_length": 60.0}, "image_size": [48, 64]} for name in names
-        ]
-        _write(place / "annotations.json", json.dumps(entries).encode())
-    return NaviConfig(folder=str(folder), every=1)
-
-
 def test_navi_learns_from_scenes_and_is_tested_in_the_wild(tmp_path):
-    config = _write_navi(tmp_path)
+    config = write_navi(tmp_path)
     dataset = load_dataset(config, 28)
     assert dataset.train and len(dataset.train.images_NSS3) == 2 and len(dataset.test.images_NSS3) == 1
     (depth_m,) = dataset.test.depth_m
@@ -191,7 +102,7 @@ def test_navi_learns_from_scenes_and_is_tested_in_the_wild(tmp_path):
 
 
 def test_a_wild_photo_without_depth_is_counted(tmp_path):
-    config = _write_navi(tmp_path)
+    config = write_navi(tmp_path)
     (tmp_path / "car/multiview-00-pixel_5/depth/001.png").unlink()
     assert load_dataset(config, 28).left_out == {"missing (train)": 1}
 
