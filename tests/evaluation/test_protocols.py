@@ -12,7 +12,7 @@ from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.dense import DenseExamples
 from tips_ray.evaluation.depth_bins import judged_depth, linear_depth
 from tips_ray.evaluation.encoders import Features, TipsEncoder
-from tips_ray.evaluation.features import FrozenData, encoding_here
+from tips_ray.evaluation.features import Encoded, FrozenData, encoding_here
 from tips_ray.evaluation.tasks import task_result
 
 PROBE = {"steps": 3, "learning_rates": [0.1]}
@@ -96,9 +96,8 @@ def _scores(with_cls: bool, cls_seed: int) -> dict[str, float]:
     examples = Examples(torch.zeros(4, 28, 28, 3, dtype=torch.uint8), depth_m=list(1 + _noise(4, 6, 6).abs()))
     encoder = TipsEncoder.of_model(toy_model())
     data = FrozenData(encoder, Dataset(examples, examples), encoding_here(encoder))
-    data.__dict__["train"] = data.__dict__["test"] = Features(
-        _noise(4, 9, 4), {"cls_web": _noise(4, 4, seed=cls_seed), "cls_synthetic": _noise(4, 4)}
-    )
+    given = Features(_noise(4, 9, 4), {"cls_web": _noise(4, 4, seed=cls_seed), "cls_synthetic": _noise(4, 4)})
+    data.__dict__["encoded_train"] = data.__dict__["encoded_test"] = Encoded(given, [])
     keys = {"data": "toy", "train_size_px": 6, "num_bins": 4, "with_cls": with_cls, "probe": PROBE}
     return task_result(DepthConfig.model_validate(keys), data, 0).scores
 

@@ -68,6 +68,8 @@ class _TaskConfig(Schema):
     """Whether the task needs training images."""
     reads_patches: ClassVar[bool] = False
     """Whether the task reads patch features beside the embeddings."""
+    reads_layers: ClassVar[bool] = False
+    """Whether the task reads patch features of four layers."""
     data: str
     """Name of one of the suite's data sets."""
     protocol: str | None = None
@@ -120,6 +122,7 @@ class DepthConfig(BinsConfig):
 class DptDepthConfig(BinsConfig):
     """A DPT decoder on four layers into the bins; the same losses."""
 
+    reads_layers = True
     kind: Literal["dpt_depth"] = "dpt_depth"
     decoder: DecoderConfig = DecoderConfig()
 
@@ -127,6 +130,7 @@ class DptDepthConfig(BinsConfig):
 class NormalsConfig(_TaskConfig):
     """A DPT decoder on four layers; angular RMSE in degrees."""
 
+    reads_layers = True
     kind: Literal["normals"] = "normals"
     decoder: DecoderConfig = DecoderConfig()
     train_size_px: PositiveInt = 112

@@ -13,7 +13,7 @@ from tips_ray.config.evaluation import SuiteConfig, ZeroShotSegmentationConfig
 from tips_ray.config.evaluation_data import PublishedConfig, ScenesConfig
 from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.encoders import Encoder
-from tips_ray.evaluation.features import Encoding, FrozenData, Scratch
+from tips_ray.evaluation.features import Encoding, FrozenData, Reads, Scratch
 from tips_ray.evaluation.tasks import TaskSkipped, task_result
 from tips_ray.evaluation.zero_shot import windowed_size_px
 
@@ -99,8 +99,9 @@ def _ended(suite: SuiteConfig, name: str, read: Callable[[], FrozenData]) -> End
 
 
 def _frozen(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, key: DataKey, names: Sequence[str]) -> FrozenData:
-    """Data of the named tasks; training images and patches only if a task needs them."""
+    """Data of the named tasks; training images, patches and layers only if a task needs them."""
     tasks = [suite.tasks[name] for name in names]
     scratch = Scratch(suite.scratch, torch.float16 if suite.patch_dtype == "fp16" else torch.float32)
     dataset = load_dataset(suite.data[key.data], key.size_px, any(task.learns for task in tasks))
-    return FrozenData(encoder, dataset, encoding, scratch, any(task.reads_patches for task in tasks))
+    reads = Reads(any(task.reads_patches for task in tasks), any(task.reads_layers for task in tasks))
+    return FrozenData(encoder, dataset, encoding, scratch, reads)
