@@ -122,7 +122,7 @@ class NyuBtsConfig(PublishedConfig):
     """NYUv2 as BTS prepared it, `nyu_depth_v2`: 24,231 images in `sync`, 654 in `official_splits/test`.
 
     Depth is a 16-bit PNG in millimetres. The lists `nyudepthv2_{train,test}_files_with_gt.txt` lie in the folder or
-    in `train_test_inputs` below it. Each image takes 1.2 MB of memory for its depth.
+    in `train_test_inputs` below it.
     """
 
     home = "nyu_depth_v2"

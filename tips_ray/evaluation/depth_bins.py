@@ -192,7 +192,8 @@ def _in_range(targets_m: Sequence[Tensor], max_depth_m: float) -> list[Tensor]:
     kept = [target_m.float() for target_m in targets_m]
     for target_m in kept:
         depth_rmse(torch.zeros_like(target_m)[None], target_m[None])
-    return [target_m.masked_fill(target_m > max_depth_m, 0) for target_m in kept]
+    # most maps have nothing to take out, and a copy of each could fill the memory
+    return [one if one.max() <= max_depth_m else one.masked_fill(one > max_depth_m, 0) for one in kept]
 
 
 def _predicted(

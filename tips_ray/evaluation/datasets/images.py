@@ -73,37 +73,54 @@ def decoded_image(content: bytes, size_px: int, left_out: Counter[str]) -> Found
     return FoundImage(squashed_image(pixels_HWC, size_px), size)
 
 
-class ImageStack:
-    """Images of one size, collected in an unnamed file, so that a data set may be larger than memory."""
+class FileRows:
+    """Arrays of one shape, collected in an unnamed file, so that a data set may be larger than memory."""
 
-    def __init__(self, size_px: int) -> None:
-        self._shape, self._count = (size_px, size_px, 3), 0
-        self._file = tempfile.TemporaryFile(prefix="tips-ray-images-")
+    def __init__(self, shape: tuple[int, ...], dtype: type = np.uint8) -> None:
+        self._shape, self._dtype, self._count = shape, dtype, 0
+        self._file = tempfile.TemporaryFile(prefix="tips-ray-data-")
 
-    def append(self, pixels_SS3: Tensor) -> None:
-        """Add an image, uint8 [S, S, 3].
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, row: Tensor) -> None:
+        """Add an array of the shape.
 
         Raises:
             ValueError: the disk is full.
         """
+        assert row.shape == self._shape
         try:
-            self._file.write(pixels_SS3.numpy().tobytes())
+            self._file.write(row.numpy().astype(self._dtype, copy=False).tobytes())
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            room = f"{self._count:,} images of {self._shape[0]} px have filled {tempfile.gettempdir()}"
-            raise ValueError(f"{room}: set TMPDIR to a larger disk, or a smaller image_size_px") from None
+            held = f"{self._count:,} arrays of {self._shape} have filled {tempfile.gettempdir()}"
+            raise ValueError(f"{held}: set TMPDIR to a larger disk, or a smaller image_size_px") from None
         self._count += 1
 
+    def rows(self) -> Tensor:
+        """All arrays, [N, ...], mapped from the file; the system keeps in memory what is in use."""
+        if not self._count:
+            return torch.empty(0, *self._shape)
+        self._file.flush()
+        # mode c: a mapping that numpy lets torch write to, though nobody does
+        return torch.from_numpy(np.memmap(self._file, self._dtype, "c", shape=(self._count, *self._shape)))
+
+
+class ImageStack(FileRows):
+    """Images of one size."""
+
+    def __init__(self, size_px: int) -> None:
+        super().__init__((size_px, size_px, 3))
+
     def images(self, folder: str, left_out: Counter[str]) -> Tensor:
-        """All images, uint8 [N, S, S, 3], mapped from the file; the system keeps in memory what is in use.
+        """All images, uint8 [N, S, S, 3].
 
         Raises:
             ValueError: there are no images; the message names `folder` and what was left out.
         """
-        if not self._count:
+        if not len(self):
             reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
             raise ValueError(f"{folder} has no image that can be used ({reasons or 'it has no images'})")
-        self._file.flush()
-        # mode c: a mapping that numpy lets torch write to, though nobody does
-        return torch.from_numpy(np.memmap(self._file, np.uint8, "c", shape=(self._count, *self._shape)))
+        return self.rows()

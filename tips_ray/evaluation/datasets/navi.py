@@ -19,7 +19,7 @@ from tips_ray.config.evaluation_data import NaviConfig
 from tips_ray.data.decode import BadImage, open_image
 from tips_ray.evaluation.datasets.examples import Dataset, Examples, squashed_image
 from tips_ray.evaluation.datasets.geometry import array
-from tips_ray.evaluation.datasets.images import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, ImageStack, counted_parts
+from tips_ray.evaluation.datasets.images import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, FileRows, ImageStack, counted_parts
 
 SIDE_PX = 512
 DISPARITY_SCALE = 10 * (2**16 - 1)
@@ -81,7 +81,8 @@ def _views(scene: str) -> list[View]:
 
 
 def _examples(views: Sequence[View], config: NaviConfig, size_px: int, left_out: Counter[str]) -> Examples:
-    images, depth_m, normals = ImageStack(size_px), [], []
+    size = (SIDE_PX, SIDE_PX)
+    images, depth_m, normals = ImageStack(size_px), FileRows(size, np.float32), FileRows((3, *size), np.float32)
     for view in views:
         try:
             pixels = _pixels(storage.join(view.scene, "images", f"{view.name}.jpg"))
@@ -100,7 +101,8 @@ def _examples(views: Sequence[View], config: NaviConfig, size_px: int, left_out:
         images.append(squashed_image(pixels, size_px))
         depth_m.append(relative(depth_HW) if config.relative_depth else depth_HW)
         normals.append(normals_3HW)
-    return Examples(images.images(str(config.folder), left_out), depth_m=depth_m, normals=normals)
+    images_NSS3 = images.images(str(config.folder), left_out)
+    return Examples(images_NSS3, depth_m=depth_m.rows().unbind(), normals=normals.rows().unbind())
 
 
 def _pixels(uri: str) -> np.ndarray:

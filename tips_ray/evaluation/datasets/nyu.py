@@ -21,11 +21,13 @@ from tips_ray import storage
 from tips_ray.config.evaluation_data import NyuBtsConfig, NyuGeonetConfig, NyuLabelledConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples, squashed_image
 from tips_ray.evaluation.datasets.geometry import array, metres
-from tips_ray.evaluation.datasets.images import ImageStack, counted_parts, read_image
+from tips_ray.evaluation.datasets.images import FileRows, ImageStack, counted_parts, read_image
 
 LABELLED, SPLITS, NORMALS = "nyu_depth_v2_labeled.mat", "splits.mat", "all_normals.pklz"
 BTS_LIST, BTS_FOLDERS = "nyudepthv2_{}_files_with_gt.txt", {"train": "sync", "test": "official_splits/test"}
 MILLIMETRE_M = 0.001
+SIZE = (480, 640)
+"""Height and width of all images and maps."""
 GEONET_OFFSET = 2 * np.array([122.175, 116.169, 103.508])
 """What GeoNet subtracted from its images; Probe3D adds the same."""
 GEONET_BAD = (21181, 6919)
@@ -51,14 +53,14 @@ def nyu_labelled(config: NyuLabelledConfig, size_px: int, with_train: bool) -> D
     normals_NHW3 = _all_normals(storage.join(folder, NORMALS))
 
     def part(name: str, left_out: Counter[str]) -> Examples:
-        images, depth_m = ImageStack(size_px), []
+        images, depth_m = ImageStack(size_px), FileRows(_map_size(crop), np.float32)
         with _opened(storage.join(folder, LABELLED)) as file:
             depths = file["rawDepths" if config.raw_depth else "depths"]
             for place in places[name]:
                 images.append(squashed_image(cropped(file["images"][place].transpose(2, 1, 0), crop), size_px))
                 depth_m.append(metres(cropped(depths[place].T, crop), 1)[0])
         normals = [] if normals_NHW3 is None else [normals_of(normals_NHW3[place], crop) for place in places[name]]
-        return Examples(images.images(folder, left_out), depth_m=depth_m, normals=normals)
+        return Examples(images.images(folder, left_out), depth_m=depth_m.rows().unbind(), normals=normals)
 
     train, test, left_out = counted_parts(part, "train" if with_train else None, "test")
     return Dataset(test, train, left_out=left_out)
@@ -73,7 +75,7 @@ def nyu_bts(config: NyuBtsConfig, size_px: int, with_train: bool) -> Dataset:
     folder = str(config.folder)
 
     def part(name: str, left_out: Counter[str]) -> Examples:
-        images, depth_m = ImageStack(size_px), []
+        images, depth_m = ImageStack(size_px), FileRows(SIZE, np.float32)
         root = storage.join(folder, BTS_FOLDERS[name])
         for image_name, depth_name in _bts_pairs(folder, name)[:: config.every if name == "train" else 1]:
             image = read_image(storage.join(root, image_name), size_px, left_out)
@@ -81,7 +83,7 @@ def nyu_bts(config: NyuBtsConfig, size_px: int, with_train: bool) -> Dataset:
             if image is not None and found is not None:
                 images.append(image.pixels_SS3)
                 depth_m.append(found)
-        return Examples(images.images(root, left_out), depth_m=depth_m)
+        return Examples(images.images(root, left_out), depth_m=depth_m.rows().unbind())
 
     train, test, left_out = counted_parts(part, "train" if with_train else None, "test")
     return Dataset(test, train, left_out=left_out)
@@ -103,14 +105,16 @@ def nyu_geonet(config: NyuGeonetConfig, size_px: int, with_train: bool) -> Datas
     names, left_out = storage.list_names(storage.join(folder, "train")), Counter[str]()
     for bad in GEONET_BAD if len(names) > max(GEONET_BAD) else ():
         del names[bad]
-    images, depth_m, normals = ImageStack(size_px), [], []
+    size = _map_size(crop)
+    images, depth_m, normals = ImageStack(size_px), FileRows(size, np.float32), FileRows((3, *size), np.float32)
     for name in names[:: config.every]:
         content = _matlab(storage.join(folder, "train", name), ("img", "depth", "norm"))
-        pixels = (content["img"][:480, :640] + GEONET_OFFSET).clip(0, 255).astype(np.uint8)
+        pixels = (content["img"][: SIZE[0], : SIZE[1]] + GEONET_OFFSET).clip(0, 255).astype(np.uint8)
         images.append(squashed_image(cropped(pixels, crop), size_px))
-        depth_m.append(metres(cropped(content["depth"][:480, :640], crop), 1)[0])
-        normals.append(normals_of(content["norm"][:480, :640], crop))
-    learned = Examples(images.images(storage.join(folder, "train"), left_out), depth_m=depth_m, normals=normals)
+        depth_m.append(metres(cropped(content["depth"][: SIZE[0], : SIZE[1]], crop), 1)[0])
+        normals.append(normals_of(content["norm"][: SIZE[0], : SIZE[1]], crop))
+    images_NSS3 = images.images(storage.join(folder, "train"), left_out)
+    learned = Examples(images_NSS3, depth_m=depth_m.rows().unbind(), normals=normals.rows().unbind())
     return Dataset(tested.test, learned, left_out=tested.left_out)
 
 
@@ -128,6 +132,10 @@ def normals_of(normals_HW3: np.ndarray, crop_px: int | None = None) -> Tensor:
     lengths = np.linalg.norm(vectors, axis=2, keepdims=True)
     kept = np.where(lengths > SHORTEST_NORMAL, vectors / lengths.clip(min=SHORTEST_NORMAL), 0)
     return torch.from_numpy(kept).permute(2, 0, 1).contiguous()
+
+
+def _map_size(crop_px: int | None) -> tuple[int, int]:
+    return SIZE if crop_px is None else (crop_px, crop_px)
 
 
 def _opened(uri: str) -> Any:
@@ -207,7 +215,7 @@ def _bts_depth(uri: str, size: tuple[int, int], left_out: Counter[str]) -> Tenso
     if values.dtype == np.uint8:
         raise ValueError(f"{uri} has 8 bits; depth is a PNG of 16 bits in millimetres")
     depth_m, _ = metres(values, MILLIMETRE_M)
-    if tuple(depth_m.shape) != size or not depth_m.any():
+    if not tuple(depth_m.shape) == size == SIZE or not depth_m.any():
         left_out["depth of another size" if depth_m.any() else "no depth in any pixel"] += 1
         return None
     return depth_m
