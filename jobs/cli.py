@@ -33,6 +33,7 @@ COMMANDS = {
     "report": "write a run folder as one HTML page",
     "compare": "what differs between runs, and which is better by pairs on the same batches, or no claim",
     "evaluate": "score a run or another encoder: segmentation, depth, retrieval, classification",
+    "leaderboard": "results of several encoders side by side, and scores of a model that moved",
     "sweep": "train settings from a space of keys, compare them at rungs, train the best to the end",
     "sweeps": "look after sweeps: list, show, stop, add settings, promote",
     "ablate": "run the paper's ablation on rendered scenes, and judge its directions",
@@ -119,7 +120,7 @@ def _print_error(error: Exception, code: int) -> int:
 
 
 def _command(argv: Sequence[str]) -> str:
-    listing = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    listing = "\n".join(f"  {name:11} {what}" for name, what in COMMANDS.items())
     parser = _Parser(
         prog="tips-ray",
         usage="tips-ray COMMAND ... (tips-ray COMMAND --help says more)",
