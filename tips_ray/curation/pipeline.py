@@ -23,6 +23,8 @@ from tips_ray.storage import StorageError
 
 READERS_PER_CPU = 2
 """Tasks per CPU: one waits for storage while the other works."""
+FEW_ERRORS = 16
+"""Unreadable rows that a file may always have: a small one may consist of them."""
 IMAGE_ROWS = 64
 """Rows of a row group of a new shard: a chunk is read without its neighbours."""
 NEW_COLUMNS = Columns("image", "web_caption", ("synthetic_captions",), "key")
@@ -84,7 +86,7 @@ def _write_signals(
     chunks = range(int(batch["start"][0]), int(batch["stop"][0]))
     table = pa.concat_tables([signals(index, chunk, config) for chunk in chunks])
     errors = [error for error in table["error"].to_pylist() if error]
-    if len(errors) > config.max_bad_fraction * table.num_rows:
+    if len(errors) > max(config.max_bad_fraction * table.num_rows, FEW_ERRORS):
         raise StorageError(
             f"{len(errors)} of {table.num_rows} rows of a file cannot be read, e.g. {errors[0]}; see whether the "
             f"images are still there, or raise max_bad_fraction ({config.max_bad_fraction:g}) if the data are so"

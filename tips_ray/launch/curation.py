@@ -28,7 +28,7 @@ from tips_ray.data.index import Index
 from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.data.sources.selection import LOCK, PLACED
 from tips_ray.embedding.layout import WEB
-from tips_ray.errors import RunFailedError, RunInterrupted, last_line
+from tips_ray.errors import RunFailedError, RunInterrupted, described
 from tips_ray.launch.curation_files import GOES_ON, Tell, connect, follow, made_signals, tables
 from tips_ray.launch.embedding import embed_source
 
@@ -66,7 +66,7 @@ def curate(config: CurationConfig, tell: Tell) -> Curated:
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted; {GOES_ON}") from None
     except RayError as error:
-        raise RunFailedError(f"curation stopped: {last_line(error)}; {GOES_ON}") from None
+        raise RunFailedError(f"curation stopped: {described(error)}; {GOES_ON}") from None
 
 
 @dataclass

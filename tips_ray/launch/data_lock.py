@@ -13,7 +13,7 @@ from tips_ray.curation.pipeline import faults_stream
 from tips_ray.curation.selection import read_lock, read_parts, write_places
 from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.data.sources.selection import LOCK, SUFFIXES
-from tips_ray.errors import RunFailedError, last_line
+from tips_ray.errors import RunFailedError, described
 from tips_ray.launch.curation_files import GOES_ON, Tell, connect, follow, made_signals, tables
 
 
@@ -36,7 +36,7 @@ def verify(lock_uri: str, data_cpus: int, tell: Tell) -> Comparison:
         index = index_of(config.data, storage.join(lock["folder"], "index"))
         errors = follow(faults_stream(index.uri, len(lock["files"]), data_cpus), len(lock["files"]), "verified", tell)
     except RayError as error:
-        raise RunFailedError(f"verification stopped: {last_line(error)}") from None
+        raise RunFailedError(f"verification stopped: {described(error)}") from None
     for (name, part), errors_M in zip(read_parts(lock), errors, strict=True):
         found.add(name, part.rows, np.array([OF_ERRORS.get(error, error.partition(":")[0]) for error in errors_M]))
     return found
@@ -65,7 +65,7 @@ def relocate(lock_uri: str, source: SourceConfig, out: str, data_cpus: int, tell
     try:
         signals = pa.concat_tables(list(tables(made_signals(config, index, storage.join(out, "signals"), tell))))
     except RayError as error:
-        raise RunFailedError(f"reading stopped: {last_line(error)}; {GOES_ON}") from None
+        raise RunFailedError(f"reading stopped: {described(error)}; {GOES_ON}") from None
     site, place = Site(index, signals), storage.join(out, "selection")
     for name, part in read_parts(lock):
         state_M, places = site.compare(part.rows)
