@@ -14,6 +14,7 @@ from tips_ray.losses import (
     distillation_loss,
     masked_image_loss,
     moved_center,
+    patch_shares,
     score_sum,
 )
 from tips_ray.models.networks import Embeddings, StudentOutputs, TeacherScores, scored_patches
@@ -24,6 +25,7 @@ __all__ = [
     "center_sums",
     "compile_losses",
     "contrastive_terms",
+    "patch_weights",
     "self_supervised_terms",
     "weighted_total",
 ]
@@ -118,6 +120,12 @@ def center_sums(teacher: TeacherScores, batch: Batch, config: ObjectiveConfig) -
         image_M = scored_patches(batch, config) // batch.patch_mask_BL.shape[1]
         sums["masked_image"] = score_sum(teacher.patch, batch.valid_B[image_M])
     return sums
+
+
+def patch_weights(batch: Batch, config: ObjectiveConfig) -> Tensor:
+    """Weight of each scored patch in L_mask, [M] in float64: it sums to 1 over an image's masked patches."""
+    weight_BL = patch_shares(_target_mask(batch, config), config.visible_weight, torch.double)
+    return (weight_BL * batch.valid_B[:, None]).flatten()[scored_patches(batch, config)]
 
 
 def weighted_total(terms: Mapping[str, Tensor], config: ObjectiveConfig) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 from toy import TOY
 
 from tips_ray.config import RunConfig, override
-from tips_ray.train.health import CollapseError, CollapseJudge
+from tips_ray.train.collapse import CollapseError, CollapseJudge
 
 HEALTHY = {
     **{f"health/cls_{name}/{metric}": value for name in ("web", "synthetic") for metric, value in

@@ -9,7 +9,7 @@ from ranks import run_on_ranks
 from torch import tensor
 from toy import rows, toy_batch, toy_config
 
-from tips_ray.distributed import rank, world_size
+from tips_ray.distributed import mean_over_ranks, rank, world_size
 from tips_ray.models.heads import PrototypeScores
 from tips_ray.models.networks import Embeddings, TeacherScores
 from tips_ray.objective import Centers, Temperatures
@@ -21,6 +21,7 @@ from tips_ray.train.health import (
     memory_peak_bytes,
     prototype_usage,
     target_entropy,
+    targets,
     winners,
 )
 from tips_ray.train.state import new_state
@@ -32,12 +33,12 @@ TEMPERATURES = {"distillation": Temperatures(0.1, 0.1)}
 
 def test_target_entropy_is_ln_k_when_all_are_alike_ln_2_between_two_and_0_for_one():
     scores_RK = tensor([[0.3, 0.3, 0.3, 0.3], [1.0, 1.0, -9.0, -9.0], [9.0, 0.0, 0.0, 0.0]])
-    torch.testing.assert_close(target_entropy(scores_RK, NO_CENTER, 0.1), tensor([log(4), log(2), 0.0]))
+    torch.testing.assert_close(target_entropy(targets(scores_RK, NO_CENTER, 0.1)), tensor([log(4), log(2), 0.0]))
 
 
 def test_target_entropy_is_that_of_the_centred_and_sharpened_scores():
     # (t - c) / tau = ln 3, 0: probabilities 3/4 and 1/4
-    found = target_entropy(tensor([[1.0 + 0.5 * log(3), 2.0]]), tensor([1.0, 2.0]), 0.5)
+    found = target_entropy(targets(tensor([[1.0 + 0.5 * log(3), 2.0]]), tensor([1.0, 2.0]), 0.5))
     torch.testing.assert_close(found, tensor([0.75 * log(4 / 3) + 0.25 * log(4)]))
 
 
@@ -50,7 +51,7 @@ def test_many_rows_are_taken_in_parts():
     torch.testing.assert_close(torch.cat(parts), whole_RK)
     probability_RK = ((whole_RK - 0.1) / 0.2).softmax(dim=1)
     naive_R = -(probability_RK * probability_RK.log()).sum(dim=1)
-    found_R = torch.cat([target_entropy(part_CK, NO_CENTER + 0.1, 0.2) for part_CK in parts])
+    found_R = torch.cat([target_entropy(targets(part_CK, NO_CENTER + 0.1, 0.2)) for part_CK in parts])
     torch.testing.assert_close(found_R, naive_R)
     assert torch.equal(torch.cat([winners(part_CK, NO_CENTER) for part_CK in parts]), whole_RK.argmax(dim=1))
 
@@ -100,7 +101,7 @@ def test_the_metrics_of_a_step_worked_out_by_hand():
     centers.distillation_K.copy_(tensor([3.0, 4.0, 0.0, 0.0]))
     cls_BK = tensor([[3.0, 4.0, -9.0, -9.0], [3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 99.0]])
     health.see_targets(TeacherScores(given_scores(cls_BK), None), centers, batch, TEMPERATURES)
-    found = health.metrics(centers)
+    found = health.metrics(centers, {})
     expected = {
         "temperature": 0.07,
         "cls_web/cosine": 0.0,
@@ -128,7 +129,7 @@ def test_prototypes_are_counted_over_all_steps_since_the_last_logged_one():
         health.expect(is_logged := step in (3, 5))
         health.see_embeddings([(Embeddings(*[torch.eye(1)] * 4), torch.zeros(1))], [batch.valid_B])
         health.see_targets(TeacherScores(given_scores(torch.eye(4)[[winner]]), None), centers, batch, TEMPERATURES)
-        usage += [health.metrics(centers)["health/distillation/prototype_usage"]] if is_logged else []
+        usage += [health.metrics(centers, {})["health/distillation/prototype_usage"]] if is_logged else []
     assert usage == [2 / 4, 1 / 4]
 
 
@@ -139,7 +140,7 @@ def _found(*micro_batches: int) -> list[dict[str, float]]:
 
 def _found_with(micro_batches: int) -> dict[str, float]:
     config, per_rank = toy_config(), 8 // world_size()
-    state, health = new_state(config), Health(config.objective)
+    state, health, terms = new_state(config), Health(config.objective, window_images=6), {}
     generator = torch.Generator().manual_seed(1)
     for network in (state.student, state.teacher, state.centers):
         for values in [*network.double().parameters(), *network.buffers()]:
@@ -149,15 +150,16 @@ def _found_with(micro_batches: int) -> dict[str, float]:
         batch, size = toy_batch(8, seed=seed, invalid=(1, 6)), per_rank // micro_batches
         starts = range(rank() * per_rank, (rank() + 1) * per_rank, size)
         share = [rows(batch, start, start + size) for start in starts]
-        accumulate_gradients(state, share, config.objective, 10, health=health)
-    found = health.metrics(state.centers)
+        terms, _ = accumulate_gradients(state, share, config.objective, 10, health=health)
+    losses = mean_over_ranks({f"loss/{name}": term for name, term in terms.items()})
+    found = health.metrics(state.centers, losses)
     assert found.pop("health/memory_peak_gib") > 0
     return found
 
 
 def test_micro_batches_equal_one_batch():
     whole, *others = _found(1, 2, 4)
-    assert len(whole) == 17 and 0 < whole["health/masked_image/prototype_usage"] < 1
+    assert len(whole) == 21 and 0 < whole["health/masked_image/prototype_usage"] < 1
     for found in others:
         assert found == pytest.approx(whole, rel=1e-10)
 
@@ -177,7 +179,7 @@ def test_a_line_without_effective_ranks_has_all_the_rest():
         health.expect(is_logged=True, with_rank=with_rank)
         accumulate_gradients(state, [batch], config.objective, 10, health=health)
         assert any("gram" in name for name in health.sums) == with_rank
-        found.append(health.metrics(state.centers))
+        found.append(health.metrics(state.centers, {}))
     for name in ("health/cls_web/effective_rank", "health/cls_synthetic/effective_rank"):
         assert found[0].pop(name) > 1
     del found[0]["health/memory_peak_gib"], found[1]["health/memory_peak_gib"]
@@ -190,4 +192,4 @@ def test_nothing_is_told_of_a_step_that_was_not_done():
     health.expect(is_logged=True)
     accumulate_gradients(state, [toy_batch(4).to("cpu", torch.float32)], config.objective, 10, health=health)
     health.forget()
-    assert health.metrics(state.centers) == {}
+    assert health.metrics(state.centers, {}) == {}

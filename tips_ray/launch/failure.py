@@ -10,8 +10,8 @@ from tips_ray import storage
 from tips_ray.errors import RunFailedError, RunInterrupted, RunPaused, RunStopped, described, root_cause
 from tips_ray.memory_kills import memory_kills, memory_kills_since
 from tips_ray.runs import RunFolder, checkpoints_of, list_checkpoints
+from tips_ray.train.collapse import CollapseError
 from tips_ray.train.graceful_stop import GracefulStop, Paused
-from tips_ray.train.health import CollapseError
 
 OTHER_CONFIG = "a run keeps its learning rate, temperatures and the like: give the changed config another name="
 

@@ -7,7 +7,7 @@ ranks of its gradients (FSDP averages gradients). With K micro-batches the value
 from tips_ray.losses.center import moved_center, score_sum
 from tips_ray.losses.contrastive import contrastive_loss
 from tips_ray.losses.distillation import distillation_loss
-from tips_ray.losses.masked_image import masked_image_loss
+from tips_ray.losses.masked_image import masked_image_loss, patch_shares
 from tips_ray.losses.prototypes import compile_losses
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "distillation_loss",
     "masked_image_loss",
     "moved_center",
+    "patch_shares",
     "score_sum",
 ]

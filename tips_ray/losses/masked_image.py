@@ -1,6 +1,7 @@
 """Masked patch prediction. B images on this rank, L patches, M patches that are scored,
 D bottleneck width, K prototypes."""
 
+import torch
 from torch import Tensor
 
 from tips_ray.losses.prototypes import Scores, prototype_loss
@@ -48,12 +49,17 @@ def masked_image_loss(
         raise ValueError(f"index_M names {len(index_M)} patches, the student has rows of {len(rows_MD)}")
     valid_B = all_valid(patch_mask_BL) if valid_B is None else valid_B
     weight_B1 = image_weights(valid_B, global_valid, at_least_fp32(rows_MD).dtype)[:, None]
-    weight_BL = weight_B1 * (_shares(patch_mask_BL, weight_B1) + visible_weight * _shares(~patch_mask_BL, weight_B1))
+    weight_BL = weight_B1 * patch_shares(patch_mask_BL, visible_weight, weight_B1.dtype)
     weight_M = weight_BL.flatten()[index_M]
     one_each = rows_MD[None], prototypes_KD
     return prototype_loss(one_each, teacher, center_K, student_temperature, teacher_temperature, weight_M)
 
 
-def _shares(chosen_BL: Tensor, like: Tensor) -> Tensor:
+def patch_shares(patch_mask_BL: Tensor, visible_weight: float, dtype: torch.dtype) -> Tensor:
+    """Weight of each patch within its image, [B, L]: masked ones share 1, visible ones share `visible_weight`."""
+    return _shares(patch_mask_BL, dtype) + visible_weight * _shares(~patch_mask_BL, dtype)
+
+
+def _shares(chosen_BL: Tensor, dtype: torch.dtype) -> Tensor:
     """1/n at the n chosen patches of an image, 0 elsewhere."""
-    return chosen_BL.to(like.dtype) / chosen_BL.sum(dim=1, keepdim=True).clamp(min=1)
+    return chosen_BL.to(dtype) / chosen_BL.sum(dim=1, keepdim=True).clamp(min=1)

@@ -2,7 +2,14 @@
 
 _OF_CLS = ("cosine", "effective_rank")
 _OF_CAPTION = ("image_to_text", "text_to_image")
-_OF_HEAD = ("target_entropy", "target_entropy_share", "prototype_usage", "center_norm")
+_OF_HEAD = (
+    "target_entropy",
+    "target_entropy_share",
+    "prototype_usage",
+    "center_norm",
+    "information",
+    "mutual_information",
+)
 CAPTIONS, HEADS = ("web", "synthetic"), ("distillation", "masked_image")
 
 LOGGED_METRICS = (

@@ -8,27 +8,32 @@ import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import log
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tips_ray.batch import Batch
-from tips_ray.config import ObjectiveConfig, RunConfig
+from tips_ray.config import ObjectiveConfig
 from tips_ray.distributed import gather_batch, rank, sum_over_ranks, world_size
-from tips_ray.models.heads import PrototypeScores
+from tips_ray.models.heads import ROWS_AT_ONCE, PrototypeScores
 from tips_ray.models.networks import Embeddings, TeacherScores, scored_patches
-from tips_ray.objective import Centers, Temperatures
+from tips_ray.objective import Centers, Temperatures, patch_weights
+from tips_ray.train.information import WINDOW_IMAGES, InformationWindow, TargetSums
 
 CAPTIONS = {"web": (0, 2), "synthetic": (1, 3)}
 """Places in `Embeddings` of a CLS token and its caption."""
 _CLS = [f"cls_{name}" for name in CAPTIONS]
+HEADS = ("distillation", "masked_image")
 
 
-def target_entropy(teacher_RK: Tensor, center_K: Tensor, teacher_temperature: float) -> Tensor:
-    """Entropy of softmax((t - c) / tau_t), [R], in nats: 0 where one prototype has all, ln K where all are alike."""
-    probability_RK = ((teacher_RK.float() - center_K) / teacher_temperature).softmax(dim=-1)
-    return torch.special.entr(probability_RK).sum(dim=-1)
+def targets(teacher_RK: Tensor, center_K: Tensor, teacher_temperature: float) -> Tensor:
+    """softmax((t - c) / tau_t), [R, K]."""
+    return ((teacher_RK.float() - center_K) / teacher_temperature).softmax(dim=-1)
+
+
+def target_entropy(target_RK: Tensor) -> Tensor:
+    """Entropy of each target, [R], in nats: 0 where one prototype has all, ln K where all are alike."""
+    return torch.special.entr(target_RK).sum(dim=-1)
 
 
 def winners(teacher_RK: Tensor, center_K: Tensor) -> Tensor:
@@ -71,11 +76,13 @@ class Health:
     """Sums until the next logged step. Call `expect` before each step and `metrics` after a logged one.
 
     The distillation head's prototypes are counted over all steps in between, because one batch may have fewer images
-    than there are prototypes; all else is of the logged step.
+    than there are prototypes. The information is that of the last logged steps, see `InformationWindow`; all else is of
+    the logged step.
     """
 
-    def __init__(self, objective: ObjectiveConfig) -> None:
+    def __init__(self, objective: ObjectiveConfig, window_images: int = WINDOW_IMAGES) -> None:
         self.objective = objective
+        self.windows = {head: InformationWindow(window_images) for head in HEADS}
         self.sums: dict[str, Tensor] = {}
         self.expect(is_logged=False)
 
@@ -110,38 +117,58 @@ class Health:
         """The teacher's scores of one micro-batch, with the centres and temperatures of its step."""
         if scores.cls is not None:
             teacher = temperatures["distillation"].teacher
-            self._add_targets("distillation", scores.cls, batch.valid_B, centers.distillation_K, teacher)
+            weight_B = batch.valid_B.double()
+            self._add_targets("distillation", scores.cls, batch.valid_B, weight_B, centers.distillation_K, teacher)
         if scores.patch is not None and self.is_logged:
             image_M = scored_patches(batch, self.objective) // batch.patch_mask_BL.shape[1]
-            counted_M = batch.valid_B[image_M]
+            weight_M, counted_M = patch_weights(batch, self.objective), batch.valid_B[image_M]
             teacher = temperatures["masked_image"].teacher
-            self._add_targets("masked_image", scores.patch, counted_M, centers.masked_image_K, teacher)
+            self._add_targets("masked_image", scores.patch, counted_M, weight_M, centers.masked_image_K, teacher)
 
     def _add_targets(
-        self, head: str, teacher: PrototypeScores, counted_R: Tensor, center_K: Tensor, teacher_temperature: float
+        self,
+        head: str,
+        teacher: PrototypeScores,
+        counted_R: Tensor,
+        weight_R: Tensor,
+        center_K: Tensor,
+        teacher_temperature: float,
     ) -> None:
-        """Wins of each prototype and, at a logged step, entropies; the scores are made again, a few rows at a time."""
-        counted_R, winner, entropy = counted_R.double(), [], []
+        """Wins of each prototype and, at a logged step, targets; the scores are made again, a few rows at a time.
+
+        `weight_R` has the rows' weights in the loss, 0 where a row does not count.
+        """
+        winner, entropy, counted_R = [], [], counted_R.double()
+        target_K = torch.zeros_like(center_K, dtype=torch.double)
+        weights = iter(weight_R.split(ROWS_AT_ONCE))
         for teacher_CK in teacher.chunks():
             winner.append(winners(teacher_CK, center_K))
             if self.is_logged:
-                entropy.append(target_entropy(teacher_CK, center_K, teacher_temperature))
-        wins_K = torch.zeros_like(center_K, dtype=torch.double)
+                target_CK = targets(teacher_CK, center_K, teacher_temperature)
+                entropy.append(target_entropy(target_CK).double())
+                target_K += next(weights).to(target_CK.dtype) @ target_CK
+        wins_K = torch.zeros_like(target_K)
         self._add(f"{head}/wins", wins_K.scatter_add_(0, torch.cat(winner), counted_R))
         if self.is_logged:
-            self._add(f"{head}/entropy", torch.stack([(torch.cat(entropy) * counted_R).sum(), counted_R.sum()]))
+            entropy_R = torch.cat(entropy)
+            self._add(f"{head}/entropy", torch.stack([entropy_R @ counted_R, counted_R.sum()]))
+            self._add(f"{head}/weighted_entropy", torch.stack([entropy_R @ weight_R, weight_R.sum()]))
+            self._add(f"{head}/targets", target_K)
 
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
 
-    def metrics(self, centers: Centers) -> dict[str, float]:
-        """Metrics of the step just done, none if it was skipped; resets the sums. Every rank calls this."""
+    def metrics(self, centers: Centers, losses: Mapping[str, float]) -> dict[str, float]:
+        """Metrics of the step just done, none if it was skipped; resets the sums. Every rank calls this.
+
+        `losses` has the step's means over ranks, such as `loss/distillation`.
+        """
         if "valid" not in self.sums:
             return {}
         self._add("memory_peak_bytes", _in_own_place(memory_peak_bytes(self.sums["valid"].device), self.sums["valid"]))
         sums, self.sums = _over_ranks(self.sums), {}
         ranks = {name: effective_rank(sums.pop(f"{name}/gram")) for name in _CLS if f"{name}/gram" in sums}
-        heads = [head for head in ("distillation", "masked_image") if f"{head}/entropy" in sums]
+        heads = [head for head in HEADS if f"{head}/entropy" in sums]
         norms = {f"{head}/center_norm": getattr(centers, f"{head}_K").norm().double() for head in heads}
         sums = _on_host(sums | norms)
         found = {"temperature": sums["temperature"].item()}
@@ -150,6 +177,9 @@ class Health:
             found |= _of_embeddings(name, sums, sums["valid"].item())
         for head in heads:
             found |= _of_targets(head, sums)
+            if (loss := losses.get(f"loss/{head}")) is not None:
+                added = self.windows[head].add(target_sums(head, sums, loss))
+                found |= {f"{head}/{name}": value for name, value in added.items()}
         found |= {f"{name}/effective_rank": value for name, value in ranks.items()}
         return {f"health/{name}": value for name, value in found.items()}
 
@@ -172,6 +202,13 @@ def _of_targets(head: str, sums: dict[str, Tensor]) -> dict[str, float]:
         f"{head}/prototype_usage": prototype_usage(sums[f"{head}/wins"]),
         f"{head}/center_norm": sums[f"{head}/center_norm"].item(),
     }
+
+
+def target_sums(head: str, sums: Mapping[str, Tensor], loss: float) -> TargetSums:
+    """Sums of a step whose loss is the mean over valid images of their rows' weighted cross-entropies."""
+    images = sums["valid"].item()
+    entropy, weight = sums[f"{head}/weighted_entropy"].tolist()
+    return TargetSums(images, weight, sums[f"{head}/targets"], entropy, images * loss)
 
 
 def _over_ranks(sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -203,86 +240,3 @@ def memory_peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-Metrics = Mapping[str, float]
-
-
-class CollapseError(ValueError):
-    """The run has stopped learning; the message says by which sign, and what to change."""
-
-
-class Sign(NamedTuple):
-    """One sign of collapse; `is_there` is False where a metric is missing."""
-
-    metric: str
-    limit: str
-    is_there: Callable[[Metrics], bool]
-    meaning: str
-    cure: str
-
-
-def signs(config: RunConfig) -> list[Sign]:
-    """All signs of collapse, in the order of the checks; a CLS token that nothing trains has none."""
-    objective, num_prototypes = config.objective, config.head.num_prototypes
-    trained = {"web": objective.web_weight or objective.alpha, "synthetic": objective.synthetic_weight}
-    found = [sign for name, weight in trained.items() if weight for sign in _signs_of_cls(f"health/cls_{name}")]
-    return found + [_sign_of_head(f"health/{head}", num_prototypes) for head in ("distillation", "masked_image")]
-
-
-def _signs_of_cls(name: str) -> list[Sign]:
-    cosine, rank = f"{name}/cosine", f"{name}/effective_rank"
-    cure = "lower schedule.peak_lr, lengthen schedule.warmup, or look at samples and captions: they may be all alike"
-    return [
-        Sign(cosine, "above 0.9999", lambda m: m.get(cosine, 0) > 0.9999, "all images have the same embedding", cure),
-        Sign(rank, "below 1.1", lambda m: m.get(rank, 2) < 1.1, "all embeddings lie on one line", cure),
-    ]
-
-
-def _sign_of_head(head: str, num_prototypes: int) -> Sign:
-    usage, share = f"{head}/prototype_usage", f"{head}/target_entropy_share"
-
-    def one_takes_all(metrics: Metrics) -> bool:
-        # Near-uniform targets have a winner too, by a hair.
-        return metrics.get(usage, 1) * num_prototypes < 1.5 and metrics.get(share, 1) < 0.5
-
-    return Sign(
-        usage,
-        f"one of {num_prototypes}, with targets far from uniform",
-        one_takes_all,
-        "one prototype takes every image",
-        "lower objective.center_momentum, raise objective.teacher_temperature_start, or lower schedule.peak_lr",
-    )
-
-
-class CollapseJudge:
-    """Counts the logged steps in a row that show each sign, after the warm-up of the learning rate.
-
-    Lines without a sign's metric do not count for it where they have others: only some have effective ranks.
-    """
-
-    def __init__(self, config: RunConfig) -> None:
-        self.health, self.warmup_steps = config.health, config.schedule.warmup_steps
-        self.signs = signs(config) if self.health.stop_on_collapse else []
-        self.in_a_row = dict.fromkeys((sign.metric for sign in self.signs), 0)
-
-    def judge(self, step: int, metrics: Metrics) -> None:
-        """
-        Raises:
-            CollapseError: a sign was there for `health.collapse_patience` logged steps in a row. Metrics are those of
-                all ranks, so that all raise.
-        """
-        is_skipped = not any(sign.metric in metrics for sign in self.signs)
-        for sign in self.signs if step > self.warmup_steps else ():
-            if sign.metric not in metrics and not is_skipped:
-                continue
-            self.in_a_row[sign.metric] = self.in_a_row[sign.metric] + 1 if sign.is_there(metrics) else 0
-            if self.in_a_row[sign.metric] >= self.health.collapse_patience:
-                raise CollapseError(self._sentence(step, sign, metrics[sign.metric]))
-
-    def _sentence(self, step: int, sign: Sign, value: float) -> str:
-        return (
-            f"training has collapsed at step {step}: {sign.metric} is {value:.5g}, {sign.limit}, for "
-            f"{self.health.collapse_patience} logged steps in a row (health.collapse_patience), which means that "
-            f"{sign.meaning}; {sign.cure}; health.stop_on_collapse=false goes on all the same"
-        )

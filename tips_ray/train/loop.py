@@ -11,10 +11,11 @@ from tips_ray.batch import Batch
 from tips_ray.config import RunConfig
 from tips_ray.distributed import mean_over_ranks, rank, world_size
 from tips_ray.runs.run import last_step_of
+from tips_ray.train.collapse import CollapseJudge
 from tips_ray.train.flops import Utilization
 from tips_ray.train.graceful_stop import Agreement
 from tips_ray.train.guard import BadStepRecorder, Guard
-from tips_ray.train.health import CollapseJudge, Health
+from tips_ray.train.health import Health
 from tips_ray.train.state import TrainState
 
 FIRST_SAVE_MINUTES = 1.0
@@ -88,7 +89,7 @@ def train(
             means = mean_over_ranks({**metrics, "data/bad_fraction": bad_rows.here})
             state.bad_rows = bad_rows.add(means["data/bad_fraction"])
             means |= {"data/bad_fraction": bad_rows.fraction(state.step), "guard/skipped": state.skipped_steps}
-            means |= health.metrics(state.centers) | throughput.lap(micro_batches[0])
+            means |= health.metrics(state.centers, means) | throughput.lap(micro_batches[0])
             recorder.log(state.step, means)
             if bad_rows.are_too_many(state.step):
                 raise ValueError(f"{bad_rows.sentence(state.step)}; {recorder.rejects()}")
