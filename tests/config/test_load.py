@@ -94,6 +94,7 @@ def test_every_field_that_is_our_decision_says_so():
         "teacher_temperature",
         "teacher_temperature_start",
         "center_momentum",
+        "center_start",
         "ema_momentum",
         "prototype_freeze",
         "initial_temperature",

@@ -1,5 +1,6 @@
 """What is said of losses, from metrics written by hand. 100 steps of 16 pairs and 64 prototypes, 10 of warm-up."""
 
+from collections.abc import Sequence
 from math import log
 from typing import Any
 
@@ -83,6 +84,23 @@ def test_a_healthy_run_is_good_with_its_numbers():
         ({"health__masked_image__target_entropy_share": 0.99}, "ill", "masked_image targets", "uniform"),
         ({"health__masked_image__target_entropy_share": 0.96}, "watch", "masked_image targets", "nearly uniform"),
         ({"health__distillation__target_entropy_share": 0.001}, "ill", "distillation targets", "one-hot"),
+        (
+            {"health__distillation__information": 0.1, "health__distillation__mutual_information": 0.1},
+            "ill", "distillation targets",
+            "hardly anything of single images: the student predicts 0.10 nats of them, and they differ by 0.10 nats",
+        ),
+        (
+            {"health__masked_image__information": -0.5, "health__masked_image__mutual_information": 2.0},
+            "ill", "masked_image targets", "the student predicts 0.00 nats of them, and they differ by 2.00 nats",
+        ),
+        (
+            {"health__distillation__prototype_usage": 1.8 / 64}, "watch", "distillation targets",
+            "2 prototypes win all rows, of 64 that could",
+        ),
+        (
+            {"health__masked_image__target_entropy": lambda step: 1.5 + abs(step - 80) / 20}, "watch",
+            "masked_image targets", "their entropy swings by 1.0 nats",
+        ),
         ({"health__cls_web__cosine": 0.99}, "ill", "cls_web", "mean cosine 0.990, effective rank 20.0"),
         ({"health__cls_synthetic__effective_rank": 1.5}, "ill", "cls_synthetic", "effective rank 1.5"),
         ({"health__temperature": 2.0}, "ill", "temperature", "no contrastive loss can fall below 2.28"),
@@ -109,6 +127,42 @@ def test_collapsed_targets_hide_the_loss_whose_small_value_would_look_good():
     found = loss_findings(_config(), _lines(loss__distillation=0.01, **collapsed))
     assert _told(found[0]) == ("ill", "distillation targets") and "one of 64 prototypes" in found[0].seen
     assert "distillation" not in [finding.about for finding in found]
+
+
+DEMO_WINNERS = (8, 5, 2, 3, 4, 2, 2, 2, 1, 3, 1, 3, 3, 1, 2, 4, 8, 7, 8, 6, 12, 11, 9, 7, 8, 7, 6, 5, 4, 6, 7, 10, 15)
+DEMO_ENTROPY = (
+    5.5, 4.9, 4.0, 3.4, 2.5, 1.8, 2.0, 2.2, 3.2, 3.9, 3.8, 4.0, 3.7, 3.5, 3.9, 4.6, 5.0, 4.9, 4.8, 4.8, 4.7, 4.4, 4.0,
+    3.7, 3.7, 3.6, 3.4, 3.4, 3.5, 3.9, 4.3, 4.9, 5.3,
+)  # fmt: skip
+"""Logged steps of the demo as it was in November 2026, from step 20 to 180: 64 images a step, 512 prototypes."""
+
+
+def _demo(winners: Sequence[float], entropy: Sequence[float]) -> list[Finding]:
+    values = {"global_batch_images": 64, "head__num_prototypes": 512, "schedule__total_steps": 180}
+    lines = [{"step": 20 + 5 * place, "loss/distillation": nats + 0.2, "health/distillation/target_entropy": nats,
+              "health/distillation/target_entropy_share": nats / log(512),
+              "health/distillation/prototype_usage": won / 512}
+             for place, (won, nats) in enumerate(zip(winners, entropy, strict=True))]  # fmt: skip
+    return loss_findings(_config(log_every_steps=5, **values), lines)
+
+
+def test_targets_that_swing_between_few_prototypes_are_ill_although_the_student_follows_them():
+    found = _demo(DEMO_WINNERS, DEMO_ENTROPY)[0]
+    assert _told(found) == ("ill", "distillation targets") and "center_start=bias_corrected" in found.cure
+    assert "7 prototypes win all rows, of 320 that could" in found.seen and "swings by 1.6 nats" in found.seen
+    assert found.short == "distillation targets swing between few prototypes"
+
+
+def test_targets_of_more_prototypes_and_those_that_only_grow_sharper_are_good():
+    found = _demo([3 * won + 10 for won in DEMO_WINNERS], sorted(DEMO_ENTROPY, reverse=True))
+    assert {finding.level for finding in found} == {"good"}
+
+
+def test_five_lines_in_a_row_must_carry_nothing():
+    recovered = {"health__distillation__information": lambda step: 0.1 if step < 96 else 0.3}
+    assert {finding.level for finding in loss_findings(_config(), _lines(**recovered))} == {"good"}
+    fewer: dict[str, Any] = {"health__distillation__information": lambda step: None if step < 94 else 0.1}
+    assert {finding.level for finding in loss_findings(_config(), _lines(**fewer))} == {"good"}
 
 
 def test_a_student_too_warm_for_its_teacher_is_named_by_the_lowest_loss_that_it_can_reach():

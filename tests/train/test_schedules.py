@@ -3,7 +3,14 @@ from pydantic import ValidationError
 from toy import toy_config
 
 from tips_ray.config import ObjectiveConfig, ScheduleConfig
-from tips_ray.train.schedules import config_at, ema_momentum, learning_rate, prototype_temperatures, prototypes_frozen
+from tips_ray.train.schedules import (
+    center_momentum,
+    config_at,
+    ema_momentum,
+    learning_rate,
+    prototype_temperatures,
+    prototypes_frozen,
+)
 
 
 def test_learning_rate_by_hand():
@@ -44,6 +51,22 @@ def test_a_ramp_runs_to_the_temperature_that_holds_now():
     before, after = (prototype_temperatures(step, 100, config_at(step, config).objective) for step in (9, 10))
     assert before["distillation"] == pytest.approx((0.1, 0.049)) and before["masked_image"] == before["distillation"]
     assert after["distillation"] == pytest.approx((0.1, 0.06)) and after["masked_image"] == pytest.approx((0.3, 0.06))
+
+
+def test_a_centre_that_starts_at_zero_keeps_the_same_share_in_every_move():
+    assert [center_momentum(moves, ObjectiveConfig()) for moves in (0, 1, 500)] == [0.9, 0.9, 0.9]
+
+
+def test_a_bias_corrected_centre_is_the_mean_of_its_batches_with_weights_of_powers_of_the_momentum():
+    """Batches with means 8, 0, 4 and momentum 1/2: 8, then (4 + 0) / (3/2), then (2 + 0 + 4) / (7/4)."""
+    config, center, found = ObjectiveConfig(center_momentum=0.5, center_start="bias_corrected"), 0.0, []
+    for moves, mean in enumerate((8.0, 0.0, 4.0)):
+        momentum = center_momentum(moves, config)
+        found.append(center := momentum * center + (1 - momentum) * mean)
+    assert found == pytest.approx([8, 8 / 3, 24 / 7])
+    assert center_momentum(400, config) == pytest.approx(0.5)
+    ends = [ObjectiveConfig(center_momentum=momentum, center_start="bias_corrected") for momentum in (0.0, 1.0)]
+    assert [center_momentum(3, config) for config in ends] == pytest.approx([0, 3 / 4])  # the newest alone; all alike
 
 
 def test_prototypes_rest_for_one_percent_of_the_steps():

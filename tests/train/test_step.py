@@ -167,6 +167,22 @@ def test_a_step_moves_teacher_and_centres_once_by_the_written_formulas():
     assert state.step == 1
 
 
+def test_a_bias_corrected_centre_counts_the_steps_that_were_done():
+    """The first move takes the batch's mean; after one of two steps was skipped, the second one is the first move."""
+    config, batch = toy_config(objective__center_start="bias_corrected"), toy_batch(IMAGES, invalid=INVALID)
+    for step, skipped in ((0, 0), (2, 2), (3, 2)):
+        state = _state(config)
+        state.step, state.skipped_steps = step, skipped
+        before_K, sum_K1 = (
+            state.centers.distillation_K.clone(),
+            center_sums(state.teacher(batch, None), batch, config.objective)["distillation"],
+        )
+        train_step(state, [batch], config)
+        share = 0.9 / 1.9 if step - skipped else 0
+        expected_K = share * before_K + (1 - share) * sum_K1[:-1] / sum_K1[-1]
+        torch.testing.assert_close(state.centers.distillation_K, expected_K)
+
+
 def test_a_frozen_teacher_never_moves_and_a_head_only_one_moves_its_heads():
     for kind, moves in (("frozen", False), ("ema_heads", True)):
         state = _state(config := toy_config(objective__teacher=kind))

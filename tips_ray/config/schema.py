@@ -136,6 +136,9 @@ class ObjectiveConfig(Schema):
     """(D) `teacher_temperature` of the masked loss, the method's tau'_t; None: as in self-distillation."""
     center_momentum: Share = 0.9
     """(D) Share of the old centre that a step keeps."""
+    center_start: Literal["zero", "bias_corrected"] = "zero"
+    """(D) Centres start at zero and approach the mean scores as slowly as the momentum lets them (`zero`, DINO's form);
+    or each is at once the weighted mean of the batches so far, as Adam's averages are (`bias_corrected`)."""
     ema_momentum: Share = 0.994
     """(D) Share of the old teacher that a step keeps."""
     ema_momentum_final: Share | None = None

@@ -41,7 +41,7 @@ def trend_of(points: Sequence[Point], least_change: float = 0.0) -> Trend:
     """
     if not points:
         return Trend("flat", nan, nan, 0)
-    shown, ends = _thinned(points), max(ENDS, len(points) // 8)
+    shown, ends = thinned(points), max(ENDS, len(points) // 8)
     score = sum((later > earlier) - (later < earlier) for (_, earlier), (_, later) in combinations(shown, 2))
     first, last = (median(value for _, value in part) for part in (points[:ends], points[-ends:]))
     count = len(shown)
@@ -56,7 +56,8 @@ def last_part(points: Sequence[Point]) -> Sequence[Point]:
     return points[-max(LEAST_POINTS, round(WINDOW * len(points))) :]
 
 
-def _thinned(points: Sequence[Point]) -> list[Point]:
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """Medians of at most `MOST_POINTS` parts of a curve."""
     count = min(len(points), MOST_POINTS)
     bounds = [len(points) * part // count for part in range(count + 1)]
     parts = [points[start:stop] for start, stop in pairwise(bounds)]

@@ -8,35 +8,19 @@ prototypes equally likely, and what lies between the two is all that there is to
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import exp, inf, isfinite, log, log1p
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from tips_ray.config import RunConfig
 from tips_ray.runs.curves import LEAST_POINTS, Curves, Trend, last_part, trend_of
 from tips_ray.runs.folder import readable_config
 from tips_ray.runs.metric_names import CAPTIONS, HEADS
+from tips_ray.runs.target_health import SLOWER, Finding, empty_targets, is_settled, unsteady_targets
 
-Level = Literal["early", "good", "watch", "ill"]
 Line = Mapping[str, Any]
 NEAR = 0.02
 """Share of a trivial value within which a loss counts as being there: losses of batches scatter by more than 1 %."""
-SETTLED_POINTS, SETTLED_STEPS = 20, 80
-"""Logged and optimizer steps after the warm-up from which on a loss at chance is ill; before it is watched."""
 LEAST_STEPS = 30
 """Optimizer steps after the warm-up before which nothing is judged."""
-SLOWER = "lower schedule.peak_lr, lengthen schedule.warmup"
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at."""
-
-    level: Level
-    about: str
-    seen: str
-    """What is seen, with numbers."""
-    cure: str = ""
-    """What to try; empty where nothing is wrong."""
-    short: str = ""
-    """A few words for a progress line, where it is ill."""
 
 
 class Trivial(NamedTuple):
@@ -135,7 +119,7 @@ def _contrastive(config: RunConfig, curves: Curves) -> Iterator[Finding]:
             if loss > (1 + NEAR) * chance:
                 yield Finding("ill", about, f"worse than guessing: {beside}", cure, f"{about} above ln N")
             else:
-                level = "ill" if _is_settled(config, curves) else "watch"
+                level = "ill" if is_settled(config, curves) else "watch"
                 yield Finding(level, about, f"nothing is learned: {beside}", cure, f"{about} at ln N")
         elif trend.direction == "rising" and trend.last - trend.first > chance / 10:
             yield Finding("watch", about, f"it gets worse: {beside}", SLOWER)
@@ -144,10 +128,6 @@ def _contrastive(config: RunConfig, curves: Curves) -> Iterator[Finding]:
             yield Finding("watch", about, seen, cure)
         else:
             yield Finding("good", about, f"{beside}{_own_caption_found(about, curves, config)}")
-
-
-def _is_settled(config: RunConfig, curves: Curves) -> bool:
-    return len(curves) >= SETTLED_POINTS and curves.step >= config.schedule.warmup_steps + SETTLED_STEPS
 
 
 def _finds_by_chance(about: str, curves: Curves, config: RunConfig) -> bool:
@@ -186,31 +166,10 @@ def _head(head: str, config: RunConfig, curves: Curves) -> Iterator[Finding]:
         cure = "raise views.mask_ratio, or set objective.beta=0"
         yield Finding("ill", head, "0: no patch is masked, so there is nothing to predict", cure, "nothing is masked")
         return
-    targets = list(_targets(head, config, curves))
-    yield from targets
+    targets = list(empty_targets(head, config, curves))
+    yield from targets or unsteady_targets(head, config, curves)
     if loss > (1 + NEAR / 2) * trivial.value or not targets:
         yield _against_teacher(head, loss, trivial, config, curves)
-
-
-def _targets(head: str, config: RunConfig, curves: Curves) -> Iterator[Finding]:
-    """Targets that are collapsed or uniform, and so tell the student nothing."""
-    about, prototypes = f"{head} targets", config.head.num_prototypes
-    entropy, share = (curves.recent(f"health/{head}/{name}") for name in ("target_entropy", "target_entropy_share"))
-    used = curves.recent(f"health/{head}/prototype_usage") * prototypes
-    beside = f"the teacher's entropy is {entropy:.2f} of at most ln {prototypes} = {log(prototypes):.2f}"
-    temperature = config.objective.teacher_temperature
-    if share < 0.5 and used < 1.5:
-        cure = "lower objective.center_momentum (1 never centres), raise objective.teacher_temperature, "
-        seen = f"collapsed: one of {prototypes} prototypes takes every row, {beside}"
-        yield Finding("ill", about, seen, f"{cure}{SLOWER}", f"{head} collapsed to one prototype")
-    elif share < 0.01:
-        seen, cure = f"one-hot: {beside}", f"raise objective.teacher_temperature ({temperature:.3g}) and its start"
-        yield Finding("ill", about, seen, cure, f"{head} targets one-hot")
-    elif share > 0.95:
-        cure = f"lower objective.teacher_temperature ({temperature:.3g}), raise objective.center_momentum, "
-        seen = f"{'uniform' if share > 0.98 else 'nearly uniform'}: {beside}, so they tell the student little"
-        level = "ill" if share > 0.98 else "watch"
-        yield Finding(level, about, seen, f"{cure}{SLOWER}", f"{head} targets uniform")
 
 
 def _against_teacher(head: str, loss: float, trivial: Trivial, config: RunConfig, curves: Curves) -> Finding:
@@ -234,7 +193,7 @@ def _against_teacher(head: str, loss: float, trivial: Trivial, config: RunConfig
         return Finding("ill", head, seen, cure, f"{head} student temperature too high")
     told = f"{beside}: {_share_in_words(learned)}"
     if learned.last < 0.1 and learned.direction != "rising":
-        level = "ill" if learned.last < NEAR and _is_settled(config, curves) else "watch"
+        level = "ill" if learned.last < NEAR and is_settled(config, curves) else "watch"
         return Finding(level, head, f"hardly anything is learned: {told}", SLOWER, f"{head} at {trivial.words}")
     if learned.direction == "falling" and learned.last < 0.5 and learned.first - learned.last > 0.25:
         cure = f"{SLOWER} or raise objective.ema_momentum, if it goes on"

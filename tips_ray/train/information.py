@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 WINDOW_IMAGES = 512
-"""(D) Images over which targets are averaged: one small batch would cap the information at the logarithm of its size."""
+"""(D) Images over which targets are averaged: a small batch would cap the information at the logarithm of its size."""
 
 
 class TargetSums(NamedTuple):

@@ -50,6 +50,22 @@ def ema_momentum(step: int, total_steps: int, config: ObjectiveConfig) -> float:
     return config.ema_momentum_final + (config.ema_momentum - config.ema_momentum_final) * left
 
 
+def center_momentum(moves: int, config: ObjectiveConfig) -> float:
+    """Share of the old centre that the next move keeps, after `moves` others.
+
+    Bias-corrected, the centre after n moves is the mean of n batches with weights 1, mu, mu^2, ... from the newest to
+    the oldest. It keeps 1 - 1 / (1 + mu + ... + mu^moves): 0 at the first move, mu in the end; with mu = 1 all batches
+    weigh alike. Started at zero, the centre has mu^n of its first value still in it.
+
+    Source: Adam, arXiv:1412.6980, section 3.
+    """
+    momentum = config.center_momentum
+    if config.center_start == "zero":
+        return momentum
+    weights = moves + 1 if momentum == 1 else (1 - momentum ** (moves + 1)) / (1 - momentum)
+    return 1 - 1 / weights
+
+
 def prototypes_frozen(step: int, total_steps: int, config: ObjectiveConfig) -> bool:
     """True while the prototypes do not move."""
     return step < config.prototype_freeze * total_steps

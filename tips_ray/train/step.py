@@ -20,6 +20,7 @@ from tips_ray.train.health import Health
 from tips_ray.train.optim import set_rates
 from tips_ray.train.parallelize import forget_forwards
 from tips_ray.train.schedules import (
+    center_momentum,
     config_at,
     ema_momentum,
     encoders_frozen,
@@ -110,7 +111,7 @@ def launch_step(
     with record_function("ema"):
         momentum = ema_momentum(state.step, schedule.total_steps, objective)
         update_teacher(state.teacher, state.student, momentum, halted)
-        state.centers.move(sums, objective.center_momentum, halted)
+        state.centers.move(sums, center_momentum(state.step - state.skipped_steps, objective), halted)
     forget_forwards(state.teacher)
     state.step += 1
     return launched
