@@ -159,7 +159,7 @@ def test_targets_of_more_prototypes_and_those_that_only_grow_sharper_are_good():
 
 
 def test_five_lines_in_a_row_must_carry_nothing():
-    recovered = {"health__distillation__information": lambda step: 0.1 if step < 96 else 0.3}
+    recovered: dict[str, Any] = {"health__distillation__information": lambda step: 0.1 if step < 96 else 0.3}
     assert {finding.level for finding in loss_findings(_config(), _lines(**recovered))} == {"good"}
     fewer: dict[str, Any] = {"health__distillation__information": lambda step: None if step < 94 else 0.1}
     assert {finding.level for finding in loss_findings(_config(), _lines(**fewer))} == {"good"}
