@@ -5,6 +5,7 @@ The labelled .mat is HDF5 in MATLAB's order, so that its arrays read [N, 3, W, H
 
 import codecs
 import gzip
+import importlib
 import io
 import pickle
 from collections import Counter
@@ -145,7 +146,7 @@ def _opened(uri: str) -> Any:
         ValueError: h5py is not installed, or the file is no HDF5.
     """
     try:
-        import h5py
+        h5py: Any = importlib.import_module("h5py")  # an optional package
     except ImportError:
         raise ValueError(f"reading {uri} needs h5py: install tips-ray[nyu]") from None
     storage.stat(uri)
