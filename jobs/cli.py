@@ -19,6 +19,8 @@ from tips_ray.errors import RunFailedError, RunStopped, sentences, shortened
 COMMANDS = {
     "demo": "render scenes, caption, train, evaluate and report on this machine, in minutes",
     "index": "scan the data of a run once and write its index",
+    "curate": "choose a training set from raw pairs: language, similarity, near duplicates, and why each row went",
+    "data": "compare the lock of a training set with data: what is there, changed, missing",
     "caption": "write PaliGemma captions for the images of a run, ahead of it",
     "captions": "inspect and maintain a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",

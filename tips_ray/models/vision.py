@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from tips_ray.config import ImageEncoderConfig
 from tips_ray.config.variants import image_sizes
-from tips_ray.models.layers import Block, Group, at_least_fp32, drop_path_factors, feed_forward, initialize
+from tips_ray.models.layers import Block, Group, drop_path_factors, feed_forward, initialize
+from tips_ray.precision import at_least_fp32
 
 NUM_CLS = 2
 
