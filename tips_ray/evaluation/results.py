@@ -116,7 +116,8 @@ def png(pixels_HWC: np.ndarray) -> bytes:
 def score_table(model: str, suite: SuiteConfig, tasks: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown table: one line per score, per published score that is missing here, and per task with neither.
 
-    Each published model has a column. Own scores have their standard errors over the test images.
+    Each published model has a column. Own scores have their standard errors over the test images, and
+    a task its protocol, with `changed` if it set some keys itself.
     """
     models = list(dict.fromkeys(name for task in suite.tasks.values() for of in task.published.values() for name in of))
     lines = [_line(["task", "score", model, *models]), _line(["---"] * 2 + ["---:"] * (1 + len(models)))]
@@ -126,7 +127,8 @@ def score_table(model: str, suite: SuiteConfig, tasks: Mapping[str, Mapping[str,
         for score in dict.fromkeys([*scores, *task.published]) or [""]:
             own = number(scores[score], errors.get(score)) if score in scores else record.get("skipped", "")
             known = task.published.get(score, {})
-            lines.append(_line([name, score, own, *(number(known[one]) if one in known else "" for one in models)]))
+            title = f"{name} ({task.protocol_words})" if task.protocol else name
+            lines.append(_line([title, score, own, *(number(known[one]) if one in known else "" for one in models)]))
     return "\n".join(lines) + "\n"
 
 

@@ -18,7 +18,8 @@ from tips_ray.evaluation.datasets.examples import Examples, squashed_image
 MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS = 50 * 2**20, 100_000_000
 THREADS_THAT_WAIT, READ_AHEAD = 4, 64
 """Threads beyond those of torch, which is told this process's CPUs, and most items that are read at a time."""
-Item, Found = TypeVar("Item"), TypeVar("Found")
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class FoundImage(NamedTuple):
