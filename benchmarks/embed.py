@@ -66,7 +66,7 @@ def _model(root: Path, variant: str) -> str:
 def _stream(model: str, config: EmbeddingConfig, out: Path) -> tuple[float, Index]:
     """Images per second through Ray, and the index of the data."""
     inputs, index = embed_inputs(model, config, str(out))
-    embed_all(inputs, inputs.folder.missing(index, inputs.layout), print)
+    embed_all(inputs, inputs.folder.missing(index, inputs.layout.row_bytes), print)
     written = sorted((path.stat().st_mtime, path.name) for path in (out / "embeddings").glob("*.parquet"))
     rows = [int(name[11:21]) - int(name[:10]) for _, name in written]
     return sum(rows[1:]) / (written[-1][0] - written[0][0]), index

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tips_ray.config.evaluation import ProbeConfig, SegmentationConfig
 from tips_ray.evaluation.dense import DenseExamples
-from tips_ray.evaluation.features import Scratch, stored
+from tips_ray.evaluation.features import Scratch, ScratchFile
 from tips_ray.evaluation.metrics import knn_predict
 from tips_ray.evaluation.segmentation import Classes, linear_segmentation
 
@@ -31,7 +31,10 @@ LOOK_SECONDS = 0.1
 def segmentation(images: int) -> None:
     """Write features to the file, then run the probe of `evaluate` with its usual steps and learning rates."""
     started = time.perf_counter()
-    patches = stored(_parts(images), images, Scratch(dtype=torch.float16))
+    file = ScratchFile(images, Scratch(dtype=torch.float16))
+    for part in _parts(images):
+        file.append(part)
+    patches = file.rows
     print(f"{patches.nbytes / 1e9:.1f} GB of features written in {time.perf_counter() - started:.0f} s", flush=True)
     generator = torch.Generator().manual_seed(1)
     labels = [

@@ -19,6 +19,8 @@ from tips_ray.errors import RunFailedError, RunStopped, sentences, shortened
 COMMANDS = {
     "demo": "render scenes, caption, train, evaluate and report on this machine, in minutes",
     "index": "scan the data of a run once and write its index",
+    "curate": "choose a training set from raw pairs: language, similarity, near duplicates, and why each row went",
+    "data": "compare the lock of a training set with data: what is there, changed, missing",
     "caption": "write PaliGemma captions for the images of a run, ahead of it",
     "captions": "inspect and maintain a caption store: stats, export, import, compact, verify",
     "pretrain": "train TIPS on Ray; the same name again resumes",
@@ -31,6 +33,7 @@ COMMANDS = {
     "report": "write a run folder as one HTML page",
     "compare": "what differs between runs, and which is better by pairs on the same batches, or no claim",
     "evaluate": "score a run or another encoder: segmentation, depth, retrieval, classification",
+    "leaderboard": "results of several encoders side by side, and scores of a model that moved",
     "sweep": "train settings from a space of keys, compare them at rungs, train the best to the end",
     "sweeps": "look after sweeps: list, show, stop, add settings, promote",
     "ablate": "run the paper's ablation on rendered scenes, and judge its directions",
@@ -117,7 +120,7 @@ def _print_error(error: Exception, code: int) -> int:
 
 
 def _command(argv: Sequence[str]) -> str:
-    listing = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    listing = "\n".join(f"  {name:11} {what}" for name, what in COMMANDS.items())
     parser = _Parser(
         prog="tips-ray",
         usage="tips-ray COMMAND ... (tips-ray COMMAND --help says more)",

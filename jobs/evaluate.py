@@ -3,6 +3,7 @@
   tips-ray evaluate out/runs/photos --suite scenes
   tips-ray evaluate out/tips-b14 --suite quick data.camvid.folder=camvid data.flickr.folder=flickr
   tips-ray evaluate timm:vit_base_patch14_dinov2 --suite my-suite.yaml image_size_px=224
+  tips-ray evaluate out/tips-b14 --suite paper data_root=datasets --check-data
 
 MODEL: a run or one of its checkpoints, a transformers or timm folder, released npz, timm:NAME. A suite is a YAML like
 those in jobs/suites. The same command again runs only the tasks without a result. Patch features are kept in a
@@ -23,11 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="run, checkpoint, folder, npz or timm:NAME")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the suite, dotted")
     parser.add_argument("--suite", default="quick", help=f"{named}, or a YAML file; default: quick")
+    parser.add_argument("--check-data", action="store_true", help="say which data are missing, and run nothing")
     parser.add_argument("--output", metavar="FOLDER", help="local or s3://; default: out/evaluation/NAME-SUITE")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the tasks without a result, and print each task's scores.
+def run(arguments: argparse.Namespace) -> int:
+    """Run the tasks without a result, and print each task's scores. Returns 1 if --check-data finds something missing.
 
     Raises:
         ValueError: suite or model are wrong, data cannot be scored, or the folder holds results of other weights.
@@ -37,6 +39,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     path = _suite_path(arguments.suite)
     suite = load_config(SuiteConfig, path, arguments.overrides)
+    if arguments.check_data:
+        return _check_data(suite)
     from tips_ray.launch.evaluation import evaluate_model
 
     folder = arguments.output or f"out/evaluation/{Path(arguments.model).name.replace(':', '-')}-{path.stem}"
@@ -46,6 +50,22 @@ def run(arguments: argparse.Namespace) -> None:
 
     evaluate_model(arguments.model, suite, folder, tell)
     print(f"results      {folder}/results.json, {folder}/table.md, {folder}/pictures")
+    return 0
+
+
+def _check_data(suite: Any) -> int:
+    """Print what is missing of each data set, without loading the model; 1 if anything is."""
+    from tips_ray.evaluation.datasets.needed import data_states
+
+    states = data_states(suite)
+    for state in states:
+        place = state.folder or f"no folder: set data_root or data.{state.name}.folder"
+        print(f"{state.name:16} {'missing' if state.missing else 'complete'}  {place}")
+        for paths in state.missing:
+            print(f"  {' or '.join(path or 'folders of objects' for path in paths)}")
+        if state.missing and state.offered:
+            print(f"  from {state.offered}")
+    return int(any(state.missing for state in states))
 
 
 def _suite_path(suite: str) -> Path:

@@ -2,7 +2,8 @@
 
 Head, data, caption and training nodes are network namespaces on a bridge; the job server wants a token; images, run
 folder and captions are on an S3 server and metrics on an MLflow server, which the nodes reach over the bridge. While
-the run trains, a training node is added and killed, and then the head is. A quarter of an hour on two cores.
+the run trains, a training node is added and drained, another is added and killed, and then the head is. Twenty minutes
+on two cores.
 
     python tests/namespaces.py [FOLDER]        a folder that is kept, for a look at the logs
 """
@@ -37,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 BRIDGE, NETWORK, HERE = "tips-ray", "10.77.0", "10.77.0.1"
 HEAD, DASHBOARD = f"{NETWORK}.2", f"http://{NETWORK}.2:8265"
-STEPS, PATIENCE_SECONDS = 60, 600
+STEPS, PATIENCE_SECONDS = 100, 600
 ROLES = {"data": (4, {"data": 4}), "caption": (2, {"caption": 1}), "train": (1, {"train": 1})}
 """CPUs and roles of each kind of node."""
 
@@ -95,6 +96,14 @@ class Network:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             node.wait(30)
+
+    def drain(self, name: str) -> None:
+        """Give notice that the node goes away in ten minutes, as the owner of a spot machine does."""
+        (node,) = [one["node_id"] for one in self.nodes() if one["node_name"] == name]
+        command = [str(BIN / "ray"), "drain-node", f"--address={HEAD}:6379", f"--node-id={node}"]
+        command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test"]
+        command += ["--deadline-remaining-seconds=600"]
+        subprocess.run(command, env=self.environment, check=True, capture_output=True, timeout=60)
 
     def close(self) -> None:
         self.kill(*list(self._nodes))
@@ -244,11 +253,17 @@ def _trained(network: Network, place: Path, folder: RunFolder) -> None:
         _wait("the first step", lambda: reached(folder) > 0, submit)
         print(f"-- from submit to the first step {time.monotonic() - begun:.0f} s", flush=True)
         assert network.hosts_of("RayTrainWorker") == {"train1"}
-        network.start_worker("train", 2)
-        _wait("two workers", lambda: bool(_counts(folder)) and _counts(folder)[-1] == 2, submit)
-        assert network.hosts_of("RayTrainWorker") == {"train1", "train2"}
+        for number, lose in enumerate((network.drain, network.kill), 2):
+            lost = f"train{number}"
+            network.start_worker("train", number)
+            _wait(f"two workers with {lost}", lambda: _counts(folder)[-1:] == [2], submit)
+            assert network.hosts_of("RayTrainWorker") == {"train1", lost}
+            lose(lost)
+            _wait(f"one worker without {lost}", lambda: _counts(folder)[-1] == 1, submit)
+        grown, drained = [event for event in folder.read_events() if event["kind"] == "change"][:2]
+        assert drained["cause"].startswith("drain: "), drained
+        assert (grown["steps_recomputed"], drained["steps_recomputed"]) == (0, 0), (grown, drained)
         network.kill("train2")
-        _wait("one worker", lambda: _counts(folder)[-1] == 1, submit)
         step = reached(folder)
         network.kill("head", "data1", "caption1", "train1")
         print(f"-- the head and all nodes are lost at step {step}", flush=True)

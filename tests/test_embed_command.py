@@ -30,7 +30,7 @@ def place(tmp_path_factory) -> Path:
     folder = write_place(tmp_path_factory.mktemp("embed"), ROWS)
     inputs, index = embed_inputs(str(folder / "model"), embedding_config(f"{folder}/data"), str(folder / "out"))
     actor = EmbedActor(inputs)
-    for chunks in inputs.folder.missing(index, inputs.layout):
+    for chunks in inputs.folder.missing(index, inputs.layout.row_bytes):
         decoded = embed_pipeline._decoded({"chunk": np.array(chunks)}, inputs)
         embed_pipeline._written(pa.concat_tables(map(actor, decoded)), inputs)
     return folder
@@ -105,14 +105,14 @@ def test_a_run_that_trains_on_is_embedded_with_the_checkpoint_that_it_was_begun_
 
 def test_a_file_is_not_written_while_its_images_are_away(place, tmp_path):
     inputs, index = embed_inputs(str(place / "model"), embedding_config(f"{place}/data"), str(tmp_path / "out"))
-    file = next(file for file in inputs.folder.missing(index, inputs.layout) if 0 in file)  # row 3 is no image
+    file = next(file for file in inputs.folder.missing(index, inputs.layout.row_bytes) if 0 in file)  # row 3 is no image
     rows = pa.concat_tables(map(EmbedActor(inputs), embed_pipeline._decoded({"chunk": np.array(file)}, inputs)))
     strict = replace(inputs, config=inputs.config.model_copy(update={"max_bad_fraction": 0.0}))
     with pytest.raises(StorageError, match=r"rows of a file have no image, e.g. .*or raise max_bad_fraction \(0\)"):
         embed_pipeline._written(rows, strict)
-    assert file in inputs.folder.missing(index, inputs.layout)
+    assert file in inputs.folder.missing(index, inputs.layout.row_bytes)
     embed_pipeline._written(rows, inputs)
-    assert file not in inputs.folder.missing(index, inputs.layout)
+    assert file not in inputs.folder.missing(index, inputs.layout.row_bytes)
 
 
 def test_a_mistake_about_columns_leaves_the_folder_free(place, tmp_path):

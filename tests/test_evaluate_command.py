@@ -161,7 +161,7 @@ def test_a_model_without_texts_skips_what_needs_them(place):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--suite", "fast"], "--suite (fast) must be one of demo, paper, quick, scenes, or a YAML file"),
+        (["--suite", "fast"], "--suite (fast) must be one of demo, paper, protocols, quick, scenes, or a YAML file"),
         (["tasks.labels.data=streets"], "tasks.labels.data (streets) must be one of scenes, photos"),
         (["tasks.depth.min_depth_m=30"], "min_depth_m (30.0) must be below max_depth_m (20.0)"),
         (["data.photos.folder=none", "data.photos.kind=class_folder"], "none: no file is there"),

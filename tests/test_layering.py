@@ -12,7 +12,18 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LEAVES = {"errors", "words", "console", "config", "storage", "keyed", "batch", "distributed", "memory_kills"}
+LEAVES = {
+    "errors",
+    "words",
+    "console",
+    "config",
+    "storage",
+    "keyed",
+    "batch",
+    "distributed",
+    "memory_kills",
+    "precision",
+}
 """Packages that all packages above may import; among themselves `config` may import `errors`."""
 MAY_IMPORT = {
     "errors": set(),
@@ -24,6 +35,7 @@ MAY_IMPORT = {
     "batch": set(),
     "memory_kills": set(),
     "distributed": set(),
+    "precision": set(),
     "tokenizer": LEAVES,
     "scenes": LEAVES,
     "ray_data_adapter": set(),
@@ -31,7 +43,6 @@ MAY_IMPORT = {
     "models": LEAVES | {"tokenizer"},
     "objective": LEAVES | {"models", "losses"},
     "data": LEAVES | {"tokenizer", "ray_data_adapter"},
-    "curation": LEAVES | {"data"},
     "captioning": LEAVES | {"data", "ray_data_adapter"},
     "runs": LEAVES,
     "checkpoint_pickles": LEAVES | {"runs"},
@@ -42,10 +53,11 @@ MAY_IMPORT = {
     # data: images on disk; scenes: exact truth; report: features as colours
     "evaluation": LEAVES | {"tokenizer", "models", "scenes", "data", "ray_data_adapter", "weights", "report"},
     "embedding": LEAVES | {"data", "ray_data_adapter", "evaluation"},
+    "curation": LEAVES | {"data", "ray_data_adapter", "report"},
     "launch": LEAVES
     | {"tokenizer", "data", "captioning", "ray_data_adapter", "runs", "report", "weights", "train"}
     # the commands that use a finished model on the cluster
-    | {"evaluation", "embedding"},
+    | {"evaluation", "embedding", "curation"},
     # what a run needs, from the very step; nothing but its command imports it
     "planning": LEAVES | {"models", "objective", "data", "runs", "train", "launch"},
     # it shows all of it at once, and keeps what no other part needs
@@ -58,6 +70,7 @@ MAY_USE_RAY = {
     "tips_ray/data/index_pipeline.py",
     "tips_ray/captioning/stream.py",
     "tips_ray/embedding/embed_pipeline.py",
+    "tips_ray/curation/pipeline.py",
     "tips_ray/evaluation/suite_pipeline.py",
     "tips_ray/train/adapter.py",
     "tips_ray/train/dataset.py",

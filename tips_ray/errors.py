@@ -11,6 +11,8 @@ STARTS = "error raised in its creation task"
 """Ray's words for an actor whose start failed with an error, such as an import; its last line is that error."""
 OF_MEMORY = ("running low on memory", "NODE_OUT_OF_MEMORY")
 """Ray's words for a process that its memory monitor has ended."""
+OF_USER_CODE = "The above exception was the direct cause of the following exception"
+"""Between the error of a function that Ray Data called and its own error about it."""
 GUESSES = "There are some potential root causes"
 """Ray's words before its guesses why a process is gone: it names memory first, whatever happened."""
 MOST_CHARACTERS = 600
@@ -105,6 +107,8 @@ def reader_fault(error: BaseException) -> str:
 def root_cause(error: BaseException) -> BaseException:
     """The innermost error in Ray's wrappers; among several workers' errors, the first that is no echo of another's."""
     failures = getattr(error, "worker_failures", None)
+    if "UserCodeException" in type(error).__name__ and OF_USER_CODE in str(error):
+        return _of_ray_data(str(error))
     if failures:
         causes = [root_cause(failures[rank]) for rank in sorted(failures)]
         return next((cause for cause in causes if not is_echo(cause)), causes[0])
@@ -113,6 +117,14 @@ def root_cause(error: BaseException) -> BaseException:
         if isinstance(inner, BaseException):
             return root_cause(inner)
     return error
+
+
+def _of_ray_data(text: str) -> BaseException:
+    """The error of a function that Ray Data called: only the text of its own error holds it."""
+    line = text.split(OF_USER_CODE)[0].strip().splitlines()[-1]
+    kind, _, message = line.partition(": ")
+    is_sentence = kind.rpartition(".")[2] in ("ValueError", "StorageError", "NotFoundError", "DamagedError")
+    return ValueError(message) if is_sentence else RuntimeError(line)
 
 
 def is_echo(error: BaseException) -> bool:

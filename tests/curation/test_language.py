@@ -97,3 +97,7 @@ def test_the_rule_counts_votes():
     ]
     with pytest.raises(ValueError, match=r"needed \(0\) must be 1, 2 or 3"):
         is_english(votes_N3, 0)
+
+
+def test_names_of_files_and_numbers_of_articles_do_not_hide_english_words():
+    assert votes(["DSC06492.jpg blue ball", "IMG_2034 12345"]).any(1).tolist() == [True, False]

@@ -62,7 +62,7 @@ def test_an_actor_that_is_killed_leaves_no_row_out(place, cluster):
     inputs, index = embed_inputs(str(place / "model"), embedding_config(f"{place}/data"), str(place / "lost"))
     made = []
     thread = threading.Thread(
-        target=lambda: made.append(embed_all(inputs, inputs.folder.missing(index, inputs.layout), print))
+        target=lambda: made.append(embed_all(inputs, inputs.folder.missing(index, inputs.layout.row_bytes), print))
     )
     thread.start()
     until(lambda: len(_files(place / "lost")) >= 5 and pids("EmbedActor"))

@@ -14,7 +14,7 @@ from writers import write_parquet
 
 from jobs.cli import main
 from tips_ray import storage
-from tips_ray.embedding.folder import chunks_per_file
+from tips_ray.data.chunk_files import chunks_per_file
 from tips_ray.launch.embedding import embed_all, embed_inputs
 
 ROWS = 40
@@ -71,9 +71,9 @@ def test_chunks_that_share_a_file_meet_in_it_whoever_encoded_them(tmp_path, plac
     write_parquet(tmp_path / "data" / "all.parquet", columns, row_group_size=40)
     config = embedding_config(f"{tmp_path}/data", chunk_rows=1, actors=2)
     inputs, index = embed_inputs(str(place / "model"), config, str(tmp_path / "out"))
-    assert chunks_per_file(index, inputs.layout) == 2
-    made = embed_all(inputs, inputs.folder.missing(index, inputs.layout), print)
-    assert (made.files, made.rows) == (65, 130) and not inputs.folder.missing(index, inputs.layout)
+    assert chunks_per_file(index, inputs.layout.row_bytes) == 2
+    made = embed_all(inputs, inputs.folder.missing(index, inputs.layout.row_bytes), print)
+    assert (made.files, made.rows) == (65, 130) and not inputs.folder.missing(index, inputs.layout.row_bytes)
     found = rows_of(tmp_path / "out")
     assert [row["sample_id"] for row in found] == list(range(130))
     assert all(row["cls_web"] == found[row["sample_id"] % 8]["cls_web"] for row in found)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from writers import jpeg
 
-from tips_ray.config.evaluation import (
+from tips_ray.config.evaluation_data import (
     CaptionedFolderConfig,
     ClassFolderConfig,
     GeometryFolderConfig,

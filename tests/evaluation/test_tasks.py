@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, tensor
 from toy_model import CAPTIONS, toy_model
 
-from tips_ray.config.evaluation import NeighboursConfig
+from tips_ray.config.evaluation import NeighboursConfig, SuiteConfig
 from tips_ray.evaluation import encoders, features, zero_shot
 from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy
 from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.depth import linear_depth_rmse
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
-from tips_ray.evaluation.features import FrozenData, Scratch, encoding_here, features_of, layers_of, stored
+from tips_ray.evaluation.features import FrozenData, Reads, Scratch, ScratchFile, encoded, encoding_here
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.segmentation import Classes
+from tips_ray.evaluation.suite_tasks import tasks_here
 from tips_ray.evaluation.zero_shot import (
     class_embeddings,
     windowed_size_px,
@@ -55,7 +56,7 @@ def test_retrieval_counts_both_directions():
 def test_features_do_not_depend_on_the_batch_size():
     encoder = TipsEncoder.of_model(toy_model())
     images = torch.randint(0, 256, (5, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    by_two, by_five = (features_of(encoding_here(encoder, size), images) for size in (2, 5))
+    by_two, by_five = (encoded(encoding_here(encoder, size), images).features for size in (2, 5))
     torch.testing.assert_close(by_two, by_five, atol=1e-6, rtol=0)
     whole = encoder.features(images.permute(0, 3, 1, 2) / 255)
     torch.testing.assert_close(by_five, whole, atol=1e-6, rtol=0)
@@ -65,14 +66,15 @@ def test_patches_in_half_precision_are_those_of_full_precision_rounded(tmp_path)
     encoder = TipsEncoder.of_model(toy_model())
     images = torch.randint(0, 256, (3, 56, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     encoding = encoding_here(encoder, 2)
-    half, full = features_of(encoding, images, Scratch(str(tmp_path), torch.float16)), features_of(encoding, images)
+    scratches = Scratch(str(tmp_path), torch.float16), None
+    half, full = (encoded(encoding, images, scratch=scratch).features for scratch in scratches)
     assert half.patches_BLD.dtype == torch.float16 and torch.equal(half.patches_BLD, full.patches_BLD.half())
     assert torch.equal(half.embeddings["cls_web"], full.embeddings["cls_web"])
     assert not list(tmp_path.iterdir())  # the file is unlinked
-    alone = FrozenData(encoder, Dataset(Examples(images)), encoding, with_patches=False).test
+    alone = FrozenData(encoder, Dataset(Examples(images)), encoding, reads=Reads(patches=False)).test
     assert not len(alone.patches_BLD) and torch.equal(alone.embeddings["cls_web"], full.embeddings["cls_web"])
     last = encoder.layers(images.permute(0, 3, 1, 2) / 255)[3]
-    torch.testing.assert_close(layers_of(encoding, images)[3], last.float(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded(encoding, images, Reads(layers=True)).layers[3], last.float(), atol=1e-5, rtol=0)
 
 
 def test_features_without_room_on_the_disk_are_refused(monkeypatch, tmp_path):
@@ -82,7 +84,7 @@ def test_features_without_room_on_the_disk_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(features.os, "posix_fallocate", full)
     monkeypatch.setattr(features.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
     with pytest.raises(ValueError, match=r"features of patches need 8.0 GB, .* has 1.0 GB free: set scratch to a"):
-        stored(iter([torch.zeros(1, 1000, 1000)]), 2000, Scratch(str(tmp_path)))
+        ScratchFile(2000, Scratch(str(tmp_path))).append(torch.zeros(1, 1000, 1000))
     assert not list(tmp_path.iterdir())
 
 
@@ -186,3 +188,48 @@ def test_cosines_of_windows_are_averaged():
     examples.images_NSS3[0, :, 1:, 2] = 255  # blue: windows of the right half are turned
     cosines = zero_shot._cosines(Turning(), examples.images_NSS3, torch.eye(2), 2)
     assert cosines["cosines"][0, 0].tolist() == [[1, 0], [0.5, 0.5], [0, 1]]
+
+
+class _Counted(TipsEncoder):
+    """Counts the images that pass through the image encoder."""
+
+    passed = 0
+
+    def features(self, images_BCHW):
+        self.passed += len(images_BCHW)
+        return super().features(images_BCHW)
+
+    def features_with_layers(self, images_BCHW):
+        self.passed += len(images_BCHW)
+        return super().features_with_layers(images_BCHW)
+
+
+def test_an_image_passes_once_for_all_probes_of_a_model_and_size():
+    """Five kinds of probes on patches, layers and embeddings of one data set: 7 + 5 images, each once."""
+    small = {"probe": {"steps": 2, "learning_rates": [0.1]}, "train_size_px": 14}
+    deep = {"decoder": {"steps": 2, "hidden": 4}, "train_size_px": 14}
+    kinds = {
+        "segmentation": small,
+        "depth": small,
+        "dpt_depth": deep,
+        "normals": deep,
+        "neighbours": {"neighbours": [1]},
+    }
+    suite = SuiteConfig.model_validate(
+        {
+            "data": {"scenes": {"kind": "scenes", "train": 7, "test": 5}},
+            "tasks": {kind: {"kind": kind, "data": "scenes", **keys} for kind, keys in kinds.items()},
+        }
+    )
+    encoder = _Counted.of_model(toy_model())
+    ended = list(tasks_here(encoder, suite, encoding_here(encoder, 4), list(kinds)))
+    assert [task.name for task in ended if task.record["scores"]] == list(kinds)
+    assert isinstance(encoder, _Counted) and encoder.passed == 7 + 5
+
+
+def test_features_of_one_pass_with_layers_are_those_of_a_pass_without():
+    encoder = TipsEncoder.of_model(toy_model())
+    images = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features, layers = encoder.features_with_layers(images)
+    torch.testing.assert_close(features, encoder.features(images), atol=1e-9, rtol=0)
+    assert len(layers) == 4 and layers[0].shape == (2, 16, 32)

@@ -46,6 +46,20 @@ def test_only_echoes_are_better_than_nothing():
     assert root_cause(WorkerGroupError("", {0: ECHO, 1: ECHO})) is ECHO
 
 
+def test_an_error_of_a_function_that_ray_data_called_is_found_in_its_text():
+    """Ray 2.60 hands on only its own error; a real cluster's is met in tests/curation/test_curate.py."""
+    above = 'ray::MapBatches(work)() (pid=1)\n  File "x.py", line 1, in work\n    raise StorageError(text)\n'
+    below = "\n\nThe above exception was the direct cause of the following exception:\n\nUserCodeException: UDF failed"
+
+    class RayTaskErrorOfUserCodeException(Exception):
+        pass
+
+    ours = RayTaskErrorOfUserCodeException(f"{above}tips_ray.storage.errors.StorageError: s3://b/x: gone: away{below}")
+    assert described(ours) == "s3://b/x: gone: away"
+    other = RayTaskErrorOfUserCodeException(f"{above}KeyError: 'a'{below}")
+    assert described(other) == "RuntimeError: KeyError: 'a'"
+
+
 def test_an_error_of_a_data_task_is_found_in_its_worker():
     task = RayTaskError("read", "Traceback", storage.StorageError("s3://b/x: the store is busy"))
     assert str(root_cause(WorkerGroupError("", {0: task.as_instanceof_cause()}))) == "s3://b/x: the store is busy"

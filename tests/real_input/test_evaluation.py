@@ -8,7 +8,8 @@ import torch
 from photos import SAMPLE, photos
 from torch import Tensor, nn
 
-from tips_ray.config.evaluation import CaptionedFolderConfig, LabelledFolderConfig, RetrievalConfig
+from tips_ray.config.evaluation import RetrievalConfig
+from tips_ray.config.evaluation_data import CaptionedFolderConfig, LabelledFolderConfig
 from tips_ray.data.decode import decode
 from tips_ray.evaluation.datasets import load_dataset
 from tips_ray.evaluation.datasets.examples import squashed_image

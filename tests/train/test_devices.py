@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tips_ray.config import ResourcesConfig
-from tips_ray.train.devices import allocator_settings, use_fast_products
+from tips_ray.precision import use_fast_products
+from tips_ray.train.devices import allocator_settings
 
 ON_GPUS = ResourcesConfig(gpus_per_worker=1)
 

@@ -1,72 +1,22 @@
-"""Config of an evaluation suite: data sets, and tasks on a frozen encoder.
+"""Config of an evaluation suite: tasks on a frozen encoder; `evaluation_data.py` has the data sets.
 
 TIPS names its probes but not their settings: learning rates, steps, batch and the like are DINOv2's if published, else
 ours (D).
 """
 
 from string import Formatter
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from tips_ray.config.evaluation_data import DatasetConfig
+from tips_ray.config.protocols import with_protocols
 from tips_ray.config.schema import ObjectiveConfig, Schema
 
 CAPTION_TOKENS = {"web": "cls_web", "synthetic": "cls_synthetic"}
 """CLS token that is trained on each kind of caption, in a run with both kinds."""
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "there is a {} in the scene.", "a {}.")
 """(D) Some of CLIP's templates."""
-
-
-class ScenesConfig(Schema):
-    """Rendered scenes with exact labels, depth and both kinds of captions; made when needed."""
-
-    kind: Literal["scenes"] = "scenes"
-    train: PositiveInt = 256
-    test: PositiveInt = 128
-
-
-class LabelledFolderConfig(Schema):
-    """`train/images`, `train/labels`, `val/images`, `val/labels`: images, and PNGs with one class per pixel."""
-
-    kind: Literal["labelled_folder"] = "labelled_folder"
-    folder: str | None = None
-    """Folder of the data; None: its tasks are skipped."""
-    class_names: tuple[str, ...]
-    """Names of the classes, class 0 first."""
-    ignore_index: int | None = None
-    """Label of pixels that do not count."""
-
-
-class GeometryFolderConfig(Schema):
-    """`train/images`, `train/depth`, `train/normals`, and the same below `val`; depth or normals may be absent.
-
-    Depth is a 16-bit PNG, or `.npy` in metres; 0 or NaN means none. Normals are `.npy` [height, width, 3] with unit
-    vectors; any other vector means none.
-    """
-
-    kind: Literal["geometry_folder"] = "geometry_folder"
-    folder: str | None = None
-    """Folder of the data; None: its tasks are skipped."""
-    depth_unit_m: PositiveFloat = 0.001
-    """Metres per unit of a depth PNG."""
-
-
-class CaptionedFolderConfig(Schema):
-    """`images` beside `captions.csv`, whose columns are `image` and `caption`; an image may have several lines."""
-
-    kind: Literal["captioned_folder"] = "captioned_folder"
-    folder: str | None = None
-    """Folder of the data; None: its tasks are skipped."""
-
-
-class ClassFolderConfig(Schema):
-    """`train/CLASS/*.jpg` and `val/CLASS/*.jpg`: the class of an image is its folder. Without `train`: zero-shot."""
-
-    kind: Literal["class_folder"] = "class_folder"
-    folder: str | None = None
-    """Folder of the data; None: its tasks are skipped."""
-    class_names: dict[str, str] = {}
-    """Name of a folder's class in texts, such as `n01440764: tench`; default: the folder's name."""
 
 
 class TrainingConfig(Schema):
@@ -107,6 +57,8 @@ class DecoderConfig(TrainingConfig):
     weight_decay: NonNegativeFloat = 0.01
     steps: PositiveInt = 300
     """(D) Probe3D: ten epochs."""
+    epochs: PositiveInt | None = None
+    """Passes over the training images, instead of `steps`."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.15
     batch_images: PositiveInt = 8
 
@@ -116,8 +68,12 @@ class _TaskConfig(Schema):
     """Whether the task needs training images."""
     reads_patches: ClassVar[bool] = False
     """Whether the task reads patch features beside the embeddings."""
+    reads_layers: ClassVar[bool] = False
+    """Whether the task reads patch features of four layers."""
     data: str
     """Name of one of the suite's data sets."""
+    protocol: str | None = None
+    """Published protocol, such as `nyu_depth@dinov2`: it sets what the task and its data set leave open."""
     published: dict[str, dict[str, float]] = {}
     """Published values to show beside each score: score -> model -> value, in the score's unit."""
 
@@ -141,6 +97,8 @@ class BinsConfig(_TaskConfig):
     min_depth_m: PositiveFloat = 0.001
     max_depth_m: PositiveFloat = 10.0
     """Largest depth; pixels that are farther away do not count."""
+    eval_crop: Literal["none", "eigen"] = "none"
+    """Part of the test maps that counts. eigen: rows 45 to 470 and columns 41 to 600 of 480 x 640, for NYUv2."""
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:
@@ -150,16 +108,21 @@ class BinsConfig(_TaskConfig):
 
 
 class DepthConfig(BinsConfig):
-    """A linear map on [patch, CLS] into the bins; SigLoss and gradient loss."""
+    """A linear map on [patch, CLS], or on patches, into the bins; SigLoss and gradient loss."""
 
     reads_patches = True
     kind: Literal["depth"] = "depth"
+    with_cls: bool = True
+    """Whether each patch has CLS beside it: DINOv2 and TIPS, not DINOv3."""
+    flip: bool = False
+    """Whether predictions are the mean over each test image and its mirror image, which is encoded too."""
     probe: ProbeConfig = ProbeConfig(weight_decay=0.01, learning_rates=(1e-2, 3e-2, 1e-1))
 
 
 class DptDepthConfig(BinsConfig):
     """A DPT decoder on four layers into the bins; the same losses."""
 
+    reads_layers = True
     kind: Literal["dpt_depth"] = "dpt_depth"
     decoder: DecoderConfig = DecoderConfig()
 
@@ -167,6 +130,7 @@ class DptDepthConfig(BinsConfig):
 class NormalsConfig(_TaskConfig):
     """A DPT decoder on four layers; angular RMSE in degrees."""
 
+    reads_layers = True
     kind: Literal["normals"] = "normals"
     decoder: DecoderConfig = DecoderConfig()
     train_size_px: PositiveInt = 112
@@ -199,6 +163,16 @@ class RetrievalConfig(_TaskConfig):
     ranks: tuple[PositiveInt, ...] = (1, 5, 10)
 
 
+class InstanceRetrievalConfig(_TaskConfig):
+    """Image to image: R@1 and mMP@k over images of the same class and domain, for each embedding."""
+
+    learns = False
+    kind: Literal["instance_retrieval"] = "instance_retrieval"
+    index: tuple[Literal["merged", "separate"], ...] = ("merged", "separate")
+    """Images that a query searches: those of all domains, or of its own. UnED's standard is `merged`."""
+    mmp_at: PositiveInt = 5
+
+
 class ZeroShotClassificationConfig(_TaskConfig):
     """Zero-shot: the class with the nearest text embedding, which is the mean over templates."""
 
@@ -217,10 +191,6 @@ class ZeroShotSegmentationConfig(_TaskConfig):
     """(D) Windows along each side. 1: the whole image; 3: nine windows of the encoder's size, neighbours share half."""
 
 
-DatasetConfig = Annotated[
-    ScenesConfig | LabelledFolderConfig | GeometryFolderConfig | CaptionedFolderConfig | ClassFolderConfig,
-    Field(discriminator="kind"),
-]
 TaskConfig = Annotated[
     SegmentationConfig
     | DepthConfig
@@ -229,6 +199,7 @@ TaskConfig = Annotated[
     | NeighboursConfig
     | ClassificationConfig
     | RetrievalConfig
+    | InstanceRetrievalConfig
     | ZeroShotClassificationConfig
     | ZeroShotSegmentationConfig,
     Field(discriminator="kind"),
@@ -251,6 +222,8 @@ class SuiteConfig(Schema):
     """Config of `tips-ray evaluate`."""
 
     data: dict[str, DatasetConfig]
+    data_root: str | None = None
+    """Folder with data sets in their owners' layouts, below their usual names; a data set's `folder` comes first."""
     tasks: dict[str, TaskConfig]
     """Tasks by name; results carry the same names."""
     image_size_px: PositiveInt | None = None
@@ -269,6 +242,11 @@ class SuiteConfig(Schema):
     """Folder on this machine for temporary patch features; None: the system's temporary folder."""
     patch_dtype: Literal["fp32", "fp16"] = "fp32"
     """Dtype of patch features: they take images x patches x width x 4 bytes (fp16: 2)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follows_protocols(cls, tree: Any) -> Any:
+        return with_protocols(tree) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _data_is_named(self) -> Self:

@@ -38,9 +38,9 @@ class SourceConfig(Schema):
 
     uri: str
     """Folder, file, or pattern with `*` and `{000..099}` braces: `s3://bucket/shards/{000..099}.tar`, `photos/`."""
-    format: Literal["auto", "webdataset", "parquet", "folder"] = "auto"
+    format: Literal["auto", "webdataset", "parquet", "folder", "selection"] = "auto"
     """`auto`: by the file names. `folder` is images beside one CSV (or TSV) with a file name column, or beside files of
-    their names (docs/own-data.md)."""
+    their names (docs/own-data.md). `selection` is what `tips-ray curate` writes."""
     columns: ColumnsConfig = ColumnsConfig()
     weight: PositiveFloat = 1.0
     """Weight of this source relative to the others; with equal weights, as many rows are drawn from each."""

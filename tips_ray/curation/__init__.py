@@ -1,1 +1,1 @@
-"""Chooses a training set out of web pairs: language, near-duplicates, exact search. Pure functions, without Ray."""
+"""From raw pairs to a training set: signals of every row, what is kept and why, the selection and its lock."""

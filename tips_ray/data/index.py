@@ -198,7 +198,9 @@ def _fingerprint(chunk_rows: int, described: Sequence[IndexedSource], shards: pa
     """Covers all that decides which row is read for a sample id; not the rejects, which `--decode` adds to."""
     table = shards.select(["source", "name", "bytes", "content"]).to_pylist()
     places = hashlib.sha256(np.stack([chunks.shard, chunks.row, chunks.rows]).astype("<i8").tobytes()).hexdigest()
-    parts = [{"format": source.format, "columns": source.columns._asdict()} for source in described]
+    named = [(source.format, source.columns._asdict()) for source in described]
+    # a selection is known by hashes of images and captions, whatever their columns are called at a site
+    parts = [{"format": kind, "columns": {} if kind == "selection" else columns} for kind, columns in named]
     head = {"version": VERSION, "chunk_rows": chunk_rows, "sources": parts}
     return _sha256({**head, "shards": [list(row.values()) for row in table], "chunks": places})
 

@@ -18,7 +18,7 @@ from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.dense import with_cls
 from tips_ray.evaluation.depth import linear_depth_rmse
 from tips_ray.evaluation.encoders import Features, TipsEncoder
-from tips_ray.evaluation.features import FrozenData, encoding_here, features_of
+from tips_ray.evaluation.features import FrozenData, encoded, encoding_here
 from tips_ray.evaluation.probe import without_rates
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.evaluation.tasks import TaskResult, task_result
@@ -111,7 +111,7 @@ def _encoder(state: TrainState, tokenizer: Tokenizer) -> TipsEncoder:
 
 
 def _score(encoder: TipsEncoder, test: list[Scene], train: list[Scene]) -> _Scored:
-    features, probe = (features_of(encoding_here(encoder), _pixels(scenes)) for scenes in (test, train))
+    features, probe = (encoded(encoding_here(encoder), _pixels(scenes)).features for scenes in (test, train))
     synthetic, web = (
         encoder.texts(captions)
         for captions in ([scene.synthetic_caption for scene in test], [scene.web_caption for scene in test])

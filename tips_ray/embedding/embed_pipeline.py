@@ -14,9 +14,9 @@ import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from tips_ray.config.embedding import EmbeddingConfig
+from tips_ray.data.chunk_files import ChunkFiles, chunks_per_file, file_name
 from tips_ray.data.index_folder import opened_index
 from tips_ray.embedding.decoded import DecodedChunk, decoded_chunk
-from tips_ray.embedding.folder import EmbeddingFolder, chunks_per_file, file_name
 from tips_ray.embedding.layout import Layout
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.ray_data_adapter import handed_out, in_order
@@ -44,7 +44,9 @@ class EmbedInputs:
     encoder: EncoderPlace
     layout: Layout
     index_uri: str
-    folder: EmbeddingFolder
+    folder: ChunkFiles
+    text_embeddings: tuple[str, ...] = ()
+    """Embeddings of images that can be compared with those of captions."""
 
 
 def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
@@ -65,7 +67,7 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
             decode,
             batch_size=1,
             batch_format="numpy",
-            compute=TaskPoolStrategy(READERS_PER_CPU * config.data_cpus),
+            compute=TaskPoolStrategy(min(READERS_PER_CPU * config.data_cpus, chunks.num_rows)),
             num_cpus=1 / READERS_PER_CPU,
         )
         .map_batches(
@@ -79,9 +81,9 @@ def embed_stream(inputs: EmbedInputs, missing: Sequence[range]) -> Dataset:
         )
         .map_batches(
             write,
-            batch_size=chunks_per_file(index, inputs.layout),
+            batch_size=chunks_per_file(index, inputs.layout.row_bytes),
             batch_format="pyarrow",
-            compute=TaskPoolStrategy(WRITERS),
+            compute=TaskPoolStrategy(min(WRITERS, len(missing))),
             num_cpus=WRITE_CPUS / WRITERS,
         )
     )
@@ -97,7 +99,7 @@ def _decoded(batch: dict[str, np.ndarray], inputs: EmbedInputs) -> Iterator[pa.T
 def _written(table: pa.Table, inputs: EmbedInputs) -> pa.Table:
     """Write a batch, which is a whole file, into the folder."""
     index, chunks = opened_index(inputs.index_uri), table["chunk"].to_pylist()
-    _require_file(chunks, chunks_per_file(index, inputs.layout), len(index.chunks.rows))
+    _require_file(chunks, chunks_per_file(index, inputs.layout.row_bytes), len(index.chunks.rows))
     rows = pa.concat_tables([pa.ipc.open_stream(part.as_buffer()).read_all() for part in table["rows"]])
     errors = [error for error in rows["error"].to_pylist() if error]
     _require_images(errors, rows.num_rows, inputs.config.max_bad_fraction)

@@ -29,7 +29,17 @@ class Depth(NamedTuple):
     predictions_m: list[Tensor]
 
 
-def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig, seed: int = 0) -> Depth:
+EIGEN_SIZE, EIGEN_ROWS, EIGEN_COLUMNS = (480, 640), slice(45, 471), slice(41, 601)
+"""Size of NYUv2's maps, and the part of them that Eigen et al. (arXiv:1406.2283) score."""
+
+
+def linear_depth(
+    train: DenseExamples,
+    test: DenseExamples,
+    config: DepthConfig,
+    seed: int = 0,
+    mirrored: DenseExamples | None = None,
+) -> Depth:
     """`rmse_m` of the learning rate that is best on held-out training images.
 
     DINOv2 begins with 100 steps of SigLoss with its mean alone; we do not, as that gradient is NaN where the mean is 0.
@@ -39,6 +49,7 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
         test: like `train`.
         config: bins and probes; targets beyond `max_depth_m` do not count.
         seed: seed of the probes' initial weights and batches.
+        mirrored: the mirror images of `test`; predictions are then the mean over both.
 
     Raises:
         ValueError: a target is negative or not finite, an image has none, or every probe diverged.
@@ -66,7 +77,11 @@ def linear_depth(train: DenseExamples, test: DenseExamples, config: DepthConfig,
     if min(held_out_R) == float("inf"):
         raise ValueError(f"the depth probe diverged at every learning rate ({config.probe.learning_rates}); lower them")
     chosen = held_out_R.index(min(held_out_R))
-    predictions_m = _predicted(probes, chosen, test, torch.arange(len(test.targets)), config)
+    places_N = torch.arange(len(test.targets))
+    predictions_m = _predicted(probes, chosen, test, places_N, config)
+    if mirrored is not None:
+        turned = _predicted(probes, chosen, mirrored, places_N, config)
+        predictions_m = [(one + other.flip(-1)) / 2 for one, other in zip(predictions_m, turned, strict=True)]
     scores = {"rmse_m": _rmse(predictions_m, test.targets), LEARNING_RATE: config.probe.learning_rates[chosen]}
     return Depth(scores, predictions_m)
 
@@ -99,6 +114,24 @@ def dpt_depth(train: LayerExamples, test: LayerExamples, config: DptDepthConfig,
     if score == float("inf"):
         raise ValueError(f"the depth decoder diverged; lower decoder.learning_rate ({config.decoder.learning_rate:g})")
     return Depth({"rmse_m": score}, predictions_m)
+
+
+def judged_depth(targets_m: Sequence[Tensor], config: BinsConfig) -> list[Tensor]:
+    """Depth of the test images, 0 where pixels lie outside of `eval_crop`.
+
+    Raises:
+        ValueError: a map for the Eigen crop is not of 480 x 640 pixels.
+    """
+    if config.eval_crop == "none":
+        return list(targets_m)
+    found = []
+    for target_m in targets_m:
+        if tuple(target_m.shape) != EIGEN_SIZE:
+            raise ValueError(f"eval_crop=eigen is for maps of 480 x 640 pixels, and one has {tuple(target_m.shape)}")
+        kept = torch.zeros_like(target_m)
+        kept[EIGEN_ROWS, EIGEN_COLUMNS] = target_m[EIGEN_ROWS, EIGEN_COLUMNS]
+        found.append(kept)
+    return found
 
 
 def depth_of(logits_NLK: Tensor, size: Sequence[int], config: BinsConfig) -> Tensor:
@@ -159,7 +192,8 @@ def _in_range(targets_m: Sequence[Tensor], max_depth_m: float) -> list[Tensor]:
     kept = [target_m.float() for target_m in targets_m]
     for target_m in kept:
         depth_rmse(torch.zeros_like(target_m)[None], target_m[None])
-    return [target_m.masked_fill(target_m > max_depth_m, 0) for target_m in kept]
+    # most maps have nothing to take out, and a copy of each could fill the memory
+    return [one if one.max() <= max_depth_m else one.masked_fill(one > max_depth_m, 0) for one in kept]
 
 
 def _predicted(

@@ -92,6 +92,8 @@ def trained_decoder(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         decoder = Decoder(layers[0].shape[-1], config.hidden, outputs)
+    if config.epochs is not None:
+        config = config.model_copy(update={"steps": max(config.epochs * len(places_n) // config.batch_images, 1)})
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=0.0, weight_decay=config.weight_decay)
     for step, batch_b in enumerate(batches(places_n, config, torch.Generator().manual_seed(seed))):
         optimizer.param_groups[0]["lr"] = config.learning_rate * rate_factor(step, config)

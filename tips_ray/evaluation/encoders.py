@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from tips_ray.models import (
     ImageEncoder,
+    ImageFeatures,
     TextEncoder,
     TipsModel,
     Tokenizer,
     cls_attention,
     dense_features,
-    layer_features,
+    features_with_layers,
 )
 
 TEXTS_AT_ONCE = 256
@@ -75,9 +76,13 @@ class Encoder(ABC):
     @abstractmethod
     def features(self, images_BCHW: Tensor) -> Features: ...
 
-    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
-        """Patches [B, L, D] after a quarter, a half, three quarters and all of the blocks, before any final norm."""
+    def features_with_layers(self, images_BCHW: Tensor) -> tuple[Features, list[Tensor]]:
+        """`features`, and the patches [B, L, D] after each quarter of the blocks before any final norm, in one pass."""
         raise NotImplementedError
+
+    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
+        """Only the layers of `features_with_layers`."""
+        return self.features_with_layers(images_BCHW)[1]
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm embeddings [N, E], on the host; only if `text_embeddings` is not empty."""
@@ -118,12 +123,13 @@ class TipsEncoder(Encoder):
 
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor) -> Features:
-        found = self.image(images_BCHW.to(device_of(self.image)))
-        return Features(found.patches_BLD, {"cls_web": found.cls_web_BD, "cls_synthetic": found.cls_synthetic_BD})
+        return _features(self.image(images_BCHW.to(device_of(self.image))))
 
     @torch.inference_mode()
-    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
-        return layer_features(self.image, images_BCHW.to(device_of(self.image)), quarters(len(self.image.blocks)))
+    def features_with_layers(self, images_BCHW: Tensor) -> tuple[Features, list[Tensor]]:
+        places = quarters(len(self.image.blocks))
+        found, layers = features_with_layers(self.image, images_BCHW.to(device_of(self.image)), places)
+        return _features(found), layers
 
     @torch.inference_mode()
     def text_patches(self, images_BCHW: Tensor) -> Tensor:
@@ -141,6 +147,10 @@ class TipsEncoder(Encoder):
         device = device_of(self.text)
         parts = [self.text(ids_BT.to(device)).float().cpu() for ids_BT in ids_NT.split(TEXTS_AT_ONCE)]
         return F.normalize(torch.cat(parts), dim=-1)
+
+
+def _features(found: ImageFeatures) -> Features:
+    return Features(found.patches_BLD, {"cls_web": found.cls_web_BD, "cls_synthetic": found.cls_synthetic_BD})
 
 
 def quarters(depth: int) -> list[int]:

@@ -8,15 +8,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cached_property
-from itertools import chain
+from functools import cached_property, partial
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tips_ray.evaluation.datasets import Dataset, Examples
+from tips_ray.evaluation.datasets import Dataset
 from tips_ray.evaluation.encoders import Encoder, Features, in_unit_range
 
 PATCHES, LAYERS = "patches", "layers"
@@ -46,70 +45,80 @@ def encoding_here(encoder: Encoder, batch_images: int = 64) -> Encoding:
     return encoding
 
 
-def features_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None = None) -> Features:
-    """Features of uint8 RGB images, on the host; embeddings in fp32, patches in a file of `scratch`."""
+class Reads(NamedTuple):
+    """What tasks read beside the embeddings."""
+
+    patches: bool = True
+    layers: bool = False
+
+
+PATCHES_ALONE = Reads()
+
+
+class Encoded(NamedTuple):
+    """Features of images, on the host."""
+
+    features: Features
+    """Embeddings in fp32; patches in a file of the scratch, empty if nothing reads them."""
+    layers: list[Tensor]
+    """Four tensors [N, L, D] in a file of the scratch; empty if nothing reads them."""
+
+
+def encoded(
+    encoding: Encoding, images_NSS3: Tensor, reads: Reads = PATCHES_ALONE, scratch: Scratch | None = None
+) -> Encoded:
+    """Features of uint8 RGB images, of which each passes through the encoder once."""
+    wanted = {PATCHES: reads.patches, LAYERS: reads.layers}
+    files = {name: ScratchFile(len(images_NSS3), scratch or Scratch()) for name, is_read in wanted.items() if is_read}
     embeddings: list[dict[str, Tensor]] = []
-
-    def patches() -> Iterator[Tensor]:
-        for found in encoding(_features, images_NSS3):
-            yield found.pop(PATCHES)
-            embeddings.append(_on_host(found))
-
-    patches_NLD = stored(patches(), len(images_NSS3), scratch or Scratch())
-    return Features(patches_NLD, _joined(embeddings))
-
-
-def embeddings_of(encoding: Encoding, images_NSS3: Tensor) -> dict[str, Tensor]:
-    """Only the embeddings of `features_of`."""
-    return _joined([_on_host(found) for found in encoding(_embeddings, images_NSS3)])
+    for found in encoding(partial(_encoded, reads=reads), images_NSS3):
+        for name, file in files.items():
+            file.append(found.pop(name))
+        embeddings.append({name: part_bE.float().cpu() for name, part_bE in found.items()})
+    joined = {name: torch.cat([part[name] for part in embeddings]) for name in embeddings[0]}
+    patches_NLD = files[PATCHES].rows if reads.patches else torch.empty(0)
+    return Encoded(Features(patches_NLD, joined), list(files[LAYERS].rows.unbind(1)) if reads.layers else [])
 
 
-def _on_host(embeddings: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: part_bE.float().cpu() for name, part_bE in embeddings.items()}
+def _encoded(encoder: Encoder, images_bSS3: Tensor, reads: Reads) -> dict[str, Tensor]:
+    images_bCSS, layers = in_unit_range(images_bSS3), {}
+    if reads.layers:
+        features, found = encoder.features_with_layers(images_bCSS)
+        layers = {LAYERS: torch.stack(found, dim=1)}
+    else:
+        features = encoder.features(images_bCSS)
+    return {**features.embeddings, **layers, **({PATCHES: features.patches_BLD} if reads.patches else {})}
 
 
-def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+class ScratchFile:
+    """Rows mapped from an unnamed file that is freed with them; the system keeps in memory only what is in use."""
 
+    def __init__(self, count: int, scratch: Scratch) -> None:
+        self._count, self._scratch, self._place = count, scratch, 0
+        self._rows: Tensor | None = None
 
-def layers_of(encoding: Encoding, images_NSS3: Tensor, scratch: Scratch | None = None) -> list[Tensor]:
-    """Layer features, four tensors [N, L, D], on the host, in a file of `scratch`."""
-    parts = (found[LAYERS] for found in encoding(_layers, images_NSS3))
-    return list(stored(parts, len(images_NSS3), scratch or Scratch()).unbind(1))
+    def append(self, part: Tensor) -> None:
+        """Add rows [b, ...].
 
+        Raises:
+            ValueError: the disk has too little room.
+        """
+        if self._rows is None:
+            self._rows = self._mapped((self._count, *part.shape[1:]))
+        self._rows[self._place : self._place + len(part)] = part
+        self._place += len(part)
 
-def _features(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
-    found = encoder.features(in_unit_range(images_bSS3))
-    return {PATCHES: found.patches_BLD, **found.embeddings}
+    @property
+    def rows(self) -> Tensor:
+        """All rows, once all are there."""
+        assert self._rows is not None and self._place == self._count
+        return self._rows
 
-
-def _embeddings(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
-    return encoder.features(in_unit_range(images_bSS3)).embeddings
-
-
-def _layers(encoder: Encoder, images_bSS3: Tensor) -> dict[str, Tensor]:
-    return {LAYERS: torch.stack(encoder.layers(in_unit_range(images_bSS3)), dim=1)}
-
-
-def stored(parts: Iterator[Tensor], rows: int, scratch: Scratch) -> Tensor:
-    """Parts [b, ...] concatenated to [rows, ...], mapped from an unnamed file that is freed with the tensor.
-
-    The system keeps or drops the file's pages, so memory holds only what is in use.
-
-    Raises:
-        ValueError: the disk has too little room.
-    """
-    first = next(parts)
-    shape = (rows, *first.shape[1:])
-    with tempfile.NamedTemporaryFile(dir=scratch.folder, prefix="tips-ray-features-") as file:
-        _reserve(file.fileno(), os.path.dirname(file.name), prod(shape) * scratch.dtype.itemsize)
-        found = torch.from_file(file.name, shared=True, size=prod(shape), dtype=scratch.dtype).view(shape)
-    place = 0
-    for part in chain([first], parts):
-        found[place : place + len(part)] = part
-        place += len(part)
-    assert place == rows
-    return found
+    def _mapped(self, shape: tuple[int, ...]) -> Tensor:
+        folder, dtype = self._scratch
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="tips-ray-features-") as file:
+            _reserve(file.fileno(), os.path.dirname(file.name), prod(shape) * dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=prod(shape), dtype=dtype).view(shape)
 
 
 class FrozenData:
@@ -121,34 +130,43 @@ class FrozenData:
         dataset: Dataset,
         encoding: Encoding,
         scratch: Scratch | None = None,
-        with_patches: bool = True,
+        reads: Reads = PATCHES_ALONE,
     ) -> None:
-        """Without `with_patches`, `train` and `test` have no patches, and no file is written for them."""
+        """What `reads` leaves out is neither kept nor written to a file."""
         self.encoder, self.dataset, self.encoding, self.scratch = encoder, dataset, encoding, scratch
-        self.with_patches = with_patches
+        self.reads = reads
 
     @cached_property
-    def train(self) -> Features:
+    def encoded_train(self) -> Encoded:
         assert self.dataset.train is not None
-        return self._features(self.dataset.train)
+        return self._encoded(self.dataset.train.images_NSS3)
 
     @cached_property
+    def encoded_test(self) -> Encoded:
+        return self._encoded(self.dataset.test.images_NSS3)
+
+    @property
+    def train(self) -> Features:
+        return self.encoded_train.features
+
+    @property
     def test(self) -> Features:
-        return self._features(self.dataset.test)
+        return self.encoded_test.features
 
-    @cached_property
+    @property
     def layers(self) -> tuple[list[Tensor], list[Tensor]]:
         """Layer features of the training and of the test images."""
-        assert self.dataset.train is not None
-        return self._layers(self.dataset.train), self._layers(self.dataset.test)
+        assert self.reads.layers
+        return self.encoded_train.layers, self.encoded_test.layers
 
-    def _layers(self, examples: Examples) -> list[Tensor]:
-        return layers_of(self.encoding, examples.images_NSS3, self.scratch)
+    @cached_property
+    def mirrored_test(self) -> Features:
+        """Features of the mirror images of the test images, without layers."""
+        mirrored_NSS3 = self.dataset.test.images_NSS3.flip(2)
+        return encoded(self.encoding, mirrored_NSS3, self.reads._replace(layers=False), self.scratch).features
 
-    def _features(self, examples: Examples) -> Features:
-        if self.with_patches:
-            return features_of(self.encoding, examples.images_NSS3, self.scratch)
-        return Features(torch.empty(0), embeddings_of(self.encoding, examples.images_NSS3))
+    def _encoded(self, images_NSS3: Tensor) -> Encoded:
+        return encoded(self.encoding, images_NSS3, self.reads, self.scratch)
 
 
 def _reserve(file: int, folder: str, needed: int) -> None:

@@ -61,7 +61,9 @@ class TimmEncoder(Encoder):
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor) -> Features:
         images_BCHW = standardised(images_BCHW.to(device_of(self.network)), *self._mean_std)
-        tokens_BTD = self.network.forward_features(images_BCHW)
+        return self._features(self.network.forward_features(images_BCHW))
+
+    def _features(self, tokens_BTD: Tensor) -> Features:
         found = {"cls_web": 0, "cls_synthetic": 1} if self._is_tips else {"cls": 0}
         embeddings = {name: tokens_BTD[:, place] for name, place in found.items() if name in self.embeddings}
         if "pooled" in self.embeddings:
@@ -69,13 +71,14 @@ class TimmEncoder(Encoder):
         return Features(tokens_BTD[:, self.network.num_prefix_tokens :], embeddings)
 
     @torch.inference_mode()
-    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
+    def features_with_layers(self, images_BCHW: Tensor) -> tuple[Features, list[Tensor]]:
         images_BCHW = standardised(images_BCHW.to(device_of(self.network)), *self._mean_std)
         places = quarters(len(self.network.blocks))
-        options = {"output_fmt": "NLC", "intermediates_only": True}
-        found = self.network.forward_intermediates(images_BCHW, indices=sorted(set(places)), **options)
+        tokens_BTD, found = self.network.forward_intermediates(
+            images_BCHW, indices=sorted(set(places)), output_fmt="NLC"
+        )
         by_place = dict(zip(sorted(set(places)), found, strict=True))
-        return [by_place[place] for place in places]
+        return self._features(tokens_BTD), [by_place[place] for place in places]
 
 
 class TransformersEncoder(Encoder):
@@ -121,16 +124,19 @@ class TransformersEncoder(Encoder):
 
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor) -> Features:
-        outputs = self._outputs(standardised(images_BCHW.to(device_of(self.network)), *self._mean_std))
+        return self._features(self._outputs(standardised(images_BCHW.to(device_of(self.network)), *self._mean_std)))
+
+    def _features(self, outputs: Any) -> Features:
         tokens_BTD, name = outputs.last_hidden_state, self.embeddings[0]
         embedding_BE = tokens_BTD[:, 0] if name == "cls" else outputs.pooler_output
         return Features(tokens_BTD[:, self._prefix_tokens :], {name: embedding_BE})
 
     @torch.inference_mode()
-    def layers(self, images_BCHW: Tensor) -> list[Tensor]:
+    def features_with_layers(self, images_BCHW: Tensor) -> tuple[Features, list[Tensor]]:
         images_BCHW = standardised(images_BCHW.to(device_of(self.network)), *self._mean_std)
-        _, *hidden = self._outputs(images_BCHW, output_hidden_states=True).hidden_states
-        return [hidden[place][:, self._prefix_tokens :] for place in quarters(len(hidden))]
+        outputs = self._outputs(images_BCHW, output_hidden_states=True)
+        _, *hidden = outputs.hidden_states
+        return self._features(outputs), [hidden[place][:, self._prefix_tokens :] for place in quarters(len(hidden))]
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tips_ray.config.evaluation import ScenesConfig, SuiteConfig, ZeroShotSegmentationConfig
+from tips_ray import storage
+from tips_ray.config.evaluation import SuiteConfig, ZeroShotSegmentationConfig
+from tips_ray.config.evaluation_data import PublishedConfig, ScenesConfig
 from tips_ray.evaluation.datasets import Dataset, load_dataset
 from tips_ray.evaluation.encoders import Encoder
-from tips_ray.evaluation.features import Encoding, FrozenData, Scratch
+from tips_ray.evaluation.features import Encoding, FrozenData, Reads, Scratch
 from tips_ray.evaluation.tasks import TaskSkipped, task_result
 from tips_ray.evaluation.zero_shot import windowed_size_px
 
@@ -51,7 +53,10 @@ def not_given(suite: SuiteConfig, name: str) -> EndedTask | None:
     data = suite.data[task.data]
     if isinstance(data, ScenesConfig) or data.folder is not None:
         return None
-    return EndedTask(name, {"skipped": f"data.{task.data}.folder is not given"}, {})
+    reason = f"data.{task.data}.folder is not given"
+    if isinstance(data, PublishedConfig) and suite.data_root is not None:
+        reason += f", and {storage.join(suite.data_root, data.home)} lacks files: --check-data names them"
+    return EndedTask(name, {"skipped": reason}, {})
 
 
 def tasks_here(
@@ -94,8 +99,9 @@ def _ended(suite: SuiteConfig, name: str, read: Callable[[], FrozenData]) -> End
 
 
 def _frozen(encoder: Encoder, suite: SuiteConfig, encoding: Encoding, key: DataKey, names: Sequence[str]) -> FrozenData:
-    """Data of the named tasks; training images and patches only if a task needs them."""
+    """Data of the named tasks; training images, patches and layers only if a task needs them."""
     tasks = [suite.tasks[name] for name in names]
     scratch = Scratch(suite.scratch, torch.float16 if suite.patch_dtype == "fp16" else torch.float32)
     dataset = load_dataset(suite.data[key.data], key.size_px, any(task.learns for task in tasks))
-    return FrozenData(encoder, dataset, encoding, scratch, any(task.reads_patches for task in tasks))
+    reads = Reads(any(task.reads_patches for task in tasks), any(task.reads_layers for task in tasks))
+    return FrozenData(encoder, dataset, encoding, scratch, reads)

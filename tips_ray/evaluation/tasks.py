@@ -1,7 +1,7 @@
 """Runs each kind of task on a frozen encoder and a data set. N images, E width of embeddings."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from tips_ray.config.evaluation import (
     ClassificationConfig,
     DepthConfig,
     DptDepthConfig,
+    InstanceRetrievalConfig,
     NeighboursConfig,
     NormalsConfig,
     RetrievalConfig,
@@ -24,9 +25,11 @@ from tips_ray.evaluation import pictures
 from tips_ray.evaluation.classification import LabelledEmbeddings, knn_accuracy, linear_accuracy
 from tips_ray.evaluation.datasets import Dataset, Examples
 from tips_ray.evaluation.dense import DenseExamples
-from tips_ray.evaluation.depth_bins import Depth, dpt_depth, linear_depth
+from tips_ray.evaluation.depth_bins import Depth, dpt_depth, judged_depth, linear_depth
 from tips_ray.evaluation.dpt import LayerExamples
+from tips_ray.evaluation.encoders import Features
 from tips_ray.evaluation.features import FrozenData
+from tips_ray.evaluation.instance_retrieval import instance_retrieval
 from tips_ray.evaluation.normals import dpt_normals
 from tips_ray.evaluation.probe import without_rates
 from tips_ray.evaluation.retrieval import retrieval
@@ -89,17 +92,23 @@ def _zero_shot_segmentation(config: ZeroShotSegmentationConfig, data: FrozenData
 def _depth(config: DepthConfig, data: FrozenData, seed: int) -> TaskResult:
     train, test = _needed(data.dataset.train, "images to learn from"), data.dataset.test
     _needed(train.depth_m and test.depth_m or None, "depth")
+    test = replace(test, depth_m=judged_depth(test.depth_m, config))
     name = data.encoder.embeddings[0]  # for TIPS: CLS-web, the first token like other models' CLS
-    learned, judged = (
-        DenseExamples(found.patches_BLD, examples.depth_m, found.embeddings[name])
-        for found, examples in ((data.train, train), (data.test, test))
-    )
-    return _depth_outcome(linear_depth(learned, judged, config, seed), test, config.max_depth_m)
+
+    def dense(found: Features, examples: Examples) -> DenseExamples:
+        cls_NE = found.embeddings[name] if config.with_cls else None
+        return DenseExamples(found.patches_BLD, examples.depth_m, cls_NE)
+
+    mirrored = dense(data.mirrored_test, test) if config.flip else None
+    found = linear_depth(dense(data.train, train), dense(data.test, test), config, seed, mirrored)
+    return _depth_outcome(found, test, config.max_depth_m)
 
 
 def _dpt_depth(config: DptDepthConfig, data: FrozenData, seed: int) -> TaskResult:
-    found = dpt_depth(*_layer_examples(data, lambda examples: examples.depth_m, "depth"), config, seed)
-    return _depth_outcome(found, data.dataset.test, config.max_depth_m)
+    learned, judged = _layer_examples(data, lambda examples: examples.depth_m, "depth")
+    judged = judged._replace(targets=judged_depth(judged.targets, config))
+    found = dpt_depth(learned, judged, config, seed)
+    return _depth_outcome(found, replace(data.dataset.test, depth_m=judged.targets), config.max_depth_m)
 
 
 def _normals(config: NormalsConfig, data: FrozenData, seed: int) -> TaskResult:
@@ -163,6 +172,15 @@ def _retrieval(config: RetrievalConfig, data: FrozenData, seed: int) -> TaskResu
     return TaskResult(_flat(scores), shown, _flat(errors))
 
 
+def _instances(config: InstanceRetrievalConfig, data: FrozenData, seed: int) -> TaskResult:
+    instances = _needed(data.dataset.test.instances, "queries and index of instance retrieval")
+    found = {
+        name: instance_retrieval(data.test.embeddings[name], instances, config) for name in data.encoder.embeddings
+    }
+    scores, errors = ({name: one[place] for name, one in found.items()} for place in (0, 1))
+    return TaskResult(_flat(scores), standard_errors=_flat(errors))
+
+
 _TASKS: Mapping[type, Callable[[Any, FrozenData, int], TaskResult]] = {
     SegmentationConfig: _segmentation,
     DepthConfig: _depth,
@@ -171,6 +189,7 @@ _TASKS: Mapping[type, Callable[[Any, FrozenData, int], TaskResult]] = {
     NeighboursConfig: _neighbours,
     ClassificationConfig: _classification,
     RetrievalConfig: _retrieval,
+    InstanceRetrievalConfig: _instances,
     ZeroShotClassificationConfig: _zero_shot_classification,
     ZeroShotSegmentationConfig: _zero_shot_segmentation,
 }

@@ -23,6 +23,7 @@ from tips_ray.console import tell
 from tips_ray.errors import RunPaused
 from tips_ray.evaluation.checkpoint_pictures import checkpoint_pictures
 from tips_ray.evaluation.datasets import Dataset
+from tips_ray.evaluation.datasets.needed import with_folders
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.features import encoding_here
 from tips_ray.evaluation.load_encoder import load_encoder, move
@@ -79,10 +80,11 @@ def with_whole_places(run: Run) -> Run:
     config = run.config.evaluation
     if config is None:
         return run
-    folders = {name: getattr(data, "folder", None) for name, data in config.suite.data.items()}
+    found = with_folders(config.suite).data
+    folders = {name: getattr(data, "folder", None) for name, data in found.items()}
     whole = {
         name: data.model_copy(update={"folder": storage.resolved(folder)}) if (folder := folders[name]) else data
-        for name, data in config.suite.data.items()
+        for name, data in found.items()
     }
     suite = config.suite.model_copy(update={"data": whole})
     return replace(run, config=run.config.model_copy(update={"evaluation": config.model_copy(update={"suite": suite})}))
@@ -100,18 +102,18 @@ def _now() -> str:
 
 def _scored(run: Run, bare: Evaluation, device: str) -> Evaluation:
     """The evaluation with scores, their standard errors, data and weights."""
-    config = required(run.config)
+    suite = with_folders(required(run.config).suite)
     folder = folder_of(run.uri, bare.step)
     storage.delete_folder(folder)  # what an evaluation that was killed has left
-    encoder = load_encoder(bare.checkpoint, config.suite.image_size_px)
+    encoder = load_encoder(bare.checkpoint, suite.image_size_px)
     assert isinstance(encoder, TipsEncoder)
     weights = encoder.fingerprint
     move(encoder, device)
     look = partial(_draw, run, encoder, folder)
-    run_tasks = partial(_each_task, encoder, config.suite, look)
-    records = run_suite(encoder, bare.checkpoint, config.suite, folder, lambda name, record: None, run_tasks)
+    run_tasks = partial(_each_task, encoder, suite, look)
+    records = run_suite(encoder, bare.checkpoint, suite, folder, lambda name, record: None, run_tasks)
     scores, errors = _flat(records, "scores"), _flat(records, "standard_errors")
-    data = {task: (config.suite.tasks[task].data, one["config"]["files"]) for task, one in records.items()}
+    data = {task: (suite.tasks[task].data, one["config"]["files"]) for task, one in records.items()}
     why = _why_incomplete(run, records, scores)
     return replace(bare, scores=scores, standard_errors=errors, data=data, weights=weights, failure=why)
 

@@ -10,11 +10,12 @@ import yaml
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
-from tips_ray.config.evaluation import ScenesConfig
+from tips_ray.config.evaluation_data import ScenesConfig
 from tips_ray.data.caption_sample import bad_rows, gaps, joined, sampled_rows
 from tips_ray.data.index import Index, bad_rows_and_damages, build_index, unread_bytes
 from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.errors import CheckResult, CheckWarning, Faults, check_results, listed
+from tips_ray.evaluation.datasets.needed import with_folders
 from tips_ray.launch import cluster, sizes
 from tips_ray.launch.captions import caption_store, store_of
 from tips_ray.launch.surroundings import surroundings
@@ -109,7 +110,7 @@ def evaluation_has_data(config: RunConfig) -> str:
     """
     if config.evaluation is None:
         return "checkpoints are not evaluated"
-    suite = config.evaluation.suite
+    suite = with_folders(config.evaluation.suite)
     require_score(config, storage.resolved(storage.join(config.storage, config.name)))
     for name in {task.data for task in suite.tasks.values()}:
         data = suite.data[name]

@@ -273,10 +273,10 @@ def connect(logical_cpus: float = 0, ready_bytes: float = 0) -> None:
 
 
 def quiet_data() -> None:
-    """Ray Data's warnings go to its log files alone, not to the terminal."""
+    """Ray Data's warnings and errors go to its log files alone: an error is told by a sentence of the command."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)
 
 
 def _require_enough(config: RunConfig, have: dict[str, float], where: str) -> None:

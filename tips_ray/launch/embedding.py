@@ -11,11 +11,11 @@ from ray.exceptions import RayError
 
 from tips_ray import storage
 from tips_ray.config.embedding import EmbeddingConfig
+from tips_ray.data.chunk_files import ChunkFiles
 from tips_ray.data.index import Index
 from tips_ray.data.index_folder import index_of
 from tips_ray.embedding.embed_pipeline import EmbedInputs, embed_stream
 from tips_ray.embedding.embedder import layout_of
-from tips_ray.embedding.folder import EmbeddingFolder
 from tips_ray.errors import RunFailedError, RunInterrupted, last_line
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.load_encoder import load_encoder
@@ -46,7 +46,7 @@ def embed_source(model: str, config: EmbeddingConfig, out: str, tell: Tell) -> E
         RunInterrupted: Ctrl-C; files made so far are kept.
     """
     inputs, index = embed_inputs(model, config, out)
-    missing = inputs.folder.missing(index, inputs.layout)
+    missing = inputs.folder.missing(index, inputs.layout.row_bytes)
     due = sum(int(index.chunks.rows[chunk]) for file in missing for chunk in file)
     tell(f"data       {index.rows:,} rows; {index.rows - due:,} have their embeddings")
     if missing:
@@ -60,7 +60,7 @@ def embed_inputs(model: str, config: EmbeddingConfig, out: str) -> tuple[EmbedIn
     Raises:
         ValueError: model, source or config are wrong, or `out` holds embeddings of something else.
     """
-    data, folder = config.data, EmbeddingFolder(out)
+    data, folder = config.data, ChunkFiles(out)
     _require_outside(folder.uri, config.source.uri)
     index = index_of(data, storage.join(folder.uri, "index"))
     encoder = load_encoder(folder.checkpoint_of(model) or model, config.image_size_px)
@@ -71,7 +71,7 @@ def embed_inputs(model: str, config: EmbeddingConfig, out: str) -> tuple[EmbedIn
     place = EncoderPlace.of(model, encoder)
     note = {"model": model, "checkpoint": place.model if encoder.checkpoint_uri else None}
     folder.claim(decides, {**note, "source": config.source.uri, "columns": layout.shapes})
-    return EmbedInputs(config, place, layout, index.uri, folder), index
+    return EmbedInputs(config, place, layout, index.uri, folder, encoder.text_embeddings), index
 
 
 @dataclass

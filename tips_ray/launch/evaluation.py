@@ -8,6 +8,7 @@ from functools import partial
 
 from tips_ray.config.evaluation import RayConfig, SuiteConfig
 from tips_ray.errors import RunFailedError, described, root_cause
+from tips_ray.evaluation.datasets.needed import with_folders
 from tips_ray.evaluation.encoder_place import EncoderPlace
 from tips_ray.evaluation.encoders import Encoder
 from tips_ray.evaluation.features import encoding_here
@@ -39,6 +40,7 @@ def evaluate_model(
             weights.
         RunFailedError: a process of Ray was lost; results of tasks that ended are kept.
     """
+    suite = with_folders(suite)
     encoder = load_encoder(model, suite.image_size_px)
     if suite.mlflow_uri:
         require_answer(suite.mlflow_uri, "mlflow_uri", suite.experiment)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tips_ray.losses.prototypes import Scores
-from tips_ray.losses.reduction import at_least_float32
+from tips_ray.precision import at_least_fp32
 
 
 def score_sum(teacher: Scores, counted_R: Tensor) -> Tensor:
@@ -14,7 +14,7 @@ def score_sum(teacher: Scores, counted_R: Tensor) -> Tensor:
     The vectors of micro-batches and ranks are added up, so that the centre is a mean over all rows of the global batch.
     Scores are products of rows [R, D] and prototypes [K, D], so that only the rows have to be added up.
     """
-    rows_RD, prototypes_KD = (at_least_float32(factor.detach()) for factor in teacher)
+    rows_RD, prototypes_KD = (at_least_fp32(factor.detach()) for factor in teacher)
     sum_D = rows_RD.masked_fill(~counted_R[:, None], 0).sum(dim=0)
     return torch.cat([prototypes_KD @ sum_D, counted_R.sum()[None].to(sum_D.dtype)])
 

@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tips_ray.distributed import gather_batch, rank
-from tips_ray.losses.reduction import all_valid, at_least_float32, image_weights
+from tips_ray.losses.reduction import all_valid, image_weights
+from tips_ray.precision import at_least_fp32
 
 _IGNORED = -100
 
@@ -33,8 +34,8 @@ def contrastive_loss(
     if image_BD.shape != text_BD.shape:
         raise ValueError(f"image_BD {tuple(image_BD.shape)} and text_BD {tuple(text_BD.shape)} must have equal shape")
     valid_B = all_valid(image_BD) if valid_B is None else valid_B
-    image_BD = at_least_float32(image_BD).masked_fill(~valid_B[:, None], 0)
-    text_BD = at_least_float32(text_BD).masked_fill(~valid_B[:, None], 0)
+    image_BD = at_least_fp32(image_BD).masked_fill(~valid_B[:, None], 0)
+    text_BD = at_least_fp32(text_BD).masked_fill(~valid_B[:, None], 0)
     gathered_N = gather_batch(torch.cat([image_BD, text_BD, valid_B[:, None].to(image_BD.dtype)], dim=1))
     image_ND, text_ND, valid_N1 = gathered_N.split([image_BD.shape[1], text_BD.shape[1], 1], dim=1)
     valid_N = valid_N1.detach()[:, 0] > 0

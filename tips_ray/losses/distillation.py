@@ -4,7 +4,8 @@ K prototypes."""
 from torch import Tensor
 
 from tips_ray.losses.prototypes import Scores, prototype_loss
-from tips_ray.losses.reduction import all_valid, at_least_float32, image_weights
+from tips_ray.losses.reduction import all_valid, image_weights
+from tips_ray.precision import at_least_fp32
 
 
 def distillation_loss(
@@ -37,5 +38,5 @@ def distillation_loss(
     Source: TIPS, arXiv:2410.16512, section 3; DINO, arXiv:2104.14294.
     """
     valid_B = all_valid(teacher[0]) if valid_B is None else valid_B
-    weight_B = image_weights(valid_B, global_valid, at_least_float32(student[0]).dtype)
+    weight_B = image_weights(valid_B, global_valid, at_least_fp32(student[0]).dtype)
     return prototype_loss(student, teacher, center_K, student_temperature, teacher_temperature, weight_B)

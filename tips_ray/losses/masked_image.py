@@ -4,7 +4,8 @@ D bottleneck width, K prototypes."""
 from torch import Tensor
 
 from tips_ray.losses.prototypes import Scores, prototype_loss
-from tips_ray.losses.reduction import all_valid, at_least_float32, image_weights
+from tips_ray.losses.reduction import all_valid, image_weights
+from tips_ray.precision import at_least_fp32
 
 
 def masked_image_loss(
@@ -46,7 +47,7 @@ def masked_image_loss(
     if len(index_M) != len(rows_MD):
         raise ValueError(f"index_M names {len(index_M)} patches, the student has rows of {len(rows_MD)}")
     valid_B = all_valid(patch_mask_BL) if valid_B is None else valid_B
-    weight_B1 = image_weights(valid_B, global_valid, at_least_float32(rows_MD).dtype)[:, None]
+    weight_B1 = image_weights(valid_B, global_valid, at_least_fp32(rows_MD).dtype)[:, None]
     weight_BL = weight_B1 * (_shares(patch_mask_BL, weight_B1) + visible_weight * _shares(~patch_mask_BL, weight_B1))
     weight_M = weight_BL.flatten()[index_M]
     one_each = rows_MD[None], prototypes_KD

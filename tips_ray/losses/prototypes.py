@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tips_ray.losses.reduction import at_least_float32
+from tips_ray.precision import at_least_fp32
 
 Scores = tuple[Tensor, Tensor]
 """Rows [..., D] and prototypes [K, D]; the scores [..., K] are their products."""
@@ -133,7 +133,7 @@ _chunk = _plain_chunk
 
 def _logits(rows_CD: Tensor, prototypes_KD: Tensor, temperature: Tensor, center_K: Tensor | None = None) -> Tensor:
     """(s - c) / tau, [..., K], in float32 or float64."""
-    if rows_CD.dtype == at_least_float32(rows_CD).dtype:  # the product takes the divisor and the centre in
+    if rows_CD.dtype == at_least_fp32(rows_CD).dtype:  # the product takes the divisor and the centre in
         return F.linear(rows_CD / temperature, prototypes_KD, None if center_K is None else -center_K / temperature)
     scores_CK = F.linear(rows_CD, prototypes_KD).float()
     return (scores_CK if center_K is None else scores_CK - center_K) / temperature

@@ -23,8 +23,3 @@ def image_weights(valid_B: Tensor, global_valid: Tensor | int | None, dtype: tor
 def all_valid(like_B: Tensor) -> Tensor:
     """A mask that counts every row of `like_B`."""
     return torch.ones(len(like_B), dtype=torch.bool, device=like_B.device)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """`values` in float32, or unchanged in float64, which tests use."""
-    return values if values.dtype == torch.float64 else values.float()

@@ -10,8 +10,8 @@ from tips_ray.models.vision import (
     ImageFeatures,
     cls_attention,
     dense_features,
+    features_with_layers,
     image_encoder,
-    layer_features,
 )
 from tips_ray.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -27,7 +27,7 @@ __all__ = [
     "export_transformers",
     "exported",
     "image_encoder",
-    "layer_features",
+    "features_with_layers",
     "load_official",
     "load_official_image",
     "load_official_text",

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tips_ray.config import PrototypeHeadConfig
-from tips_ray.models.layers import at_least_fp32, initialize
+from tips_ray.models.layers import initialize
+from tips_ray.precision import at_least_fp32
 
 ROWS_AT_ONCE = 1024
 """Rows of prototype scores that `PrototypeScores.chunks` makes at a time."""

@@ -91,11 +91,6 @@ class Block(nn.Module):
         return tokens_PD + self.ls2(self.mlp(self.norm2(tokens_PD)))
 
 
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """The tensor in fp32, or in float64 if it is that already: bf16 has 8 bits for a number."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def feed_forward(kind: str, width: int, hidden: int, gelu: str = "tanh") -> nn.Module:
     """timm's MLP (`mlp`: GELU, `relu`) or packed SwiGLU (`swiglu`: gate first, SiLU); `hidden` counts after gating."""
     if kind == "swiglu":

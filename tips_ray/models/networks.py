@@ -15,9 +15,9 @@ from tips_ray import keyed
 from tips_ray.batch import Batch
 from tips_ray.config import ObjectiveConfig, PrototypeHeadConfig
 from tips_ray.models.heads import PrototypeHead, PrototypeScores
-from tips_ray.models.layers import at_least_fp32
 from tips_ray.models.text import PADDING_ID, TextEncoder
 from tips_ray.models.vision import ImageEncoder, ImageFeatures, View
+from tips_ray.precision import at_least_fp32
 
 Scores = PrototypeScores | None
 _CLEAN, _MASKED, _FIRST_LOCAL, _CAPTION = 0, 1, 2, -1  # salts of the keyed randomness of each pass

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from tips_ray.config import ImageEncoderConfig
 from tips_ray.config.variants import image_sizes
-from tips_ray.models.layers import Block, Group, at_least_fp32, drop_path_factors, feed_forward, initialize
+from tips_ray.models.layers import Block, Group, drop_path_factors, feed_forward, initialize
+from tips_ray.precision import at_least_fp32
 
 NUM_CLS = 2
 
@@ -183,8 +184,13 @@ def dense_features(encoder: ImageEncoder, images_BCHW: Tensor, mode: Literal["va
     return _unpacked(last_PD, [group])[0].patches_BLD.unflatten(1, (rows, columns))
 
 
-def layer_features(encoder: ImageEncoder, images_BCHW: Tensor, places: Sequence[int]) -> list[Tensor]:
-    """Patch tokens [B, L, D] after each block in `places` (0 is the first), before any final norm."""
+def features_with_layers(
+    encoder: ImageEncoder, images_BCHW: Tensor, places: Sequence[int]
+) -> tuple[ImageFeatures, list[Tensor]]:
+    """The encoder's features, and patch tokens [B, L, D] after each block in `places` (0 is the first), in one pass.
+
+    Layers are before any final norm.
+    """
     tokens_BTD, found = encoder._embed(View(images_BCHW)), {}
     group = Group(tokens_BTD.shape[0], tokens_BTD.shape[1])
     tokens_PD = tokens_BTD.flatten(0, 1)
@@ -192,7 +198,7 @@ def layer_features(encoder: ImageEncoder, images_BCHW: Tensor, places: Sequence[
         tokens_PD = block(tokens_PD, [group])
         if place in places:
             found[place] = _unpacked(tokens_PD, [group])[0].patches_BLD
-    return [found[place] for place in places]
+    return _unpacked(encoder.norm(tokens_PD), [group])[0], [found[place] for place in places]
 
 
 def cls_attention(encoder: ImageEncoder, images_BCHW: Tensor) -> Tensor:

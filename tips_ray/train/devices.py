@@ -23,12 +23,6 @@ def allocator_settings(resources: ResourcesConfig, given: Mapping[str, str] = os
     return {_ALLOCATOR_NAMES[0]: "expandable_segments:True"}
 
 
-def use_fast_products(device: torch.device) -> None:
-    """Let a GPU multiply fp32 matrices in TF32: factors of 11 bits, fp32 sums, several times the speed."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: of a GPU's libraries only some have an error class of their own for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

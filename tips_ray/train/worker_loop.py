@@ -9,6 +9,7 @@ import torch
 
 from tips_ray.config import RunConfig
 from tips_ray.distributed import gather_objects, meeting, rank, world_size
+from tips_ray.precision import use_fast_products
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     DamagedCheckpointError,
@@ -22,7 +23,6 @@ from tips_ray.runs.restart import Restart
 from tips_ray.runs.run import Run
 from tips_ray.runs.stop import stop_watched
 from tips_ray.train.checkpointing import load_checkpoint
-from tips_ray.train.devices import use_fast_products
 from tips_ray.train.feed import Feed, Timed, collected_together, fed_steps
 from tips_ray.train.graceful_stop import GracefulStop, Paused
 from tips_ray.train.initial_weights import load_initial_weights, unloaded_teacher

@@ -32,7 +32,8 @@ def captioned_shard(index: Index, number: int) -> CaptionedShard:
     shard, columns = index.shard(number)
     content = index.shards["content"][number].as_py()
     first, last = np.searchsorted(index.chunks.shard, (number, number + 1))
-    identity = shard.path, shard.bytes, shard.etag, shard.format, columns.image, index.chunk_rows
+    image = "" if shard.format == "selection" else columns.image  # its images are known by their hashes at every site
+    identity = shard.path, shard.bytes, shard.etag, shard.format, image, index.chunk_rows
     return CaptionedShard(*identity, int(last - first), content)
 
 

@@ -1,13 +1,14 @@
-"""Data sets as they are on disk: WebDataset tars, Parquet files, images with a table or with files of their names."""
+"""Data sets as they are on disk: tars, Parquet files, images with a table or with files of their names, selections."""
 
 import os
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources import folder, image_urls, layouts, pairs, parquet, webdataset
+from tips_ray.data.sources import folder, image_urls, layouts, pairs, selection
 from tips_ray.data.sources.columns import Columns
 from tips_ray.data.sources.content import file_content, files_content, name_below
 from tips_ray.data.sources.image_files import IMAGE_SUFFIXES
@@ -16,9 +17,9 @@ from tips_ray.data.sources.shard import Chunk, NoRowsError, Reject, Scan, Shard,
 from tips_ray.storage import StorageError, StoredFile
 
 __all__ = ["Chunk", "Columns", "Reject", "Scan", "Shard", "as_utf8", "columns_of", "content", "left_out"]
-__all__ += ["name_below", "read_captions", "read_chunk", "scan", "shards"]
+__all__ += ["name_below", "read_captions", "read_chunk", "read_fields", "scan", "shards"]
 
-_FORMATS: dict[str, ModuleType] = {"webdataset": webdataset, "parquet": parquet, "folder": folder, "pairs": pairs}
+_FORMATS: dict[str, ModuleType] = {"selection": selection, **selection.FORMATS}
 """Formats in the order in which `auto` tries them: img2dataset leaves a table of metadata beside each tar."""
 _PACKED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 _PACKED = (*_PACKED_TARS, ".csv.gz")
@@ -32,7 +33,7 @@ def shards(source: SourceConfig) -> list[Shard]:
         ValueError: no file is of the format, or a folder has no captions or several tables of them.
     """
     files = storage.list_files(source.uri)
-    for name in ("webdataset", "parquet"):
+    for name in ("selection", "webdataset", "parquet"):
         chosen = [file for file in files if file.uri.lower().endswith(_FORMATS[name].SUFFIXES)]
         if source.format in ("auto", name) and chosen:
             _check_links(chosen)
@@ -113,6 +114,17 @@ def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRo
         StorageError: as `read_chunk`.
     """
     return _FORMATS[shard.format].read_captions(shard, chunk, columns)
+
+
+def read_fields(shard: Shard, chunk: Chunk, columns: Columns, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """What the data hold beside captions, for each row of a chunk: columns of a table, fields of a JSON.
+
+    A field that a row lacks is missing in its dict; others than `names` may be there. None: all that hold no bytes.
+
+    Raises:
+        StorageError: as `read_chunk`.
+    """
+    return _FORMATS[shard.format].read_fields(shard, chunk, columns, names)
 
 
 def _cure_of_stray(shard: Shard) -> str:

@@ -5,7 +5,7 @@ for those. Rows: the images in order of first appearance, then those that the ta
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -129,6 +129,13 @@ def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRo
     """Rows of a chunk without their images, which are not read."""
     entries = _entries_of(shard, chunk, columns)
     return source_rows(chunk, [_captions(entry, columns) for entry in entries])
+
+
+def read_fields(shard: Shard, chunk: Chunk, columns: Columns, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Cells of other columns of the table for each row of a chunk, of the first line of its image; None: all."""
+    names = _table(shard.path).columns if names is None else names
+    entries = _entries_of(shard, chunk, columns._replace(synthetic_captions=tuple(names)))
+    return [entry.lines[0] if entry.lines else {} for entry in entries]
 
 
 def _captions(entry: _Entry, columns: Columns) -> Content:

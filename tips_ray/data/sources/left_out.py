@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tips_ray import storage
-from tips_ray.data.sources import folder, layouts, pairs, parquet
+from tips_ray.data.sources import folder, layouts, pairs, parquet, selection
 from tips_ray.data.sources.columns import Columns
 from tips_ray.data.sources.image_files import image_files, thumbnails
 from tips_ray.data.sources.shard import Shard
@@ -46,6 +46,8 @@ def _used(shard: Shard) -> Iterable[str]:
         return [file.uri for file in pairs.files_of(shard)]
     if shard.format == "folder":
         return [shard.path, *(file.uri for file in image_files(layouts.image_folder(shard.path)))]
+    if shard.format == "selection":
+        return [shard.path, selection.places_shard(shard.path).path, selection.lock_uri(shard.path)]
     return [shard.path]
 
 

@@ -7,7 +7,7 @@ and so are the fields of its JSON, as in a tar.
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -88,6 +88,13 @@ def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRo
     with ThreadPoolExecutor(READERS) as pool:
         contents = pool.map(partial(_content, columns=columns, image=""), rows)
         return source_rows(chunk, list(contents))
+
+
+def read_fields(shard: Shard, chunk: Chunk, columns: Columns, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Fields of the JSON beside each image of a chunk."""
+    rows = _rows_of(shard)[chunk.start : chunk.stop]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(json_cells, map(_readers, rows)))
 
 
 def _content(row: _Row, columns: Columns, image: str | None = None) -> Content:

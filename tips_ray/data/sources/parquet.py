@@ -39,7 +39,7 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
         NoRowsError: the file has no rows, or no image column because a column holds nothing but nulls.
         ValueError: a column is absent, or of a type that holds no image.
     """
-    metadata = _metadata(shard)
+    metadata = metadata_of(shard)
     schema = metadata.schema.to_arrow_schema()
     _check_names(schema, shard)
     _check_rows(shard, metadata.num_rows, schema, wanted)
@@ -56,7 +56,7 @@ def columns_of(shard: Shard, wanted: ColumnsConfig) -> Columns:
 
 def names_images(shard: Shard, columns: Columns) -> bool:
     """Whether the image's column holds texts that name files, or structs that may."""
-    schema = _metadata(shard).schema.to_arrow_schema()
+    schema = metadata_of(shard).schema.to_arrow_schema()
     return holds_text(schema, columns.image) or pa.types.is_struct(schema.field(columns.image).type)
 
 
@@ -66,16 +66,22 @@ def scan(shard: Shard, columns: Columns, chunk_rows: int) -> Scan:
     Raises:
         ValueError: a column is absent or of a type that holds no image.
     """
-    chunks, first = [], 0
-    metadata = _metadata(shard)
+    metadata = metadata_of(shard)
     if metadata.num_rows:
         _checked(columns, metadata.schema.to_arrow_schema(), shard)
+    return Scan.of(chunks_of(shard, chunk_rows))
+
+
+def chunks_of(shard: Shard, chunk_rows: int) -> list[Chunk]:
+    """The chunks of every row group in order; `start` is the group, `stop` the first row in it."""
+    metadata = metadata_of(shard)
+    chunks, first = [], 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
         for row in range(0, rows, chunk_rows):
             chunks.append(Chunk(first + row, min(chunk_rows, rows - row), group, row))
         first += rows
-    return Scan.of(chunks)
+    return chunks
 
 
 def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
@@ -85,8 +91,8 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
         StorageError: the file cannot be read, or is not the one that was indexed.
     """
     try:
-        rows = _read_rows(shard, chunk, (columns.image, columns.key, *columns.of_captions))
-    except _DamagedError as error:
+        rows = read_cells(shard, chunk, (columns.image, columns.key, *columns.of_captions))
+    except DamagedError as error:
         rows = [{}] * chunk.rows
         fault = f"the row group is damaged: {error}"
     else:
@@ -102,15 +108,26 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
 def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     """Rows of a chunk without their images, whose column is not read; none where the row group is damaged."""
     try:
-        rows = _read_rows(shard, chunk, (columns.key, *columns.of_captions))
-    except _DamagedError:
+        rows = read_cells(shard, chunk, (columns.key, *columns.of_captions))
+    except DamagedError:
         return []
     places = [f"{shard.path}#{chunk.row + number}" for number in range(len(rows))]
     contents = [_content(row, place, columns, Fetched(b"not read")) for row, place in zip(rows, places, strict=True)]
     return source_rows(chunk, [content._replace(image=b"") for content in contents])
 
 
-class _DamagedError(ValueError):
+def read_fields(shard: Shard, chunk: Chunk, columns: Columns, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Cells of other columns for each row of a chunk; None: all that hold no bytes. None where a group is damaged."""
+    schema = metadata_of(shard).schema.to_arrow_schema()
+    if names is None:
+        names = [field.name for field in schema if field.name != columns.image and not holds_bytes(field.type)]
+    try:
+        return read_cells(shard, chunk, names) if {*names} & {*schema.names} else [{} for _ in range(chunk.rows)]
+    except DamagedError:
+        return [{} for _ in range(chunk.rows)]
+
+
+class DamagedError(ValueError):
     """The bytes that arrived are no Parquet."""
 
 
@@ -134,13 +151,19 @@ def _content(row: dict[str, Any], place: str, columns: Columns, image: Fetched) 
 def _first_cells(shard: Shard, names: Sequence[str]) -> list[dict[str, Any]]:
     """Columns of the first rows; nothing where they cannot be read, because reading the rows tells it then."""
     try:
-        return _read_rows(shard, Chunk(0, SAMPLED_ROWS, 0, 0), names) if names else []
-    except _DamagedError:
+        return read_cells(shard, Chunk(0, SAMPLED_ROWS, 0, 0), names) if names else []
+    except DamagedError:
         return []
 
 
-def _read_rows(shard: Shard, chunk: Chunk, names: Iterable[str]) -> list[dict[str, Any]]:
-    there = _metadata(shard).schema.to_arrow_schema().names
+def read_cells(shard: Shard, chunk: Chunk, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The named columns of the rows of a chunk; a column that is not there is left out.
+
+    Raises:
+        DamagedError: the row group cannot be decoded.
+        StorageError: the file cannot be read.
+    """
+    there = metadata_of(shard).schema.to_arrow_schema().names
     wanted = [name for name in dict.fromkeys(column_of(name, there) for name in names) if name]
 
     def read() -> list[dict[str, Any]]:
@@ -152,7 +175,7 @@ def _read_rows(shard: Shard, chunk: Chunk, names: Iterable[str]) -> list[dict[st
             batches = file.iter_batches(batch_size=chunk.rows, row_groups=[chunk.start], columns=wanted)
             return list(islice(_rows(batches, chunk.stop), chunk.rows))
 
-    metadata = _metadata(shard)
+    metadata = metadata_of(shard)
     return storage.attempt(shard.path, lambda: _telling_damage(read))
 
 
@@ -183,7 +206,7 @@ def _lossy(column: pa.Array) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError as error:
-        raise _DamagedError(str(error)) from None
+        raise DamagedError(str(error)) from None
 
 
 def _warn_of_large_groups(shard: Shard, metadata: pq.FileMetaData) -> None:
@@ -195,15 +218,15 @@ def _warn_of_large_groups(shard: Shard, metadata: pq.FileMetaData) -> None:
         )
 
 
-def _metadata(shard: Shard) -> pq.FileMetaData:
-    """The file's metadata.
+def metadata_of(shard: Shard) -> pq.FileMetaData:
+    """The metadata of a file.
 
     Raises:
         StorageError: it is damaged, or a column would be unpickled.
     """
     try:
         return _cached_metadata(shard)
-    except _DamagedError as error:
+    except DamagedError as error:
         raise StorageError(
             f"{shard.path}: this is no Parquet file, or it is cut or damaged ({error}); leave it out"
         ) from None
@@ -228,7 +251,7 @@ def _checked_metadata(metadata: pq.FileMetaData) -> pq.FileMetaData:
     """The metadata, if its counts of rows agree; they have no checksum, and Arrow believes each."""
     groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
     if sum(groups) != metadata.num_rows or min(groups, default=0) < 0:
-        raise _DamagedError(f"its row groups have {sum(groups):,} rows, and the file has {metadata.num_rows:,}")
+        raise DamagedError(f"its row groups have {sum(groups):,} rows, and the file has {metadata.num_rows:,}")
     return metadata
 
 
@@ -237,13 +260,13 @@ def _telling_damage(read):
     try:
         return read()
     except pa.ArrowException as error:
-        raise _DamagedError(_one_line(error)) from None
+        raise DamagedError(_one_line(error)) from None
     except UnicodeDecodeError as error:
-        raise _DamagedError(f"the name of a column is no text: {error}") from None
+        raise DamagedError(f"the name of a column is no text: {error}") from None
     except OSError as error:
         if error.errno is not None or "AWS Error" in str(error):
             raise
-        raise _DamagedError(_one_line(error)) from None
+        raise DamagedError(_one_line(error)) from None
 
 
 def _one_line(error: Exception) -> str:

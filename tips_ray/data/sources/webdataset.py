@@ -1,6 +1,6 @@
 """WebDataset tars: consecutive members KEY.jpg, KEY.txt, KEY.json, ... are one row."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -98,6 +98,13 @@ def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRo
         for sample in samples
     ]
     return source_rows(chunk, contents)
+
+
+def read_fields(shard: Shard, chunk: Chunk, columns: Columns, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Fields of the JSON of each row of a chunk."""
+    read = _block_reader(shard)
+    samples = islice(_samples(read, chunk.start, chunk.stop), chunk.rows)
+    return [json_cells(_readers(sample, read)) for sample in samples]
 
 
 def _readable(read: ReadRange, shard: Shard, limit: int | None = None) -> tuple[list[_Sample], str]:

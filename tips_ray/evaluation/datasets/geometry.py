@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from tips_ray import storage
-from tips_ray.config.evaluation import GeometryFolderConfig
+from tips_ray.config.evaluation_data import GeometryFolderConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import by_stem, read_image, read_parts, stacked
+from tips_ray.evaluation.datasets.images import ImageStack, by_stem, read_image, read_parts
 from tips_ray.evaluation.metrics import UNIT_TOLERANCE
 
 KINDS = ("depth", "normals")
@@ -38,7 +38,7 @@ def geometry_folder(config: GeometryFolderConfig, size_px: int, with_train: bool
 
 
 def _part(folder: str, config: GeometryFolderConfig, size_px: int, left_out: Counter[str]) -> Examples:
-    images: list[Tensor] = []
+    images = ImageStack(size_px)
     found: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     uris = {kind: by_stem(storage.join(folder, kind)) for kind in KINDS}
     for stem, uri in by_stem(storage.join(folder, "images")).items():
@@ -48,7 +48,7 @@ def _part(folder: str, config: GeometryFolderConfig, size_px: int, left_out: Cou
             images.append(image.pixels_SS3)
             for kind, one in maps.items():
                 found[kind].append(one)
-    return Examples(stacked(images, folder, left_out), depth_m=found["depth"], normals=found["normals"])
+    return Examples(images.images(folder, left_out), depth_m=found["depth"], normals=found["normals"])
 
 
 def _maps(
@@ -77,7 +77,7 @@ def _maps(
     return maps
 
 
-def _array(uri: str) -> np.ndarray:
+def array(uri: str) -> np.ndarray:
     """The array in a `.npy` or picture file."""
     content = io.BytesIO(storage.read_bytes(uri))
     try:
@@ -91,18 +91,23 @@ def _array(uri: str) -> np.ndarray:
 
 def _depth(uri: str, unit_m: float) -> tuple[Tensor, int]:
     """Metres [H, W], 0 where there is none, and the number of non-finite pixels; integers are in units of `unit_m`."""
-    values = _array(uri)
+    values = array(uri)
     if values.ndim != 2:
         raise ValueError(f"{uri} has shape {values.shape}; depth is [H, W]")
-    metres = values.astype(np.float32) * (unit_m if values.dtype.kind in "ui" else 1)
-    is_finite = np.isfinite(metres)
-    kept = np.where(is_finite & (metres > 0), metres, 0).astype(np.float32)
+    return metres(values, unit_m if values.dtype.kind in "ui" else 1)
+
+
+def metres(values_HW: np.ndarray, unit_m: float) -> tuple[Tensor, int]:
+    """Depth in metres, 0 where there is none, and the number of pixels that are not finite."""
+    depth_HW = values_HW.astype(np.float32) * unit_m
+    is_finite = np.isfinite(depth_HW)
+    kept = np.where(is_finite & (depth_HW > 0), depth_HW, 0).astype(np.float32)
     return torch.from_numpy(kept), int((~is_finite).sum())
 
 
 def _normals(uri: str) -> tuple[Tensor, int]:
     """Normals [3, H, W], 0 where there is none, and the number of pixels with a length other than 1 and 0."""
-    values = _array(uri)
+    values = array(uri)
     if values.ndim != 3 or values.shape[2] != 3 or values.dtype.kind != "f":
         raise ValueError(f"{uri} has shape {values.shape} {values.dtype}; normals are floating point [H, W, 3]")
     lengths = np.linalg.norm(values.astype(np.float64), axis=2)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tips_ray.config.evaluation import ScenesConfig
+from tips_ray.config.evaluation_data import ScenesConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
 from tips_ray.scenes import CLASS_NAMES, SHAPES, Scene, render_scene
 

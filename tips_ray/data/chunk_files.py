@@ -1,22 +1,21 @@
-"""Folder of embeddings: `embedding.json` says what they were made from, `embeddings/` has the files, each written once.
+"""Folder of files made from a source, each of consecutive chunks and written once: embeddings, signals of curation.
 
-A file holds consecutive chunks. Index and columns alone determine them and its name: one listing shows what is missing.
+`NAME.json` says what they were made from. Index and columns alone determine a file and its name: one listing shows what
+is missing.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tips_ray import storage
 from tips_ray.data.index import Index
-from tips_ray.embedding.layout import Layout
 from tips_ray.storage import NotFoundError
 
 VERSION = 1
-MANIFEST = "embedding.json"
 FILE_BYTES = 32 << 20
 """Approximate size of a large data set's files; Ray passes a file as one block, which must stay below 128 MB."""
 MOST_CHUNKS, FEWEST_FILES = 64, 64
@@ -25,22 +24,26 @@ DICTIONARY: Any = ["shard", "error"]  # pyarrow's type stubs accept only bool
 _WORDS = {"weights": "of another encoder", "data": "of other data, or the data have changed since"}
 
 
-class EmbeddingFolder:
-    """A folder or s3:// prefix with the embeddings of one source by one encoder."""
+class ChunkFiles:
+    """A folder or s3:// prefix with one kind of files of one source."""
+
+    kind: ClassVar[str] = "embeddings"
+    """What the files hold, in messages; also the folder below `uri` that has them."""
+    manifest: ClassVar[str] = "embedding.json"
 
     def __init__(self, uri: str) -> None:
         self.uri = storage.resolved(uri)
-        self.rows_uri = storage.join(self.uri, "embeddings")
-        self._manifest = storage.join(self.uri, MANIFEST)
+        self.rows_uri = storage.join(self.uri, self.kind)
+        self._manifest = storage.join(self.uri, self.manifest)
 
     def check(self, decides: Mapping[str, Any]) -> None:
-        """Check that the folder's embeddings, if any, were made from the same inputs.
+        """Check that the folder's files, if any, were made from the same inputs.
 
         Args:
-            decides: everything that the embeddings depend on.
+            decides: everything that the files depend on.
 
         Raises:
-            ValueError: the folder holds embeddings made from other inputs.
+            ValueError: the folder holds files made from other inputs.
         """
         held = self._read().get("decides")
         if held is None:
@@ -49,7 +52,7 @@ class EmbeddingFolder:
         for name in {**held, **wanted}:
             if held.get(name) != wanted.get(name):
                 what = _WORDS.get(name) or f"with {name} {held.get(name)}, not {wanted.get(name)}"
-                raise ValueError(f"{self.uri} holds embeddings {what}; choose another OUT")
+                raise ValueError(f"{self.uri} holds {self.kind} {what}; choose another OUT")
 
     def data_of(self, index: Index) -> str:
         """Fingerprint of the data of `index`, or what version 1 called them where the folder has them by that."""
@@ -57,7 +60,7 @@ class EmbeddingFolder:
         return index.earlier if held and held == index.earlier else index.fingerprint
 
     def checkpoint_of(self, model: str) -> str:
-        """The checkpoint of the run `model` that made this folder's embeddings; empty if the run made none.
+        """The checkpoint of the run `model` that made this folder's files; empty if the run made none.
 
         Raises:
             ValueError: the checkpoint no longer exists.
@@ -67,14 +70,16 @@ class EmbeddingFolder:
         if held.get("model") != model or not checkpoint:
             return ""
         if not storage.exists(storage.join(checkpoint, "manifest.json")):
-            raise ValueError(f"{self.uri} holds embeddings by {checkpoint}, which is there no more; choose another OUT")
+            raise ValueError(
+                f"{self.uri} holds {self.kind} by {checkpoint}, which is there no more; choose another OUT"
+            )
         return checkpoint
 
     def claim(self, decides: Mapping[str, Any], note: Mapping[str, Any]) -> None:
-        """Write `embedding.json`; if it exists, `check` it instead.
+        """Write the manifest; if it exists, `check` it instead.
 
         Args:
-            decides: everything that the embeddings depend on.
+            decides: everything that the files depend on.
             note: further information for readers.
         """
         storage.mark_output(self.rows_uri)
@@ -83,7 +88,7 @@ class EmbeddingFolder:
             self.check(decides)
 
     def _read(self) -> dict[str, Any]:
-        """The content of `embedding.json`, empty if there is none."""
+        """The content of the manifest, empty if there is none."""
         try:
             content = storage.read_text(self._manifest)
         except NotFoundError:
@@ -95,10 +100,10 @@ class EmbeddingFolder:
             raise ValueError(f"{self._manifest} is damaged; choose another OUT") from None
         return held
 
-    def missing(self, index: Index, layout: Layout) -> list[range]:
+    def missing(self, index: Index, row_bytes: int) -> list[range]:
         """Chunks of each missing file, in their order."""
         there = set(storage.list_names(self.rows_uri))
-        return [chunks for chunks in files(index, layout) if file_name(index, chunks) not in there]
+        return [chunks for chunks in files(index, row_bytes) if file_name(index, chunks) not in there]
 
     def write(self, name: str, table: pa.Table) -> bool:
         """Write a whole file; return False, and change nothing, if it is there already."""
@@ -107,15 +112,15 @@ class EmbeddingFolder:
         return storage.create_bytes(storage.join(self.rows_uri, name), buffer.getvalue().to_pybytes())
 
 
-def files(index: Index, layout: Layout) -> list[range]:
+def files(index: Index, row_bytes: int) -> list[range]:
     """Chunks of each file, in their order."""
-    chunks, step = len(index.chunks.rows), chunks_per_file(index, layout)
+    chunks, step = len(index.chunks.rows), chunks_per_file(index, row_bytes)
     return [range(start, min(start + step, chunks)) for start in range(0, chunks, step)]
 
 
-def chunks_per_file(index: Index, layout: Layout) -> int:
-    """Number of chunks per file; the last file may have fewer."""
-    fitting = FILE_BYTES // (index.chunk_rows * layout.row_bytes)
+def chunks_per_file(index: Index, row_bytes: int) -> int:
+    """Number of chunks per file whose rows have about `row_bytes`; the last file may have fewer."""
+    fitting = FILE_BYTES // (index.chunk_rows * row_bytes)
     return max(min(fitting, MOST_CHUNKS, len(index.chunks.rows) // FEWEST_FILES), 1)
 
 

@@ -1,0 +1,267 @@
+"""Curate raw pairs on Ray: signals, embeddings of what is left, stages, selection. What is made is not made again."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from ray.exceptions import RayError
+
+from tips_ray import storage
+from tips_ray.config import SourceConfig
+from tips_ray.config.curation import CurationConfig, SetConfig
+from tips_ray.config.embedding import EmbeddingConfig
+from tips_ray.curation import stages
+from tips_ray.curation.pipeline import IMAGE_ROWS, NEW_COLUMNS, places_in_shard, shards_stream
+from tips_ray.curation.report import page
+from tips_ray.curation.selection import Part, SelectionWriter, file_name, parts, read_lock, read_parts
+from tips_ray.curation.sets import set_source
+from tips_ray.curation.stages import Funnel, Pictures
+from tips_ray.curation.vectors import EmbeddedRows, Vectors
+from tips_ray.data.index import Index
+from tips_ray.data.index_folder import check_apart, index_of
+from tips_ray.data.sources.selection import LOCK, PLACED
+from tips_ray.embedding.layout import WEB
+from tips_ray.errors import RunFailedError, RunInterrupted, described
+from tips_ray.launch.curation_files import GOES_ON, Tell, connect, follow, made_signals, tables
+from tips_ray.launch.embedding import embed_source
+
+DIGITS = 16
+WRITTEN = {"positions": "where they are in the raw shards", "shards": "in new shards"}
+OF_RESOURCES = {"out", "data_cpus", "actors", "cpus_per_actor", "gpus_per_actor", "memory_gb", "max_bad_fraction"}
+"""Keys of the config that decide nothing."""
+
+
+@dataclass
+class Curated:
+    """What `curate` has made."""
+
+    selection: str
+    """Folder that `pretrain` streams: `data.sources.0.uri`."""
+    lock: Mapping[str, Any]
+    report: str
+    """HTML page."""
+
+
+def curate(config: CurationConfig, tell: Tell) -> Curated:
+    """Choose the rows of a training set.
+
+    Args:
+        config: data, thresholds and resources.
+        tell: gets progress lines.
+
+    Raises:
+        ValueError: config or data are wrong, or there is no room for an actor.
+        RunFailedError: the work stopped; what was made is kept.
+        RunInterrupted: Ctrl-C; what was made is kept.
+    """
+    try:
+        return _Curation(config, tell).run()
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted; {GOES_ON}") from None
+    except RayError as error:
+        raise RunFailedError(f"curation stopped: {described(error)}; {GOES_ON}") from None
+
+
+@dataclass
+class _Curation:
+    config: CurationConfig
+    tell: Tell
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def out(self) -> str:
+        return storage.resolved(self.config.out)
+
+    def run(self) -> Curated:
+        config = self.config
+        connect(config)
+        storage.mark_output(self.out)
+        index = index_of(config.data, storage.join(self.out, "index"))
+        check_apart("out", self.out, index)
+        self.tell(f"data       {index.rows:,} rows of {config.source.uri}")
+        signal_files = self._signals(config, index, storage.join(self.out, "signals"))
+        signals = pa.concat_tables(list(tables(signal_files)))
+        funnel = stages.cheap_stages(signals, config)
+        self.tell(f"signals    {_counted(funnel)}")
+        embedded = self._embedded(index, signal_files, funnel)
+        self._judge(signals, funnel, embedded)
+        if config.most_repeats:
+            stages.repeats_stage(funnel, signals["caption_id"].to_numpy(), config.most_repeats)
+        self.tell(f"kept       {_counted(funnel)}")
+        place, lock = self._selection(index, signal_files, funnel)
+        return Curated(place, lock, self._report(index, signals, funnel, place, lock))
+
+    def _report(self, index: Index, signals: pa.Table, funnel: Funnel, place: str, lock: Mapping[str, Any]) -> str:
+        """Write the page, and a table of what was decided on each row."""
+        folder = storage.join(self.out, "reports", _digest(index, funnel))
+        table = {"sample_id": signals["sample_id"], "key": signals["key"], **stages.decisions(signals, funnel)}
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table(table), buffer, compression="zstd")
+        storage.write_bytes(storage.join(folder, "decisions.parquet"), buffer.getvalue().to_pybytes())
+        facts = {"selection": place, "images": WRITTEN[lock["written"]], "order": lock["order_sha256"]}
+        facts |= {"share of rows kept in the chunks that are read": f"{lock['kept_share_of_chunks']:.1%}"}
+        facts |= {"encoder": self.config.encoder or "none", "decisions on each row": f"{folder}/decisions.parquet"}
+        text = page(self.config, index, signals, funnel, facts, self.seconds)
+        storage.write_text(storage.join(folder, "report.html"), text)
+        return storage.join(folder, "report.html")
+
+    def _signals(self, config: CurationConfig, index: Index, folder: str) -> list[str]:
+        begun = time.monotonic()
+        made = made_signals(config, index, folder, self.tell)
+        self.seconds["signals"] = self.seconds.get("signals", 0) + time.monotonic() - begun
+        return made
+
+    def _embedded(self, index: Index, signal_files: list[str], funnel: Funnel) -> EmbeddedRows | None:
+        """Embeddings of the rows that the funnel has left; None without an encoder."""
+        config = self.config
+        if not config.encoder:
+            return None
+        digest = _digest(index, funnel)
+        passed = storage.join(self.out, "passed", digest)
+        if not storage.exists(storage.join(passed, LOCK)):
+            self._write_positions(index, signal_files, funnel, passed, {})
+        with_captions = config.similarity is not None
+        place = storage.join(self.out, "embeddings", digest)
+        return self._embed(SourceConfig(uri=passed), place, with_captions, funnel.kept_K)
+
+    def _embed(self, source: SourceConfig, out: str, captions: bool, sample_K: NDArray[np.int64]) -> EmbeddedRows:
+        config, begun = self.config, time.monotonic()
+        shared = ("image_size_px", "chunk_rows", "max_image_bytes", "max_image_pixels", "actors", "cpus_per_actor")
+        options = {name: getattr(config, name) for name in (*shared, "gpus_per_actor", "max_bad_fraction", "data_cpus")}
+        embedding = EmbeddingConfig(source=source, captions=captions, dtype="float16", **options)
+        inputs = embed_source(config.encoder or "", embedding, out, self.tell)
+        self.seconds["embeddings"] = self.seconds.get("embeddings", 0) + time.monotonic() - begun
+        names = list(inputs.layout.images)
+        image = config.embedding or (*inputs.text_embeddings, *names)[0]
+        allowed = inputs.text_embeddings if captions else names
+        if image not in allowed:
+            which = "can be compared with captions" if captions else "the encoder gives"
+            raise ValueError(f"embedding ({image}) must be one of {', '.join(allowed)}, which {which}")
+        return EmbeddedRows.at(inputs.folder.rows_uri, image, sample_K)
+
+    def _judge(self, signals: pa.Table, funnel: Funnel, embedded: EmbeddedRows | None) -> None:
+        """The stages that compare images."""
+        config, begun = self.config, time.monotonic()
+        if config.similarity and embedded:
+            stages.similarity_stage(funnel, embedded, WEB, config.similarity.min)
+        if config.near and embedded:
+            queries_QD = np.concatenate([self._set_vectors(name, one) for name, one in config.near.sets.items()])
+            stages.near_stage(funnel, embedded, queries_QD, config.near.min)
+            if config.near.per_query:
+                most_bytes = int(config.memory_gb * 1e9)
+                stages.nearest_stage(funnel, embedded, queries_QD, config.near.per_query, most_bytes)
+        if config.sealed:
+            seen = embedded if config.sealed.similarity is not None else None
+            for name, one in config.sealed.sets.items():
+                sealed = self._sealed(name, one)
+                kept_K, found = _pictures(signals, funnel, seen)
+                stages.sealed_stage(funnel, name, kept_K, found, sealed, config)
+        if config.duplicates:
+            pixels_N = signals["width"].fill_null(0).to_numpy() * signals["height"].fill_null(0).to_numpy().astype(int)
+            seen = embedded if config.duplicates.similarity is not None else None
+            kept_K, found = _pictures(signals, funnel, seen)
+            stages.duplicates_stage(funnel, kept_K, found, pixels_N[kept_K], config)
+        self.seconds["search"] = time.monotonic() - begun
+
+    def _set_vectors(self, name: str, one: SetConfig) -> Vectors:
+        folder = self._set_folder(name, one)
+        self.tell(f"set        {name}: {one.uri}")
+        place = storage.join(folder, "embeddings")
+        vectors_QD = self._embed(set_source(one, folder), place, False, np.empty(0, np.int64)).all()
+        return vectors_QD[np.abs(vectors_QD).sum(1) > 0]
+
+    def _set_folder(self, name: str, one: SetConfig) -> str:
+        return storage.join(self.out, "sets", f"{name}-{hashlib.sha256(one.uri.encode()).hexdigest()[:8]}")
+
+    def _sealed(self, name: str, one: SetConfig) -> Pictures:
+        assert self.config.sealed is not None
+        folder = self._set_folder(name, one)
+        source = set_source(one, folder)
+        without = {"source": source, "language": None, "fields": {}, "url_field": None}
+        index = index_of(self.config.data_at(source), storage.join(folder, "index"))
+        config = self.config.model_copy(update=without)
+        signals = pa.concat_tables(list(tables(self._signals(config, index, storage.join(folder, "signals")))))
+        signals = signals.filter(pa.array(signals["hash"].is_valid()))
+        vectors_MD = self._set_vectors(name, one) if self.config.sealed.similarity is not None else None
+        return Pictures(signals["hash"].to_numpy(), signals["mirrored_hash"].to_numpy(), vectors_MD)
+
+    def _write_positions(
+        self, index: Index, signal_files: list[str], funnel: Funnel, place: str, made_from: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write the rows that are left as places in the raw shards."""
+        columns = index.sources[0].columns
+        identities = tables(signal_files, ["sample_id", "key", "image_sha256", "captions_sha256"])
+        writer = SelectionWriter(place, columns)
+        for number, part in enumerate(parts(index, identities, funnel.is_kept_N)):
+            writer.write(number, part)
+        return writer.close(made_from)
+
+    def _selection(self, index: Index, signal_files: list[str], funnel: Funnel) -> tuple[str, dict[str, Any]]:
+        """Write the selection, unless the same one is there; images go to new shards where few rows are kept."""
+        if not len(funnel.kept_K):
+            raise ValueError(f"no row was kept ({_counted(funnel)}): loosen the stage that dropped most")
+        digest, share = _digest(index, funnel), kept_share(index, funnel.kept_K)
+        place = storage.join(self.out, "selections", digest)
+        if storage.exists(storage.join(place, LOCK)):
+            return place, read_lock(place)
+        written = "shards" if share < self.config.rewrite_below else "positions"
+        thresholds = self.config.model_dump(mode="json", exclude=OF_RESOURCES)
+        source = index.sources[0]
+        made_from = {"source": source.uri, "format": source.format, "columns": source.columns._asdict()}
+        made_from |= {"data": index.fingerprint, "written": written, "kept_share_of_chunks": round(share, 4)}
+        made_from |= {"thresholds": thresholds, "stages": funnel.counts()}
+        if written == "positions":
+            return place, self._write_positions(index, signal_files, funnel, place, made_from)
+        positions = storage.join(self.out, "positions", digest)
+        if not storage.exists(storage.join(positions, LOCK)):
+            self._write_positions(index, signal_files, funnel, positions, {})
+        return place, self._write_shards(positions, storage.join(self.out, "shards", digest), place, made_from)
+
+    def _write_shards(self, positions: str, shards: str, place: str, made_from: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the images at `positions` to new shards, and a selection at `place` whose places are there."""
+        config = self.config.model_copy(update={"chunk_rows": IMAGE_ROWS})
+        index = index_of(config.data_at(SourceConfig(uri=positions)), storage.join(self.out, "index"))
+        there, total = set(storage.list_names(shards)), len(read_lock(positions)["files"])
+        missing = [number for number in range(total) if f"{file_name(number)}.parquet" not in there]
+        begun = time.monotonic()
+        if missing:
+            follow(shards_stream(self.config, index.uri, shards, missing), len(missing), "shards", self.tell)
+        self.seconds["shards"] = time.monotonic() - begun
+        writer = SelectionWriter(place, NEW_COLUMNS)
+        for number, (name, part) in enumerate(read_parts(read_lock(positions))):
+            file = storage.stat(storage.join(shards, f"{name}.parquet"))
+            places = places_in_shard(part.rows.num_rows, file.uri, file.bytes, file.etag)
+            writer.write(number, Part(part.rows, pa.table(places, schema=PLACED)))
+        return writer.close(made_from)
+
+
+def kept_share(index: Index, kept_K: NDArray[np.int64]) -> float:
+    """Share of rows kept in the chunks that hold any: what is used of the bytes that are read."""
+    chunk_K = np.searchsorted(index.chunks.first_sample, kept_K, side="right") - 1
+    return len(kept_K) / max(int(index.chunks.rows[np.unique(chunk_K)].sum()), 1)
+
+
+def _pictures(signals: pa.Table, funnel: Funnel, embedded: EmbeddedRows | None) -> tuple[NDArray[np.int64], Pictures]:
+    """The rows that are left, and what duplicates are found by."""
+    kept_K = funnel.kept_K
+    vectors_KD = None
+    if embedded is not None:
+        vectors_KD = embedded.all()[np.searchsorted(embedded.sample_K, kept_K)]
+    plain_N, mirrored_N = (signals[name].fill_null(0).to_numpy() for name in ("hash", "mirrored_hash"))
+    return kept_K, Pictures(plain_N[kept_K], mirrored_N[kept_K], vectors_KD)
+
+
+def _digest(index: Index, funnel: Funnel) -> str:
+    """Name of the rows that are left."""
+    return hashlib.sha256(index.fingerprint.encode() + funnel.is_kept_N.tobytes()).hexdigest()[:DIGITS]
+
+
+def _counted(funnel: Funnel) -> str:
+    return ", ".join(f"{count:,} {stage}" for stage, count in funnel.counts().items() if count or stage == stages.KEPT)
