@@ -77,7 +77,7 @@ def _changes(folder: RunFolder) -> list[tuple[int, int]]:
     return [(event["from"], event["to"]) for event in events(folder, "change")]
 
 
-@pytest.fixture(scope="module", params=["split", "shared"])
+@pytest.fixture(scope="module", params=["split", pytest.param("shared", marks=pytest.mark.variant)])
 def eventful(request, data, tmp_path_factory) -> RunConfig:
     """A run that waits for its first node, gains a second, loses it, has the first drained, waits, and gets a third."""
     storage = tmp_path_factory.mktemp(f"eventful-{request.param}")

@@ -92,6 +92,7 @@ class _Curation:
         signals = pa.concat_tables(list(tables(signal_files)))
         funnel = stages.cheap_stages(signals, config, self._base(signals))
         self.tell(f"signals    {_counted(funnel)}")
+        _require_rows(funnel)
         embedded = self._embedded(index, signal_files, funnel)
         self._judge(signals, funnel, embedded)
         if config.most_repeats:
@@ -250,8 +251,7 @@ class _Curation:
 
     def _selection(self, index: Index, signal_files: list[str], funnel: Funnel) -> tuple[str, dict[str, Any]]:
         """Write the selection, unless the same one is there; images go to new shards where few rows are kept."""
-        if not len(funnel.kept_K):
-            raise ValueError(f"no row was kept ({_counted(funnel)}): loosen the stage that dropped most")
+        _require_rows(funnel)
         digest, share = _digest(index, funnel), kept_share(index, funnel.kept_K)
         place = storage.join(self.out, "selections", digest)
         if storage.exists(storage.join(place, LOCK)):
@@ -285,6 +285,15 @@ class _Curation:
             places = places_in_shard(part.rows.num_rows, file.uri, file.bytes, file.etag)
             writer.write(number, Part(part.rows, pa.table(places, schema=PLACED)))
         return writer.close(made_from)
+
+
+def _require_rows(funnel: Funnel) -> None:
+    """
+    Raises:
+        ValueError: no row is left.
+    """
+    if not len(funnel.kept_K):
+        raise ValueError(f"no row was kept ({_counted(funnel)}): loosen the stage that dropped most")
 
 
 def kept_share(index: Index, kept_K: NDArray[np.int64]) -> float:
