@@ -92,6 +92,9 @@ class DuplicatesConfig(Schema):
     """(D) As for sealed images."""
     similarity: Cosine | None = None
     """As for sealed images."""
+    clusters: PositiveInt | None = None
+    """Clusters of embeddings inside which pairs are looked for, about the square root of 1.5 times the rows: a sixth of
+    the time at 30,000 rows, with .93 to 1 of the pairs. None: all pairs are compared, exactly."""
     keep: Literal["largest", "first"] = "largest"
     """The row that is kept: the image with most pixels, of equal ones the first; or the first in the data."""
 

@@ -190,7 +190,7 @@ def duplicates_stage(
     assert config.duplicates is not None
     pairs = [close_pairs(found.hash_K, found.mirrored_K, config.duplicates.hash_distance)]
     if config.duplicates.similarity is not None and found.vectors_KD is not None:
-        pairs += list(similar_pairs([found.vectors_KD], config.duplicates.similarity))
+        pairs += list(similar_pairs([found.vectors_KD], config.duplicates.similarity, config.duplicates.clusters))
     component_K = components(len(kept_K), np.concatenate(pairs))
     size_K = pixels_K if config.duplicates.keep == "largest" else np.zeros_like(pixels_K)
     rank_K = np.empty(len(kept_K), np.int64)
