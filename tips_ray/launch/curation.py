@@ -19,25 +19,21 @@ from tips_ray.config.curation import CurationConfig, SealedBounds, WeakestConfig
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.curation import stages
 from tips_ray.curation.lock import is_in
-from tips_ray.curation.pipeline import IMAGE_ROWS, NEW_COLUMNS, places_in_shard, shards_stream
 from tips_ray.curation.report import page
-from tips_ray.curation.selection import Part, SelectionWriter, file_name, parts, read_lock, read_parts
+from tips_ray.curation.selection import read_lock, read_parts
 from tips_ray.curation.sets import set_source
 from tips_ray.curation.stages import Funnel, Pictures
 from tips_ray.curation.vectors import EmbeddedRows, Vectors
 from tips_ray.curation.weakness import margins, weakest
 from tips_ray.data.index import Index
 from tips_ray.data.index_folder import check_apart, index_of
-from tips_ray.data.sources.selection import LOCK, PLACED
 from tips_ray.embedding.layout import WEB
 from tips_ray.errors import RunFailedError, RunInterrupted, described
-from tips_ray.launch.curation_files import GOES_ON, Tell, connect, follow, made_signals, tables
+from tips_ray.launch.curation_files import GOES_ON, Tell, connect, made_signals, tables
+from tips_ray.launch.curation_selection import rows_digest, write_positions, write_selection
 from tips_ray.launch.embedding import embed_source
 
-DIGITS = 16
 WRITTEN = {"positions": "where they are in the raw shards", "shards": "in new shards"}
-OF_RESOURCES = {"out", "data_cpus", "actors", "cpus_per_actor", "gpus_per_actor", "memory_gb", "max_bad_fraction"}
-"""Keys of the config that decide nothing."""
 
 
 @dataclass
@@ -98,12 +94,15 @@ class _Curation:
         if config.most_repeats:
             stages.repeats_stage(funnel, signals["caption_id"].to_numpy(), config.most_repeats)
         self.tell(f"kept       {_counted(funnel)}")
-        place, lock = self._selection(index, signal_files, funnel)
+        _require_rows(funnel)
+        begun = time.monotonic()
+        place, lock = write_selection(config, self.out, index, signal_files, funnel, self.tell)
+        self.seconds["selection"] = time.monotonic() - begun
         return Curated(place, lock, self._report(index, signals, funnel, place, lock))
 
     def _report(self, index: Index, signals: pa.Table, funnel: Funnel, place: str, lock: Mapping[str, Any]) -> str:
         """Write the page, and a table of what was decided on each row."""
-        folder = storage.join(self.out, "reports", _digest(index, funnel))
+        folder = storage.join(self.out, "reports", rows_digest(index, funnel))
         table = {"sample_id": signals["sample_id"], "key": signals["key"], **stages.decisions(signals, funnel)}
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.table(table), buffer, compression="zstd")
@@ -126,10 +125,9 @@ class _Curation:
         config = self.config
         if not config.encoder:
             return None
-        digest = _digest(index, funnel)
+        digest = rows_digest(index, funnel)
         passed = storage.join(self.out, "passed", digest)
-        if not storage.exists(storage.join(passed, LOCK)):
-            self._write_positions(index, signal_files, funnel, passed, {})
+        write_positions(index, signal_files, funnel, passed, {})
         with_captions = config.similarity is not None
         place = storage.join(self.out, "embeddings", digest)
         return self._embed(SourceConfig(uri=passed), place, with_captions, funnel.kept_K)
@@ -238,54 +236,6 @@ class _Curation:
             raise ValueError(f"base ({self.config.base}): {lost:,} of its rows are not in {self.config.source.uri}")
         return is_base_N
 
-    def _write_positions(
-        self, index: Index, signal_files: list[str], funnel: Funnel, place: str, made_from: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Write the rows that are left as places in the raw shards."""
-        columns = index.sources[0].columns
-        identities = tables(signal_files, ["sample_id", "key", "image_sha256", "captions_sha256"])
-        writer = SelectionWriter(place, columns)
-        for number, part in enumerate(parts(index, identities, funnel.is_kept_N)):
-            writer.write(number, part)
-        return writer.close(made_from)
-
-    def _selection(self, index: Index, signal_files: list[str], funnel: Funnel) -> tuple[str, dict[str, Any]]:
-        """Write the selection, unless the same one is there; images go to new shards where few rows are kept."""
-        _require_rows(funnel)
-        digest, share = _digest(index, funnel), kept_share(index, funnel.kept_K)
-        place = storage.join(self.out, "selections", digest)
-        if storage.exists(storage.join(place, LOCK)):
-            return place, read_lock(place)
-        written = "shards" if share < self.config.rewrite_below else "positions"
-        thresholds = self.config.model_dump(mode="json", exclude=OF_RESOURCES)
-        source = index.sources[0]
-        made_from = {"source": source.uri, "format": source.format, "columns": source.columns._asdict()}
-        made_from |= {"data": index.fingerprint, "written": written, "kept_share_of_chunks": round(share, 4)}
-        made_from |= {"thresholds": thresholds, "stages": funnel.counts()}
-        if written == "positions":
-            return place, self._write_positions(index, signal_files, funnel, place, made_from)
-        positions = storage.join(self.out, "positions", digest)
-        if not storage.exists(storage.join(positions, LOCK)):
-            self._write_positions(index, signal_files, funnel, positions, {})
-        return place, self._write_shards(positions, storage.join(self.out, "shards", digest), place, made_from)
-
-    def _write_shards(self, positions: str, shards: str, place: str, made_from: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the images at `positions` to new shards, and a selection at `place` whose places are there."""
-        config = self.config.model_copy(update={"chunk_rows": IMAGE_ROWS})
-        index = index_of(config.data_at(SourceConfig(uri=positions)), storage.join(self.out, "index"))
-        there, total = set(storage.list_names(shards)), len(read_lock(positions)["files"])
-        missing = [number for number in range(total) if f"{file_name(number)}.parquet" not in there]
-        begun = time.monotonic()
-        if missing:
-            follow(shards_stream(self.config, index.uri, shards, missing), len(missing), "shards", self.tell)
-        self.seconds["shards"] = time.monotonic() - begun
-        writer = SelectionWriter(place, NEW_COLUMNS)
-        for number, (name, part) in enumerate(read_parts(read_lock(positions))):
-            file = storage.stat(storage.join(shards, f"{name}.parquet"))
-            places = places_in_shard(part.rows.num_rows, file.uri, file.bytes, file.etag)
-            writer.write(number, Part(part.rows, pa.table(places, schema=PLACED)))
-        return writer.close(made_from)
-
 
 def _require_rows(funnel: Funnel) -> None:
     """
@@ -296,12 +246,6 @@ def _require_rows(funnel: Funnel) -> None:
         raise ValueError(f"no row was kept ({_counted(funnel)}): loosen the stage that dropped most")
 
 
-def kept_share(index: Index, kept_K: NDArray[np.int64]) -> float:
-    """Share of rows kept in the chunks that hold any: what is used of the bytes that are read."""
-    chunk_K = np.searchsorted(index.chunks.first_sample, kept_K, side="right") - 1
-    return len(kept_K) / max(int(index.chunks.rows[np.unique(chunk_K)].sum()), 1)
-
-
 def _pictures(signals: pa.Table, funnel: Funnel, embedded: EmbeddedRows | None) -> tuple[NDArray[np.int64], Pictures]:
     """The rows that are left, and what duplicates are found by."""
     kept_K = funnel.kept_K
@@ -310,11 +254,6 @@ def _pictures(signals: pa.Table, funnel: Funnel, embedded: EmbeddedRows | None) 
         vectors_KD = embedded.all()[np.searchsorted(embedded.sample_K, kept_K)]
     plain_N, mirrored_N = (signals[name].fill_null(0).to_numpy() for name in ("hash", "mirrored_hash"))
     return kept_K, Pictures(plain_N[kept_K], mirrored_N[kept_K], vectors_KD)
-
-
-def _digest(index: Index, funnel: Funnel) -> str:
-    """Name of the rows that are left."""
-    return hashlib.sha256(index.fingerprint.encode() + funnel.is_kept_N.tobytes()).hexdigest()[:DIGITS]
 
 
 def _counted(funnel: Funnel) -> str:
