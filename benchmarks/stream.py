@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from benchmarks.processes import CpuMeter, resident_bytes
 from tests.toy_run import ToyStream, tiny_run, write_scenes
@@ -48,6 +49,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--stream", nargs="+", choices=("split", "shared"), default=["split", "shared"])
     options = parser.parse_args()
+    torch.set_num_threads(1)
     longest: Any = {"idle_worker_killing_time_threshold_ms": 3_600_000}  # keeps processes alive between streams
     ray.init(
         "local",

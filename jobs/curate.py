@@ -1,6 +1,7 @@
 """Choose a training set from raw pairs of images and captions: what is kept, what is dropped, and why.
 
   tips-ray curate CURATION.yaml [similarity.min=0.25 duplicates.keep=first ...]
+  tips-ray curate CURATION.yaml --for RUN --task retrieval base=SELECTION    adds more of what RUN retrieves worst
 
 Keys: source.uri and out; thresholds of images, fields, blocked_domains, language, similarity, near, sealed,
 duplicates, most_repeats; encoder (any that tips-ray evaluate takes); see tips_ray/config/curation.py. Signals and
@@ -19,6 +20,8 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `tips-ray curate`."""
     parser.add_argument("config", type=Path, metavar="CURATION.yaml", help="data and thresholds")
+    parser.add_argument("--for", dest="model", metavar="RUN", help="encoder; add what it is weakest at (`weakest`)")
+    parser.add_argument("--task", choices=("retrieval",), default="retrieval", help="at which it is weakest")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of the config, dotted")
 
 
@@ -32,7 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
     from tips_ray.config import load_config
     from tips_ray.config.curation import CurationConfig
 
-    config = load_config(CurationConfig, arguments.config, arguments.overrides)
+    named = [f"encoder={arguments.model}"] if arguments.model else []
+    config = load_config(CurationConfig, arguments.config, [*arguments.overrides, *named])
+    if arguments.model and not config.weakest:
+        raise ValueError("--for needs weakest.validation in the config: pairs on which RUN is measured")
     from tips_ray.launch.curation import curate
 
     made = curate(config, partial(print, flush=True))

@@ -80,12 +80,9 @@ def _suite_path(suite: str) -> Path:
 def _lines(name: str, record: dict[str, Any]) -> list[str]:
     if "skipped" in record:
         return [f"{name}: skipped, {record['skipped']}"]
+    from tips_ray.evaluation.results import number
+
     left_out = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items())
     head = f"{name} ({record['seconds']} s)" + (f"; left out: {left_out}" if left_out else "")
     errors = record.get("standard_errors", {})  # results of an earlier version have none
-    return [head, *(f"  {score:52} {_number(value, errors.get(score))}" for score, value in record["scores"].items())]
-
-
-def _number(value: float, error: float | None) -> str:
-    """A score, with its standard error over the test images if it has one."""
-    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+    return [head, *(f"  {score:52} {number(value, errors.get(score))}" for score, value in record["scores"].items())]

@@ -115,7 +115,10 @@ def write_bts(folder: Path) -> NyuBtsConfig:
 
 
 def write_labelled(folder: Path, test: int = 2) -> Path:
-    """Three labelled images in MATLAB's order; image n has red 50 n, depth 1 + n on top and a hole in its raw depth."""
+    """Three labelled images in MATLAB's order; image n has red 50 n, and depth 1 + n on top.
+
+    All are green in their lower half, and their raw depth has a hole on the left.
+    """
     h5py = pytest.importorskip("h5py")
     folder.mkdir(exist_ok=True)
     depths = np.stack([np.full((WIDTH, HEIGHT), 1.0 + n, np.float32) for n in range(3)])
@@ -123,6 +126,7 @@ def write_labelled(folder: Path, test: int = 2) -> Path:
     raw, images = depths.copy(), np.zeros((3, 3, WIDTH, HEIGHT), np.uint8)
     raw[:, :20] = 0
     images[:, 0] = 50 * np.arange(3)[:, None, None]
+    images[:, 1, :, 240:] = 200
     with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
         for name, values in (("images", images), ("depths", depths), ("rawDepths", raw)):
             file.create_dataset(name, data=values, compression="gzip")

@@ -105,7 +105,9 @@ def test_a_run_that_trains_on_is_embedded_with_the_checkpoint_that_it_was_begun_
 
 def test_a_file_is_not_written_while_its_images_are_away(place, tmp_path):
     inputs, index = embed_inputs(str(place / "model"), embedding_config(f"{place}/data"), str(tmp_path / "out"))
-    file = next(file for file in inputs.folder.missing(index, inputs.layout.row_bytes) if 0 in file)  # row 3 is no image
+    file = next(
+        file for file in inputs.folder.missing(index, inputs.layout.row_bytes) if 0 in file
+    )  # row 3 is no image
     rows = pa.concat_tables(map(EmbedActor(inputs), embed_pipeline._decoded({"chunk": np.array(file)}, inputs)))
     strict = replace(inputs, config=inputs.config.model_copy(update={"max_bad_fraction": 0.0}))
     with pytest.raises(StorageError, match=r"rows of a file have no image, e.g. .*or raise max_bad_fraction \(0\)"):

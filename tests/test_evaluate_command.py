@@ -78,7 +78,8 @@ def test_every_task_has_scores_of_every_embedding_and_pictures(place, capsys):
     assert {"deep-depth.png", "normals-normals.png"} <= names
     table = (place / "out" / "table.md").read_text().splitlines()
     assert table[0] == f"| task | score | {place}/model | Other |"
-    assert f"| normals | rmse_degrees | {scores['normals']['rmse_degrees']:.4g} | 21.9 |" in table
+    error = tasks["normals"]["standard_errors"]["rmse_degrees"]
+    assert f"| normals | rmse_degrees | {scores['normals']['rmse_degrees']:.4g} ± {error:.2g} | 21.9 |" in table
     assert not any("learning_rate" in line for line in table)
     with Image.open(place / "out" / "pictures" / "labels-segmentation.png") as picture:
         assert picture.size == (3 * 164, 4 * 164)

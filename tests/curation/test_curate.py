@@ -139,7 +139,19 @@ def test_an_encoder_judges_captions_and_distance_to_curated_images(place, curate
     keys |= {"near": {"sets": {"one": {"uri": f"{place}/curated"}}, "min": -1, "per_query": 3}}
     selection, told = _curated(place, "encoder", **keys)
     assert "3 kept" in told and "not among the nearest" in told
-    assert "005-scene" in _keys(_index(selection))
+    base = _keys(_index(selection))
+    assert "005-scene" in base
+    rows = [scene_row(number) for number in (40, 41)]
+    write_parquet(place / "validation" / "x.parquet", {name: [row[name] for row in rows] for name in rows[0]})
+    del keys["near"], keys["encoder"]
+    keys |= {"weakest": {"validation": {"uri": f"{place}/validation"}, "share": 0.5, "per_query": 2}}
+    with contextlib.redirect_stdout(io.StringIO()) as told_of_more:
+        words = [_config(place, "encoder", **keys, base=str(selection)), "--for", f"{place}/model"]
+        assert main(["curate", *words]) == 0
+    line = next(line for line in told_of_more.getvalue().splitlines() if line.startswith("selection"))
+    more = _keys(_index(Path(line.split()[1].rstrip(":"))))
+    assert "1 of 2 validation pairs" in told_of_more.getvalue()
+    assert len(more) == 5 and {*base} < {*more}
 
 
 def _verify(*words: str) -> tuple[int, str]:
@@ -177,6 +189,8 @@ def test_mistakes_are_one_sentence(place, cluster, capsys):
     assert "there is no lock.json of a selection" in capsys.readouterr().err
     assert main(["data", "verify", f"{place}/raw", "--at", "x"]) == 2
     assert "--at and --out belong together" in capsys.readouterr().err
+    assert main(["curate", _config(place, "wrong"), "--for", "out/runs/x"]) == 2
+    assert "--for needs weakest.validation" in capsys.readouterr().err
     assert main(["curate", _config(place, "raw")]) == 2
     assert "holds data of" in capsys.readouterr().err
 

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tips_ray.config import SourceConfig
-from tips_ray.config.curation import CurationConfig
+from tips_ray.config.curation import CurationConfig, SealedBounds
 from tips_ray.curation import stages
 from tips_ray.curation.signals import domain, schema
 from tips_ray.curation.stages import Funnel, Pictures
 from tips_ray.curation.vectors import EmbeddedRows, unit_vectors
+from tips_ray.curation.weakness import margins, weakest
 
 
 def _config(**keys: Any) -> CurationConfig:
@@ -101,7 +102,7 @@ def test_rows_near_a_curated_image_are_kept_and_then_the_nearest_of_each(tmp_pat
     assert funnel.reason_N.tolist() == [2, 0, 1, 3, 0, 0]
     assert np.isnan(funnel.values["near a curated image"][[0, 2]]).all()
     stages.nearest_stage(
-        funnel, rows, queries_QD, 1, 2**30
+        funnel, "not among the nearest", rows, queries_QD, 1, 2**30
     )  # the row that was dropped at 0 degrees takes nobody's place
     assert funnel.reason_N.tolist() == [2, 0, 1, 3, 4, 0]
 
@@ -115,11 +116,11 @@ A, B = 0x0F0F_3C3C_55AA_6996, 0xF00F_C33C_AA55_9669
 
 
 def test_sealed_images_and_what_is_like_them_are_dropped():
-    config = _config(encoder="m", sealed={"sets": {"voc": {"uri": "x"}}, "hash_distance": 2, "similarity": 0.9})
+    bounds = SealedBounds(hash_distance=2, similarity=0.9)
     funnel, kept_K = Funnel.over(4), np.array([0, 1, 2, 3])
     east, north = [1.0, 0.0], [0.0, 1.0]
     found = _pictures([A, A ^ 0b11, A ^ 0b111, B], vectors=np.array([north, north, north, east], np.float32))
-    stages.sealed_stage(funnel, "voc", kept_K, found, _pictures([A], vectors=np.array([east], np.float32)), config)
+    stages.sealed_stage(funnel, "voc", kept_K, found, _pictures([A], vectors=np.array([east], np.float32)), bounds)
     assert funnel.reason_N.tolist() == [1, 1, 0, 1] and funnel.stages == ["kept", "sealed voc"]
 
 
@@ -160,3 +161,37 @@ def test_a_config_that_compares_without_an_encoder_is_refused():
         _config(similarity={"min": 0.2})
     with pytest.raises(ValueError, match="min or max must be given"):
         _config(fields={"x": {}})
+
+
+def test_rows_of_an_earlier_selection_stay_unless_they_are_unreadable_or_sealed():
+    config = _config(language={"needed": 2})
+    rows = [{"english_votes": 0}, {"english_votes": 0}, {"error": "gone"}, {}, {}]
+    funnel = stages.cheap_stages(_signals(config, rows), config, np.array([True, False, True, False, True]))
+    assert [funnel.stages[reason] for reason in funnel.reason_N] == [
+        "kept",
+        "not English",
+        "unreadable",
+        "kept",
+        "kept",
+    ]
+    kept_K = funnel.kept_K  # 0 and 3 are duplicates; 0 is smaller and of the base
+    stages.duplicates_stage(funnel, kept_K, _pictures([A, A, B]), np.array([1, 100, 1]), config)
+    assert funnel.kept_K.tolist() == [0, 4]
+    stages.sealed_stage(funnel, "voc", funnel.kept_K, _pictures([A, B]), _pictures([B]), SealedBounds())
+    assert funnel.kept_K.tolist() == [0]
+
+
+def test_rows_of_an_earlier_selection_take_no_places_among_the_nearest(tmp_path):
+    funnel = Funnel.over(3, np.array([True, False, False]))
+    rows = _embedded(tmp_path / "e", np.arange(3), [[1, 0], [0.9, 0.1], [0.5, 0.5]])
+    stages.nearest_stage(funnel, "far", rows, np.array([[1, 0]], np.float32), 1, 2**30)
+    assert funnel.kept_K.tolist() == [0, 1]
+
+
+def test_the_weakest_pairs_are_those_whose_nearest_is_another():
+    """Pair 0 ties with the caption of 3; 1 and 2 are nearer to each other's captions; 3 has no image."""
+    image_ND = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]], np.float32)
+    text_ND = np.array([[1, 0, 0], [0, 0.6, 0.8], [0, 0.8, 0.6], [1, 0, 0]], np.float32)
+    margin_N = margins(image_ND, text_ND)
+    assert margin_N[:3] == pytest.approx([0, -0.2, -0.2], abs=1e-6) and np.isnan(margin_N[3])
+    assert weakest(margin_N, 0.5).tolist() == [1, 2] and weakest(margin_N, 0.1).tolist() == [1]

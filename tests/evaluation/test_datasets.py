@@ -1,8 +1,11 @@
 """Data sets from folders of real files and from rendered scenes."""
 
+import errno
 import io
 import struct
+import threading
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from tips_ray.config.evaluation_data import (
     LabelledFolderConfig,
     ScenesConfig,
 )
-from tips_ray.evaluation.datasets import load_dataset
+from tips_ray.evaluation.datasets import images, load_dataset
 from tips_ray.evaluation.datasets.examples import squashed_image
 from tips_ray.scenes import SHAPES, render_scene
 
@@ -248,3 +251,38 @@ def test_squashing_averages_and_leaves_what_fits():
     squashed = squashed_image(image, 2)
     assert squashed[0, 0, 0] < 40 and squashed[0, 1, 0] > 160
     assert torch.equal(squashed_image(image[:, :4], 4), torch.zeros(4, 4, 3, dtype=torch.uint8))
+
+
+def test_threads_read_ahead_and_give_results_in_order():
+    started: list[int] = []
+
+    def read(number: int) -> int:
+        started.append(number)
+        if number % 3 == 0:
+            threading.Event().wait(0.002)
+        return number * number
+
+    found = images.ahead(read, range(500))
+    assert [next(found) for _ in range(100)] == [n * n for n in range(100)]
+    assert max(started) < 100 + images.READ_AHEAD, "no more is read than fits ahead"
+    assert list(found) == [n * n for n in range(100, 500)]
+
+    def fail(number: int) -> int:
+        raise ValueError(f"item {number}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        list(images.ahead(fail, range(9)))
+
+
+def test_arrays_that_fill_the_disk_say_what_to_do(monkeypatch):
+    stack = images.ImageStack(2)
+    stack.append(torch.zeros(2, 2, 3, dtype=torch.uint8))
+    assert stack.images("folder", Counter()).shape == (1, 2, 2, 3)
+
+    class Full:
+        def write(self, content: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(stack, "_file", Full())
+    with pytest.raises(ValueError, match=r"1 arrays of \(2, 2, 3\) have filled .*: set TMPDIR to a larger disk"):
+        stack.append(torch.zeros(2, 2, 3, dtype=torch.uint8))

@@ -33,6 +33,9 @@ def test_every_protocol_is_a_task_on_its_data_and_survives_being_written(name):
 def test_keys_of_a_task_win_over_its_protocol():
     (task,) = _suite("nyu_depth@dinov3", {"probe": {"steps": 10}}).tasks.values()
     assert isinstance(task, DepthConfig) and task.probe.steps == 10 and task.probe.learning_rates == (3e-4,)
+    assert task.protocol_words == "nyu_depth@dinov3, changed"
+    (whole,) = _suite("nyu_depth@dinov3").tasks.values()
+    assert whole.protocol_words == "nyu_depth@dinov3"
     assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -40,7 +41,8 @@ def test_the_labelled_file_is_read_in_matlabs_order_and_counted_from_1(tmp_path)
     folder = write_labelled(tmp_path)
     dataset = load_dataset(NyuLabelledConfig(folder=str(folder)), 14)
     assert dataset.train and dataset.train.images_NSS3[:, 0, 0, 0].tolist() == [0, 100]
-    assert dataset.test.images_NSS3[:, 0, 0].tolist() == [[50, 0, 0]]
+    assert dataset.test.images_NSS3[0, 0, [0, -1]].tolist() == [[50, 0, 0]] * 2
+    assert dataset.test.images_NSS3[0, -1, [0, -1]].tolist() == [[50, 200, 0]] * 2
     (depth_m,) = dataset.test.depth_m
     assert depth_m.shape == (HEIGHT, WIDTH) and depth_m[0, 0] == 2 and depth_m[-1, 0] == 6
     raw = load_dataset(NyuLabelledConfig(folder=str(folder), raw_depth=True, center_crop_px=480), 14, False)
@@ -61,7 +63,7 @@ def test_a_labelled_file_that_is_none_is_told(tmp_path):
 
 def test_without_h5py_the_labelled_file_says_what_to_install(tmp_path, monkeypatch):
     scipy.io.savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[1]]), "testNdxs": np.array([[1]])})
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ValueError, match=r"needs h5py: install tips-ray\[nyu\]"):
         load_dataset(NyuLabelledConfig(folder=str(tmp_path)), 14)
 
@@ -122,6 +124,20 @@ def test_normals_of_a_plane_are_its_normal():
     found = normals_from_depth(depth, focal_px)
     torch.testing.assert_close(found[:, 2, 3], normal.float(), atol=1e-4, rtol=0)
     assert not found[:, 0].any() and not found[:, :, -1].any()
+
+
+def test_a_normal_is_the_mean_of_four_triangles():
+    """A naive reference on depth at random: a pixel with neighbours left, up, right, down in this order."""
+    depth, focal_px = 1 + torch.rand(5, 5, generator=torch.Generator().manual_seed(0)), 8.0
+
+    def point(y: int, x: int) -> np.ndarray:
+        z = depth[y, x].item()
+        return np.array([(x + 0.5) * z / focal_px, (y + 0.5) * z / focal_px, z])
+
+    edges = [point(*place) - point(2, 2) for place in ((2, 1), (1, 2), (2, 3), (3, 2))]
+    summed = sum(np.cross(edges[n], edges[(n + 1) % 4]) for n in range(4))
+    expected = torch.from_numpy(summed / np.linalg.norm(summed)).float()
+    torch.testing.assert_close(normals_from_depth(depth, focal_px)[:, 2, 2], expected, atol=1e-5, rtol=0)
 
 
 def test_a_square_around_an_object_stays_in_the_picture():

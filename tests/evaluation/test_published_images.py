@@ -144,4 +144,6 @@ def test_an_instance_is_found_by_class_and_domain():
     assert scores["merged/a_mmp_at_2"] == pytest.approx(1 / 2) and scores["merged/b_mmp_at_2"] == 0
     assert found.standard_errors["merged/a_recall_at_1"] == pytest.approx((2 / 9 / 3) ** 0.5)
     assert found.standard_errors["merged/recall_at_1"] == pytest.approx((2 / 9 / 3) ** 0.5 / 2)
+    more = instance_retrieval(embedding, instances, InstanceRetrievalConfig(data="toy", index=("separate",), mmp_at=3))
+    assert more.scores["separate/a_mmp_at_3"] == 1, "two right images: the third place does not count"
     assert instances.relevant_N.tolist() == [2, 2, 2, 0, 2, 0, 0]

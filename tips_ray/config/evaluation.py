@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tips_ray.config.evaluation_data import DatasetConfig
-from tips_ray.config.protocols import with_protocols
+from tips_ray.config.protocols import PROTOCOLS, with_protocols
 from tips_ray.config.schema import ObjectiveConfig, Schema
 
 CAPTION_TOKENS = {"web": "cls_web", "synthetic": "cls_synthetic"}
@@ -76,6 +76,15 @@ class _TaskConfig(Schema):
     """Published protocol, such as `nyu_depth@dinov2`: it sets what the task and its data set leave open."""
     published: dict[str, dict[str, float]] = {}
     """Published values to show beside each score: score -> model -> value, in the score's unit."""
+
+    @property
+    def protocol_words(self) -> str:
+        """The protocol, and whether the task sets some of its keys itself; empty without one."""
+        if self.protocol is None:
+            return ""
+        own = {"data": self.data, "protocol": self.protocol, "published": self.published}
+        is_whole = type(self).model_validate({**PROTOCOLS[self.protocol].task, **own}) == self
+        return self.protocol if is_whole else f"{self.protocol}, changed"
 
 
 class SegmentationConfig(_TaskConfig):

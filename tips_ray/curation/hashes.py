@@ -1,13 +1,13 @@
 """Perceptual hashes of pictures, and which of them are close. N, M pictures, P pairs, 64 bits a hash.
 
 A difference hash (dHash) says of 8 x 8 places of the grey picture whether it gets brighter to the right. It finds the
-same picture after recompression, resizing, squashing, loss of colour and, by the hash of its mirror image, flipping.
-It does not find crops beyond 5 % a side, nor wide borders; embeddings do (`tips_ray.curation.search`).
+same picture after recompression, resizing, squashing, loss of colour, a frame and, by the hash of its mirror image,
+flipping. It does not find crops beyond 5 % a side; embeddings do (`tips_ray.curation.search`).
 
-A white or plain area has no brighter neighbour, so that pictures with little in them have similar hashes whatever they
-show. Their bound is therefore smaller: one bit less for each four equal neighbours beyond 16 of the 64, which keeps
-the chance that two unrelated pictures are close about as small as for others. Flat pictures all have the hash 0 and
-are duplicates of each other.
+What unrelated pictures have in common makes their hashes similar. Plain margins, such as a frame or the white around a
+product, are therefore cut off before. A plain area inside has no brighter neighbour: the bound of a picture with such
+areas is smaller, by one bit for each four equal neighbours beyond 16 of the 64. This keeps the chance that it is close
+to an unrelated one about as small as for others. Flat pictures all have the hash 0 and are duplicates of each other.
 """
 
 from collections.abc import Iterator
@@ -24,6 +24,8 @@ SIDE = 8
 FULL_EDGES = 48
 """Neighbours that must differ for the whole bound to hold."""
 EDGES_PER_BIT = 4
+CORNER_LEVELS, MARGIN_LEVELS = 12, 4
+"""Of 256: most by which the corners' colours differ, and the grey of a margin's line from theirs, on average."""
 MOST_CANDIDATES = 2**22
 """Candidate pairs that are looked at together; bounds memory at about 200 MB."""
 
@@ -32,9 +34,34 @@ Hashes = NDArray[np.uint64]
 
 def hashes(pixels_HW3: NDArray[np.uint8]) -> tuple[int, int]:
     """Difference hash of a picture and of its mirror image, each below 2**64; the first place is the highest bit."""
-    grey = Image.fromarray(pixels_HW3).convert("L").resize((SIDE + 1, SIDE), Image.Resampling.LANCZOS)
-    rise_88 = np.diff(np.asarray(grey).astype(np.int16), axis=1)
+    grey = _without_frame(pixels_HW3, Image.fromarray(pixels_HW3).convert("L"))
+    places = grey.resize((SIDE + 1, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    rise_88 = np.diff(np.asarray(places).astype(np.int16), axis=1)
     return _number(rise_88 > 0), _number(rise_88[:, ::-1] < 0)
+
+
+def _without_frame(pixels_HW3: NDArray[np.uint8], grey: Image.Image) -> Image.Image:
+    """The grey picture without equal margins: frames, letterboxes, the background of a thing on white.
+
+    There is a margin where all corners have one colour, and the lines from two opposite sides inwards differ little
+    from it. A margin at one side alone, such as a plain sky, stays.
+    """
+    corners_223 = pixels_HW3[:: max(pixels_HW3.shape[0] - 1, 1), :: max(pixels_HW3.shape[1] - 1, 1)].astype(np.int16)
+    if np.ptp(corners_223, axis=(0, 1)).max() > CORNER_LEVELS:
+        return grey
+    grey_HW = np.asarray(grey).astype(np.int16)
+    corners = grey_HW[[0, 0, -1, -1], [0, -1, 0, -1]]
+    differs_HW = np.abs(grey_HW - round(corners.mean()))
+    (top, bottom), (left, right) = (_inside(differs_HW.mean(axis=axis) > MARGIN_LEVELS) for axis in (1, 0))
+    return grey.crop((left, top, right, bottom))
+
+
+def _inside(is_busy_L: NDArray[np.bool_]) -> tuple[int, int]:
+    """First line and end of what lies between two margins; all lines where one of the margins is missing."""
+    busy = np.flatnonzero(is_busy_L)
+    if not len(busy) or is_busy_L[0] or is_busy_L[-1]:
+        return 0, len(is_busy_L)
+    return int(busy[0]), int(busy[-1]) + 1
 
 
 def _number(bits_88: NDArray[np.bool_]) -> int:

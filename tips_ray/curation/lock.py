@@ -77,6 +77,14 @@ class Site:
         return places_of(self.index, sample_P).take(pa.array(place_M, mask=~is_placed_M))
 
 
+def is_in(signals: pa.Table, rows: pa.Table) -> NDArray[np.bool_]:
+    """Whether each row of a source is one of a lock, by image and captions; of equal rows the first."""
+    found_N = pc.index_in(_joined(signals), value_set=_joined(rows)).fill_null(-1).to_numpy(False)
+    is_first_N = np.zeros(len(found_N), np.bool_)
+    is_first_N[np.unique(found_N, return_index=True)[1]] = True
+    return is_first_N & (found_N >= 0)
+
+
 def _joined(table: pa.Table) -> pa.Array:
     """Hashes of image and captions side by side."""
     columns = (table[name].cast(pa.binary()).combine_chunks() for name in ("image_sha256", "captions_sha256"))

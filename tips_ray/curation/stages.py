@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tips_ray.config.curation import BoundsConfig, CurationConfig
+from tips_ray.config.curation import BoundsConfig, CurationConfig, SealedBounds
 from tips_ray.curation.components import components, kept
 from tips_ray.curation.hashes import close_pairs, close_to
 from tips_ray.curation.search import best_query, nearest, similar_pairs
@@ -23,6 +23,8 @@ class Funnel:
 
     reason_N: NDArray[np.uint8]
     """Number of the stage that dropped the row; 0: it is kept."""
+    is_base_N: Flags
+    """Rows of an earlier selection, which only unreadable and sealed images leave."""
     stages: list[str] = field(default_factory=lambda: [KEPT])
     values: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """What stages judged, for each row; NaN where a row did not come so far."""
@@ -30,9 +32,9 @@ class Funnel:
     """Sample id of the duplicate that is kept instead; -1: none."""
 
     @classmethod
-    def over(cls, rows: int) -> "Funnel":
+    def over(cls, rows: int, is_base_N: Flags | None = None) -> "Funnel":
         """All rows are kept."""
-        return cls(np.zeros(rows, np.uint8))
+        return cls(np.zeros(rows, np.uint8), np.zeros(rows, np.bool_) if is_base_N is None else is_base_N)
 
     @property
     def is_kept_N(self) -> Flags:
@@ -44,16 +46,17 @@ class Funnel:
         """Sample ids of the rows that are left."""
         return np.flatnonzero(self.is_kept_N)
 
-    def drop(self, stage: str, is_dropped_N: Flags) -> None:
-        """Add a stage, which drops those of the rows that are left."""
+    def drop(self, stage: str, is_dropped_N: Flags, of_base: bool = False) -> None:
+        """Add a stage, which drops those of the rows that are left; with `of_base` also rows of the base."""
         self.stages.append(stage)
-        self.reason_N[is_dropped_N & self.is_kept_N] = len(self.stages) - 1
+        may_go_N = self.is_kept_N if of_base else self.is_kept_N & ~self.is_base_N
+        self.reason_N[is_dropped_N & may_go_N] = len(self.stages) - 1
 
-    def drop_left(self, stage: str, is_dropped_K: Flags, kept_K: NDArray[np.int64]) -> None:
+    def drop_left(self, stage: str, is_dropped_K: Flags, kept_K: NDArray[np.int64], of_base: bool = False) -> None:
         """Add a stage that judged the rows `kept_K` alone."""
         is_dropped_N = np.zeros(len(self.reason_N), np.bool_)
         is_dropped_N[kept_K] = is_dropped_K
-        self.drop(stage, is_dropped_N)
+        self.drop(stage, is_dropped_N, of_base)
 
     def note(self, name: str, value_K: NDArray[np.float32], kept_K: NDArray[np.int64]) -> None:
         """Keep what a stage judged."""
@@ -66,15 +69,16 @@ class Funnel:
         return dict(zip(self.stages, count_S.tolist(), strict=True))
 
 
-def cheap_stages(signals: pa.Table, config: CurationConfig) -> Funnel:
+def cheap_stages(signals: pa.Table, config: CurationConfig, is_base_N: Flags | None = None) -> Funnel:
     """The stages that need no encoder.
 
     Args:
         signals: of all rows; see `curation.signals.schema`.
         config: thresholds.
+        is_base_N: rows of an earlier selection, which stay.
     """
-    funnel = Funnel.over(signals.num_rows)
-    funnel.drop("unreadable", ~np.equal(_texts(signals, "error"), ""))
+    funnel = Funnel.over(signals.num_rows, is_base_N)
+    funnel.drop("unreadable", ~np.equal(_texts(signals, "error"), ""), of_base=True)
     width_N, height_N = (signals[name].fill_null(1).to_numpy().astype(np.float64) for name in ("width", "height"))
     shorter_N, longer_N = np.minimum(width_N, height_N), np.maximum(width_N, height_N)
     funnel.drop("too small", shorter_N < config.images.min_side_px)
@@ -142,14 +146,19 @@ def near_stage(funnel: Funnel, rows: EmbeddedRows, queries_QD: Vectors, least: f
     funnel.drop_left("far from curated images", ~(score_K >= least), rows.sample_K)
 
 
-def nearest_stage(funnel: Funnel, rows: EmbeddedRows, queries_QD: Vectors, per_query: int, memory_bytes: int) -> None:
-    """Drop rows that are not among the `per_query` nearest of any curated image; exact. Arguments as `near_stage`."""
-    is_left_K = funnel.is_kept_N[rows.sample_K]
+def nearest_stage(
+    funnel: Funnel, stage: str, rows: EmbeddedRows, queries_QD: Vectors, per_query: int, memory_bytes: int
+) -> None:
+    """Drop rows that are not among the `per_query` nearest of any query; exact. Rows of the base take no places.
+
+    Arguments as those of `near_stage`.
+    """
+    is_left_K = (funnel.is_kept_N & ~funnel.is_base_N)[rows.sample_K]
     pool = ((first, block_ND * is_left_K[first : first + len(block_ND), None]) for first, block_ND in rows.blocks())
     scores_QK, ids_QK = nearest(queries_QD, pool, per_query, memory_bytes)
     is_near_K = np.zeros(len(rows.sample_K), np.bool_)
     is_near_K[ids_QK[(ids_QK >= 0) & np.isfinite(scores_QK)]] = True
-    funnel.drop_left("not among the nearest", ~is_near_K, rows.sample_K)
+    funnel.drop_left(stage, ~is_near_K, rows.sample_K)
 
 
 @dataclass(frozen=True)
@@ -163,17 +172,15 @@ class Pictures:
 
 
 def sealed_stage(
-    funnel: Funnel, name: str, kept_K: NDArray[np.int64], found: Pictures, sealed: Pictures, config: CurationConfig
+    funnel: Funnel, name: str, kept_K: NDArray[np.int64], found: Pictures, sealed: Pictures, bounds: SealedBounds
 ) -> None:
     """Drop near duplicates of the sealed set `name`."""
-    assert config.sealed is not None
-    nearest_K = close_to(found.hash_K, sealed.hash_K, sealed.mirrored_K, config.sealed.hash_distance)
-    is_like_K = nearest_K >= 0
-    if config.sealed.similarity is not None and found.vectors_KD is not None and sealed.vectors_KD is not None:
+    is_like_K = close_to(found.hash_K, sealed.hash_K, sealed.mirrored_K, bounds.hash_distance) >= 0
+    if bounds.similarity is not None and found.vectors_KD is not None and sealed.vectors_KD is not None:
         score_K, _ = best_query(found.vectors_KD, sealed.vectors_KD)
         funnel.note(f"near {name}", score_K, kept_K)
-        is_like_K |= score_K >= config.sealed.similarity
-    funnel.drop_left(f"sealed {name}", is_like_K, kept_K)
+        is_like_K |= score_K >= bounds.similarity
+    funnel.drop_left(f"sealed {name}", is_like_K, kept_K, of_base=True)
 
 
 def duplicates_stage(
@@ -183,11 +190,11 @@ def duplicates_stage(
     assert config.duplicates is not None
     pairs = [close_pairs(found.hash_K, found.mirrored_K, config.duplicates.hash_distance)]
     if config.duplicates.similarity is not None and found.vectors_KD is not None:
-        pairs += list(similar_pairs([found.vectors_KD], config.duplicates.similarity))
+        pairs += list(similar_pairs([found.vectors_KD], config.duplicates.similarity, config.duplicates.clusters))
     component_K = components(len(kept_K), np.concatenate(pairs))
     size_K = pixels_K if config.duplicates.keep == "largest" else np.zeros_like(pixels_K)
     rank_K = np.empty(len(kept_K), np.int64)
-    rank_K[np.lexsort((kept_K, -size_K))] = np.arange(len(kept_K))
+    rank_K[np.lexsort((kept_K, -size_K, ~funnel.is_base_N[kept_K]))] = np.arange(len(kept_K))
     is_kept_K = kept(component_K, rank_K)
     survivor_C = np.full(int(component_K.max(initial=-1)) + 1, -1, np.int64)
     survivor_C[component_K[is_kept_K]] = kept_K[is_kept_K]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tips_ray import storage
 from tips_ray.evaluation.probe import without_rates
-from tips_ray.evaluation.results import RESULTS, Record
+from tips_ray.evaluation.results import RESULTS, Record, number
 from tips_ray.report.html import Html, tag
 from tips_ray.report.page import document
 
@@ -200,8 +200,8 @@ def _is_repeated(one: Record, other: Record) -> bool:
 def _text(cell: Cell | None, bold: str) -> str:
     if cell is None:
         return ""
-    number = f"{cell.value:.4g}" + ("" if cell.error is None else f" ± {cell.error:.2g}")
-    return (bold.format(number) if cell.is_best else number) + " ≈" * cell.is_close + " †" * cell.is_other
+    text = number(cell.value, cell.error)
+    return (bold.format(text) if cell.is_best else text) + " ≈" * cell.is_close + " †" * cell.is_other
 
 
 def _html_cell(cell: Cell | None) -> Html:

@@ -116,22 +116,25 @@ def png(pixels_HWC: np.ndarray) -> bytes:
 def score_table(model: str, suite: SuiteConfig, tasks: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown table: one line per score, per published score that is missing here, and per task with neither.
 
-    Each published model has a column.
+    Each published model has a column. Own scores have their standard errors over the test images, and
+    a task its protocol, with `changed` if it set some keys itself.
     """
     models = list(dict.fromkeys(name for task in suite.tasks.values() for of in task.published.values() for name in of))
     lines = [_line(["task", "score", model, *models]), _line(["---"] * 2 + ["---:"] * (1 + len(models)))]
     for name, task in suite.tasks.items():
         record = tasks[name]
-        scores = without_rates(record.get("scores", {}))
+        scores, errors = without_rates(record.get("scores", {})), record.get("standard_errors", {})
         for score in dict.fromkeys([*scores, *task.published]) or [""]:
-            own = _number(scores[score]) if score in scores else record.get("skipped", "")
+            own = number(scores[score], errors.get(score)) if score in scores else record.get("skipped", "")
             known = task.published.get(score, {})
-            lines.append(_line([name, score, own, *(_number(known[one]) if one in known else "" for one in models)]))
+            title = f"{name} ({task.protocol_words})" if task.protocol else name
+            lines.append(_line([title, score, own, *(number(known[one]) if one in known else "" for one in models)]))
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+def number(value: float, error: float | None = None) -> str:
+    """A score, with its standard error over the test images if it has one."""
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def _line(cells: Iterable[str]) -> str:

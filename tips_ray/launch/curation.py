@@ -15,27 +15,25 @@ from ray.exceptions import RayError
 
 from tips_ray import storage
 from tips_ray.config import SourceConfig
-from tips_ray.config.curation import CurationConfig, SetConfig
+from tips_ray.config.curation import CurationConfig, SealedBounds, WeakestConfig
 from tips_ray.config.embedding import EmbeddingConfig
 from tips_ray.curation import stages
-from tips_ray.curation.pipeline import IMAGE_ROWS, NEW_COLUMNS, places_in_shard, shards_stream
+from tips_ray.curation.lock import is_in
 from tips_ray.curation.report import page
-from tips_ray.curation.selection import Part, SelectionWriter, file_name, parts, read_lock, read_parts
+from tips_ray.curation.selection import read_lock, read_parts
 from tips_ray.curation.sets import set_source
 from tips_ray.curation.stages import Funnel, Pictures
 from tips_ray.curation.vectors import EmbeddedRows, Vectors
+from tips_ray.curation.weakness import margins, weakest
 from tips_ray.data.index import Index
 from tips_ray.data.index_folder import check_apart, index_of
-from tips_ray.data.sources.selection import LOCK, PLACED
 from tips_ray.embedding.layout import WEB
 from tips_ray.errors import RunFailedError, RunInterrupted, described
-from tips_ray.launch.curation_files import GOES_ON, Tell, connect, follow, made_signals, tables
+from tips_ray.launch.curation_files import GOES_ON, Tell, connect, made_signals, tables
+from tips_ray.launch.curation_selection import rows_digest, write_positions, write_selection
 from tips_ray.launch.embedding import embed_source
 
-DIGITS = 16
 WRITTEN = {"positions": "where they are in the raw shards", "shards": "in new shards"}
-OF_RESOURCES = {"out", "data_cpus", "actors", "cpus_per_actor", "gpus_per_actor", "memory_gb", "max_bad_fraction"}
-"""Keys of the config that decide nothing."""
 
 
 @dataclass
@@ -88,19 +86,23 @@ class _Curation:
         self.tell(f"data       {index.rows:,} rows of {config.source.uri}")
         signal_files = self._signals(config, index, storage.join(self.out, "signals"))
         signals = pa.concat_tables(list(tables(signal_files)))
-        funnel = stages.cheap_stages(signals, config)
+        funnel = stages.cheap_stages(signals, config, self._base(signals))
         self.tell(f"signals    {_counted(funnel)}")
+        _require_rows(funnel)
         embedded = self._embedded(index, signal_files, funnel)
         self._judge(signals, funnel, embedded)
         if config.most_repeats:
             stages.repeats_stage(funnel, signals["caption_id"].to_numpy(), config.most_repeats)
         self.tell(f"kept       {_counted(funnel)}")
-        place, lock = self._selection(index, signal_files, funnel)
+        _require_rows(funnel)
+        begun = time.monotonic()
+        place, lock = write_selection(config, self.out, index, signal_files, funnel, self.tell)
+        self.seconds["selection"] = time.monotonic() - begun
         return Curated(place, lock, self._report(index, signals, funnel, place, lock))
 
     def _report(self, index: Index, signals: pa.Table, funnel: Funnel, place: str, lock: Mapping[str, Any]) -> str:
         """Write the page, and a table of what was decided on each row."""
-        folder = storage.join(self.out, "reports", _digest(index, funnel))
+        folder = storage.join(self.out, "reports", rows_digest(index, funnel))
         table = {"sample_id": signals["sample_id"], "key": signals["key"], **stages.decisions(signals, funnel)}
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.table(table), buffer, compression="zstd")
@@ -123,10 +125,9 @@ class _Curation:
         config = self.config
         if not config.encoder:
             return None
-        digest = _digest(index, funnel)
+        digest = rows_digest(index, funnel)
         passed = storage.join(self.out, "passed", digest)
-        if not storage.exists(storage.join(passed, LOCK)):
-            self._write_positions(index, signal_files, funnel, passed, {})
+        write_positions(index, signal_files, funnel, passed, {})
         with_captions = config.similarity is not None
         place = storage.join(self.out, "embeddings", digest)
         return self._embed(SourceConfig(uri=passed), place, with_captions, funnel.kept_K)
@@ -149,103 +150,100 @@ class _Curation:
     def _judge(self, signals: pa.Table, funnel: Funnel, embedded: EmbeddedRows | None) -> None:
         """The stages that compare images."""
         config, begun = self.config, time.monotonic()
+        near_QD = self._near_queries()
         if config.similarity and embedded:
             stages.similarity_stage(funnel, embedded, WEB, config.similarity.min)
         if config.near and embedded:
-            queries_QD = np.concatenate([self._set_vectors(name, one) for name, one in config.near.sets.items()])
-            stages.near_stage(funnel, embedded, queries_QD, config.near.min)
-            if config.near.per_query:
-                most_bytes = int(config.memory_gb * 1e9)
-                stages.nearest_stage(funnel, embedded, queries_QD, config.near.per_query, most_bytes)
-        if config.sealed:
-            seen = embedded if config.sealed.similarity is not None else None
-            for name, one in config.sealed.sets.items():
-                sealed = self._sealed(name, one)
-                kept_K, found = _pictures(signals, funnel, seen)
-                stages.sealed_stage(funnel, name, kept_K, found, sealed, config)
+            stages.near_stage(funnel, embedded, near_QD, config.near.min)
+        self._drop_duplicates(signals, funnel, embedded)
+        most_bytes = int(config.memory_gb * 1e9)
+        if config.near and config.near.per_query and embedded:
+            stages.nearest_stage(funnel, "not among the nearest", embedded, near_QD, config.near.per_query, most_bytes)
+        if config.weakest and embedded:
+            weak_QD = self._weak_queries(config.weakest)
+            stages.nearest_stage(funnel, "far from weak pairs", embedded, weak_QD, config.weakest.per_query, most_bytes)
+        self.seconds["search"] = time.monotonic() - begun
+
+    def _drop_duplicates(self, signals: pa.Table, funnel: Funnel, embedded: EmbeddedRows | None) -> None:
+        """Drop near duplicates of sealed images and of the validation, then all but one of each group."""
+        config = self.config
+        bounds = config.sealed or SealedBounds()
+        for name, source, folder in self._sealed_sources():
+            sealed = self._pictures_of_set(source, folder, bounds.similarity is not None)
+            kept_K, found = _pictures(signals, funnel, embedded if bounds.similarity is not None else None)
+            stages.sealed_stage(funnel, name, kept_K, found, sealed, bounds)
         if config.duplicates:
             pixels_N = signals["width"].fill_null(0).to_numpy() * signals["height"].fill_null(0).to_numpy().astype(int)
             seen = embedded if config.duplicates.similarity is not None else None
             kept_K, found = _pictures(signals, funnel, seen)
             stages.duplicates_stage(funnel, kept_K, found, pixels_N[kept_K], config)
-        self.seconds["search"] = time.monotonic() - begun
 
-    def _set_vectors(self, name: str, one: SetConfig) -> Vectors:
-        folder = self._set_folder(name, one)
-        self.tell(f"set        {name}: {one.uri}")
-        place = storage.join(folder, "embeddings")
-        vectors_QD = self._embed(set_source(one, folder), place, False, np.empty(0, np.int64)).all()
+    def _sealed_sources(self) -> list[tuple[str, SourceConfig, str]]:
+        """Name, images and folder of each set that must not be trained on."""
+        sets = self.config.sealed.sets if self.config.sealed else {}
+        found = [(name, set_source(one, self._set_folder(name, one.uri)), one.uri) for name, one in sets.items()]
+        if self.config.weakest:
+            validation = self.config.weakest.validation
+            found.append(("validation", validation, validation.uri))
+        return [(name, source, self._set_folder(name, uri)) for name, source, uri in found]
+
+    def _near_queries(self) -> Vectors:
+        """Embeddings of all curated images."""
+        found = [np.empty((0, 0), np.float32)]
+        for name, one in self.config.near.sets.items() if self.config.near else ():
+            folder = self._set_folder(name, one.uri)
+            found.append(self._set_vectors(set_source(one, folder), folder))
+        return np.concatenate(found[1:] or found)
+
+    def _weak_queries(self, weak: WeakestConfig) -> Vectors:
+        """Images of the validation pairs that find themselves worst."""
+        folder = storage.join(self._set_folder("validation", weak.validation.uri), "pairs")
+        self.tell(f"validation {weak.validation.uri}")
+        rows = self._embed(weak.validation, folder, True, np.empty(0, np.int64))
+        image_ND = rows.all()
+        margin_N = margins(image_ND, np.concatenate([rows.block(number, WEB) for number in range(len(rows.names))]))
+        chosen_Q, wrong = weakest(margin_N, weak.share), int((margin_N < 0).sum())
+        self.tell(
+            f"weakest    {len(chosen_Q):,} of {len(margin_N):,} validation pairs; {wrong:,} do not find themselves"
+        )
+        return image_ND[chosen_Q]
+
+    def _set_vectors(self, source: SourceConfig, folder: str) -> Vectors:
+        self.tell(f"set        {source.uri}")
+        vectors_QD = self._embed(source, storage.join(folder, "embeddings"), False, np.empty(0, np.int64)).all()
         return vectors_QD[np.abs(vectors_QD).sum(1) > 0]
 
-    def _set_folder(self, name: str, one: SetConfig) -> str:
-        return storage.join(self.out, "sets", f"{name}-{hashlib.sha256(one.uri.encode()).hexdigest()[:8]}")
+    def _set_folder(self, name: str, uri: str) -> str:
+        return storage.join(self.out, "sets", f"{name}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}")
 
-    def _sealed(self, name: str, one: SetConfig) -> Pictures:
-        assert self.config.sealed is not None
-        folder = self._set_folder(name, one)
-        source = set_source(one, folder)
+    def _pictures_of_set(self, source: SourceConfig, folder: str, with_vectors: bool) -> Pictures:
         without = {"source": source, "language": None, "fields": {}, "url_field": None}
         index = index_of(self.config.data_at(source), storage.join(folder, "index"))
         config = self.config.model_copy(update=without)
         signals = pa.concat_tables(list(tables(self._signals(config, index, storage.join(folder, "signals")))))
         signals = signals.filter(pa.array(signals["hash"].is_valid()))
-        vectors_MD = self._set_vectors(name, one) if self.config.sealed.similarity is not None else None
+        vectors_MD = self._set_vectors(source, folder) if with_vectors else None
         return Pictures(signals["hash"].to_numpy(), signals["mirrored_hash"].to_numpy(), vectors_MD)
 
-    def _write_positions(
-        self, index: Index, signal_files: list[str], funnel: Funnel, place: str, made_from: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """Write the rows that are left as places in the raw shards."""
-        columns = index.sources[0].columns
-        identities = tables(signal_files, ["sample_id", "key", "image_sha256", "captions_sha256"])
-        writer = SelectionWriter(place, columns)
-        for number, part in enumerate(parts(index, identities, funnel.is_kept_N)):
-            writer.write(number, part)
-        return writer.close(made_from)
-
-    def _selection(self, index: Index, signal_files: list[str], funnel: Funnel) -> tuple[str, dict[str, Any]]:
-        """Write the selection, unless the same one is there; images go to new shards where few rows are kept."""
-        if not len(funnel.kept_K):
-            raise ValueError(f"no row was kept ({_counted(funnel)}): loosen the stage that dropped most")
-        digest, share = _digest(index, funnel), kept_share(index, funnel.kept_K)
-        place = storage.join(self.out, "selections", digest)
-        if storage.exists(storage.join(place, LOCK)):
-            return place, read_lock(place)
-        written = "shards" if share < self.config.rewrite_below else "positions"
-        thresholds = self.config.model_dump(mode="json", exclude=OF_RESOURCES)
-        source = index.sources[0]
-        made_from = {"source": source.uri, "format": source.format, "columns": source.columns._asdict()}
-        made_from |= {"data": index.fingerprint, "written": written, "kept_share_of_chunks": round(share, 4)}
-        made_from |= {"thresholds": thresholds, "stages": funnel.counts()}
-        if written == "positions":
-            return place, self._write_positions(index, signal_files, funnel, place, made_from)
-        positions = storage.join(self.out, "positions", digest)
-        if not storage.exists(storage.join(positions, LOCK)):
-            self._write_positions(index, signal_files, funnel, positions, {})
-        return place, self._write_shards(positions, storage.join(self.out, "shards", digest), place, made_from)
-
-    def _write_shards(self, positions: str, shards: str, place: str, made_from: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the images at `positions` to new shards, and a selection at `place` whose places are there."""
-        config = self.config.model_copy(update={"chunk_rows": IMAGE_ROWS})
-        index = index_of(config.data_at(SourceConfig(uri=positions)), storage.join(self.out, "index"))
-        there, total = set(storage.list_names(shards)), len(read_lock(positions)["files"])
-        missing = [number for number in range(total) if f"{file_name(number)}.parquet" not in there]
-        begun = time.monotonic()
-        if missing:
-            follow(shards_stream(self.config, index.uri, shards, missing), len(missing), "shards", self.tell)
-        self.seconds["shards"] = time.monotonic() - begun
-        writer = SelectionWriter(place, NEW_COLUMNS)
-        for number, (name, part) in enumerate(read_parts(read_lock(positions))):
-            file = storage.stat(storage.join(shards, f"{name}.parquet"))
-            places = places_in_shard(part.rows.num_rows, file.uri, file.bytes, file.etag)
-            writer.write(number, Part(part.rows, pa.table(places, schema=PLACED)))
-        return writer.close(made_from)
+    def _base(self, signals: pa.Table) -> NDArray[np.bool_] | None:
+        """Which rows are those of the base."""
+        if not self.config.base:
+            return None
+        wanted = pa.concat_tables([part.rows for _, part in read_parts(read_lock(self.config.base))])
+        is_base_N = is_in(signals, wanted)
+        if is_base_N.sum() < wanted.num_rows:
+            lost = wanted.num_rows - int(is_base_N.sum())
+            raise ValueError(f"base ({self.config.base}): {lost:,} of its rows are not in {self.config.source.uri}")
+        return is_base_N
 
 
-def kept_share(index: Index, kept_K: NDArray[np.int64]) -> float:
-    """Share of rows kept in the chunks that hold any: what is used of the bytes that are read."""
-    chunk_K = np.searchsorted(index.chunks.first_sample, kept_K, side="right") - 1
-    return len(kept_K) / max(int(index.chunks.rows[np.unique(chunk_K)].sum()), 1)
+def _require_rows(funnel: Funnel) -> None:
+    """
+    Raises:
+        ValueError: no row is left.
+    """
+    if not len(funnel.kept_K):
+        raise ValueError(f"no row was kept ({_counted(funnel)}): loosen the stage that dropped most")
 
 
 def _pictures(signals: pa.Table, funnel: Funnel, embedded: EmbeddedRows | None) -> tuple[NDArray[np.int64], Pictures]:
@@ -256,11 +254,6 @@ def _pictures(signals: pa.Table, funnel: Funnel, embedded: EmbeddedRows | None) 
         vectors_KD = embedded.all()[np.searchsorted(embedded.sample_K, kept_K)]
     plain_N, mirrored_N = (signals[name].fill_null(0).to_numpy() for name in ("hash", "mirrored_hash"))
     return kept_K, Pictures(plain_N[kept_K], mirrored_N[kept_K], vectors_KD)
-
-
-def _digest(index: Index, funnel: Funnel) -> str:
-    """Name of the rows that are left."""
-    return hashlib.sha256(index.fingerprint.encode() + funnel.is_kept_N.tobytes()).hexdigest()[:DIGITS]
 
 
 def _counted(funnel: Funnel) -> str:

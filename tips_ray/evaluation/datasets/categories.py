@@ -8,7 +8,7 @@ import torch
 from tips_ray import storage
 from tips_ray.config.evaluation_data import ClassFolderConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import ImageStack, read_image, read_parts
+from tips_ray.evaluation.datasets.images import ImageStack, read_images, read_parts
 
 
 def class_folder(config: ClassFolderConfig, size_px: int, with_train: bool) -> Dataset:
@@ -44,10 +44,13 @@ def categorised(folder: str, classes: Sequence[str], size_px: int, left_out: Cou
         ValueError: no image can be used.
     """
     images, category_n = ImageStack(size_px), list[int]()
-    for category, name in enumerate(classes):
-        for file in storage.list_names(storage.join(folder, name)):
-            image = read_image(storage.join(folder, name, file), size_px, left_out)
-            if image is not None:
-                images.append(image.pixels_SS3)
-                category_n.append(category)
+    files = [
+        (storage.join(folder, name, file), category)
+        for category, name in enumerate(classes)
+        for file in storage.list_names(storage.join(folder, name))
+    ]
+    for image, (_, category) in zip(read_images((uri for uri, _ in files), size_px, left_out), files, strict=True):
+        if image is not None:
+            images.append(image.pixels_SS3)
+            category_n.append(category)
     return Examples(images.images(folder, left_out), categories_N=torch.tensor(category_n))

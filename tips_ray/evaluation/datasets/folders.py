@@ -11,7 +11,7 @@ from tips_ray.data.sources.folder import table_header, table_lines
 from tips_ray.data.sources.texts import NoCaptionError, texts
 from tips_ray.errors import listed
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import ImageStack, by_stem, read_image, read_parts
+from tips_ray.evaluation.datasets.images import ImageStack, by_stem, read_images, read_parts
 from tips_ray.evaluation.datasets.labels import LabelRule, labelled
 
 TABLE = "captions.csv"
@@ -64,9 +64,9 @@ def captioned(
     Raises:
         ValueError: no image can be used; the message names `folder`.
     """
-    images, captions = ImageStack(size_px), []
-    for uri, its_captions in pairs:
-        image = read_image(uri, size_px, left_out)
+    pairs, images, captions = list(pairs), ImageStack(size_px), []
+    found = read_images((uri for uri, _ in pairs), size_px, left_out)
+    for image, (_, its_captions) in zip(found, pairs, strict=True):
         if image is not None:
             images.append(image.pixels_SS3)
             captions.append(its_captions)

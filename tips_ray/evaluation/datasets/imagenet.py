@@ -7,7 +7,9 @@ models' heads. The devkit's numbers (ILSVRC2012_ID) are in another order.
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +21,14 @@ from tips_ray import storage
 from tips_ray.config.evaluation_data import ImagenetConfig
 from tips_ray.evaluation.datasets.categories import categorised, classes_in
 from tips_ray.evaluation.datasets.examples import Dataset, Examples
-from tips_ray.evaluation.datasets.images import ImageStack, counted_parts, decoded_image, read_image
+from tips_ray.evaluation.datasets.images import (
+    FoundImage,
+    ImageStack,
+    ahead,
+    counted_parts,
+    decoded_image,
+    read_images,
+)
 
 DEVKIT = "ILSVRC2012_devkit_t12/data"
 TRUTH, META, MAPPING = "ILSVRC2012_validation_ground_truth.txt", "meta.mat", "LOC_synset_mapping.txt"
@@ -83,8 +92,8 @@ def _flat_validation(folder: str, classes: Sequence[str], size_px: int, left_out
     place_of = {number: classes.index(wordnet) for number, wordnet, _ in _synsets(storage.join(devkit, META))}
     numbers = [int(line) for line in storage.read_text(storage.join(devkit, TRUTH)).split()]
     images, categories = ImageStack(size_px), []
-    for row, number in enumerate(numbers, start=1):
-        image = read_image(storage.join(folder, "val", f"ILSVRC2012_val_{row:08d}.JPEG"), size_px, left_out)
+    uris = (storage.join(folder, "val", f"ILSVRC2012_val_{row + 1:08d}.JPEG") for row in range(len(numbers)))
+    for image, number in zip(read_images(uris, size_px, left_out), numbers, strict=True):
         if image is not None:
             images.append(image.pixels_SS3)
             categories.append(place_of[number])
@@ -106,8 +115,8 @@ def _from_parquet(folder: str, tables: dict[str, list[str]], size_px: int, with_
     def part(name: str, left_out: Counter[str]) -> Examples:
         images, categories = ImageStack(size_px), []
         for uri in tables[name]:
-            for row in _rows(uri):
-                image = decoded_image((row["image"] or {}).get("bytes") or b"", size_px, left_out)
+            for image, row, counts in ahead(partial(_decoded, size_px), _rows(uri)):
+                left_out.update(counts)
                 if image is not None and row["label"] is not None and row["label"] >= 0:
                     images.append(image.pixels_SS3)
                     categories.append(row["label"])
@@ -124,7 +133,12 @@ def _from_parquet(folder: str, tables: dict[str, list[str]], size_px: int, with_
     return Dataset(test, train, category_names=names, left_out=left_out)
 
 
-def _rows(uri: str):
+def _decoded(size_px: int, row: dict[str, Any]) -> tuple[FoundImage | None, dict[str, Any], Counter[str]]:
+    counts = Counter[str]()
+    return decoded_image((row["image"] or {}).get("bytes") or b"", size_px, counts), row, counts
+
+
+def _rows(uri: str) -> Iterator[dict[str, Any]]:
     """Rows with `image` (a struct with `bytes`) and `label`."""
     filesystem, path = storage.filesystem(uri)
     with storage.attempt(uri, lambda: filesystem.open_input_file(path)) as file:

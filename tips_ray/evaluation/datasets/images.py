@@ -2,9 +2,10 @@
 
 import errno
 import tempfile
-from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from tips_ray.data.decode import BadImage, open_image, reduction_for
 from tips_ray.evaluation.datasets.examples import Examples, squashed_image
 
 MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS = 50 * 2**20, 100_000_000
+THREADS_THAT_WAIT, READ_AHEAD = 4, 64
+"""Threads beyond those of torch, which is told this process's CPUs, and most items that are read at a time."""
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class FoundImage(NamedTuple):
@@ -59,6 +64,33 @@ def read_image(uri: str, size_px: int, left_out: Counter[str]) -> FoundImage | N
         left_out["missing"] += 1
         return None
     return decoded_image(content, size_px, left_out)
+
+
+def read_images(uris: Iterable[str], size_px: int, left_out: Counter[str]) -> Iterator[FoundImage | None]:
+    """`read_image` of each, in order, by threads."""
+
+    def read(uri: str) -> tuple[FoundImage | None, Counter[str]]:
+        counts = Counter[str]()
+        return read_image(uri, size_px, counts), counts
+
+    for image, counts in ahead(read, uris):
+        left_out.update(counts)
+        yield image
+
+
+def ahead(read: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """Results in the order of the items, by threads that are at most `READ_AHEAD` items ahead.
+
+    Decoders and storage leave other threads the time that they take, so that threads use all CPUs of this process.
+    """
+    waiting: deque[Future[Found]] = deque()
+    with ThreadPoolExecutor(torch.get_num_threads() + THREADS_THAT_WAIT, "tips-ray-read") as pool:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) >= READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def decoded_image(content: bytes, size_px: int, left_out: Counter[str]) -> FoundImage | None:

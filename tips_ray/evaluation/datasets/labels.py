@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tips_ray import storage
 from tips_ray.evaluation.datasets.examples import Examples
-from tips_ray.evaluation.datasets.images import ImageStack, read_image
+from tips_ray.evaluation.datasets.images import FoundImage, ImageStack, ahead, read_image
 
 PNG = b"\x89PNG\r\n\x1a\n"
 """First bytes of a PNG; bits per sample and kind of color stand in bytes 24 and 25."""
@@ -40,24 +40,25 @@ def labelled(
     Raises:
         ValueError: a map is wrong, or no image can be used; the message names `folder`.
     """
-    images, labels = ImageStack(size_px), []
-    for uri, label_uri in pairs:
-        if label_uri is None:
-            left_out["no labels"] += 1
-            continue
-        image = read_image(uri, size_px, left_out)
-        if image is None:
-            continue
+
+    def read(pair: tuple[str, str | None]) -> tuple[FoundImage | None, Tensor | None, Counter[str]]:
+        counts = Counter[str]()
+        image = None if pair[1] is None else read_image(pair[0], size_px, counts)
         try:
-            labels_HW = label_map(label_uri, rule)
+            return image, None if image is None or pair[1] is None else label_map(pair[1], rule), counts
         except storage.NotFoundError:
-            left_out["no labels"] += 1
-            continue
-        if tuple(labels_HW.shape) != image.size:
+            return None, None, counts
+
+    images, labels = ImageStack(size_px), []
+    for image, labels_HW, counts in ahead(read, pairs):
+        left_out.update(counts)
+        if image is None or labels_HW is None:
+            left_out.update({"no labels": 1} if not counts else {})
+        elif tuple(labels_HW.shape) != image.size:
             left_out["labels of another size"] += 1
-            continue
-        images.append(image.pixels_SS3)
-        labels.append(labels_HW)
+        else:
+            images.append(image.pixels_SS3)
+            labels.append(labels_HW)
     return Examples(images.images(folder, left_out), labels)
 
 

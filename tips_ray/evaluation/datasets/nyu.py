@@ -5,6 +5,7 @@ The labelled .mat is HDF5 in MATLAB's order, so that its arrays read [N, 3, W, H
 
 import codecs
 import gzip
+import importlib
 import io
 import pickle
 from collections import Counter
@@ -21,7 +22,7 @@ from tips_ray import storage
 from tips_ray.config.evaluation_data import NyuBtsConfig, NyuGeonetConfig, NyuLabelledConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples, squashed_image
 from tips_ray.evaluation.datasets.geometry import array, metres
-from tips_ray.evaluation.datasets.images import FileRows, ImageStack, counted_parts, read_image
+from tips_ray.evaluation.datasets.images import FileRows, FoundImage, ImageStack, ahead, counted_parts, read_image
 
 LABELLED, SPLITS, NORMALS = "nyu_depth_v2_labeled.mat", "splits.mat", "all_normals.pklz"
 BTS_LIST, BTS_FOLDERS = "nyudepthv2_{}_files_with_gt.txt", {"train": "sync", "test": "official_splits/test"}
@@ -77,9 +78,15 @@ def nyu_bts(config: NyuBtsConfig, size_px: int, with_train: bool) -> Dataset:
     def part(name: str, left_out: Counter[str]) -> Examples:
         images, depth_m = ImageStack(size_px), FileRows(SIZE, np.float32)
         root = storage.join(folder, BTS_FOLDERS[name])
-        for image_name, depth_name in _bts_pairs(folder, name)[:: config.every if name == "train" else 1]:
-            image = read_image(storage.join(root, image_name), size_px, left_out)
-            found = None if image is None else _bts_depth(storage.join(root, depth_name), image.size, left_out)
+
+        def read(pair: tuple[str, str]) -> tuple[FoundImage | None, Tensor | None, Counter[str]]:
+            counts = Counter[str]()
+            image = read_image(storage.join(root, pair[0]), size_px, counts)
+            return image, image and _bts_depth(storage.join(root, pair[1]), image.size, counts), counts
+
+        pairs = _bts_pairs(folder, name)[:: config.every if name == "train" else 1]
+        for image, found, counts in ahead(read, pairs):
+            left_out.update(counts)
             if image is not None and found is not None:
                 images.append(image.pixels_SS3)
                 depth_m.append(found)
@@ -145,7 +152,7 @@ def _opened(uri: str) -> Any:
         ValueError: h5py is not installed, or the file is no HDF5.
     """
     try:
-        import h5py
+        h5py: Any = importlib.import_module("h5py")  # an optional package
     except ImportError:
         raise ValueError(f"reading {uri} needs h5py: install tips-ray[nyu]") from None
     storage.stat(uri)

@@ -13,7 +13,7 @@ import torch
 from tips_ray import storage
 from tips_ray.config.evaluation_data import UnedConfig
 from tips_ray.evaluation.datasets.examples import Dataset, Examples, Instances
-from tips_ray.evaluation.datasets.images import ImageStack, read_image
+from tips_ray.evaluation.datasets.images import ImageStack, read_images
 
 OWN_INDEX = {"inshop", "met", "gldv2"}
 """Sets with an `index.json` beside `test.json`."""
@@ -43,8 +43,9 @@ def uned(config: UnedConfig, size_px: int, with_train: bool = False) -> Dataset:
         queries = _entries(storage.join(folder, "info_files", name, "test.json"))
         own = name in OWN_INDEX
         index = _entries(storage.join(folder, "info_files", name, "index.json")) if own else []
-        for entry, asks in [*((one, True) for one in queries), *((one, False) for one in index)]:
-            image = read_image(_image_uri(storage.join(folder, "images", entry.path)), size_px, left_out)
+        entries = [*((one, True) for one in queries), *((one, False) for one in index)]
+        uris = (_image_uri(storage.join(folder, "images", entry.path)) for entry, _ in entries)
+        for image, (entry, asks) in zip(read_images(uris, size_px, left_out), entries, strict=True):
             if image is not None:
                 images.append(image.pixels_SS3)
                 domain_n.append(domain)
