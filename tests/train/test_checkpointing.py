@@ -35,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 HEAVY, VARIANT = pytest.mark.heavy, pytest.mark.variant
 LAYERED = {"optimizer__layer_decay": 0.5, "optimizer__patch_embed_lr_factor": 0.2}
 ADAFACTOR = {"optimizer__name": "adafactor"}
+CORRECTED = {"objective__center_start": "bias_corrected"}  # counts the steps
 FROZEN = {"objective__prototype_freeze": 0.4}  # 4 steps of 10: until then no optimizer state of the prototypes
 
 
@@ -79,6 +80,7 @@ def _saved(folder: str | Path, *steps: int) -> list[CheckpointInfo]:
         *(pytest.param(FROZEN, steps, marks=VARIANT) for steps in (0, 5)),
         *(pytest.param(LAYERED, steps, marks=VARIANT) for steps in (2, 5)),
         *(pytest.param(FROZEN | ADAFACTOR, steps, marks=VARIANT) for steps in (0, 2)),
+        (CORRECTED, 2),
     ],
 )
 def test_a_restored_run_goes_on_as_if_nothing_had_happened(tmp_path, values, steps):

@@ -1,6 +1,7 @@
 """The loop's limit on bad rows: counted over ranks and restarts, checked at logged steps."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from toy import TOY, toy_batch
 from tips_ray.batch import Batch
 from tips_ray.config import RunConfig, override
 from tips_ray.distributed import rank, world_size
+from tips_ray.train import loop
+from tips_ray.train.health import Health
 from tips_ray.train.loop import train
 from tips_ray.train.state import TrainState, new_state
 
@@ -104,6 +107,20 @@ def test_effective_ranks_are_in_the_first_the_last_and_every_tenth_line():
     train(new_state(config), itertools.cycle(_batches([()])), config, recorder := ListRecorder())
     lines = [step for step, found in recorder.metrics.items() if "health/cls_web/effective_rank" in found]
     assert lines == [1, 20, 40, 43]
+
+
+def test_information_is_told_once_enough_images_were_logged_with_the_losses_of_their_steps(monkeypatch):
+    """4 images a line: those of steps 1 and 2 fill a window of 8. The student predicts less than the targets tell."""
+    monkeypatch.setattr(loop, "Health", partial(Health, window_images=8))
+    train(new_state(_config(1)), itertools.cycle(_batches([()])), _config(1), recorder := ListRecorder())
+    for head in ("distillation", "masked_image"):
+        told = {step: found.get(f"health/{head}/information") for step, found in recorder.metrics.items()}
+        assert [step for step, value in told.items() if value is None] == [1]
+        steps = (recorder.metrics[step] for step in (1, 2))
+        excess = sum(found[f"loss/{head}"] - found[f"health/{head}/target_entropy"] for found in steps) / 2
+        second = recorder.metrics[2]
+        gap = second[f"health/{head}/mutual_information"] - second[f"health/{head}/information"]
+        assert gap > 0 and (head == "masked_image" or gap == pytest.approx(excess, rel=1e-4))
 
 
 def test_the_wait_for_data_is_what_the_stream_says_where_it_says_it():
