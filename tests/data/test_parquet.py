@@ -19,7 +19,7 @@ from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.data import sources
 from tips_ray.data.columns import SourceRow
-from tips_ray.data.sources import image_urls
+from tips_ray.data.sources import image_urls, parquet
 from tips_ray.data.sources.parquet_types import PICKLED
 from tips_ray.storage import StorageError
 
@@ -296,7 +296,7 @@ def test_large_row_groups_are_warned_of_once(tmp_path, monkeypatch, caplog):
     write_parquet(tmp_path / "x.parquet", {"image": [bytes(900)] * 9, "caption": ["x"] * 9}, row_group_size=9)
     read_all(tmp_path)
     assert caplog.text == ""
-    monkeypatch.setattr(sources.parquet, "LARGE_GROUP_BYTES", 1000)
+    monkeypatch.setattr(parquet, "LARGE_GROUP_BYTES", 1000)
     read_all(tmp_path)
     assert caplog.text.count("row groups of 9 rows") == 1
 
