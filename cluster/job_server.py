@@ -168,13 +168,24 @@ def connect(address: str | None, seconds: float) -> JobServer:
 
     def made() -> JobServer:
         try:
-            return JobServer(_Client(url))
+            return JobServer(_client(url))
         except (RuntimeError, KeyError, TypeError, ValueError):  # 404, or an answer of something else
             raise ServerError(_no_dashboard(url)) from None
         except requests.exceptions.HTTPError as error:
             raise UnreachableError(_last_line(str(error))) from None
 
     return patiently(made, seconds, f"the cluster at {url}")
+
+
+def _client(url: str) -> _Client:
+    """A client of this server: to Ray the variable counts more than an argument."""
+    given = os.environ.get("RAY_API_SERVER_ADDRESS")
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
+    try:
+        return _Client(url)
+    finally:
+        del os.environ["RAY_API_SERVER_ADDRESS"]
+        os.environ |= {"RAY_API_SERVER_ADDRESS": given} if given is not None else {}
 
 
 def patiently(ask: Callable[[], Found], seconds: float, whom: str) -> Found:

@@ -78,6 +78,8 @@ def task(words: Sequence[str], arguments: Namespace) -> Task:
         _require_kept(command, arguments)
         return Task(list(words), object_name(command, *words[1:]), command, "", None, files)
     _require_shared("storage", config.storage)
+    for number, source in enumerate(config.data.sources if isinstance(config, RunConfig) else ()):
+        _require_there(f"data.sources.{number}.uri", source.uri)
     if command not in ("pretrain", "sweep"):
         name = f"{command}-{config.name}"
         return Task(list(words), object_name(name, *words[1:]), name, "", None, files)
@@ -107,6 +109,18 @@ def _require_shared(key: str, place: str) -> None:
         raise ValueError(
             f"{key} ({place}) would be a folder of the job, which Ray deletes after it: use s3://, or the whole path "
             "of a folder that all nodes share"
+        )
+
+
+def _require_there(key: str, place: str) -> None:
+    """
+    Raises:
+        ValueError: data are in a folder of this machine, named from here.
+    """
+    if "://" not in place and not Path(place).is_absolute():
+        raise ValueError(
+            f"{key} ({place}) is a path from this folder, and data do not travel with a job: use s3://, or the whole "
+            "path of a folder that all nodes share"
         )
 
 

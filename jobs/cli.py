@@ -53,7 +53,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 0, 1 failure, 2 user's mistake, 75 stopped and saved, 130 Ctrl-C."""
+    """Run one command; return the exit code.
+
+    0, 1 failure, 2 user's mistake, 3 another start trains the run, 75 stopped and saved, 130 Ctrl-C.
+    """
     _print_any_name()
     console.speak("lines")
     argv = sys.argv[1:] if argv is None else argv
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError) as error:
-        return _print_error(error, 2)
+        return _print_error(error, getattr(error, "exit_code", 2))
     except RunFailedError as error:
         return _print_error(error, 1)
     except RunStopped as stop:

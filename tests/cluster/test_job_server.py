@@ -1,6 +1,7 @@
 """A job server that refuses, does not answer or answers nonsense is told in one sentence with its cure."""
 
 import asyncio
+import os
 import socket
 import time
 
@@ -54,6 +55,12 @@ def test_a_server_that_takes_the_question_and_never_answers_is_given_up(monkeypa
     monkeypatch.setattr(job_server, "POLL_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UnreachableError, match="no answer in 0.2 s"):
         connect(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.1)
+
+
+def test_the_address_that_is_given_counts_more_than_the_variable(board, monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    assert connect(board.address, 5).address == board.address
+    assert os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:9"
 
 
 def test_addresses_of_other_kinds_are_refused(monkeypatch):

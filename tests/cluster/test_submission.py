@@ -298,3 +298,9 @@ def test_a_cluster_without_python_is_told(server, board, monkeypatch):
     )
     with pytest.raises(ServerError, match="runs no Python: .*no python"):
         checked(server, "image")
+
+
+def test_data_of_this_machine_are_refused_before_a_cluster_misses_them():
+    with pytest.raises(ValueError, match=r"data.sources.0.uri \(photos\) is a path from this folder, and data do not"):
+        task(["pretrain", "run.yaml", "data.sources=[{uri: photos}]"])
+    assert task(["pretrain", "run.yaml", "data.sources=[{uri: /data/photos}]"]).name == "one"

@@ -163,7 +163,7 @@ def test_a_run_that_loses_a_rank_is_stopped_and_moves_goes_on_with_the_same_numb
     assert process.returncode != 0
     process = _started(config, 2)
     _wait_for_step(config, 11, resumes=1)
-    assert main(["pretrain", str(tmp_path / "run.yaml"), "--without-ray"]) == 2
+    assert main(["pretrain", str(tmp_path / "run.yaml"), "--without-ray"]) == 3
     assert "is being trained by process" in capsys.readouterr().err
     assert main(["runs", "stop", folder.uri]) == 0
     process.communicate(timeout=120)

@@ -50,6 +50,21 @@ def test_a_mistake_at_the_first_start_is_not_tried_again(folder, tmp_path):
     assert supervise(_driver(tmp_path, "sys.exit(2)"), folder, _no_wait) == 2
 
 
+def test_while_another_start_trains_the_run_it_waits_and_that_is_no_failure(folder, tmp_path):
+    waits: list[float] = []
+    endings = ["sys.exit(3)"] * (TRIES + 1) + [KILLED, "sys.exit(3)", "pass"]
+    assert supervise(_driver(tmp_path, *endings), folder, waits.append) == 0
+    assert waits == [30] * (TRIES + 1) + [5, 30]
+
+
+def test_a_start_that_waits_for_another_ends_when_the_run_is_asked_to_stop(folder, tmp_path, monkeypatch):
+    asked = iter([False, True, True])
+    monkeypatch.setattr("tips_ray.launch.supervisor._was_asked_to_stop", lambda _: next(asked))
+    waits: list[float] = []
+    assert supervise(_driver(tmp_path, "sys.exit(3)", "sys.exit(3)"), folder, waits.append) == RunStopped.exit_code
+    assert waits == [30]
+
+
 def test_an_interrupted_driver_is_not_started_again(folder, tmp_path):
     assert supervise(_driver(tmp_path, "sys.exit(130)"), folder, _no_wait) == 130
 

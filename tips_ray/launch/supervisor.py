@@ -13,7 +13,7 @@ from tips_ray.launch.cluster import address, require_cluster
 from tips_ray.launch.stops import signals_handled
 from tips_ray.memory_kills import memory_kills, memory_kills_since
 from tips_ray.runs.folder import RunFolder
-from tips_ray.runs.lease import newest
+from tips_ray.runs.lease import RunIsTrainedError, newest
 from tips_ray.runs.restart import last_step
 from tips_ray.runs.stop import stop_asked
 
@@ -22,6 +22,8 @@ TRIES = 5
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 5.0, 300.0
 LOOK_SECONDS, MOST_AWAY_SECONDS = 10.0, 1800.0
 """Between two looks for a cluster that is away; longest wait for it, over all waits without a step of progress."""
+HELD_SECONDS = 30.0
+"""Between two starts while another start trains the run."""
 MISTAKE, INTERRUPTED = 2, 130
 
 
@@ -49,6 +51,9 @@ def supervise(
         answers: whether the cluster is there. While it is away nothing is started, and a start that could not join it
             does not count as failed.
 
+    While another start trains the run, such as that of a job whose head was lost, it waits, however long: when that one
+    ends, it goes on, or finds the run complete.
+
     Raises:
         RunFailedError: it has failed `TRIES` times without getting farther, or the cluster stays away.
     """
@@ -56,6 +61,10 @@ def supervise(
     while True:
         begun, kills = datetime.now(UTC).isoformat(), memory_kills()
         code = _ended(command)
+        if code == RunIsTrainedError.exit_code and not _was_asked_to_stop(folder):
+            _tell_of_holder(folder)
+            sleep(HELD_SECONDS)
+            continue
         has_run = has_run or code != MISTAKE  # later this code means that the cluster is away
         if code in (0, INTERRUPTED, RunStopped.exit_code) or not has_run or _would_come_again(folder, begun):
             return code
@@ -79,6 +88,14 @@ def supervise(
         seconds = min(FIRST_WAIT_SECONDS * 2 ** (failed - 1), LONGEST_WAIT_SECONDS)
         tell("restart", f"the driver {ending}; it starts again in {seconds:.0f} s", seconds=seconds)
         sleep(seconds)
+
+
+def _tell_of_holder(folder: RunFolder) -> None:
+    try:
+        holder = newest(folder.uri)[1]
+    except storage.StorageError:
+        holder = None
+    tell("restart", f"this start waits for {holder or 'the other one'}, and asks again every {HELD_SECONDS:.0f} s")
 
 
 def _wait_for_cluster(

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 class RunIsTrainedError(ValueError):
     """Another start trains the run."""
 
+    exit_code = 3
+
 
 class LeaseLostError(storage.StorageError):
     """Another start has taken the run over; this one must write no checkpoint any more."""
