@@ -8,8 +8,8 @@ duplicates, most_repeats; encoder (any that tips-ray evaluate takes); see tips_r
 embeddings are kept in `out`: another threshold reads them again and makes only what is missing. The same command again
 goes on where it was stopped, and the same data and thresholds give the same files. RAY_ADDRESS names a cluster.
 
-The selection it writes is a source: `tips-ray pretrain RUN.yaml data.sources.0.uri=SELECTION`. Images are not copied,
-unless few rows of a shard are kept (rewrite_below). Its lock.json is checked by `tips-ray data verify`.
+The selection it writes is a source: `tips-ray pretrain RUN.yaml 'data.sources=[{uri: SELECTION}]'`. Images are not
+copied, unless few rows of a shard are kept (rewrite_below). Its lock.json is checked by `tips-ray data verify`.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     made = curate(config, partial(print, flush=True))
     share = made.lock["kept_share_of_chunks"]
     is_new = made.lock["written"] == "shards"
-    written = "images are in new shards" if is_new else f"{1 / share:.2g} bytes read a byte used"
+    written = "images are in new shards" if is_new else f"a run reads {1 / share:.2g} times the bytes that it uses"
     print(f"selection  {made.selection}: {made.lock['rows']:,} rows; {written}")
     print(f"report     {made.report}")
+    print(f"next       tips-ray pretrain RUN.yaml 'data.sources=[{{uri: {made.selection}}}]'")

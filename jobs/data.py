@@ -55,5 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.at:
         share = found.counts["there"] / max(total, 1)
         place = storage.join(arguments.out, "selection")
-        print(f"selection  {place}: {share:.1%} of the rows are there; the others are bad rows")
+        rest = "" if found.is_whole else "; the others are bad rows"
+        print(f"selection  {place}: {share:.1%} of the rows are there{rest}")
     return 0 if found.is_whole else 1

@@ -191,13 +191,17 @@ def test_mistakes_are_one_sentence(place, cluster, capsys):
     assert "--at and --out belong together" in capsys.readouterr().err
     assert main(["curate", _config(place, "wrong"), "--for", "out/runs/x"]) == 2
     assert "--for needs weakest.validation" in capsys.readouterr().err
+    assert main(["curate", _config(place, "wrong", fields={"nsfw": {"max": 1}})]) == 2
+    assert "fields.nsfw: none of the first 4 rows has 'nsfw'; they have punsafe, url" in capsys.readouterr().err
+    assert main(["curate", _config(place, "wrong", url_field=None)]) == 2
+    assert "blocked_domains: the key holds no URL in any row" in capsys.readouterr().err
     assert main(["curate", _config(place, "raw")]) == 2
     assert "holds data of" in capsys.readouterr().err
 
 
 def _bytes(out: Path) -> dict[str, bytes]:
     """Signals and selections by name."""
-    files = [*out.glob("signals/signals/*.parquet"), *out.glob("selections/*/*.*")]
+    files = [*out.glob("signals/*/signals/*.parquet"), *out.glob("selections/*/*.*")]
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
@@ -206,7 +210,7 @@ def test_killed_anywhere_and_run_again_it_writes_the_same_bytes(place, curated):
     config, out = _config(place, "killed", rewrite_below=0), place / "killed"
     command = [sys.executable, "-m", "jobs.cli", "curate", config]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: len(list(out.glob("signals/signals/*.parquet"))) >= 1)
+    until(lambda: len(list(out.glob("signals/*/signals/*.parquet"))) >= 1)
     time.sleep(random.uniform(0, 1))
     workers = [pid for pid in family(job.pid) if "Agent" not in command_of(pid)]  # Ray's agents stay a minute
     job.kill()

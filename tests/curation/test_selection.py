@@ -16,7 +16,7 @@ from tips_ray.data.columns import SourceRow
 from tips_ray.data.index import Index, build_index, run_order
 from tips_ray.data.index_folder import index_of
 from tips_ray.data.sources.left_out import left_out
-from tips_ray.data.sources.selection import ABSENT, CAPTION_CHANGED, IMAGE_CHANGED, captions_digest
+from tips_ray.data.sources.selection import ABSENT, CAPTION_CHANGED, IMAGE_CHANGED, captions_digest, faults
 
 ROWS = 150
 
@@ -132,6 +132,16 @@ def test_what_changed_or_went_after_the_choice_is_a_bad_row(selected, tmp_path):
     errors = {row["key"]: row["error"] for row in _rows(_index(selected))}
     assert (errors["00003"], errors["00004"]) == (CAPTION_CHANGED, IMAGE_CHANGED)
     assert sum(bool(error) for error in errors.values()) == 2
+
+
+def test_rows_of_a_shard_that_is_gone_are_named_and_a_run_stops(selected, tmp_path):
+    index = _index(selected)
+    (shard,) = index.shards_of(0)
+    (tmp_path / "raw" / "a.tar").rename(tmp_path / "raw" / "a.gone")
+    found = faults(shard, index.chunk(0), index.sources[0].columns)
+    assert [bool(fault) for fault in found] == [n < 75 for n in KEPT] and set(found) == {"", ABSENT}
+    with pytest.raises(ValueError, match="a.tar"):
+        index.read(0)
 
 
 def test_the_same_rows_give_the_same_bytes_and_another_choice_another_order(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from tips_ray.config import SourceConfig
 from tips_ray.config.curation import CurationConfig, SealedBounds
 from tips_ray.curation import stages
-from tips_ray.curation.signals import domain, schema
+from tips_ray.curation.signals import NO_CAPTION, domain, schema
 from tips_ray.curation.stages import Funnel, Pictures
 from tips_ray.curation.vectors import EmbeddedRows, unit_vectors
 from tips_ray.curation.weakness import margins, weakest
@@ -22,7 +22,7 @@ def _config(**keys: Any) -> CurationConfig:
 
 
 def _signals(config: CurationConfig, rows: list[dict[str, Any]]) -> pa.Table:
-    base = {"error": "", "width": 200, "height": 100, "english_votes": 3, "domain": ""}
+    base = {"error": "", "width": 200, "height": 100, "english_votes": 3, "domain": "", "caption_id": 1}
     return pa.Table.from_pylist([{**base, **row, "sample_id": n} for n, row in enumerate(rows)], schema(config))
 
 
@@ -48,6 +48,7 @@ def test_each_row_is_dropped_by_the_first_stage_that_objects():
         good | {"domain": "img.bad.com"},
         good | {"domain": "notbad.com"},
         good | {"english_votes": 1},
+        good | {"english_votes": 0, "caption_id": NO_CAPTION},
         good | {"width": 63, "english_votes": 0},
     ]
     funnel = stages.cheap_stages(_signals(config, rows), config)
@@ -55,7 +56,7 @@ def test_each_row_is_dropped_by_the_first_stage_that_objects():
     unsafe, blocked = "field punsafe", "blocked domain"
     assert names == [
         "kept", "unreadable", "too small", "too long", "kept", unsafe, unsafe, "kept", "field score", blocked, blocked,
-        "kept", "not English", "too small",
+        "kept", "not English", "no caption", "too small",
     ]  # fmt: skip
     assert funnel.counts()["kept"] == 4 == len(funnel.kept_K)
 
@@ -161,6 +162,8 @@ def test_a_config_that_compares_without_an_encoder_is_refused():
         _config(similarity={"min": 0.2})
     with pytest.raises(ValueError, match="min or max must be given"):
         _config(fields={"x": {}})
+    with pytest.raises(ValueError, match="'https://bad.com/' is no domain: write example.com, without https"):
+        _config(blocked_domains=["https://bad.com/"])
 
 
 def test_rows_of_an_earlier_selection_stay_unless_they_are_unreadable_or_sealed():

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tips_ray.config.run import DataConfig, SourceConfig
 from tips_ray.config.schema import PositiveShare, Schema, Share
@@ -73,7 +73,7 @@ class NearConfig(Schema):
 class SealedBounds(Schema):
     """What counts as a near duplicate of a sealed image."""
 
-    hash_distance: NonNegativeInt = 8
+    hash_distance: Annotated[int, Field(ge=0, le=63)] = 8
     """(D) Most bits of 64 in which difference hashes of duplicates differ; the mirror image counts too."""
     similarity: Cosine | None = None
     """Smallest cosine of duplicates, which finds crops; None: hashes alone."""
@@ -88,7 +88,7 @@ class SealedConfig(SealedBounds):
 class DuplicatesConfig(Schema):
     """Near duplicates among the rows: one of each connected group is kept."""
 
-    hash_distance: NonNegativeInt = 8
+    hash_distance: Annotated[int, Field(ge=0, le=63)] = 8
     """(D) As for sealed images."""
     similarity: Cosine | None = None
     """As for sealed images."""
@@ -158,6 +158,13 @@ class CurationConfig(Schema):
     gpus_per_actor: NonNegativeFloat = 0
     memory_gb: PositiveFloat = 4.0
     """Memory of the search for near images, in GB."""
+
+    @model_validator(mode="after")
+    def _names_domains(self) -> Self:
+        wrong = next((name for name in self.blocked_domains if not name or set(name) & set("/:*@ ")), None)
+        if wrong is not None:
+            raise ValueError(f"blocked_domains: {wrong!r} is no domain: write example.com, without https:// and path")
+        return self
 
     @model_validator(mode="after")
     def _has_an_encoder(self) -> Self:

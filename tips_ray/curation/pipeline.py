@@ -18,6 +18,7 @@ from tips_ray.data import sources
 from tips_ray.data.chunk_files import file_name as signals_name
 from tips_ray.data.index_folder import opened_index
 from tips_ray.data.sources.columns import Columns
+from tips_ray.data.sources.selection import faults
 from tips_ray.ray_data_adapter import handed_out, in_order
 from tips_ray.storage import StorageError
 
@@ -97,8 +98,9 @@ def _write_signals(
 
 def _faults(batch: Mapping[str, np.ndarray], index_uri: str) -> pa.Table:
     index = opened_index(index_uri)
+    shard, columns = index.shard(int(batch["file"][0]))
     chunks = np.flatnonzero(index.chunks.shard == int(batch["file"][0])).tolist()
-    errors = [row["error"] for chunk in chunks for row in index.read(chunk)]
+    errors = [fault for chunk in chunks for fault in faults(shard, index.chunk(chunk), columns)]
     return pa.table([[len(errors)], [errors]], schema=_MADE)
 
 

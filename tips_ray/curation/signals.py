@@ -61,7 +61,7 @@ def _signals(row: SourceRow, fields: Mapping[str, Any], config: CurationConfig) 
         "key": row["key"],
         **_image(row, config),
         "captions_sha256": captions_digest(row),
-        "caption_id": int.from_bytes(hashlib.sha256(" ".join(caption.lower().split()).encode()).digest()[:8], "little"),
+        "caption_id": caption_id(caption),
         "domain": domain(str(url or "")),
         **{f"field.{name}": _number(fields.get(name)) for name in config.fields},
     }
@@ -80,6 +80,14 @@ def _image(row: SourceRow, config: CurationConfig) -> dict[str, Any]:
     plain, mirrored = hashes(pixels)
     size = {"width": image.width, "height": image.height}
     return {**found, **size, "hash": plain, "mirrored_hash": mirrored}
+
+
+def caption_id(caption: str) -> int:
+    """A number below 2**64 that is equal for captions that differ in case and spaces alone."""
+    return int.from_bytes(hashlib.sha256(" ".join(caption.lower().split()).encode()).digest()[:8], "little")
+
+
+NO_CAPTION = caption_id("")
 
 
 def domain(url: str) -> str:

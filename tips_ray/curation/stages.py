@@ -11,6 +11,7 @@ from tips_ray.config.curation import BoundsConfig, CurationConfig, SealedBounds
 from tips_ray.curation.components import components, kept
 from tips_ray.curation.hashes import close_pairs, close_to
 from tips_ray.curation.search import best_query, nearest, similar_pairs
+from tips_ray.curation.signals import NO_CAPTION
 from tips_ray.curation.vectors import EmbeddedRows, Vectors
 
 Flags = NDArray[np.bool_]
@@ -88,6 +89,8 @@ def cheap_stages(signals: pa.Table, config: CurationConfig, is_base_N: Flags | N
         funnel.drop(f"field {name}", _is_out(number_N, bounds))
     if config.blocked_domains:
         funnel.drop("blocked domain", _is_below(signals["domain"], config.blocked_domains))
+    if config.language or config.similarity:
+        funnel.drop("no caption", signals["caption_id"].to_numpy() == NO_CAPTION)
     if config.language:
         funnel.drop("not English", signals["english_votes"].to_numpy() < config.language.needed)
     return funnel
@@ -215,8 +218,10 @@ def repeats_stage(funnel: Funnel, caption_N: NDArray[np.uint64], most: int) -> N
     funnel.drop_left("repeated caption", is_dropped_K, kept_K)
 
 
-def decisions(signals: pa.Table, funnel: Funnel) -> Mapping[str, NDArray]:
+def decisions(signals: pa.Table, funnel: Funnel) -> Mapping[str, NDArray | pa.ChunkedArray]:
     """What was decided on each row, for people: the stage, what it judged, and the duplicate that is kept."""
     stage_N = np.array(funnel.stages)[funnel.reason_N]
     partner_N = np.full(signals.num_rows, -1) if funnel.partner_N is None else funnel.partner_N
-    return {"stage": stage_N, **funnel.values, "kept_duplicate": partner_N}
+    shown = [name for name in signals.column_names if not name.endswith(("sha256", "hash", "_id"))]
+    judged = {name: signals[name] for name in shown}
+    return {"stage": stage_N, **judged, **funnel.values, "kept_duplicate": partner_N}

@@ -25,10 +25,11 @@ from tips_ray.curation.sets import set_source
 from tips_ray.curation.stages import Funnel, Pictures
 from tips_ray.curation.vectors import EmbeddedRows, Vectors
 from tips_ray.curation.weakness import margins, weakest
+from tips_ray.data import sources
 from tips_ray.data.index import Index
 from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.embedding.layout import WEB
-from tips_ray.errors import RunFailedError, RunInterrupted, described
+from tips_ray.errors import RunFailedError, RunInterrupted, described, listed
 from tips_ray.launch.curation_files import GOES_ON, Tell, connect, made_signals, tables
 from tips_ray.launch.curation_selection import rows_digest, write_positions, write_selection
 from tips_ray.launch.embedding import embed_source
@@ -84,8 +85,12 @@ class _Curation:
         index = index_of(config.data, storage.join(self.out, "index"))
         check_apart("out", self.out, index)
         self.tell(f"data       {index.rows:,} rows of {config.source.uri}")
+        self._require_fields(index)
         signal_files = self._signals(config, index, storage.join(self.out, "signals"))
         signals = pa.concat_tables(list(tables(signal_files)))
+        if config.blocked_domains and not any(signals["domain"].unique().to_pylist()):
+            where = f"url_field ({config.url_field})" if config.url_field else "the key"
+            raise ValueError(f"blocked_domains: {where} holds no URL in any row; name the field that does in url_field")
         funnel = stages.cheap_stages(signals, config, self._base(signals))
         self.tell(f"signals    {_counted(funnel)}")
         _require_rows(funnel)
@@ -103,7 +108,7 @@ class _Curation:
     def _report(self, index: Index, signals: pa.Table, funnel: Funnel, place: str, lock: Mapping[str, Any]) -> str:
         """Write the page, and a table of what was decided on each row."""
         folder = storage.join(self.out, "reports", rows_digest(index, funnel))
-        table = {"sample_id": signals["sample_id"], "key": signals["key"], **stages.decisions(signals, funnel)}
+        table = {"sample_id": signals["sample_id"], **stages.decisions(signals, funnel)}
         buffer = pa.BufferOutputStream()
         pq.write_table(pa.table(table), buffer, compression="zstd")
         storage.write_bytes(storage.join(folder, "decisions.parquet"), buffer.getvalue().to_pybytes())
@@ -113,6 +118,21 @@ class _Curation:
         text = page(self.config, index, signals, funnel, facts, self.seconds)
         storage.write_text(storage.join(folder, "report.html"), text)
         return storage.join(folder, "report.html")
+
+    def _require_fields(self, index: Index) -> None:
+        """
+        Raises:
+            ValueError: a field that is named is in none of the first rows.
+        """
+        config = self.config
+        shard, columns = index.shard(int(index.chunks.shard[0]))
+        rows = sources.read_fields(shard, index.chunk(0), columns, None)
+        there = {name for row in rows for name in row}
+        named = {f"fields.{name}": name for name in config.fields} | {"url_field": config.url_field}
+        for key, name in named.items():
+            if name and name not in there:
+                known = listed(sorted(there)) if there else "no fields"
+                raise ValueError(f"{key}: none of the first {len(rows)} rows has {name!r}; they have {known}")
 
     def _signals(self, config: CurationConfig, index: Index, folder: str) -> list[str]:
         begun = time.monotonic()

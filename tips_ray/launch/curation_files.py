@@ -1,5 +1,7 @@
 """Files that curation makes on Ray, with progress lines: what is there already is not made again."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +20,7 @@ from tips_ray.launch import cluster
 from tips_ray.launch.noise import quietly_begun
 from tips_ray.launch.progress import tenths
 
+DIGITS = 8
 GOES_ON = "the same command goes on where it stopped"
 BESIDE_CPUS = 1
 """CPUs of the tasks that write embeddings."""
@@ -38,12 +41,14 @@ def connect(config: CurationConfig) -> None:
 def made_signals(config: CurationConfig, index: Index, folder: str, tell: Tell) -> list[str]:
     """Make the missing files of signals; gives all of them in the order of the rows.
 
+    Signals with other options, such as other fields, are others: each kind has a folder below `folder`.
+
     Raises:
-        ValueError: the folder holds signals of other data, or with other options.
+        ValueError: `folder` holds signals of other data.
     """
-    held = SignalFiles(folder)
     options = config.model_dump(include={"url_field", "max_image_bytes", "max_image_pixels"})
     options |= {"fields": sorted(config.fields), "language": config.language is not None}
+    held = SignalFiles(storage.join(folder, hashlib.sha256(json.dumps(options).encode()).hexdigest()[:DIGITS]))
     held.claim({"data": index.fingerprint, **options}, {"source": index.sources[0].uri})
     missing = held.missing(index, ROW_BYTES)
     if missing:

@@ -21,7 +21,7 @@ from tips_ray.data.columns import SourceRow
 from tips_ray.data.sources import folder, pairs, parquet, webdataset
 from tips_ray.data.sources.columns import Columns
 from tips_ray.data.sources.shard import Chunk, Content, NoRowsError, Scan, Shard, source_rows
-from tips_ray.storage import StorageError
+from tips_ray.storage import NotFoundError, StorageError
 
 SUFFIXES = (".rows",)
 PLACES = ".places"
@@ -77,6 +77,15 @@ def read_chunk(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     return source_rows(chunk, [_content(one, row, _fault(one, row)) for one, row in rows])
 
 
+def faults(shard: Shard, chunk: Chunk, columns: Columns) -> list[str]:
+    """Why each row of a chunk cannot be used, empty where it can; where a shard is gone, its rows are absent.
+
+    Raises:
+        StorageError: the storage fails, or a shard is not the one that was read when rows were chosen.
+    """
+    return [_fault(one, row) for one, row in _rows(shard, chunk, columns, "read_chunk", may_be_gone=True)]
+
+
 def read_captions(shard: Shard, chunk: Chunk, columns: Columns) -> list[SourceRow]:
     """Rows of a chunk without their images, as the format of the other shards reads them."""
     rows = _rows(shard, chunk, columns, "read_captions")
@@ -108,7 +117,7 @@ def places_shard(rows_uri: str) -> Shard:
 
 
 def _rows(
-    shard: Shard, chunk: Chunk, columns: Columns, reader: str, *arguments: Any
+    shard: Shard, chunk: Chunk, columns: Columns, reader: str, *arguments: Any, may_be_gone: bool = False
 ) -> list[tuple[dict[str, Any], Any]]:
     """What was chosen, and the row that is there; None without a place.
 
@@ -122,14 +131,17 @@ def _rows(
         raise StorageError(f"{shard.path} or its places are damaged ({error}); copy both files again") from None
     if len(chosen) != chunk.rows or len(places) != chunk.rows:
         raise StorageError(f"{shard.path}: the file is not the one that was indexed; run tips-ray index again")
-    there = _read_places(places, columns, reader, *arguments)
+    there = _read_places(places, columns, reader, *arguments, may_be_gone=may_be_gone)
     return [(one, there.get((place["path"], place["row"]))) for one, place in zip(chosen, places, strict=True)]
 
 
 def _read_places(
-    places: Sequence[Mapping[str, Any]], columns: Columns, reader: str, *arguments: Any
+    places: Sequence[Mapping[str, Any]], columns: Columns, reader: str, *arguments: Any, may_be_gone: bool
 ) -> dict[tuple[str, int], Any]:
-    """Rows by shard and number, from every chunk of other shards that holds one of them."""
+    """Rows by shard and number, from every chunk of other shards that holds one of them.
+
+    With `may_be_gone` rows of a shard that is not there are left out.
+    """
     shard_names = ("path", "format", "bytes", "etag")
     chunk_names = [f"chunk_{name}" for name in Chunk._fields[:4]]
     held = [place for place in places if place["path"] is not None]
@@ -137,7 +149,12 @@ def _read_places(
     found = {}
     for path, kind, size, etag, *bounds in wanted:
         chunk = Chunk(*bounds)
-        rows = getattr(FORMATS[kind], reader)(Shard(path, kind, size, etag), chunk, columns, *arguments)
+        try:
+            rows = getattr(FORMATS[kind], reader)(Shard(path, kind, size, etag), chunk, columns, *arguments)
+        except NotFoundError:
+            if not may_be_gone:
+                raise
+            continue
         found |= {(path, chunk.row + number): row for number, row in enumerate(rows)}
     return found
 
