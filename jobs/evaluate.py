@@ -60,11 +60,12 @@ def _check_data(suite: Any) -> int:
     states = data_states(suite)
     for state in states:
         place = state.folder or f"no folder: set data_root or data.{state.name}.folder"
-        print(f"{state.name:16} {'missing' if state.missing else 'complete'}  {place}")
+        print(f"{state.name:16} {'missing' if state.missing else 'there'}  {place}")
         for paths in state.missing:
             print(f"  {' or '.join(path or 'folders of objects' for path in paths)}")
         if state.missing and state.offered:
             print(f"  from {state.offered}")
+    print("Lists and folders were looked for, not each image: images that are missing are counted beside the scores.")
     return int(any(state.missing for state in states))
 
 

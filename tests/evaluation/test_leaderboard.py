@@ -55,6 +55,16 @@ def test_scores_of_other_settings_are_shown_and_not_compared(tmp_path):
     assert "0.9 ± 0.01 † |" in markdown([read_results(folder) for folder in folders])
 
 
+def test_scores_on_fewer_images_are_not_compared(tmp_path):
+    folders = [_write(tmp_path / name, name, name, seg=(value, 0.01)) for name, value in (("a", 0.5), ("b", 0.9))]
+    path = Path(folders[1]) / "results.json"
+    content = json.loads(path.read_text())
+    content["tasks"]["seg"]["left_out"] = {"missing": 1}
+    path.write_text(json.dumps(content))
+    (row,) = rows_of([read_results(folder) for folder in folders])
+    assert row.cells[1] and row.cells[1].is_other
+
+
 def test_a_score_of_the_same_model_that_moved_by_more_than_its_noise_is_an_alarm(tmp_path):
     old = _write(tmp_path / "old", "M", seg=(0.80, 0.01), depth=(0.50, 0.01))
     new = _write(tmp_path / "new", "M", seg=(0.81, 0.01), depth=(0.55, 0.01))

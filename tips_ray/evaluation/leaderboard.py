@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 """Differences below it are no move, whatever the standard error."""
 LEGEND = (
     "Bold: best. ≈: the test images do not tell it from the best (95 %, standard errors of both). "
-    "†: other settings or data than the first column with this score, so that it is not compared."
+    "†: other settings, data or images left out than the first column with this score, so that it is not compared."
 )
 
 
@@ -133,11 +133,17 @@ def _cells(entries: Sequence[Entry], task: str, score: str) -> list[Cell | None]
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes scores of two encoders comparable; image size and place of the data may differ."""
+    """What makes scores of two encoders comparable; image size and place of the data may differ.
+
+    Images that were left out are a difference: the scores are of other test images.
+    """
     task, data = record["config"]["task"], record["config"]["data"]
     without = {"task": ("data", "protocol"), "data": ("folder",)}
     parts = {"task": task, "data": data}
-    return {name: {key: part[key] for key in part.keys() - without[name]} for name, part in parts.items()}
+    found: dict[str, Any] = {
+        name: {key: part[key] for key in part.keys() - without[name]} for name, part in parts.items()
+    }
+    return found | {"left_out": sorted(record.get("left_out", {}).items())}
 
 
 def _agree(one: Any, other: Any) -> bool:
