@@ -30,6 +30,7 @@ from tips_ray.data.index import Index
 from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.embedding.layout import WEB
 from tips_ray.errors import RunFailedError, RunInterrupted, described, listed
+from tips_ray.evaluation.load_encoder import load_encoder
 from tips_ray.launch.curation_files import GOES_ON, Tell, connect, made_signals, tables
 from tips_ray.launch.curation_selection import rows_digest, write_positions, write_selection
 from tips_ray.launch.embedding import embed_source
@@ -80,12 +81,13 @@ class _Curation:
 
     def run(self) -> Curated:
         config = self.config
-        connect(config)
         storage.mark_output(self.out)
         index = index_of(config.data, storage.join(self.out, "index"))
         check_apart("out", self.out, index)
         self.tell(f"data       {index.rows:,} rows of {config.source.uri}")
         self._require_fields(index)
+        self._require_inputs()
+        connect(config)
         signal_files = self._signals(config, index, storage.join(self.out, "signals"))
         signals = pa.concat_tables(list(tables(signal_files)))
         if config.blocked_domains and not any(signals["domain"].unique().to_pylist()):
@@ -133,6 +135,25 @@ class _Curation:
             if name and name not in there:
                 known = listed(sorted(there)) if there else "no fields"
                 raise ValueError(f"{key}: none of the first {len(rows)} rows has {name!r}; they have {known}")
+
+    def _require_inputs(self) -> None:
+        """Look at what is needed later, before hours of reading.
+
+        Raises:
+            ValueError: sets have no images, the base is no selection, or the encoder cannot be loaded or reads no texts.
+        """
+        config = self.config
+        self._sealed_sources()
+        for name, one in config.near.sets.items() if config.near else ():
+            set_source(one, self._set_folder(name, one.uri))
+        if config.base:
+            read_lock(config.base)
+        if config.encoder:
+            encoder = load_encoder(config.encoder, config.image_size_px)
+            if (config.similarity or config.weakest) and not encoder.text_embeddings:
+                raise ValueError(
+                    f"encoder ({config.encoder}) reads no texts, and similarity and weakest compare captions"
+                )
 
     def _signals(self, config: CurationConfig, index: Index, folder: str) -> list[str]:
         begun = time.monotonic()
