@@ -193,6 +193,10 @@ def test_mistakes_are_one_sentence(place, cluster, capsys):
     assert "--for needs weakest.validation" in capsys.readouterr().err
     assert main(["curate", _config(place, "wrong", fields={"nsfw": {"max": 1}})]) == 2
     assert "fields.nsfw: none of the first 4 rows has 'nsfw'; they have punsafe, url" in capsys.readouterr().err
+    assert main(["curate", _config(place, "wrong", encoder=f"{place}/nowhere", similarity={"min": 0})]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert main(["curate", _config(place, "wrong", sealed={"sets": {"x": {"uri": f"{place}/nowhere"}}})]) == 2
+    assert "nowhere: no file is there" in capsys.readouterr().err
     assert main(["curate", _config(place, "wrong", url_field=None)]) == 2
     assert "blocked_domains: the key holds no URL in any row" in capsys.readouterr().err
     assert main(["curate", _config(place, "raw")]) == 2

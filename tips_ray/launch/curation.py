@@ -140,7 +140,7 @@ class _Curation:
         """Look at what is needed later, before hours of reading.
 
         Raises:
-            ValueError: sets have no images, the base is no selection, or the encoder cannot be loaded or reads no texts.
+            ValueError: a set has no images, the base is no selection, or the encoder is not there or reads no texts.
         """
         config = self.config
         self._sealed_sources()
@@ -151,9 +151,7 @@ class _Curation:
         if config.encoder:
             encoder = load_encoder(config.encoder, config.image_size_px)
             if (config.similarity or config.weakest) and not encoder.text_embeddings:
-                raise ValueError(
-                    f"encoder ({config.encoder}) reads no texts, and similarity and weakest compare captions"
-                )
+                raise ValueError(f"encoder ({config.encoder}) reads no texts; similarity and weakest need some")
 
     def _signals(self, config: CurationConfig, index: Index, folder: str) -> list[str]:
         begun = time.monotonic()
