@@ -158,8 +158,8 @@ def _joined(job_id: str, follows: bool) -> str:
     if follows:
         return job_id
     raise ValueError(
-        f"the job {job_id} does this already: tips-ray jobs logs {job_id} --follow shows it, tips-ray jobs stop "
-        f"{job_id} ends it"
+        f"the job {job_id} does this already: submit --follow joins it, tips-ray jobs logs {job_id} shows its log, "
+        f"tips-ray jobs stop {job_id} ends it"
     )
 
 
