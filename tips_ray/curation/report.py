@@ -79,7 +79,7 @@ def page(
 
 
 JUDGED = "Dashed: the threshold. Pale bars are dropped. A row that an earlier stage dropped is not counted."
-EXAMPLES = "Of each stage the rows nearest to its threshold where it has one, else spread over the data."
+EXAMPLES = "Rows from one end of what a stage judged to the other, where it has a number; else spread over the data."
 
 
 def _hint(text: str) -> Html:
