@@ -25,7 +25,7 @@ FULL_EDGES = 48
 """Neighbours that must differ for the whole bound to hold."""
 EDGES_PER_BIT = 4
 CORNER_LEVELS, MARGIN_LEVELS = 12, 4
-"""On a scale of 256, most by which the corners' colours differ, and the grey of a margin's line from theirs, on average."""
+"""On a scale of 256: how far colours of corners may differ, and the grey of a margin's line from theirs, on average."""
 MOST_CANDIDATES = 2**22
 """Candidate pairs that are looked at together; bounds memory at about 200 MB."""
 
