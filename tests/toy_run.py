@@ -26,6 +26,9 @@ from tips_ray.train.state import new_state
 SCENE_PX = 48
 NOTED_STEPS = 24
 SPEED = ("images_per_second", "data_wait_share", "checkpoint_stall_ms", "time", "health/memory_peak_gib")
+_INFORMATION = ("information", "mutual_information")
+WINDOWED = [f"health/{head}/{name}" for head in ("distillation", "masked_image") for name in _INFORMATION]
+"""Metrics over the last logged steps of a start: after a restart they are missing until its window is full again."""
 TINY = {
     "name": "tiny",
     "image": {"width": 16, "depth": 2, "num_heads": 2, "ffn_hidden": 32, "image_size_px": 28},
@@ -118,5 +121,6 @@ def numbers_of_run(folder: RunFolder, config: RunConfig) -> dict[str, torch.Tens
 
 
 def metrics_of_run(folder: RunFolder) -> list[dict[str, float]]:
-    """Metrics without those of speed and memory, which differ between equal runs."""
-    return [{name: value for name, value in line.items() if name not in SPEED} for line in folder.read_metrics()]
+    """Metrics without those of speed and memory, which differ between equal runs, and without `WINDOWED` ones."""
+    left_out = {*SPEED, *WINDOWED}
+    return [{name: value for name, value in line.items() if name not in left_out} for line in folder.read_metrics()]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from nodes import Node, Nodes, events, nodes_of_cluster, running, wait_for_step, wait_until
-from toy_run import metrics_of_run, tiny_run, write_scenes
+from toy_run import WINDOWED, metrics_of_run, tiny_run, write_scenes
 
 from jobs.pretrain import start_command
 from tips_ray.config import RunConfig
@@ -71,6 +71,9 @@ def _assert_same(folder: RunFolder, config: RunConfig, undisturbed: RunFolder) -
     assert [line["step"] for line in folder.read_metrics()] == list(range(1, STEPS + 1))
     for line, its in zip(metrics_of_run(folder), metrics_of_run(undisturbed), strict=True):
         assert line == pytest.approx(its, rel=TOLERANCE, abs=1e-7)
+    for line, its in zip(folder.read_metrics(), undisturbed.read_metrics(), strict=True):
+        for name in {*WINDOWED} & line.keys() & its.keys():  # the same steps are in both windows
+            assert line[name] == pytest.approx(its[name], rel=TOLERANCE, abs=1e-4)
 
 
 def _changes(folder: RunFolder) -> list[tuple[int, int]]:
