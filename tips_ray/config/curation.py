@@ -76,7 +76,7 @@ class SealedBounds(Schema):
     hash_distance: Annotated[int, Field(ge=0, le=63)] = 8
     """(D) Most bits of 64 in which difference hashes of duplicates differ; the mirror image counts too."""
     similarity: Cosine | None = None
-    """Smallest cosine of duplicates, which finds crops; None: hashes alone."""
+    """Smallest cosine of duplicates, which may find crops, by the encoder; None: hashes alone."""
 
 
 class SealedConfig(SealedBounds):
