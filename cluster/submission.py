@@ -79,7 +79,8 @@ def task(words: Sequence[str], arguments: Namespace) -> Task:
         return Task(list(words), object_name(command, *words[1:]), command, "", None, files)
     _require_shared("storage", config.storage)
     for number, source in enumerate(config.data.sources if isinstance(config, RunConfig) else ()):
-        _require_there(f"data.sources.{number}.uri", source.uri)
+        why = "is a path from this folder, and data do not travel with a job"
+        _require_shared(f"data.sources.{number}.uri", source.uri, why)
     if command not in ("pretrain", "sweep"):
         name = f"{command}-{config.name}"
         return Task(list(words), object_name(name, *words[1:]), name, "", None, files)
@@ -104,24 +105,15 @@ def _require_kept(command: str, arguments: Namespace) -> None:
         _require_shared("OUT", arguments.paths[-1])
 
 
-def _require_shared(key: str, place: str) -> None:
-    if "://" not in place and not Path(place).is_absolute():
-        raise ValueError(
-            f"{key} ({place}) would be a folder of the job, which Ray deletes after it: use s3://, or the whole path "
-            "of a folder that all nodes share"
-        )
-
-
-def _require_there(key: str, place: str) -> None:
+def _require_shared(
+    key: str, place: str, why: str = "would be a folder of the job, which Ray deletes after it"
+) -> None:
     """
     Raises:
-        ValueError: data are in a folder of this machine, named from here.
+        ValueError: the place is named from this folder; `why` says what that means there.
     """
     if "://" not in place and not Path(place).is_absolute():
-        raise ValueError(
-            f"{key} ({place}) is a path from this folder, and data do not travel with a job: use s3://, or the whole "
-            "path of a folder that all nodes share"
-        )
+        raise ValueError(f"{key} ({place}) {why}: use s3://, or the whole path of a folder that all nodes share")
 
 
 def _files(words: Sequence[str]) -> list[Path]:

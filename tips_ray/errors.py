@@ -106,9 +106,9 @@ def reader_fault(error: BaseException) -> str:
 
 def root_cause(error: BaseException) -> BaseException:
     """The innermost error in Ray's wrappers; among several workers' errors, the first that is no echo of another's."""
-    failures = getattr(error, "worker_failures", None)
     if "UserCodeException" in type(error).__name__ and OF_USER_CODE in str(error):
         return _of_ray_data(str(error))
+    failures = getattr(error, "worker_failures", None)
     if failures:
         causes = [root_cause(failures[rank]) for rank in sorted(failures)]
         return next((cause for cause in causes if not is_echo(cause)), causes[0])

@@ -212,7 +212,7 @@ def _example(config: CurationConfig, index: Index, funnel: Funnel, sample: int) 
 
 def read_sample(index: Index, sample: int) -> SourceRow:
     """One row of the data."""
-    chunk = int(np.searchsorted(index.chunks.first_sample, sample, side="right")) - 1
+    chunk = int(index.chunks_of(np.array([sample]))[0])
     return index.read(chunk)[sample - int(index.chunks.first_sample[chunk])]
 
 

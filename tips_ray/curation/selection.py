@@ -63,24 +63,21 @@ def parts(index: Index, signals: Iterable[pa.Table], is_kept_N: NDArray[np.bool_
 
 
 def _part(index: Index, chosen: pa.Table) -> Part:
-    places = places_of(index, chosen["sample_id"].to_numpy())
-    shards = index.shards.take(pa.array(index.chunks.shard[_chunks_of(index, chosen["sample_id"].to_numpy())]))
-    columns = [chosen["key"], shards["name"], places["row"], chosen["image_sha256"], chosen["captions_sha256"]]
+    sample_M = chosen["sample_id"].to_numpy()
+    places = places_of(index, sample_M)
+    names = index.shards["name"].take(pa.array(index.chunks.shard[index.chunks_of(sample_M)]))
+    columns = [chosen["key"], names, places["row"], chosen["image_sha256"], chosen["captions_sha256"]]
     return Part(pa.table(columns, schema=ROWS), places)
 
 
 def places_of(index: Index, sample_M: NDArray[np.int64]) -> pa.Table:
     """Where samples lie: columns of `PLACED`."""
-    table, chunk_M = index.chunks, _chunks_of(index, sample_M)
+    table, chunk_M = index.chunks, index.chunks_of(sample_M)
     shards = index.shards.take(pa.array(table.shard[chunk_M]))
     formats = [index.sources[source].format for source in shards["source"].to_pylist()]
     row_M = table.row[chunk_M] + sample_M - table.first_sample[chunk_M]
     bounds = (table.row[chunk_M], table.rows[chunk_M].astype(np.int64), table.start[chunk_M], table.stop[chunk_M])
     return pa.table([shards["path"], formats, shards["bytes"], shards["etag"], row_M, *bounds], schema=PLACED)
-
-
-def _chunks_of(index: Index, sample_M: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.searchsorted(index.chunks.first_sample, sample_M, side="right") - 1
 
 
 class SelectionWriter:

@@ -32,5 +32,7 @@ def set_source(config: SetConfig, folder: str) -> SourceConfig:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table({"key": images, "image": images}), buffer, compression="zstd")
     place = storage.join(storage.resolved(folder), "images.parquet")
-    storage.write_bytes(place, buffer.getvalue().to_pybytes())
+    content = buffer.getvalue().to_pybytes()
+    if not storage.exists(place) or storage.read_bytes(place) != content:  # a new file would be indexed again
+        storage.write_bytes(place, content)
     return SourceConfig(uri=place, columns=columns.model_copy(update={"image": "image", "key": "key"}))

@@ -91,9 +91,13 @@ class Index:
         """
         if not 0 <= sample_id < self.rows:
             raise ValueError(f"sample id ({sample_id}) must lie in 0..{self.rows - 1}")
-        number = int(np.searchsorted(self.chunks.first_sample, sample_id, side="right")) - 1
+        number = int(self.chunks_of(np.array([sample_id]))[0])
         chunk = self.chunk(number)
         return self.shard(int(self.chunks.shard[number]))[0], chunk.row + sample_id - chunk.first_sample
+
+    def chunks_of(self, sample_id_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of the chunk that holds each sample."""
+        return np.searchsorted(self.chunks.first_sample, sample_id_N, side="right") - 1
 
     def shard(self, number: int) -> tuple[Shard, Columns]:
         """A shard and the columns to read of it."""

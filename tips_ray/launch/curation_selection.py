@@ -89,8 +89,8 @@ def _write_moved(positions: str, shards: str, place: str, made_from: Mapping[str
 
 def kept_share(index: Index, kept_K: NDArray[np.int64]) -> float:
     """Share of rows kept in the chunks that hold any: what is used of the bytes that are read."""
-    chunk_K = np.searchsorted(index.chunks.first_sample, kept_K, side="right") - 1
-    return len(kept_K) / max(int(index.chunks.rows[np.unique(chunk_K)].sum()), 1)
+    read_C = np.unique(index.chunks_of(kept_K))
+    return len(kept_K) / max(int(index.chunks.rows[read_C].sum()), 1)
 
 
 def rows_digest(index: Index, funnel: Funnel) -> str:
