@@ -19,6 +19,7 @@ from tips_ray import storage
 from tips_ray.data.index import Index
 from tips_ray.data.sources.columns import Columns
 from tips_ray.data.sources.selection import GROUP_ROWS, LOCK, METADATA, PLACED, PLACES, ROWS, SUFFIXES
+from tips_ray.data.tables import parquet_bytes, read_table
 from tips_ray.storage import NotFoundError, StorageError
 
 VERSION = 1
@@ -159,11 +160,9 @@ def read_parts(lock: Mapping[str, Any]) -> Iterator[tuple[str, Part]]:
         if hashlib.sha256(content).hexdigest() != digest:
             raise ValueError(f"{lock['folder']}/{name} is not the file that the lock names; copy the folder again")
         stem = name.removesuffix(SUFFIXES[0])
-        places = storage.read_bytes(storage.join(lock["folder"], stem + PLACES))
-        yield stem, Part(*(pq.read_table(pa.BufferReader(one)) for one in (content, places)))
+        places = read_table(storage.join(lock["folder"], stem + PLACES))
+        yield stem, Part(pq.read_table(pa.BufferReader(content)), places)
 
 
 def _parquet(table: pa.Table) -> bytes:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=DICTIONARY, row_group_size=GROUP_ROWS)
-    return buffer.getvalue().to_pybytes()
+    return parquet_bytes(table, use_dictionary=DICTIONARY, row_group_size=GROUP_ROWS)

@@ -1,12 +1,12 @@
 """Curated and sealed sets: images without captions, as sources."""
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tips_ray import storage
 from tips_ray.config import ColumnsConfig, SourceConfig
 from tips_ray.config.curation import SetConfig
 from tips_ray.data.sources.image_files import IMAGE_SUFFIXES
+from tips_ray.data.tables import parquet_bytes
 from tips_ray.storage import StorageError
 
 PACKED = (".tar", ".parquet", ".pq")
@@ -29,10 +29,8 @@ def set_source(config: SetConfig, folder: str) -> SourceConfig:
     images = [uri for uri in uris if uri.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
         raise StorageError(f"{config.uri}: there are no images, tars or Parquet files in it; name a folder with some")
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.table({"key": images, "image": images}), buffer, compression="zstd")
     place = storage.join(storage.resolved(folder), "images.parquet")
-    content = buffer.getvalue().to_pybytes()
+    content = parquet_bytes(pa.table({"key": images, "image": images}))
     if not storage.exists(place) or storage.read_bytes(place) != content:  # a new file would be indexed again
         storage.write_bytes(place, content)
     return SourceConfig(uri=place, columns=columns.model_copy(update={"image": "image", "key": "key"}))

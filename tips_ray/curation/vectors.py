@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tips_ray import storage
+from tips_ray.data.tables import read_table
 
 Vectors = NDArray[np.float32]
 
@@ -33,8 +33,7 @@ class EmbeddedRows:
 
     def block(self, number: int, column: str) -> Vectors:
         """A column of a file as unit vectors [N, D]; zeros where a row has none."""
-        content = storage.read_bytes(storage.join(self.uri, self.names[number]))
-        return unit_vectors(pq.read_table(pa.BufferReader(content), columns=[column])[column])
+        return unit_vectors(read_table(storage.join(self.uri, self.names[number]), [column])[column])
 
     def blocks(self) -> Iterator[tuple[int, Vectors]]:
         """Number of the first row, and vectors of the images, of each file."""

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tips_ray import storage
 from tips_ray.data.index import Index
+from tips_ray.data.tables import parquet_bytes
 from tips_ray.storage import NotFoundError
 
 VERSION = 1
@@ -107,9 +107,8 @@ class ChunkFiles:
 
     def write(self, name: str, table: pa.Table) -> bool:
         """Write a whole file; return False, and change nothing, if it is there already."""
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd", use_dictionary=DICTIONARY)
-        return storage.create_bytes(storage.join(self.rows_uri, name), buffer.getvalue().to_pybytes())
+        content = parquet_bytes(table, use_dictionary=DICTIONARY)
+        return storage.create_bytes(storage.join(self.rows_uri, name), content)
 
 
 def files(index: Index, row_bytes: int) -> list[range]:

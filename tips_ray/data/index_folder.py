@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tips_ray import storage
 from tips_ray.config import DataConfig
@@ -26,6 +25,7 @@ from tips_ray.data.index import (
 )
 from tips_ray.data.sources import Columns
 from tips_ray.data.sources.parquet_types import refuse_pickles
+from tips_ray.data.tables import read_table, write_table
 from tips_ray.storage import NotFoundError, StorageError
 
 HEAD = "index.json"
@@ -67,9 +67,7 @@ def write_index(index: Index, uri: str) -> Index:
     chunks = pa.table(index.chunks._asdict())
     storage.mark_output(uri)
     for name, table in (("shards", index.shards), ("chunks", chunks), ("rejects", index.rejects)):
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
-        storage.write_bytes(storage.join(uri, f"{name}.parquet"), buffer.getvalue().to_pybytes())
+        write_table(storage.join(uri, f"{name}.parquet"), table)
     described = [{**asdict(source), "columns": source.columns._asdict()} for source in index.sources]
     head = {"version": VERSION, "fingerprint": index.fingerprint, "listing": index.listing, "earlier": index.earlier}
     head |= {"chunk_rows": index.chunk_rows, "rows": index.rows, "sources": described}
@@ -184,8 +182,7 @@ def _read_if_there(uri: str) -> Index | None:
 
 
 def _read_table(uri: str, name: str) -> pa.Table:
-    content = storage.read_bytes(storage.join(uri, f"{name}.parquet"))
-    table = pq.read_table(pa.BufferReader(content))
+    table = read_table(storage.join(uri, f"{name}.parquet"))
     refuse_pickles(table.schema, storage.join(uri, f"{name}.parquet"))
     return table
 

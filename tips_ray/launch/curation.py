@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from ray.exceptions import RayError
 
@@ -28,6 +27,7 @@ from tips_ray.curation.weakness import margins, weakest
 from tips_ray.data import sources
 from tips_ray.data.index import Index
 from tips_ray.data.index_folder import check_apart, index_of
+from tips_ray.data.tables import write_table
 from tips_ray.embedding.layout import WEB
 from tips_ray.errors import RunFailedError, RunInterrupted, described, listed
 from tips_ray.evaluation.load_encoder import load_encoder
@@ -111,9 +111,7 @@ class _Curation:
         """Write the page, and a table of what was decided on each row."""
         folder = storage.join(self.out, "reports", rows_digest(index, funnel))
         table = {"sample_id": signals["sample_id"], **stages.decisions(signals, funnel)}
-        buffer = pa.BufferOutputStream()
-        pq.write_table(pa.table(table), buffer, compression="zstd")
-        storage.write_bytes(storage.join(folder, "decisions.parquet"), buffer.getvalue().to_pybytes())
+        write_table(storage.join(folder, "decisions.parquet"), pa.table(table))
         facts = {"selection": place, "images": WRITTEN[lock["written"]], "order": lock["order_sha256"]}
         facts |= {"share of rows kept in the chunks that are read": f"{lock['kept_share_of_chunks']:.1%}"}
         facts |= {"encoder": self.config.encoder or "none", "decisions on each row": f"{folder}/decisions.parquet"}

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data import Dataset
 
 from tips_ray import storage
@@ -16,6 +15,7 @@ from tips_ray.curation.pipeline import signals_stream
 from tips_ray.curation.signals import ROW_BYTES, SignalFiles
 from tips_ray.data.chunk_files import file_name, files
 from tips_ray.data.index import Index
+from tips_ray.data.tables import read_table
 from tips_ray.launch import cluster
 from tips_ray.launch.noise import quietly_begun
 from tips_ray.launch.progress import tenths
@@ -80,4 +80,4 @@ def follow(stream: Dataset, total: int, what: str, tell: Tell) -> list[list[str]
 def tables(uris: Sequence[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Parquet files, one after the other."""
     for uri in uris:
-        yield pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns)
+        yield read_table(uri, columns)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.exceptions import RayError
 
 from tips_ray import storage
@@ -13,6 +12,7 @@ from tips_ray.curation.pipeline import faults_stream
 from tips_ray.curation.selection import read_lock, read_parts, write_places
 from tips_ray.data.index_folder import check_apart, index_of
 from tips_ray.data.sources.selection import LOCK, SUFFIXES
+from tips_ray.data.tables import write_table
 from tips_ray.errors import RunFailedError, described
 from tips_ray.launch.curation_files import GOES_ON, Tell, connect, follow, made_signals, tables
 
@@ -80,6 +80,4 @@ def relocate(lock_uri: str, source: SourceConfig, out: str, data_cpus: int, tell
 
 def write_problems(found: Comparison, uri: str) -> None:
     """Write the rows that are not there as they were: Parquet with the columns of `PROBLEMS`."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables([PROBLEMS.empty_table(), *found.problems]), buffer, compression="zstd")
-    storage.write_bytes(uri, buffer.getvalue().to_pybytes())
+    write_table(uri, pa.concat_tables([PROBLEMS.empty_table(), *found.problems]))
