@@ -10,6 +10,7 @@ from toy import TOY
 from tips_ray.config import RunConfig, override
 from tips_ray.runs.curves import trend_of
 from tips_ray.runs.loss_health import Finding, findings_of, loss_findings, trivial_values
+from tips_ray.runs.mlflow_facts import health_tags
 
 HEALTHY = {
     "loss/total": 5.0,
@@ -68,6 +69,13 @@ def test_a_healthy_run_is_good_with_its_numbers():
         "3.00, between the teacher's entropy 2.00 and uniform ln 64 = 4.16: the student predicts 54% of what the "
         "teacher tells, as 28 steps before",
     )
+
+
+def test_mlflow_has_what_is_ill_with_its_cure():
+    (told,) = health_tags(_config(), _lines(loss__contrastive_web=2.76)).values()
+    assert told.startswith("ill: contrastive_web: nothing is learned: 2.76") and "; try: lower schedule.peak_lr" in told
+    assert health_tags(_config(), _lines()) == {"health": "good"}
+    assert health_tags(_config(), _lines(last=8)) == {"health": "early"} and health_tags(_config(), []) == {}
 
 
 @pytest.mark.parametrize(

@@ -458,12 +458,13 @@ def test_a_run_shows_what_was_started_where_and_how_it_ended(runs, folder):
     tracking = start_tracking(
         config, folder, generation=3, cluster=lambda: nodes, write_report=lambda path: path.write_text("report")
     )
+    RunFolder(folder).log_metrics(1, {"loss/total": 1.0})
     RunFolder(folder).log_event("end", None, status="FINISHED")
     tracking.finish("FINISHED")
     run, client = _run(config, folder), MlflowClient(tracking_uri(config))
     tags = run.data.tags
     assert tags["team"] == "vision" and tags["cluster"] == "2 nodes, 16 CPUs, 4 GPUs (H200)" and tags["host"]
-    assert run.data.metrics == {"event/end": 1}
+    assert run.data.metrics == {"event/end": 1, "loss/total": 1} and tags["health"] == "early"
     files = {one.path for one in client.list_artifacts(run.info.run_id)}
     assert files == {"config.yaml", "environment", "events.json", "report.html"}
     assert (

@@ -89,6 +89,17 @@ def test_a_run_may_be_told_to_go_on():
     assert _steps_until_stopped({"health/cls_web/cosine": 1.0}, health__stop_on_collapse=False) is None
 
 
+def test_a_head_that_knows_less_than_the_mean_target_stops_a_run_that_asks_for_it():
+    told = {"health/masked_image/information": -0.01}
+    assert _steps_until_stopped(told) is None
+    assert _steps_until_stopped(told, health__stop_without_information=True) == 5
+    assert _steps_until_stopped({name: 0.01 for name in told}, health__stop_without_information=True) is None
+    only = {"health__stop_without_information": True, "health__stop_on_collapse": False}
+    assert (
+        _steps_until_stopped(told, **only) == 5 and _steps_until_stopped({"health/cls_web/cosine": 1.0}, **only) is None
+    )
+
+
 def test_the_sentence_has_sign_value_limit_meaning_and_cure():
     run = {"name": "toy", "data": {"sources": [{"uri": "x"}]}, "global_batch_images": 8}
     judge = CollapseJudge(override(RunConfig, {**TOY, **run}, {"health.collapse_patience": 1}))

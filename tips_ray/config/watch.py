@@ -18,9 +18,12 @@ class GuardConfig(Schema):
 
 
 class HealthConfig(Schema):
-    """Signs of collapse, checked at logged steps after the learning rate's warm-up."""
+    """Signs of collapse and of heads that learn nothing, checked at logged steps after the learning rate's warm-up."""
 
     stop_on_collapse: bool = True
     """(D) Whether to stop the run with a message; False only logs the metrics."""
+    stop_without_information: bool = False
+    """(D) Whether to stop the run also where the student of a prototype head predicts its targets worse than their mean
+    does (`information` below 0, docs/training.md). The contrastive losses of such a run may still learn."""
     collapse_patience: PositiveInt = 20
     """(D) Logged steps in a row that must show the same sign; the effective rank is in every tenth of them alone."""

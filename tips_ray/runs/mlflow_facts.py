@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tips_ray.config.run import RunConfig
+from tips_ray.runs.loss_health import loss_findings
 from tips_ray.runs.mlflow_access import without_credentials
 
 if TYPE_CHECKING:
@@ -145,6 +146,15 @@ def machine_tags(events: list[dict[str, Any]]) -> dict[str, str]:
     hosts = f"{machine['hosts']} host{'s' if machine['hosts'] > 1 else ''}"
     parts = [f"{workers} worker{'s' if workers > 1 else ''} on {hosts}", f"{machine['cores']} cores", machine["memory"]]
     return {"machine": ", ".join([*parts, f"accelerators: {machine['accelerators']}"])}
+
+
+def health_tags(config: RunConfig, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What is to be said of the run's losses, with cures, as the tag `health`: what is ill first; else its level."""
+    findings = loss_findings(config, lines)
+    told = [
+        f"{one.level}: {one.about}: {one.seen}; try: {one.cure}" for one in findings if one.level in ("ill", "watch")
+    ]
+    return {"health": "\n".join(told) or findings[0].level} if findings else {}
 
 
 def log_params(client: "MlflowClient", run: "Run", config: RunConfig) -> None:

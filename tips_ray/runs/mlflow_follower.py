@@ -16,6 +16,7 @@ from tips_ray.runs.mlflow_checks import require_answer
 from tips_ray.runs.mlflow_events import send_events
 from tips_ray.runs.mlflow_facts import (
     facts_of_start,
+    health_tags,
     log_cluster,
     log_data,
     log_files,
@@ -123,7 +124,7 @@ class Follower:
             self._is_described = True
         events = self._folder.read_events()
         if len(events) != self._events:
-            log_tags(client, client.get_run(self.run_id), machine_tags(events))
+            log_tags(client, client.get_run(self.run_id), {**machine_tags(events), **self._health()})
             send_events(client, self.run_id, self._start.folder, events)
             send_evaluations(client, self.run_id, self._start.config, self._start.folder)
             log_lineage(client, self.run_id, events)
@@ -152,6 +153,10 @@ class Follower:
         config = self._start.config
         catch_up(client, self.run_id, self._start.folder, config.schedule.total_steps, config.log_every_steps)
         send_evaluations(client, self.run_id, config, self._start.folder)
+        log_tags(client, client.get_run(self.run_id), self._health())
+
+    def _health(self) -> dict[str, str]:
+        return health_tags(self._start.config, self._folder.sampled_metrics())
 
     def _end(self, client: "MlflowClient") -> None:
         if self._is_abandoned:

@@ -1,9 +1,10 @@
-"""Signs that a run has collapsed, and the judge that stops it."""
+"""Signs that a run has collapsed or that a prototype head learns nothing, and the judge that stops it."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tips_ray.config import RunConfig
+from tips_ray.runs.metric_names import HEADS
 
 Metrics = Mapping[str, float]
 
@@ -20,14 +21,18 @@ class Sign(NamedTuple):
     is_there: Callable[[Metrics], bool]
     meaning: str
     cure: str
+    key: Literal["stop_on_collapse", "stop_without_information"] = "stop_on_collapse"
+    """Which field of `health` says whether it stops a run."""
+    what: str = "training has collapsed"
 
 
 def signs(config: RunConfig) -> list[Sign]:
-    """All signs of collapse, in the order of the checks; a CLS token that nothing trains has none."""
+    """All signs, in the order of the checks; a CLS token that nothing trains has none."""
     objective, num_prototypes = config.objective, config.head.num_prototypes
     trained = {"web": objective.web_weight or objective.alpha, "synthetic": objective.synthetic_weight}
     found = [sign for name, weight in trained.items() if weight for sign in _signs_of_cls(f"health/cls_{name}")]
-    return found + [_sign_of_head(f"health/{head}", num_prototypes) for head in ("distillation", "masked_image")]
+    found += [_sign_of_head(f"health/{head}", num_prototypes) for head in HEADS]
+    return found + [_sign_of_information(head) for head in HEADS]
 
 
 def _signs_of_cls(name: str) -> list[Sign]:
@@ -55,6 +60,20 @@ def _sign_of_head(head: str, num_prototypes: int) -> Sign:
     )
 
 
+def _sign_of_information(head: str) -> Sign:
+    metric = f"health/{head}/information"
+    return Sign(
+        metric,
+        "below 0 nats",
+        lambda metrics: metrics.get(metric, 0) < 0,
+        "the student predicts its targets worse than their mean does",
+        "objective.center_start=bias_corrected, lower objective.center_momentum, raise objective.ema_momentum, or "
+        "lower schedule.peak_lr",
+        "stop_without_information",
+        f"{head} teaches nothing",
+    )
+
+
 class CollapseJudge:
     """Counts the logged steps in a row that show each sign, after the warm-up of the learning rate.
 
@@ -63,7 +82,7 @@ class CollapseJudge:
 
     def __init__(self, config: RunConfig) -> None:
         self.health, self.warmup_steps = config.health, config.schedule.warmup_steps
-        self.signs = signs(config) if self.health.stop_on_collapse else []
+        self.signs = [sign for sign in signs(config) if getattr(self.health, sign.key)]
         self.in_a_row = dict.fromkeys((sign.metric for sign in self.signs), 0)
 
     def judge(self, step: int, metrics: Metrics) -> None:
@@ -82,7 +101,7 @@ class CollapseJudge:
 
     def _sentence(self, step: int, sign: Sign, value: float) -> str:
         return (
-            f"training has collapsed at step {step}: {sign.metric} is {value:.5g}, {sign.limit}, for "
+            f"{sign.what} at step {step}: {sign.metric} is {value:.5g}, {sign.limit}, for "
             f"{self.health.collapse_patience} logged steps in a row (health.collapse_patience), which means that "
-            f"{sign.meaning}; {sign.cure}; health.stop_on_collapse=false goes on all the same"
+            f"{sign.meaning}; {sign.cure}; health.{sign.key}=false goes on all the same"
         )
