@@ -99,6 +99,8 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
             "rows.clip.set and rows.tips.set give the same run: leave one of the rows out",
         ),
         (("rows.tips.set={objective.alpha: -1}",), "rows.tips.set: objective.alpha: "),
+        (("base.data.sources=[{uri: photos}]",), "scenes (20) and base.data.sources: leave one of them out"),
+        (("scenes=null",), "scenes, or base.data.sources: one of them must be given"),
         (("rows.tips.set={seed: 3}",), "rows.tips: set.seed: rows may differ in objective."),
     ],
 )

@@ -61,9 +61,9 @@ class AblationConfig(Schema):
     """Config of `tips-ray ablate`."""
 
     base: dict[str, Any]
-    """A run without name, storage and data source."""
-    scenes: PositiveInt
-    """Number of rendered scenes to train on."""
+    """A run without name and storage."""
+    scenes: PositiveInt | None = None
+    """Number of rendered scenes to train on; None: `base.data.sources` says what."""
     replicas: PositiveInt = 1
     """Seeds that every row is trained with, from `base.seed` on."""
     at_a_time: PositiveInt | None = 2
@@ -72,6 +72,14 @@ class AblationConfig(Schema):
     metrics: Annotated[dict[str, MetricConfig], Field(min_length=1)]
     directions: tuple[DirectionConfig, ...] = ()
     suite: SuiteConfig
+
+    @model_validator(mode="after")
+    def _data_are_one(self) -> Self:
+        has_sources = "sources" in (self.base.get("data") or {})
+        if bool(self.scenes) == has_sources:
+            told = f"scenes ({self.scenes}) and base.data.sources: leave one of them out"
+            raise ValueError(told if self.scenes else "scenes, or base.data.sources: one of them must be given")
+        return self
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

@@ -121,7 +121,7 @@ def _listed(config: AblationConfig) -> dict[str, dict[str, Any]]:
 
 
 def _run(config: AblationConfig, place: str, values: Mapping[str, Any]) -> RunConfig:
-    own = {"name": "row", "data.sources": [{"uri": "scenes"}]}
+    own = {"name": "row", **({"data.sources": [{"uri": "scenes"}]} if config.scenes else {})}
     try:
         base = override(RunConfig, config.base, own)
     except Faults as error:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConfig
 from tips_ray.config.evaluation import trained_tokens
+from tips_ray.storage import without_credentials
 from tuning.ablations.significance import Gain, Measured, Verdict, gain, verdict
 
 Table = dict[str, dict[str, Measured]]
@@ -100,9 +101,15 @@ def _described(config: AblationConfig, run: RunConfig) -> str:
         seeds = ", ".join(str(run.seed + number) for number in range(config.replicas))
         spread = f"seeds {seeds}: ± is the standard deviation over them"
     return (
-        f"{steps:,} steps of {images} images in every row, {config.scenes:,} rendered scenes; {spread}. "
+        f"{steps:,} steps of {images} images in every row, {_data(config, run)}; {spread}. "
         "In brackets the paper's figure, on its own data. A difference counts above its margin, two standard errors."
     )
+
+
+def _data(config: AblationConfig, run: RunConfig) -> str:
+    if config.scenes:
+        return f"{config.scenes:,} rendered scenes"
+    return ", ".join(without_credentials(source.uri) for source in run.data.sources)
 
 
 def _cell(found: Measured, paper: float | None) -> str:
