@@ -3,13 +3,14 @@
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import yaml
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
+from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.config.evaluation_data import ScenesConfig
 from tips_ray.data.caption_sample import bad_rows, gaps, joined, sampled_rows
 from tips_ray.data.index import Index, bad_rows_and_damages, build_index, unread_bytes
@@ -110,17 +111,28 @@ def evaluation_has_data(config: RunConfig) -> str:
     """
     if config.evaluation is None:
         return "checkpoints are not evaluated"
-    suite = with_folders(config.evaluation.suite)
+    suite = config.evaluation.suite
     require_score(config, storage.resolved(storage.join(config.storage, config.name)))
-    for name in {task.data for task in suite.tasks.values()}:
-        data = suite.data[name]
-        if not isinstance(data, ScenesConfig) and data.folder is None:
-            raise ValueError(f"evaluation.suite.data.{name}.folder is not given: name it, or leave out its tasks")
-        if not isinstance(data, ScenesConfig):
-            folder = storage.resolved(str(data.folder))
-            if not storage.list_names(folder) and not storage.list_folders(folder):
-                raise ValueError(f"evaluation.suite.data.{name}.folder ({folder}) holds nothing: correct it")
+    require_data_of_tasks("evaluation.suite", suite, suite.tasks)
     return f"{', '.join(suite.tasks)} every {config.evaluate_every_steps} steps"
+
+
+def require_data_of_tasks(key: str, suite: SuiteConfig, tasks: Iterable[str]) -> None:
+    """The data sets of these tasks are given and there; `key` is the suite's in the user's config.
+
+    Raises:
+        ValueError: one is not.
+    """
+    suite = with_folders(suite)
+    for name in sorted({suite.tasks[task].data for task in tasks}):
+        data = suite.data[name]
+        if isinstance(data, ScenesConfig):
+            continue
+        if data.folder is None:
+            raise ValueError(f"{key}.data.{name}.folder is not given: name it, or leave out its tasks")
+        folder = storage.resolved(data.folder)
+        if not storage.list_names(folder) and not storage.list_folders(folder):
+            raise ValueError(f"{key}.data.{name}.folder ({folder}) holds nothing: correct it")
 
 
 def require_writable(key: str, place: str) -> None:

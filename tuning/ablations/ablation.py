@@ -12,6 +12,7 @@ from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
 from tips_ray.config.sweep import NAME, SweepConfig
 from tips_ray.errors import Faults, RunFailedError
+from tips_ray.launch.checks import require_data_of_tasks
 from tuning.ablations.table import RowRun, written_table
 from tuning.sweeps.folder import sweep_config
 from tuning.sweeps.queue import Sweep
@@ -34,10 +35,12 @@ def run_ablation(config: AblationConfig, out: Path, execute: Execute, tell: Call
         tell: gets a line about each step of the work.
 
     Raises:
-        ValueError: `base` is wrong, `out` holds an ablation with another config, or a metric names a missing score.
+        ValueError: `base` is wrong, a metric's data are not there, `out` holds an ablation with another config, or a
+            metric names a missing score.
         RunFailedError: a row has no scores; the table of the others is written.
         RunStopped: it was asked to stop.
     """
+    require_data_of_tasks("suite", config.suite, {metric.task for metric in config.metrics.values()})
     with _keys_of_ablation():
         sweep = run_sweep(sweep_of(config, out), execute, tell)
     runs, failed = list[RowRun](), list[str]()

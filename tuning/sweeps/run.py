@@ -15,7 +15,7 @@ from tips_ray.config.score import ScoreConfig
 from tips_ray.config.sweep import SweepConfig
 from tips_ray.errors import Faults, RunStopped, listed
 from tips_ray.launch.beside import beside
-from tips_ray.launch.checks import require_writable
+from tips_ray.launch.checks import require_data_of_tasks, require_writable
 from tips_ray.launch.stops import LOOK_SECONDS
 from tips_ray.runs.folder import deciding
 from tips_ray.runs.metric_names import LOGGED_METRICS
@@ -88,6 +88,8 @@ def checked(config: SweepConfig) -> RunConfig:
     faults = [fault for number, score in enumerate(config.scores) if (fault := _unknown(number, score))]
     if faults:
         raise Faults(faults)
+    if config.suite:
+        require_data_of_tasks("suite", config.suite, {score.task for score in config.scores if score.task})
     return base
 
 
