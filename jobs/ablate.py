@@ -2,6 +2,7 @@
 
   tips-ray ablate --quick                  one seed; 33 minutes on two CPU cores
   tips-ray ablate --full                   five seeds; reuses the runs of --quick
+  tips-ray ablate --full replicas=3 'only=[clip_both, tips]'     some of the rows
   tips-ray ablate --full at_a_time=null base.resources.gpus_per_worker=1    as many rows at once as there are GPUs
   tips-ray ablate MY.yaml base.schedule.total_steps=1000 --output out/my    a file like those of jobs/ablations
 

@@ -60,8 +60,13 @@ def _times(folder: Path) -> dict[Path, int]:
 
 @pytest.mark.slow
 def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, capsys):
-    assert _ablate(tmp_path) == 0
+    assert _ablate(tmp_path, "only=[tips]") == 0
     out, shown = tmp_path / "out", capsys.readouterr().out
+    assert "| TIPS |" in shown and "| CLIP |" not in shown
+    before = _times(out)
+    assert _ablate(tmp_path) == 0
+    assert before.items() <= _times(out).items()
+    shown = capsys.readouterr().out
     clip, tips = (RunFolder(f"{out}/runs/setting-000{number}-seed-0") for number in (1, 0))
     assert clip.read_samples() == tips.read_samples() and len(clip.read_samples()) == 4
     losses = [{key for key in run.read_metrics()[-1] if key.startswith("loss/")} for run in (clip, tips)]
@@ -107,6 +112,7 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
         (("suite.data.scenes={kind: geometry_folder}",), "suite.data.scenes.folder is not given: name it, or"),
         (("suite.data.scenes={kind: geometry_folder, folder: none}",), "suite.data.scenes.folder (/"),
         (("scenes=null",), "scenes, or base.data.sources: one of them must be given"),
+        (("only=[clop]",), "only.0 (clop) must be one of clip, tips"),
         (("rows.tips.set={seed: 3}",), "rows.tips: set.seed: rows may differ in objective."),
     ],
 )

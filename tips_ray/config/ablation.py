@@ -69,9 +69,16 @@ class AblationConfig(Schema):
     at_a_time: PositiveInt | None = 2
     """Most runs at once; None: as many as the cluster has room for."""
     rows: Annotated[dict[str, RowConfig], Field(min_length=1)]
+    only: tuple[str, ...] = ()
+    """Names of the rows to run and to show; empty: all of them."""
     metrics: Annotated[dict[str, MetricConfig], Field(min_length=1)]
     directions: tuple[DirectionConfig, ...] = ()
     suite: SuiteConfig
+
+    @property
+    def wanted_rows(self) -> list[str]:
+        """Names of the rows to run, in the order of `rows`."""
+        return [row for row in self.rows if row in self.only or not self.only]
 
     @model_validator(mode="after")
     def _data_are_one(self) -> Self:
@@ -97,6 +104,7 @@ class AblationConfig(Schema):
         for row, config in self.rows.items():
             for metric in config.paper:
                 yield f"rows.{row}.paper", metric, self.metrics
+        yield from ((f"only.{number}", row, self.rows) for number, row in enumerate(self.only))
         for number, direction in enumerate(self.directions):
             for key in ("row", "over"):
                 yield f"directions.{number}.{key}", getattr(direction, key), self.rows

@@ -44,19 +44,19 @@ def run_ablation(config: AblationConfig, out: Path, execute: Execute, tell: Call
     with _keys_of_ablation():
         sweep = run_sweep(sweep_of(config, out), execute, tell)
     runs, failed = list[RowRun](), list[str]()
-    for row in config.rows:
+    for row in config.wanted_rows:
         try:
             runs += _row_runs(sweep, row)
         except RunFailedError as error:
             failed.append(str(error))
-    text = written_table(_without_failed(config, {one.row for one in runs}), runs, out) if runs else ""
+    text = written_table(_of_rows(config, {one.row for one in runs}), runs, out) if runs else ""
     if failed:
         tell(text)
         raise RunFailedError("; ".join(failed))
     return text
 
 
-def _without_failed(config: AblationConfig, rows: Collection[str]) -> AblationConfig:
+def _of_rows(config: AblationConfig, rows: Collection[str]) -> AblationConfig:
     """The ablation of these rows alone."""
     kept = {row: one for row, one in config.rows.items() if row in rows}
     directions = tuple(one for one in config.directions if one.row in rows and one.over in rows)
@@ -112,9 +112,10 @@ def _score(config: AblationConfig, out: Path) -> MetricConfig:
 
 
 def _listed(config: AblationConfig) -> dict[str, dict[str, Any]]:
-    """All rows with values for the keys of each, the last row first: it has the most expensive steps."""
+    """The wanted rows with values for the keys of all, the last row first: it has the most expensive steps."""
     keys = {key: None for row in config.rows.values() for key in row.set} or {ALWAYS: None}
-    runs = {name: _run(config, f"rows.{name}.set", config.rows[name].set) for name in reversed(config.rows)}
+    wanted = reversed(config.wanted_rows)
+    runs = {name: _run(config, f"rows.{name}.set", config.rows[name].set) for name in wanted}
     listed = {name: {key: value_at(run, key) for key in keys} for name, run in runs.items()}
     names = list(listed)
     for place, name in enumerate(names):
