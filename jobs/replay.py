@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tips_ray.train.replay import replay
 
     bad_step = _chosen(list_bad_steps(uri), arguments.step, uri)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     found = replay(bad_step, uri, device)
     print(
         f"step {bad_step.step}, saved by {bad_step.workers} workers in {bad_step.uri}, replayed on one ({device.type})"

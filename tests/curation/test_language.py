@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tips_ray.curation import language
-from tips_ray.curation.language import IDENTIFIERS, is_english, votes
+from tips_ray.curation.language import IDENTIFIERS, votes
 
 ENGLISH = [
     "A little girl is sitting in front of a large painted rainbow .",
@@ -86,17 +86,6 @@ def test_a_missing_package_is_a_sentence_with_the_cure(name: str, monkeypatch: p
     monkeypatch.delitem(sys.modules, "py3langid.langid", raising=False)
     with pytest.raises(ValueError, match=rf"needs {name.replace('_', '-')}: pip install 'tips-ray\[curate\]'"):
         votes(ENGLISH)
-
-
-def test_the_rule_counts_votes():
-    votes_N3 = np.array([[0, 0, 0], [0, 1, 0], [1, 0, 1], [1, 1, 1]], bool)
-    assert [is_english(votes_N3, needed).tolist() for needed in (1, 2, 3)] == [
-        [False, True, True, True],
-        [False, False, True, True],
-        [False, False, False, True],
-    ]
-    with pytest.raises(ValueError, match=r"needed \(0\) must be 1, 2 or 3"):
-        is_english(votes_N3, 0)
 
 
 def test_names_of_files_and_numbers_of_articles_do_not_hide_english_words():

@@ -55,17 +55,6 @@ def votes(texts: Sequence[str]) -> NDArray[np.bool_]:
     return votes_N3
 
 
-def is_english(votes_N3: NDArray[np.bool_], needed: int) -> NDArray[np.bool_]:
-    """True where at least `needed` of the three identifiers call the text English, [N].
-
-    Raises:
-        ValueError: `needed` is not 1 (any), 2 (two of three) or 3 (all).
-    """
-    if not 1 <= needed <= len(IDENTIFIERS):
-        raise ValueError(f"needed ({needed}) must be 1, 2 or 3: as many identifiers have to call a text English")
-    return votes_N3.sum(axis=1) >= needed
-
-
 def _cleaned(text: str) -> str:
     """The first characters in lower case, with spaces for what no identifier reads; empty if no letter has a case.
 
