@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     def tell(name: str, record: dict[str, Any]) -> None:
         print("\n".join(_lines(name, record)), flush=True)
 
+    print(f"tasks        {', '.join(suite.tasks)}; scores are shown as each ends", flush=True)
     evaluate_model(arguments.model, suite, folder, tell)
     print(f"results      {folder}/results.json, {folder}/table.md, {folder}/pictures")
     return 0

@@ -72,8 +72,9 @@ def unsteady_targets(head: str, config: RunConfig, curves: Curves) -> Iterator[F
     is_few, swing = winners < FEW_WINNERS * possible, _swing(head, curves)
     few = f"{winners:.0f} prototypes win all rows, of {possible:,} that could, so that many images share one"
     swings = f"their entropy swings by {swing:.1f} nats, so that a student learns and forgets what they say"
+    start = "objective.center_start=bias_corrected, " * (objective.center_start == "zero")
     cure = (
-        f"objective.center_start=bias_corrected, lower objective.center_momentum ({objective.center_momentum:g}) or "
+        f"{start}lower objective.center_momentum ({objective.center_momentum:g}) or "
         f"raise objective.ema_momentum ({objective.ema_momentum:g})"
     )
     if is_few and swing > SWING and is_settled(config, curves):
