@@ -1,6 +1,6 @@
 """Run the paper's ablation on rendered scenes: rows that differ only in their objective, a table, and verdicts.
 
-  tips-ray ablate --quick                  one seed; 33 minutes on two CPU cores
+  tips-ray ablate --quick                  one seed; about half an hour on two CPU cores
   tips-ray ablate --full                   five seeds; reuses the runs of --quick
   tips-ray ablate --full replicas=3 'only=[clip_both, tips]'     some of the rows
   tips-ray ablate --full at_a_time=null base.resources.gpus_per_worker=1    as many rows at once as there are GPUs
