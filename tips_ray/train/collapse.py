@@ -23,7 +23,7 @@ class Sign(NamedTuple):
     cure: str
     key: Literal["stop_on_collapse", "stop_without_information"] = "stop_on_collapse"
     """Which field of `health` says whether it stops a run."""
-    what: str = "training has collapsed"
+    what: str = "training has collapsed at step"
 
 
 def signs(config: RunConfig) -> list[Sign]:
@@ -70,7 +70,7 @@ def _sign_of_information(head: str) -> Sign:
         "objective.center_start=bias_corrected, lower objective.center_momentum, raise objective.ema_momentum, or "
         "lower schedule.peak_lr",
         "stop_without_information",
-        f"{head} teaches nothing",
+        f"{head} teaches nothing at step",
     )
 
 
@@ -101,7 +101,7 @@ class CollapseJudge:
 
     def _sentence(self, step: int, sign: Sign, value: float) -> str:
         return (
-            f"{sign.what} at step {step}: {sign.metric} is {value:.5g}, {sign.limit}, for "
+            f"{sign.what} {step}: {sign.metric} is {value:.5g}, {sign.limit}, for "
             f"{self.health.collapse_patience} logged steps in a row (health.collapse_patience), which means that "
             f"{sign.meaning}; {sign.cure}; health.{sign.key}=false goes on all the same"
         )
