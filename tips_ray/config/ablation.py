@@ -82,7 +82,8 @@ class AblationConfig(Schema):
 
     @model_validator(mode="after")
     def _data_are_one(self) -> Self:
-        has_sources = "sources" in (self.base.get("data") or {})
+        data = self.base.get("data")
+        has_sources = isinstance(data, dict) and "sources" in data
         if bool(self.scenes) == has_sources:
             told = f"scenes ({self.scenes}) and base.data.sources: leave one of them out"
             raise ValueError(told if self.scenes else "scenes, or base.data.sources: one of them must be given")

@@ -188,7 +188,8 @@ class SweepConfig(Schema):
 
     @model_validator(mode="after")
     def _data_are_one(self) -> Self:
-        if self.scenes and "sources" in (self.run.get("data") or {}):
+        data = self.run.get("data")
+        if self.scenes and isinstance(data, dict) and "sources" in data:
             raise ValueError(f"scenes ({self.scenes}) and run.data.sources: leave one of them out")
         return self
 

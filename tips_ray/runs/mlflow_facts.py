@@ -108,8 +108,8 @@ def log_tags(client: "MlflowClient", run: "Run", tags: Mapping[str, str]) -> Non
     """Set the tags that differ from those of the run."""
     from mlflow.entities import RunTag
 
-    known = run.data.tags
-    changed = [RunTag(name, value[:MOST_CHARACTERS]) for name, value in tags.items() if known.get(name) != value]
+    known, cut = run.data.tags, {name: value[:MOST_CHARACTERS] for name, value in tags.items()}
+    changed = [RunTag(name, value) for name, value in cut.items() if known.get(name) != value]
     if changed:
         client.log_batch(run.info.run_id, tags=changed)
 

@@ -124,11 +124,12 @@ class Follower:
             self._is_described = True
         events = self._folder.read_events()
         if len(events) != self._events:
-            log_tags(client, client.get_run(self.run_id), {**machine_tags(events), **self._health()})
+            log_tags(client, client.get_run(self.run_id), machine_tags(events))
             send_events(client, self.run_id, self._start.folder, events)
             send_evaluations(client, self.run_id, self._start.config, self._start.folder)
             log_lineage(client, self.run_id, events)
             self._events = len(events)
+            log_tags(client, client.get_run(self.run_id), self._health())
         if not self._knows_cluster and (nodes := self._start.cluster()):
             log_cluster(client, client.get_run(self.run_id), nodes)
             self._knows_cluster = True

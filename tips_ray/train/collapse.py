@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-from tips_ray.config import RunConfig
+from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.runs.metric_names import HEADS
 
 Metrics = Mapping[str, float]
@@ -32,7 +32,7 @@ def signs(config: RunConfig) -> list[Sign]:
     trained = {"web": objective.web_weight or objective.alpha, "synthetic": objective.synthetic_weight}
     found = [sign for name, weight in trained.items() if weight for sign in _signs_of_cls(f"health/cls_{name}")]
     found += [_sign_of_head(f"health/{head}", num_prototypes) for head in HEADS]
-    return found + [_sign_of_information(head) for head in HEADS]
+    return found + [_sign_of_information(head, objective) for head in HEADS]
 
 
 def _signs_of_cls(name: str) -> list[Sign]:
@@ -60,15 +60,15 @@ def _sign_of_head(head: str, num_prototypes: int) -> Sign:
     )
 
 
-def _sign_of_information(head: str) -> Sign:
+def _sign_of_information(head: str, objective: ObjectiveConfig) -> Sign:
     metric = f"health/{head}/information"
+    start = "objective.center_start=bias_corrected, " * (objective.center_start == "zero")
     return Sign(
         metric,
         "below 0 nats",
         lambda metrics: metrics.get(metric, 0) < 0,
         "the student predicts its targets worse than their mean does",
-        "objective.center_start=bias_corrected, lower objective.center_momentum, raise objective.ema_momentum, or "
-        "lower schedule.peak_lr",
+        f"{start}lower objective.center_momentum, raise objective.ema_momentum, or lower schedule.peak_lr",
         "stop_without_information",
         f"{head} teaches nothing at step",
     )

@@ -60,7 +60,7 @@ def run_worker(told: dict[str, Any]) -> None:
 
 def shown_steps(shown: RunMetrics, config: RunConfig) -> Show:
     """A function that shows a logged step, and how many signs of collapse it has."""
-    of_collapse = signs(config)
+    of_collapse = [sign for sign in signs(config) if sign.key == "stop_on_collapse"]
     last: dict[str, float] = {}  # effective ranks are not in every line
 
     def show(step: int, metrics: Mapping[str, float]) -> None:
