@@ -102,7 +102,8 @@ def _described(config: AblationConfig, run: RunConfig) -> str:
         spread = f"seeds {seeds}: ± is the standard deviation over them"
     return (
         f"{steps:,} steps of {images} images in every row, {_data(config, run)}; {spread}. "
-        "In brackets the paper's figure, on its own data. A difference counts above its margin, two standard errors."
+        "In brackets the paper's figure, on its own data. A difference counts above its margin, two standard errors; "
+        "where (same) is expected, it has to stay within a bound."
     )
 
 
@@ -119,9 +120,10 @@ def _cell(found: Measured, paper: float | None) -> str:
 
 
 def _direction_line(config: AblationConfig, direction: DirectionConfig, found: Gain, judged: Verdict) -> list[str]:
-    names = (config.metrics[direction.metric], config.rows[direction.row], config.rows[direction.over])
+    metric, row, over = config.metrics[direction.metric], config.rows[direction.row], config.rows[direction.over]
+    meant = " (same)" if direction.expect == "same" else ""
     figures = [f"{found.mean:+.3f}", f"{found.margin:.3f}", judged]
-    return [*(name.title for name in names), direction.paper, *figures]
+    return [f"{metric.title}{meant}", row.title, over.title, direction.paper, *figures]
 
 
 def _counted(judged: Iterable[tuple[DirectionConfig, Gain, Verdict]]) -> dict[Verdict, int]:
