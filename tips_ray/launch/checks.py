@@ -11,7 +11,7 @@ import yaml
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.config.evaluation import SuiteConfig
-from tips_ray.config.evaluation_data import ScenesConfig
+from tips_ray.config.evaluation_data import PublishedConfig, ScenesConfig
 from tips_ray.data.caption_sample import bad_rows, gaps, joined, sampled_rows
 from tips_ray.data.index import Index, bad_rows_and_damages, build_index, unread_bytes
 from tips_ray.data.index_folder import check_apart, index_of
@@ -129,7 +129,10 @@ def require_data_of_tasks(key: str, suite: SuiteConfig, tasks: Iterable[str]) ->
         if isinstance(data, ScenesConfig):
             continue
         if data.folder is None:
-            raise ValueError(f"{key}.data.{name}.folder is not given: name it, or leave out its tasks")
+            below = ""
+            if isinstance(data, PublishedConfig) and suite.data_root is not None:
+                below = f", and {storage.join(suite.data_root, data.home)} lacks files"
+            raise ValueError(f"{key}.data.{name}.folder is not given{below}: name it, or leave out its tasks")
         folder = storage.resolved(data.folder)
         if not storage.list_names(folder) and not storage.list_folders(folder):
             raise ValueError(f"{key}.data.{name}.folder ({folder}) holds nothing: correct it")
