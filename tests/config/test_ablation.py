@@ -55,11 +55,12 @@ def test_the_objectives_are_those_of_the_rows_names():
         "clip_web": (1, 0, 0, 0),
         "clip_synthetic": (0, 1, 0, 0),
         "clip_both": (0.5, 0.5, 0, 0),
-        "web_distillation": (1, 0, 1, 0),
-        "web_masking": (1, 0, 1, 2),
-        "tips": (0.5, 0.5, 1, 2),
-        "tips_head_ema": (0.5, 0.5, 1, 2),
-        "tips_all_patches": (0.5, 0.5, 1, 2),
+        "web_distillation": (1, 0, 0.5, 0),
+        "web_masking": (1, 0, 0.5, 1),
+        "tips": (0.5, 0.5, 0.5, 1),
+        "tips_published": (0.5, 0.5, 1, 2),
+        "tips_head_ema": (0.5, 0.5, 0.5, 1),
+        "tips_all_patches": (0.5, 0.5, 0.5, 1),
     }
 
 
