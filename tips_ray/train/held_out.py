@@ -49,8 +49,18 @@ def held_out_information(uri: str, images: Sequence[bytes], device: str = "cpu")
     if config is None or source.checkpoint is None:
         raise ValueError(f"RUN ({uri}): its heads are needed; give the folder of a run, or one of its checkpoints")
     state = from_whole_checkpoint(source, lambda one: _loaded(config, one, device))
+    return information_of(state, config, images)
+
+
+def information_of(state: TrainState, config: RunConfig, images: Sequence[bytes]) -> dict[str, float]:
+    """As `held_out_information`, of a state whose student is in evaluation mode.
+
+    Raises:
+        ValueError: an image cannot be read.
+    """
     found = {head: list[TargetSums]() for head in HEADS}
     wins: dict[str, Any] = {}
+    device = state.centers.distillation_K.device
     for batch in _batches(config, images):
         for head, (step, wins_K) in _sums(state, batch.to(device, torch.float32), config).items():
             found[head].append(step)
