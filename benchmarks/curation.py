@@ -83,8 +83,8 @@ def _language(texts: list[str], rounds: int) -> None:
         _tell(name, len(cleaned), seconds, "texts")
     _tell("language", len(texts), _seconds(lambda: language.votes(texts), rounds), "texts")
     characters = np.mean([*map(len, texts)])
-    votes_N3 = language.votes(texts)
-    shares = ", ".join(f"{language.is_english(votes_N3, needed).mean():.4f}" for needed in (1, 2, 3))
+    votes_N = language.votes(texts).sum(axis=1)
+    shares = ", ".join(f"{(votes_N >= needed).mean():.4f}" for needed in (1, 2, 3))
     print(f"{len(texts):,} texts of {characters:.0f} characters; English by any, two, three: {shares}")
 
 
