@@ -10,7 +10,6 @@ of 256 scenes for 512 others. A run of 250 steps takes five minutes of a core.
 """
 
 import argparse
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,11 +25,12 @@ from tips_ray.data.collate import batch_from
 from tips_ray.data.order import sample_keys
 from tips_ray.data.views import row_settings, training_rows
 from tips_ray.evaluation.dense import squashed, upsampled, with_cls
-from tips_ray.evaluation.depth import linear_depth_rmse
+from tips_ray.evaluation.depth import linear_depth_rmse, ridge_predictions
 from tips_ray.evaluation.encoders import TipsEncoder
 from tips_ray.evaluation.metrics import mean_iou
 from tips_ray.evaluation.retrieval import retrieval
 from tips_ray.scenes import CLASS_NAMES, Scene, render_scenes
+from tips_ray.scenes.shards import encoded
 from tips_ray.tokenizer import Tokenizer, train_tokenizer
 from tips_ray.train.held_out import information_of
 from tips_ray.train.state import TrainState, new_state
@@ -40,7 +39,6 @@ from tips_ray.train.step import train_step
 ROOT = Path(__file__).parents[1]
 TRAIN, PROBE, TEST, HELD_OUT = (0, 4096), (5, 256), (6, 512), (7, 512)
 """Seed and number of scenes: to train on, to fit probes on, to score, to measure information on."""
-RIDGE = 1e-3
 EVERY_STEPS = 25
 
 
@@ -56,7 +54,7 @@ def main() -> None:
     tokenizer = train_tokenizer(texts, config.text.vocab_size)
     state = new_state(config)
     state.student.train()
-    held_out = [encoded(scene) for scene in render_scenes_of(HELD_OUT)]
+    held_out = [encoded(scene.image_HWC) for scene in render_scenes_of(HELD_OUT)]
     for step, rows in enumerate(batches(config, scenes), 1):
         batch = batch_from(training_rows(rows, row_settings(config, 1), tokenizer)).to("cpu", torch.float32)
         metrics = {name: round(value.item(), 4) for name, value in train_step(state, [batch], config).items()}
@@ -80,12 +78,6 @@ def render_scenes_of(part: tuple[int, int]) -> list[Scene]:
     return render_scenes(part[0], range(part[1]))
 
 
-def encoded(scene: Scene) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(scene.image_HWC).save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
-
-
 def batches(config: RunConfig, scenes: list[Scene]):
     """Rows of each step; runs of one seed have the same, whatever their batch size."""
     size = config.global_batch_images
@@ -98,7 +90,7 @@ def batches(config: RunConfig, scenes: list[Scene]):
 
 def row(place: int, sample: int, key: int, scene: Scene) -> dict[str, Any]:
     return {"position": place, "step": 0, "sample_id": sample, "sample_key": key, "key": str(sample), "error": "",
-            "image": encoded(scene), "web_caption": scene.web_caption,
+            "image": encoded(scene.image_HWC), "web_caption": scene.web_caption,
             "synthetic_captions": [scene.synthetic_caption]}  # fmt: skip
 
 
@@ -112,16 +104,18 @@ def scores(state: TrainState, tokenizer: Tokenizer, side_px: int) -> dict[str, f
     labels = [torch.from_numpy(np.stack([scene.labels_HW for scene in part])).long() for part in (train, test)]
     grid = encoder.grid
     kinds, metres = ([squashed(list(maps), grid).flatten() for maps in pair] for pair in (labels, depths))
-    maps = ridge(train_NLD, F.one_hot(kinds[0], len(CLASS_NAMES)), test_NLD).view(len(test), grid**2, -1).float()
+    patches = [patches_NLD.flatten(0, 1) for patches_NLD in (train_NLD, test_NLD)]
+    maps = ridge_predictions(patches[0], F.one_hot(kinds[0], len(CLASS_NAMES)), patches[1])
+    maps_NLC = maps.unflatten(0, (len(test), grid**2)).float()
     found = retrieval(test_cls["cls_synthetic"], encoder.texts([scene.synthetic_caption for scene in test]), ranks=(1,))
     own = [kind > 1 for kind in kinds]  # 0 is sky, 1 is ground
-    rows = [patches.flatten(0, 1)[mask] for patches, mask in zip((train_NLD, test_NLD), own, strict=True)]
-    shapes = ridge(rows[0], F.one_hot(kinds[0][own[0]] - 2), rows[1]).argmax(1) == kinds[1][own[1]] - 2
-    far = ridge(rows[0], metres[0][own[0]].log()[:, None], rows[1])[:, 0].exp() - metres[1][own[1]]
+    rows = [part[mask] for part, mask in zip(patches, own, strict=True)]
+    shapes = ridge_predictions(rows[0], F.one_hot(kinds[0][own[0]] - 2), rows[1]).argmax(1) == kinds[1][own[1]] - 2
+    far = ridge_predictions(rows[0], metres[0][own[0]].log()[:, None], rows[1])[:, 0].exp() - metres[1][own[1]]
     inputs = with_cls(train_NLD, train_cls["cls_web"]), with_cls(test_NLD, test_cls["cls_web"])
     return {
         **found,
-        "miou": mean_iou(upsampled(maps, labels[1].shape[1:]).argmax(1), labels[1], len(CLASS_NAMES)),
+        "miou": mean_iou(upsampled(maps_NLC, labels[1].shape[1:]).argmax(1), labels[1], len(CLASS_NAMES)),
         "depth_rmse_m": linear_depth_rmse(inputs[0], depths[0], inputs[1], depths[1]),
         "shape_of_object": shapes.double().mean().item(),
         "depth_of_object_rmse_m": far.square().mean().sqrt().item(),
@@ -136,16 +130,6 @@ def features(encoder: TipsEncoder, scenes: list[Scene], side_px: int) -> tuple[T
     names = parts[0].embeddings
     embeddings = {name: torch.cat([part.embeddings[name] for part in parts]) for name in names}
     return torch.cat([part.patches_BLD for part in parts]), embeddings
-
-
-def ridge(train: Tensor, targets: Tensor, test: Tensor) -> Tensor:
-    """Predictions of a ridge regression on standardised features, whose bias is not penalised."""
-    train, test = train.reshape(-1, train.shape[-1]).double(), test.reshape(-1, test.shape[-1]).double()
-    mean, scale = train.mean(dim=0), train.std(dim=0).clamp(min=1e-6)
-    inputs, queries = (F.pad((rows - mean) / scale, (0, 1), value=1.0) for rows in (train, test))
-    gram = inputs.T @ inputs
-    gram.diagonal()[:-1] += RIDGE * len(inputs)
-    return queries @ torch.linalg.solve(gram, inputs.T @ targets.double())
 
 
 if __name__ == "__main__":

@@ -27,9 +27,8 @@ def linear_depth_probe(train_NLD: Tensor, train_depth_NHW: Tensor, test_NLD: Ten
     """
     target_NL = squashed(list(train_depth_NHW), round(train_NLD.shape[1] ** 0.5)).flatten(1)
     known = (target_NL > 0).flatten()
-    inputs, mean, scale = _standardised(train_NLD.flatten(0, 1).double()[known])
-    weights = _ridge(inputs, target_NL.flatten()[known].double().log(), RIDGE * len(inputs))
-    log_depth = _with_bias((test_NLD.flatten(0, 1).double() - mean) / scale) @ weights
+    log_target = target_NL.flatten()[known].double().log()
+    log_depth = ridge_predictions(train_NLD.flatten(0, 1)[known], log_target, test_NLD.flatten(0, 1))
     maps_NLC = log_depth.view(*test_NLD.shape[:2], 1).float()
     return upsampled(maps_NLC, train_depth_NHW.shape[1:])[:, 0].exp()
 
@@ -37,6 +36,19 @@ def linear_depth_probe(train_NLD: Tensor, train_depth_NHW: Tensor, test_NLD: Ten
 def linear_depth_rmse(train_NLD: Tensor, train_depth_NHW: Tensor, test_NLD: Tensor, test_depth_NHW: Tensor) -> float:
     """RMSE in metres of the probe on the test images."""
     return depth_rmse(linear_depth_probe(train_NLD, train_depth_NHW, test_NLD), test_depth_NHW)
+
+
+def ridge_predictions(train_RD: Tensor, targets: Tensor, test_QD: Tensor) -> Tensor:
+    """Predictions for the test rows of a ridge regression on standardised features, fp64; [Q] or [Q, C].
+
+    Args:
+        train_RD: features of R rows.
+        targets: [R] or [R, C].
+        test_QD: features of Q rows.
+    """
+    inputs, mean, scale = _standardised(train_RD.double())
+    weights = _ridge(inputs, targets.double(), RIDGE * len(inputs))
+    return _with_bias((test_QD.double() - mean) / scale) @ weights
 
 
 def _standardised(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from math import log, nan
 from statistics import median
 from typing import Literal, NamedTuple
 
-from tips_ray.config import RunConfig
+from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.runs.curves import Curves, Point, thinned
 
 Level = Literal["early", "good", "watch", "ill"]
@@ -72,15 +72,20 @@ def unsteady_targets(head: str, config: RunConfig, curves: Curves) -> Iterator[F
     is_few, swing = winners < FEW_WINNERS * possible, _swing(head, curves)
     few = f"{winners:.0f} prototypes win all rows, of {possible:,} that could, so that many images share one"
     swings = f"their entropy swings by {swing:.1f} nats, so that a student learns and forgets what they say"
-    start = "objective.center_start=bias_corrected, " * (objective.center_start == "zero")
-    cure = (
-        f"{start}lower objective.center_momentum ({objective.center_momentum:g}) or "
-        f"raise objective.ema_momentum ({objective.ema_momentum:g})"
-    )
+    cure = steadier(objective)
     if is_few and swing > SWING and is_settled(config, curves):
         yield Finding("ill", about, f"{few}; {swings}", cure, f"{head} targets swing between few prototypes")
     elif is_few or swing > SWING:
         yield Finding("watch", about, "; ".join([few] * is_few + [swings] * (swing > SWING)), cure)
+
+
+def steadier(objective: ObjectiveConfig) -> str:
+    """What makes targets steadier, of what the run does not have already."""
+    start = "objective.center_start=bias_corrected, " * (objective.center_start == "zero")
+    return (
+        f"{start}lower objective.center_momentum ({objective.center_momentum:g}) or "
+        f"raise objective.ema_momentum ({objective.ema_momentum:g})"
+    )
 
 
 def _uninformative(head: str, config: RunConfig, curves: Curves) -> Iterator[Finding]:

@@ -37,12 +37,13 @@ def stored_scenes(source: str, seed: int, count: int, captions: Mapping[str, str
 def _parquet(scenes: list[Scene], captions: Mapping[str, str]) -> bytes:
     texts = {column: [getattr(scene, name) for scene in scenes] for column, name in captions.items()}
     buffer = io.BytesIO()
-    table = pa.table({"image": [_jpeg(scene.image_HWC) for scene in scenes], **texts})
+    table = pa.table({"image": [encoded(scene.image_HWC) for scene in scenes], **texts})
     pq.write_table(table, buffer, row_group_size=64, compression="none")
     return buffer.getvalue()
 
 
-def _jpeg(image_HWC: Any) -> bytes:
+def encoded(image_HWC: Any) -> bytes:
+    """The JPEG file of an image, as the shards hold it."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()

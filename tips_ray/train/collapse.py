@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 from tips_ray.config import ObjectiveConfig, RunConfig
 from tips_ray.runs.metric_names import HEADS
+from tips_ray.runs.target_health import steadier
 
 Metrics = Mapping[str, float]
 
@@ -62,13 +63,12 @@ def _sign_of_head(head: str, num_prototypes: int) -> Sign:
 
 def _sign_of_information(head: str, objective: ObjectiveConfig) -> Sign:
     metric = f"health/{head}/information"
-    start = "objective.center_start=bias_corrected, " * (objective.center_start == "zero")
     return Sign(
         metric,
         "below 0 nats",
         lambda metrics: metrics.get(metric, 0) < 0,
         "the student predicts its targets worse than their mean does",
-        f"{start}lower objective.center_momentum, raise objective.ema_momentum, or lower schedule.peak_lr",
+        f"{steadier(objective)}, or lower schedule.peak_lr",
         "stop_without_information",
         f"{head} teaches nothing at step",
     )
