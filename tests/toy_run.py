@@ -2,7 +2,10 @@
 
 import io
 import os
-from collections.abc import Generator, Mapping
+import signal
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +83,20 @@ def noted_run(storage: Path, data: str, **values: Any) -> RunConfig:
     """The tiny run of `NOTED_STEPS` steps, which bears bad rows and notes the samples of each step."""
     keys = {"schedule__total_steps": NOTED_STEPS, "data__max_bad_fraction": 0.5, "data__log_samples": True}
     return tiny_run(storage, data, **{**keys, **values})
+
+
+@contextmanager
+def held(config: RunConfig, *pids: int) -> Iterator[None]:
+    """Hold workers of a run where they are; when they go on, they look at once for what the block has asked of them.
+
+    Without it a toy run of 50 ms a step may reach its end before they look.
+    """
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    yield
+    time.sleep(config.resources.poll_seconds)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
 
 
 def toy_job(config: RunConfig, uri: str) -> Run:

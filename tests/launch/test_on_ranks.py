@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import yaml
-from toy_run import NOTED_STEPS, metrics_of_run, noted_run, numbers_of_run, write_scenes
+from toy_run import NOTED_STEPS, held, metrics_of_run, noted_run, numbers_of_run, write_scenes
 
 from jobs.cli import main
 from tips_ray.config import RunConfig
@@ -163,9 +163,10 @@ def test_a_run_that_loses_a_rank_is_stopped_and_moves_goes_on_with_the_same_numb
     assert process.returncode != 0
     process = _started(config, 2)
     _wait_for_step(config, 11, resumes=1)
-    assert main(["pretrain", str(tmp_path / "run.yaml"), "--without-ray"]) == 3
-    assert "is being trained by process" in capsys.readouterr().err
-    assert main(["runs", "stop", folder.uri]) == 0
+    with held(config, _rank(process.pid, 0)):
+        assert main(["pretrain", str(tmp_path / "run.yaml"), "--without-ray"]) == 3
+        assert "is being trained by process" in capsys.readouterr().err
+        assert main(["runs", "stop", folder.uri]) == 0
     process.communicate(timeout=120)
     assert process.returncode != 0 and folder.read_metrics()[-1]["step"] < NOTED_STEPS
     shutil.copytree(data, moved_data := str(tmp_path / "data"), copy_function=shutil.copy)
