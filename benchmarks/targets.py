@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("seed", type=int)
     parser.add_argument("--config", type=Path, default=ROOT / "jobs" / "ablations" / "paper.yaml")
+    parser.add_argument("--heads-rate", type=float, default=1.0, help="learning rate of the heads, as a factor")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_intermixed_args()
     torch.set_num_threads(1)
@@ -53,6 +54,7 @@ def main() -> None:
     texts = [text for scene in scenes for text in (scene.web_caption, scene.synthetic_caption)]
     tokenizer = train_tokenizer(texts, config.text.vocab_size)
     state = new_state(config)
+    set_heads_rate(state, arguments.heads_rate)
     state.student.train()
     held_out = [encoded(scene.image_HWC) for scene in render_scenes_of(HELD_OUT)]
     for step, rows in enumerate(batches(config, scenes), 1):
@@ -72,6 +74,15 @@ def run_config(path: Path, seed: int, changes: list[str]) -> RunConfig:
     tree = {**tree.get("base", tree), "captions": {}, "seed": seed}
     values = {key: yaml.safe_load(value) for key, value in (change.split("=", 1) for change in changes)}
     return override(RunConfig, tree, {"name": "targets", "data.sources": [{"uri": "scenes"}], **values})
+
+
+def set_heads_rate(state: TrainState, factor: float) -> None:
+    """Move the heads' parameters to groups with `factor` times the learning rate; no config key does it."""
+    heads = set(state.student.heads.parameters())
+    for group in list(state.optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if parameter in heads]
+        group["params"] = [parameter for parameter in group["params"] if parameter not in heads]
+        state.optimizer.param_groups.append({**group, "params": own, "lr_factor": group["lr_factor"] * factor})
 
 
 def render_scenes_of(part: tuple[int, int]) -> list[Scene]:
