@@ -98,7 +98,12 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
             ("base.schedule.peak_Ir=1",),
             "schedule.peak_Ir: Extra inputs are not permitted; did you mean schedule.peak_lr?",
         ),
-        (("metrics.labels.score='{wab}/miou'",), "metrics.labels.score (wab) must be one of web, synthetic"),
+        (("metrics.labels.score='{wab}/miou'",), "metrics.labels: score (wab) must be one of web, synthetic"),
+        (
+            ("metrics.recall={title: loss, metric: loss/totl}",),
+            "metrics.recall.metric (loss/totl) is logged by no run; did you mean loss/total?",
+        ),
+        (("metrics.recall={title: loss, task: labels}",), "metrics.recall: give metric, or task and score"),
         (
             ("rows.tips.set={objective.alpha: 0}", "rows.clip.set={objective.alpha: 0}"),
             "rows.clip.set and rows.tips.set give the same run: leave one of the rows out",

@@ -2,13 +2,14 @@
 
 import json
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
 from test_ablate_command import ABLATION
 
 from jobs.ablate import ABLATIONS
-from tips_ray.config import load_config, override
+from tips_ray.config import RunConfig, load_config, override
 from tips_ray.config.ablation import AblationConfig
 from tips_ray.config.evaluation import trained_tokens
 from tips_ray.evaluation.encoders import TipsEncoder
@@ -77,6 +78,38 @@ def test_results_json_has_every_value_and_verdict(tmp_path):
     assert content["config"]["base"]["schedule"]["total_steps"] == 4
 
 
+def _log(run: RunConfig, value: float) -> None:
+    metrics = Path(run.storage, run.name, "metrics")
+    metrics.mkdir(parents=True)
+    lines = [json.dumps({"step": step, "time": "", "loss/distillation": value}) for step in (3, 4)]
+    (metrics / "attempt-0001-from-00000000.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(("seeds", "cell", "margin"), [((0,), "2.000", "-"), ((0, 1), "2.500 ± 0.707", "0.000")])
+def test_a_logged_metric_is_a_column_which_a_row_without_it_leaves_empty(seeds, cell, margin, tmp_path):
+    """TIPS logs 2 and 3, its better twin 1 and 2: the gain is 1 for each seed. CLIP logs nothing."""
+    metrics = {"logged": {"title": "distillation", "metric": "loss/distillation", "better": "lower"}}
+    directions = [{"metric": "logged", "row": "twin", "over": over, "paper": "-"} for over in ("tips", "clip")]
+    clip, tips = ABLATION["rows"].values()
+    twin = {"title": "Twin", "set": {"objective.alpha": 0.5}}
+    rows = {"clip": {"title": "CLIP", "set": clip["set"]}, "tips": tips, "twin": twin}
+    keys = {"rows": rows, "metrics": metrics, "directions": directions, "replicas": len(seeds)}
+    config, runs = override(AblationConfig, ABLATION, keys), list[RowRun]()
+    sweep = sweep_of(config, tmp_path)
+    for row, seed in product(rows, seeds):
+        run = run_of(sweep, sweep.listed[row], f"{row}-{seed}", seed)
+        runs.append(RowRun(row, seed, run.model_copy(update={"storage": str(tmp_path)}), tmp_path))
+        if row != "clip":
+            _log(runs[-1].config, seed + (2 if row == "tips" else 1))
+    found = _rows(written_table(config, runs, tmp_path))
+    assert ["TIPS", cell] in found and ["CLIP", "-"] in found
+    verdicts = ["shows" if len(seeds) > 1 else "cannot tell", "cannot tell"]
+    assert ["distillation", "Twin", "TIPS", "-", "+1.000", margin, verdicts[0]] in found
+    assert ["distillation", "Twin", "CLIP", "-", "-", "-", verdicts[1]] in found
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["rows"]["clip"] == {"logged": None} and content["directions"][1]["margin"] is None
+
+
 def test_a_score_that_is_not_there_is_named(tmp_path):
     config = override(AblationConfig, ABLATION, {"metrics.labels.score": "iou"})
     runs = [_run(config, tmp_path, row, 0) for row in SCORES]
@@ -101,5 +134,6 @@ def test_the_paper_s_suite_gives_every_score_that_its_metrics_name(tmp_path):
     records = run_suite(encoder, "model", config.suite, str(tmp_path), lambda name, record: None, run_tasks)
     for run in runs:
         for metric in config.metrics.values():
-            score = metric.score.format(**trained_tokens(run.objective))
-            assert records[metric.task]["scores"][score] >= 0 and records[metric.task]["standard_errors"][score] >= 0
+            if metric.task and metric.score:
+                score, record = metric.score.format(**trained_tokens(run.objective)), records[metric.task]
+                assert record["scores"][score] >= 0 and record["standard_errors"][score] >= 0

@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from tips_ray.config.evaluation import CAPTION_TOKENS, SuiteConfig, caption_tokens_in
+from tips_ray.config.evaluation import SuiteConfig
 from tips_ray.config.schema import Schema
+from tips_ray.config.score import ScoreConfig
 
 MAY_SET = ("objective.", "views.mask_ratio", "captions.per_image")
 """Keys of a run that rows may set: they do not change steps, images, their order or the initial weights."""
@@ -31,15 +32,10 @@ class RowConfig(Schema):
         return self
 
 
-class MetricConfig(Schema):
-    """One column of the table: a score of the suite."""
+class MetricConfig(ScoreConfig):
+    """One column of the table: a score of the suite, or a metric that runs log, empty for rows that do not log it."""
 
     title: str
-    task: str
-    """Name of a task of the suite."""
-    score: str
-    """Name of a score of that task. `{web}` and `{synthetic}` stand for the CLS token that a row trains on that
-    caption; a row with one kind of caption trains one token, which then stands for both."""
     better: Literal["higher", "lower"] = "higher"
 
 
@@ -99,9 +95,8 @@ class AblationConfig(Schema):
     def _names(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Each name in the config: its key, the name, and the names that are allowed there."""
         for name, metric in self.metrics.items():
-            yield f"metrics.{name}.task", metric.task, self.suite.tasks
-            for token in sorted(caption_tokens_in(metric.score)):
-                yield f"metrics.{name}.score", token, CAPTION_TOKENS
+            if metric.task:
+                yield f"metrics.{name}.task", metric.task, self.suite.tasks
         for row, config in self.rows.items():
             for metric in config.paper:
                 yield f"rows.{row}.paper", metric, self.metrics

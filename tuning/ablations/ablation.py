@@ -10,6 +10,7 @@ from tips_ray import storage
 from tips_ray.config.ablation import AblationConfig, MetricConfig
 from tips_ray.config.load import override
 from tips_ray.config.run import RunConfig
+from tips_ray.config.score import ScoreConfig
 from tips_ray.config.sweep import NAME, SweepConfig
 from tips_ray.errors import Faults, RunFailedError
 from tips_ray.launch.checks import require_data_of_tasks
@@ -17,7 +18,7 @@ from tuning.ablations.table import RowRun, written_table
 from tuning.sweeps.folder import sweep_config
 from tuning.sweeps.queue import Sweep
 from tuning.sweeps.record import Setting
-from tuning.sweeps.run import Execute, run_sweep
+from tuning.sweeps.run import Execute, require_logged, run_sweep
 from tuning.sweeps.space import are_equal, value_at
 from tuning.sweeps.summary import Summary
 
@@ -40,7 +41,9 @@ def run_ablation(config: AblationConfig, out: Path, execute: Execute, tell: Call
         RunFailedError: a row has no scores; the table of the others is written.
         RunStopped: it was asked to stop.
     """
-    require_data_of_tasks("suite", config.suite, {metric.task for metric in config.metrics.values()})
+    metrics = config.metrics
+    require_logged({f"metrics.{name}": metric for name, metric in metrics.items()})
+    require_data_of_tasks("suite", config.suite, {metric.task for metric in metrics.values() if metric.task})
     with _keys_of_ablation():
         sweep = run_sweep(sweep_of(config, out), execute, tell)
     runs, failed = list[RowRun](), list[str]()
@@ -92,7 +95,7 @@ def sweep_of(config: AblationConfig, out: Path) -> SweepConfig:
         "scheduler": "none",
         "replicas": config.replicas,
         "at_a_time": config.at_a_time,
-        "scores": [{"task": score.task, "score": score.score, "better": score.better}],
+        "scores": [score.model_dump(include=set(ScoreConfig.model_fields))],
         "suite": config.suite.model_dump(mode="json"),
     }
     return override(SweepConfig, tree, {})
@@ -101,14 +104,15 @@ def sweep_of(config: AblationConfig, out: Path) -> SweepConfig:
 def _score(config: AblationConfig, out: Path) -> MetricConfig:
     """What the sweep itself compares rows by; the table has the scores of all metrics.
 
-    It stays what it was when the sweep began, as long as it is one of the metrics.
+    It stays what it was when the sweep began, as long as it is one of the metrics. A new one has a score of a task,
+    which all rows have.
     """
-    metrics = list(config.metrics.values())
+    metrics = sorted(config.metrics.values(), key=lambda metric: metric.task is None)
     try:
-        known = {(score.task, score.score) for score in sweep_config(storage.resolved(str(out))).scores}
+        known = {score.name for score in sweep_config(storage.resolved(str(out))).scores}
     except ValueError:  # the ablation is new
         known = set()
-    return next((metric for metric in metrics if (metric.task, metric.score) in known), metrics[0])
+    return next((metric for metric in metrics if metric.name in known), metrics[0])
 
 
 def _listed(config: AblationConfig) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ and says nothing about other seeds.
 """
 
 from collections.abc import Sequence
-from math import hypot, sqrt
+from math import hypot, inf, nan, sqrt
 from statistics import fmean, stdev
 from typing import Literal, NamedTuple
 
@@ -22,8 +22,8 @@ class Measured(NamedTuple):
 
     values: tuple[float, ...]
     """One value per seed."""
-    error: float
-    """Standard error of the first seed's value over the test images."""
+    error: float | None
+    """Standard error of the first seed's value over the test images; None for what a run logs."""
 
     @property
     def mean(self) -> float:
@@ -37,14 +37,16 @@ class Measured(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """Difference by which a row is better than another, and the margin of error."""
+    """Difference by which a row is better than another, and the margin of error, infinite where none is known."""
 
     mean: float
     margin: float
 
 
-def gain(row: Measured, over: Measured, better: Literal["higher", "lower"]) -> Gain:
-    """How much better `row` is than `over`; positive if it is better."""
+def gain(row: Measured | None, over: Measured | None, better: Literal["higher", "lower"]) -> Gain:
+    """How much better `row` is than `over`; positive if it is better, NaN if one of them was not measured."""
+    if row is None or over is None:
+        return Gain(nan, inf)
     sign = 1 if better == "higher" else -1
     differences = [sign * (one - other) for one, other in zip(row.values, over.values, strict=True)]
     return Gain(fmean(differences), ERRORS * _error(differences, row, over))
@@ -53,6 +55,8 @@ def gain(row: Measured, over: Measured, better: Literal["higher", "lower"]) -> G
 def _error(differences: Sequence[float], row: Measured, over: Measured) -> float:
     if len(differences) > 1:
         return stdev(differences) / sqrt(len(differences))
+    if row.error is None or over.error is None:
+        return inf
     return hypot(row.error, over.error)  # as if the rows had different test images; rather too large than too small
 
 
@@ -61,6 +65,6 @@ def verdict(found: Gain, direction: DirectionConfig) -> Verdict:
     if direction.expect == "same":
         low, high = abs(found.mean) - found.margin, abs(found.mean) + found.margin
         return "shows" if high <= direction.within else "does not show" if low > direction.within else "cannot tell"
-    if abs(found.mean) <= found.margin:
+    if not abs(found.mean) > found.margin:
         return "cannot tell"
     return "shows" if found.mean > 0 else "does not show"

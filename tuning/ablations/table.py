@@ -1,18 +1,21 @@
 """Writes results of an ablation's runs as results.json and a Markdown table, with a verdict on every direction."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tips_ray.config import ObjectiveConfig, RunConfig
+from tips_ray import storage
+from tips_ray.config import RunConfig
 from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConfig
 from tips_ray.config.evaluation import trained_tokens
 from tips_ray.storage import without_credentials
 from tuning.ablations.significance import Gain, Measured, Verdict, gain, verdict
+from tuning.sweeps.trial import UnscorableError, logged
 
-Table = dict[str, dict[str, Measured]]
-"""Row -> metric -> score."""
+Table = dict[str, dict[str, Measured | None]]
+"""Row -> metric -> score; None where the row does not log the metric."""
 
 
 class RowRun(NamedTuple):
@@ -54,15 +57,28 @@ def measured(config: AblationConfig, runs: Sequence[RowRun]) -> Table:
     table: Table = {}
     for row in config.rows:
         of_row = [one for one in runs if one.row == row]
-        tasks = [json.loads((one.results / "results.json").read_text())["tasks"] for one in of_row]
-        objective = of_row[0].config.objective
-        table[row] = {name: _measured(metric, objective, tasks) for name, metric in config.metrics.items()}
+        table[row] = {
+            name: _logged(metric, of_row) if metric.metric else _of_task(metric, of_row)
+            for name, metric in config.metrics.items()
+        }
     return table
 
 
-def _measured(metric: MetricConfig, objective: ObjectiveConfig, of_seeds: Sequence[Mapping[str, Any]]) -> Measured:
-    score = metric.score.format(**trained_tokens(objective))
-    records = [tasks[metric.task] for tasks in of_seeds]
+def _logged(metric: MetricConfig, of_seeds: Sequence[RowRun]) -> Measured | None:
+    try:
+        values = [logged(_folder(one.config), metric, one.config.schedule.total_steps) for one in of_seeds]
+    except UnscorableError:
+        return None
+    return Measured(tuple(values), None)
+
+
+def _folder(run: RunConfig) -> str:
+    return storage.join(run.storage, run.name)
+
+
+def _of_task(metric: MetricConfig, of_seeds: Sequence[RowRun]) -> Measured:
+    score = (metric.score or "").format(**trained_tokens(of_seeds[0].config.objective))
+    records = [json.loads((one.results / "results.json").read_text())["tasks"][metric.task] for one in of_seeds]
     missing = [record for record in records if score not in record.get("scores", {})]
     if missing:
         known = ", ".join(missing[0].get("scores", {})) or missing[0].get("skipped")
@@ -113,17 +129,24 @@ def _data(config: AblationConfig, run: RunConfig) -> str:
     return ", ".join(without_credentials(source.uri) for source in run.data.sources)
 
 
-def _cell(found: Measured, paper: float | None) -> str:
-    spread = found.error if found.spread is None else found.spread
+def _cell(found: Measured | None, paper: float | None) -> str:
     published = "" if paper is None else f" ({paper:g})"
-    return f"{found.mean:.3f} ± {spread:.3f}{published}"
+    if found is None:
+        return f"-{published}"
+    error = found.error if found.spread is None else found.spread
+    spread = "" if error is None else f" ± {error:.3f}"
+    return f"{found.mean:.3f}{spread}{published}"
 
 
 def _direction_line(config: AblationConfig, direction: DirectionConfig, found: Gain, judged: Verdict) -> list[str]:
     metric, row, over = config.metrics[direction.metric], config.rows[direction.row], config.rows[direction.over]
     meant = " (same)" if direction.expect == "same" else ""
-    figures = [f"{found.mean:+.3f}", f"{found.margin:.3f}", judged]
-    return [f"{metric.title}{meant}", row.title, over.title, direction.paper, *figures]
+    figures = [_figure(found.mean, "+.3f"), _figure(found.margin, ".3f")]
+    return [f"{metric.title}{meant}", row.title, over.title, direction.paper, *figures, judged]
+
+
+def _figure(value: float, form: str) -> str:
+    return format(value, form) if isfinite(value) else "-"
 
 
 def _counted(judged: Iterable[tuple[DirectionConfig, Gain, Verdict]]) -> dict[Verdict, int]:
@@ -137,9 +160,10 @@ def _lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
-def _record(found: Measured) -> dict[str, Any]:
-    return {**found._asdict(), "mean": found.mean, "spread": found.spread}
+def _record(found: Measured | None) -> dict[str, Any] | None:
+    return found and {**found._asdict(), "mean": found.mean, "spread": found.spread}
 
 
 def _direction_record(direction: DirectionConfig, found: Gain, judged: Verdict) -> dict[str, Any]:
-    return {**direction.model_dump(), "gain": found.mean, "margin": found.margin, "verdict": judged}
+    mean, margin = (value if isfinite(value) else None for value in found)
+    return {**direction.model_dump(), "gain": mean, "margin": margin, "verdict": judged}

@@ -1,7 +1,7 @@
 """Runs a sweep: checks, the lease and config of its folder, what all trials share, then its jobs."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
@@ -85,21 +85,31 @@ def checked(config: SweepConfig) -> RunConfig:
     base = require_valid(config)
     require_same_captions(config, base)
     require_writable("storage", config.storage)
-    faults = [fault for number, score in enumerate(config.scores) if (fault := _unknown(number, score))]
-    if faults:
-        raise Faults(faults)
+    require_logged({f"scores.{number}": score for number, score in enumerate(config.scores)})
     if config.suite:
         require_data_of_tasks("suite", config.suite, {score.task for score in config.scores if score.task})
     return base
 
 
-def _unknown(number: int, score: ScoreConfig) -> str:
+def require_logged(scores: Mapping[str, ScoreConfig]) -> None:
+    """
+    Args:
+        scores: by their places in the config.
+
+    Raises:
+        Faults: no run logs the metric of a score.
+    """
+    if faults := list(filter(None, (_unknown(place, score) for place, score in scores.items()))):
+        raise Faults(faults)
+
+
+def _unknown(place: str, score: ScoreConfig) -> str:
     """The mistake of a score that no run logs; empty: it is none."""
     if score.metric is None or score.metric in LOGGED_METRICS:
         return ""
     near = get_close_matches(score.metric, LOGGED_METRICS, n=1)
     meant = f"did you mean {near[0]}?" if near else f"it logs {listed(LOGGED_METRICS)}"
-    return f"scores.{number}.metric ({score.metric}) is logged by no run; {meant}"
+    return f"{place}.metric ({score.metric}) is logged by no run; {meant}"
 
 
 def _run(
