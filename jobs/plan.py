@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tips_ray.planning.calibration import Comparison
     from tips_ray.planning.content import Given
     from tips_ray.planning.machines import Machine
+    from tips_ray.planning.micro_batch import Largest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +67,7 @@ def _plan(arguments: argparse.Namespace, known: "list[Comparison]") -> None:
     from tips_ray.planning import calibration
     from tips_ray.planning.estimate import memory_limit, plan, require_known
     from tips_ray.planning.flops import image_flops
-    from tips_ray.planning.micro_batch import largest_micro_batch, with_images
+    from tips_ray.planning.micro_batch import largest_micro_batch, settled
     from tips_ray.planning.step_trace import traced_in_run
     from tips_ray.planning.text import error_lines, plan_lines
 
@@ -77,15 +78,21 @@ def _plan(arguments: argparse.Namespace, known: "list[Comparison]") -> None:
     largest = None
     if arguments.largest or config.micro_batch_images == "auto":
         largest = largest_micro_batch(config, memory_limit(given.machine) / given.ratios.get("memory_bytes", 1.0))
-    if config.micro_batch_images == "auto":
-        config = with_images(config, largest or 1)
+    if largest and config.micro_batch_images == "auto":
+        config = settled(config, largest)
     found = plan(config, given, traced_in_run(config), image_flops(config))
     errors = calibration.errors(known, given.machine.kind)
     if arguments.json:
-        print(json.dumps({**asdict(found), "largest_micro_batch": largest, "errors": errors}, indent=1))
+        print(json.dumps({**asdict(found), **_sizes(largest), "errors": errors}, indent=1))
         return
     price = f"{arguments.price} a GPU and hour as entered"
     print(*plan_lines(found, largest, price), *error_lines(errors, given.machine.kind), sep="\n")
+
+
+def _sizes(largest: "Largest | None") -> dict[str, int | None]:
+    """The largest micro-batches as `--json` names them; None: nobody looked."""
+    images, with_graph = largest or (None, None)
+    return {"largest_micro_batch": images, "largest_with_graph": with_graph}
 
 
 def _given(

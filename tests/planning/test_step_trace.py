@@ -16,7 +16,7 @@ from benchmarks.measure import peak_bytes
 from benchmarks.plan_memory import CPU, _steps
 from tips_ray.data.collate import batch_from
 from tips_ray.planning.live_storages import KEPT, LiveStorages
-from tips_ray.planning.micro_batch import largest_micro_batch
+from tips_ray.planning.micro_batch import largest_micro_batch, settled
 from tips_ray.planning.step_trace import StepTrace, traced, traced_in_run
 from tips_ray.train.micro_batch import noise
 from tips_ray.train.optim import fill_averages
@@ -165,11 +165,34 @@ def test_the_largest_micro_batch_is_the_largest_divisor_that_fits():
     def trace(config):
         return StepTrace({"all": 1000 + 10 * config.images_per_pass}, "backward", ())
 
-    config = toy_run(global_batch_images=4 * 24)  # 24 images a worker: 1, 2, 3, 4, 6, 8, 12, 24
-    assert largest_micro_batch(config, 1119, trace) == 8
-    assert largest_micro_batch(config, 1120, trace) == 12
-    assert largest_micro_batch(config, 9999, trace) == 24
-    assert largest_micro_batch(config, 1009, trace) == 0
+    # 24 images a worker: 1, 2, 3, 4, 6, 8, 12, 24
+    config = toy_run(global_batch_images=4 * 24, resources__keep_embedding_graph=False)
+    found = [largest_micro_batch(config, limit, trace).images for limit in (1119, 1120, 9999, 1009)]
+    assert found == [8, 12, 24, 0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "found"),
+    [
+        (1240, (24, 0)),  # all in one pass, which has no second forward
+        (1239, (12, 6)),  # with graphs 8 images take 1240
+        (1200, (12, 6)),
+        (1079, (6, 0)),  # with graphs 3 images take 1090, fewer are less than half of 6
+        (1009, (0, 0)),
+    ],
+)
+def test_with_graphs_at_least_half_as_many_images_are_looked_for(limit, found):
+    """An image takes 10, and 20 more in the first passes' graphs."""
+
+    def trace(config):
+        slope = 30 if config.keeps_embedding_graph else 10
+        return StepTrace({"all": 1000 + slope * config.images_per_pass}, "backward", ())
+
+    config = toy_run(global_batch_images=4 * 24)
+    largest = largest_micro_batch(config, limit, trace)
+    assert largest == found
+    run = settled(config, largest)
+    assert run.images_per_pass == (found[1] or found[0] or 1) and run.keeps_embedding_graph == (found[1] > 0)
 
 
 def test_a_size_whose_own_trace_does_not_fit_is_passed_over():
@@ -177,4 +200,4 @@ def test_a_size_whose_own_trace_does_not_fit_is_passed_over():
         images = config.images_per_pass
         return StepTrace({"all": 10 * images + (500 if images > 8 else 0)}, "backward", ())
 
-    assert largest_micro_batch(toy_run(global_batch_images=4 * 24), 300, trace) == 8
+    assert largest_micro_batch(toy_run(global_batch_images=4 * 24), 300, trace).images == 8

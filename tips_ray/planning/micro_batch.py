@@ -2,23 +2,52 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from tips_ray.config import RunConfig, override
 from tips_ray.planning.step_trace import StepTrace, traced_in_run
-from tips_ray.train.micro_batch import largest_that_fits
+from tips_ray.train.micro_batch import largest_that_fits, largest_with_graph
 
 TRIES = 3
 
 
-def with_images(config: RunConfig, images: int) -> RunConfig:
-    """The config with `images` per pass."""
-    return override(RunConfig, config.model_dump(mode="json"), {"micro_batch_images": images})
+class Largest(NamedTuple):
+    """The most images per pass that fit."""
+
+    images: int
+    """0: not even one fits."""
+    with_graph: int = 0
+    """The same while the first passes keep their graph; 0: less than half of `images`, or nobody looked."""
+
+
+def settled(config: RunConfig, largest: Largest) -> RunConfig:
+    """The config with which `micro_batch_images: auto` would train."""
+    values = {"micro_batch_images": largest.with_graph or largest.images or 1}
+    if config.resources.keep_embedding_graph == "auto":
+        values["resources.keep_embedding_graph"] = largest.with_graph > 0
+    return override(RunConfig, config.model_dump(mode="json"), values)
 
 
 def largest_micro_batch(
     config: RunConfig, limit_bytes: float, trace: Callable[[RunConfig], StepTrace] = traced_in_run
-) -> int:
-    """The most images per pass that fit, of those that `micro_batch_images: auto` tries; 0: not even one fits.
+) -> Largest:
+    """What `micro_batch_images: auto` finds, without and, if `resources.keep_embedding_graph` is `auto`, with graph."""
+    found = _largest(config, limit_bytes, trace)
+    if not found or config.resources.keep_embedding_graph != "auto":
+        return Largest(found)
+
+    def fits(kept: RunConfig, images: int) -> bool:
+        return trace(_with_images(kept, images)).peak_bytes <= limit_bytes
+
+    return Largest(found, largest_with_graph(config, found, fits))
+
+
+def _with_images(config: RunConfig, images: int) -> RunConfig:
+    return override(RunConfig, config.model_dump(mode="json"), {"micro_batch_images": images})
+
+
+def _largest(config: RunConfig, limit_bytes: float, trace: Callable[[RunConfig], StepTrace]) -> int:
+    """The most images per pass that fit; 0: not even one.
 
     Memory grows evenly with the images, so two traces tell where the limit is, and a third one checks it.
     """
@@ -27,7 +56,7 @@ def largest_micro_batch(
 
     def peak(images: int) -> int:
         if images not in known:
-            known[images] = trace(with_images(config, images))
+            known[images] = trace(_with_images(config, images))
         return known[images].peak_bytes
 
     few = 1

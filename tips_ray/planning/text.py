@@ -5,17 +5,18 @@ from math import ceil
 
 from tips_ray.planning.content import MemoryPlan, Plan
 from tips_ray.planning.estimate import ROWS
+from tips_ray.planning.micro_batch import Largest
 from tips_ray.words import ago, bytes_text, table
 
 OF_QUANTITY = {"images_per_second": "images/s", "memory_bytes": "memory", "wall_seconds": "time"}
 
 
-def plan_lines(plan: Plan, largest: int | None, price: str) -> Iterator[str]:
+def plan_lines(plan: Plan, largest: Largest | None, price: str) -> Iterator[str]:
     """Lines of the plan.
 
     Args:
         plan: to show.
-        largest: images per pass that fit; 0: not even one; None: nobody looked.
+        largest: images per pass that fit; None: nobody looked.
         price: where the price is from, if there is a cost.
     """
     yield f"machine    {plan.machine}, {plan.workers} workers"
@@ -46,7 +47,7 @@ def plan_lines(plan: Plan, largest: int | None, price: str) -> Iterator[str]:
     yield f"weakest    {plan.weakest}: {plan.advice}"
 
 
-def _memory_lines(memory: MemoryPlan, largest: int | None) -> Iterator[str]:
+def _memory_lines(memory: MemoryPlan, largest: Largest | None) -> Iterator[str]:
     yield f"memory     of one worker, at its most in phase {memory.phase}:"
     for kind, size in memory.parts.items():
         yield f"           {bytes_text(size):>8}  {kind}"
@@ -54,7 +55,8 @@ def _memory_lines(memory: MemoryPlan, largest: int | None) -> Iterator[str]:
     passes = f"{memory.micro_batch_images} images a pass"
     yield f"           {bytes_text(memory.peak_bytes):>8}  in all, of {limit} for a step: {verdict} with {passes}"
     if largest is not None:
-        yield f"           largest micro-batch that fits: {largest or 'none'}"
+        kept = f", {largest.with_graph} with resources.keep_embedding_graph=true" if largest.with_graph else ""
+        yield f"           largest micro-batch that fits: {largest.images or 'none'}{kept}"
 
 
 def error_lines(errors: Mapping[str, Sequence[float]], kind: str) -> Iterator[str]:
