@@ -129,8 +129,11 @@ def _captions_of_chunk_3(index: Index):
 
 
 @pytest.mark.slow
-def test_a_live_run_trains_on_captions_that_it_makes_and_the_same_run_from_the_store_is_equal(tmp_path, model, cluster):
-    keys = {"resources__workers": 1, "schedule__total_steps": 8}
+@pytest.mark.parametrize("stream", ["split", "shared"])
+def test_a_live_run_trains_on_captions_that_it_makes_and_the_same_run_from_the_store_is_equal(
+    stream, tmp_path, model, cluster
+):
+    keys = {"resources__workers": 1, "schedule__total_steps": 8, "resources__stream": stream}
     live = captioned_run(tmp_path, model, name="live", **keys)
     uri = pretrain(live)
     assert due_chunks(*_needed(live)).num_rows == 0
