@@ -4,6 +4,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tips_ray import storage
@@ -57,7 +58,7 @@ def supervise(
     Raises:
         RunFailedError: it has failed `TRIES` times without getting farther, or the cluster stays away.
     """
-    failed, farthest, has_run, away_seconds = 0, last_step(folder.uri), False, 0.0
+    tries, has_run = _Tries(last_step(folder.uri)), False
     while True:
         begun, kills = datetime.now(UTC).isoformat(), memory_kills()
         code = _ended(command)
@@ -70,24 +71,46 @@ def supervise(
             return code
         if _was_asked_to_stop(folder):
             return RunStopped.exit_code
-        reached, is_away = last_step(folder.uri), not answers()
-        if reached > farthest:
-            failed, farthest, away_seconds = 1, reached, 0.0
-        elif not (is_away and code == MISTAKE):
-            failed += 1
-        ending = f"{_in_words(code)}{memory_kills_since(kills)}"
-        if failed == TRIES:
-            raise RunFailedError(
-                f"the run has failed {TRIES} times without getting farther than step {max(farthest, 0)}; the last time "
-                f"the driver {ending}: mend what its last lines say, then the same command goes on"
-            )
+        is_away, ending = not answers(), f"{_in_words(code)}{memory_kills_since(kills)}"
+        tries.count(last_step(folder.uri), is_away and code == MISTAKE, ending)
         if is_away:
-            away_seconds = _wait_for_cluster(ending, away_seconds, sleep, answers)
+            tries.away_seconds = _wait_for_cluster(ending, tries.away_seconds, sleep, answers)
             if _was_asked_to_stop(folder):
                 return RunStopped.exit_code
-        seconds = min(FIRST_WAIT_SECONDS * 2 ** (failed - 1), LONGEST_WAIT_SECONDS)
-        tell("restart", f"the driver {ending}; it starts again in {seconds:.0f} s", seconds=seconds)
-        sleep(seconds)
+        tell("restart", f"the driver {ending}; it starts again in {tries.pause:.0f} s", seconds=tries.pause)
+        sleep(tries.pause)
+
+
+@dataclass
+class _Tries:
+    """Starts in a row that have failed without getting farther than those before."""
+
+    farthest: int
+    """Step that the run has reached."""
+    failed: int = 0
+    away_seconds: float = 0.0
+    """Waited for the cluster since the run got farther."""
+
+    def count(self, reached: int, is_none: bool, ending: str) -> None:
+        """Count a start that ended; `is_none`: it could not even join the cluster, and is not counted.
+
+        Raises:
+            RunFailedError: these are `TRIES`.
+        """
+        if reached > self.farthest:
+            self.failed, self.farthest, self.away_seconds = 1, reached, 0.0
+        elif not is_none:
+            self.failed += 1
+        if self.failed == TRIES:
+            raise RunFailedError(
+                f"the run has failed {TRIES} times without getting farther than step {max(self.farthest, 0)}; the last "
+                f"time the driver {ending}: mend what its last lines say, then the same command goes on"
+            )
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next start."""
+        return min(FIRST_WAIT_SECONDS * 2 ** (self.failed - 1), LONGEST_WAIT_SECONDS)
 
 
 def _tell_of_holder(folder: RunFolder) -> None:
