@@ -71,6 +71,22 @@ def test_messages_carry_the_weights_once_per_pass():
     assert 0 <= validity <= 2 * 4 * 4 * 8
 
 
+def _gathered_bytes_of_student(trace: StepTrace) -> float:
+    return sum(_sent(trace)["all-gather", phase] for phase in ("embed", "student", "backward"))
+
+
+def test_weights_that_stay_gathered_are_sent_once_a_step():
+    student = 4 * _shard_bytes(new_state(toy_run(), device="meta").student, 4)
+    assert _gathered_bytes_of_student(toy_trace()) == student
+    assert _gathered_bytes_of_student(_longer_trace()) == student
+    freed = [
+        {"resources__reshard_after_forward": True},
+        {"resources__reshard_after_forward": True, "global_batch_images": 32},
+    ]
+    two, four = (_gathered_bytes_of_student(traced(toy_run(**keys))) for keys in freed)
+    assert four == 2 * two and two > 2 * student
+
+
 def test_further_passes_send_as_much_as_the_second_one():
     two, four = _sent(toy_trace()), _sent(_longer_trace())
     assert four["reduce-scatter", "backward"] == 2 * two["reduce-scatter", "backward"]

@@ -158,8 +158,8 @@ def test_gradients_over_a_kept_graph_are_those_of_two_forward_passes(accumulate_
         assert of_kept == calls + more
 
 
-def _gathers(reshard_after_forward: bool) -> tuple[dict[str, Tensor], int]:
-    """Whole gradients of one micro-batch, and the number of gathers of weights of the student."""
+def _gathers(reshard_after_forward: bool, passes: int) -> tuple[dict[str, Tensor], int]:
+    """Whole gradients of some micro-batches, and the number of gathers of weights, of student and teacher."""
     torch.set_default_dtype(torch.float64)
     try:
         state = new_state(
@@ -170,24 +170,33 @@ def _gathers(reshard_after_forward: bool) -> tuple[dict[str, Tensor], int]:
         )
     finally:
         torch.set_default_dtype(torch.float32)
-    batch = rows(toy_batch(IMAGES), rank() * IMAGES // 2, (rank() + 1) * IMAGES // 2)
+    size = IMAGES // 2 // passes
+    firsts = range(rank() * IMAGES // 2, (rank() + 1) * IMAGES // 2, size)
+    batches = [rows(toy_batch(IMAGES), first, first + size) for first in firsts]
     with OperatorCalls() as calls:
-        accumulate_gradients(state, [batch], config.objective, config.schedule.total_steps)
+        accumulate_gradients(state, batches, config.objective, config.schedule.total_steps)
     gathered = sum(count for name, count in calls.counts.items() if "c10d._allgather_base_" in str(name))
     named = state.student.named_parameters()
     assert all(isinstance(weight, DTensor) for weight in state.student.parameters())  # shards again
     return {n: p.grad.full_tensor() for n, p in named if isinstance(p.grad, DTensor)}, gathered
 
 
-def _gathers_of_both() -> list[tuple[dict[str, Tensor], int]]:
-    return [_gathers(True), _gathers(False)]
+def _gathers_of_both(passes: int) -> list[tuple[dict[str, Tensor], int]]:
+    return [_gathers(True, passes), _gathers(False, passes)]
 
 
 @pytest.mark.heavy
-def test_blocks_that_stay_gathered_are_gathered_once_and_give_the_same_gradients():
-    for (expected, twice), (gradients, once) in run_on_ranks(2, _gathers_of_both):
+@pytest.mark.parametrize(("passes", "fewer"), [(1, 4), (4, 56)])
+def test_weights_that_stay_gathered_are_gathered_once_and_give_the_same_gradients(passes, fewer):
+    """Blocks (two of images, two of texts), two heads, temperature and root are 8 units of the student.
+
+    Freed, the blocks are gathered in the backward too. In four passes they are gathered 4 times in each of first pass,
+    forward and backward (48), the heads 4 times (8), temperature and root at first and after three backwards (8): 64
+    gathers instead of 8.
+    """
+    for (expected, often), (gradients, once) in run_on_ranks(2, _gathers_of_both, passes):
         torch.testing.assert_close(gradients, expected, atol=1e-12, rtol=1e-12)
-        assert twice - once == 4  # two blocks of images, two of texts
+        assert often - once == fewer
 
 
 def _held(replicas: int) -> dict[str, tuple[int, int, int]]:

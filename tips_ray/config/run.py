@@ -179,8 +179,8 @@ class ResourcesConfig(Schema):
 
     `auto`: with `micro_batch_images: auto`, if it fits with at least half as many images per pass; otherwise false."""
     reshard_after_forward: bool | Literal["auto"] = "auto"
-    """Whether the student's blocks are freed after their forward and gathered again for their backward. `auto`: if all
-    gathered blocks take more than 1 GiB; smaller ones stay, which saves a third of the gathers."""
+    """Whether the student's blocks are freed after their forward and gathered again for their backward, in every pass.
+    `auto`: if all gathered blocks take more than 1 GiB; smaller ones stay until the last backward of a step."""
     compile: bool | Literal["auto"] = "auto"
     """Whether to torch.compile every transformer block and the heads. `auto`: where a worker has a GPU."""
     recompute: Literal["none", "selective", "full"] = "none"

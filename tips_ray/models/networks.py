@@ -91,6 +91,9 @@ class Temperature(nn.Module):
 class Student(nn.Module):
     """Image encoder, text encoder, prototype heads and contrastive temperature: everything with a gradient."""
 
+    stays_gathered = False
+    """Whether its weights, cut over ranks, stay gathered until the last backward of a step."""
+
     def __init__(self, image: ImageEncoder, text: TextEncoder, heads: Heads, config: ObjectiveConfig) -> None:
         super().__init__()
         self.temperature = Temperature(config.initial_temperature)

@@ -80,7 +80,7 @@ def traced(config: RunConfig, is_sharded: bool = True) -> StepTrace:
                 live.restart()
                 unsharded, keep_graph = config.resources.accumulate_unsharded, config.keeps_embedding_graph
                 train_step(state, batches, config, unsharded, keep_graph=keep_graph)
-            trace = _trace_of(live, batches, config, passes)
+            trace = _trace_of(live, batches, config, passes, state.student.stays_gathered)
             contrastive = _contrastive_peak(state, images * passes, config, live) if passes > 1 else trace
         worst = max(trace, contrastive, key=lambda one: one.peak_bytes)
         return StepTrace(worst.parts, worst.phase, trace.messages)
@@ -126,21 +126,29 @@ def empty_batch(sample: Batch, images: int, device: torch.device = CPU) -> Batch
     return Batch(**{name: repeated(name, tensor) for name, tensor in sample.tensors().items()}).to(device)
 
 
-def _trace_of(live: LiveStorages, batches: Sequence[Batch], config: RunConfig, passes: int) -> StepTrace:
+def _trace_of(
+    live: LiveStorages, batches: Sequence[Batch], config: RunConfig, passes: int, stays_gathered: bool
+) -> StepTrace:
     """The trace with the batches, and the messages, of the passes that were left out."""
     batch_bytes = sum(tensor.nbytes for tensor in batches[0].tensors().values())
     parts = Counter(live.peak)
     parts["batches"] += (passes - len(batches)) * batch_bytes
     if config.keeps_embedding_graph:
         parts[KEPT] += (passes - len(batches)) * live.kept_bytes // len(batches)
-    only_once = {"reduce-scatter", "all-reduce"} if config.resources.accumulate_unsharded else set()
+    more = passes / len(batches)
     messages = [
-        message._replace(times=passes / len(batches))
-        if message.phase in _OF_A_PASS and message.kind not in only_once
-        else message
+        message._replace(times=more) if _is_of_each_pass(message, config, stays_gathered) else message
         for message in live.messages
     ]
     return StepTrace({kind: size for kind, size in parts.most_common() if size}, live.peak_phase, tuple(messages))
+
+
+def _is_of_each_pass(message: Message, config: RunConfig, stays_gathered: bool) -> bool:
+    if message.phase not in _OF_A_PASS:
+        return False
+    if message.kind == "all-gather":
+        return message.phase == "teacher" or not stays_gathered
+    return not config.resources.accumulate_unsharded
 
 
 def _contrastive_peak(state: TrainState, images: int, config: RunConfig, live: LiveStorages) -> StepTrace:

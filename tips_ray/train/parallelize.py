@@ -132,7 +132,8 @@ def shard(
         teacher: the same without gradients.
         mesh: all ranks; of two axes (HSDP), the first holds copies and the second cuts.
         dtype: compute type; the shards stay fp32.
-        reshard_after_forward: whether the student's blocks are gathered again for their backward, or stay gathered.
+        reshard_after_forward: whether the student's blocks are gathered again for their backward and in every pass, or
+            stay gathered until the last backward of a step, as then do its other weights.
     """
     reduce_dtype = torch.promote_types(dtype, torch.float32)
     options: dict[str, Any] = {
@@ -153,6 +154,7 @@ def shard(
     fully_shard(student, **options)
     # A root stays gathered until its backward. The teacher has none, and its EMA needs shards.
     fully_shard(teacher, **options, reshard_after_forward=True)
+    student.stays_gathered = not reshard_after_forward
     for method in ("embed", "complete"):
         register_fsdp_forward_method(student, method)
 

@@ -248,6 +248,7 @@ def _expect_backward(state: TrainState, is_last: bool, accumulate_unsharded: boo
     if isinstance(state.student, FSDPModule):
         state.student.set_requires_gradient_sync(is_last or not accumulate_unsharded)
         state.student.set_is_last_backward(is_last)
+        state.student.set_reshard_after_backward(is_last or not state.student.stays_gathered)
 
 
 def _embedded(state: TrainState, batch: Batch, keep_graph: bool) -> Embedded:
