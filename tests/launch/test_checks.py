@@ -394,6 +394,9 @@ def test_large_micro_batches_need_shared_memory(tmp_path, monkeypatch):
         stream_sizes(config)
     auto = config.model_copy(update={"micro_batch_images": "auto", "global_batch_images": 8192})
     assert ready_bytes(auto) == 3 * 8 * (120 << 20)  # the most that a pass may have
+    making = {"resources__stream": "shared", "resources__data_cpus": 12}  # views of two micro-batches a worker
+    shared = tiny_run(tmp_path, "a", resources__workers=8, **values, **making)
+    assert ready_bytes(shared) == 5 * 8 * 256 * row_bytes(config)
 
 
 def test_gpus_of_this_machine_that_training_leaves_idle_are_told(tmp_path, monkeypatch):

@@ -76,13 +76,17 @@ def shared_bytes(config: RunConfig) -> int:
 
 
 def ready_bytes(config: RunConfig) -> int:
-    """Bytes of the micro-batches in the object store, those that are ready and the one in use; with `auto` the most."""
+    """Bytes of the micro-batches in the object store, those that are ready and the one in use; with `auto` the most.
+
+    With a shared stream those in the making count too.
+    """
     workers = config.resources.workers
     if config.micro_batch_images == "auto":
         pass_bytes = min(BLOCK_BYTES, config.global_batch_images // workers * row_bytes(config))
     else:
         pass_bytes = config.images_per_pass * row_bytes(config)
-    return (1 + config.data_prefetch_batches) * workers * pass_bytes
+    made = -(-config.resources.data_cpus // workers) if config.resources.stream_readers else 0  # as SharedStream.bounds
+    return (1 + config.data_prefetch_batches + made) * workers * pass_bytes
 
 
 def stream_sizes(config: RunConfig) -> str:
