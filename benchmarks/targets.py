@@ -54,7 +54,8 @@ def main() -> None:
     texts = [text for scene in scenes for text in (scene.web_caption, scene.synthetic_caption)]
     tokenizer = train_tokenizer(texts, config.text.vocab_size)
     state = new_state(config)
-    set_heads_rate(state, arguments.heads_rate)
+    if arguments.heads_rate != 1:
+        set_heads_rate(state, arguments.heads_rate)
     state.student.train()
     held_out = [encoded(scene.image_HWC) for scene in render_scenes_of(HELD_OUT)]
     for step, rows in enumerate(batches(config, scenes), 1):

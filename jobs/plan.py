@@ -4,8 +4,8 @@
   tips-ray plan run.yaml --images 116M --gpus h100:64 --price 2.50 --spot 0.02 --cores 96 resources.recompute=full
   tips-ray plan --against out/runs/photos        how far the plan of a finished run was off; the next plan knows it
 
-No GPU is needed: the step of one worker is traced on tensors without numbers, which takes half a minute for ViT-S and
-some minutes for ViT-g. Prices are only those that you give. docs/plan.md says what each number comes from.
+No GPU is needed: the step of one worker is traced on tensors without numbers, which takes half a minute for ViT-S and a
+minute and a half for ViT-g. Prices are only those that you give. docs/plan.md says what each number comes from.
 """
 
 import argparse

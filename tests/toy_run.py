@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,10 +93,13 @@ def held(config: RunConfig, *pids: int) -> Iterator[None]:
     """
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
-    yield
-    time.sleep(config.resources.poll_seconds)
-    for pid in pids:
-        os.kill(pid, signal.SIGCONT)
+    try:
+        yield
+        time.sleep(config.resources.poll_seconds)
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def toy_job(config: RunConfig, uri: str) -> Run:

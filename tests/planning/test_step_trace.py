@@ -194,7 +194,7 @@ def test_the_largest_micro_batch_is_the_largest_divisor_that_fits():
         (1239, (12, 6)),  # with graphs 8 images take 1240
         (1200, (12, 6)),
         (1079, (6, 0)),  # with graphs 3 images take 1090, fewer are less than half of 6
-        (1009, (0, 0)),
+        (1009, (0, None)),
     ],
 )
 def test_with_graphs_at_least_half_as_many_images_are_looked_for(limit, found):
@@ -208,7 +208,7 @@ def test_with_graphs_at_least_half_as_many_images_are_looked_for(limit, found):
     largest = largest_micro_batch(config, limit, trace)
     assert largest == found
     run = settled(config, largest)
-    assert run.images_per_pass == (found[1] or found[0] or 1) and run.keeps_embedding_graph == (found[1] > 0)
+    assert run.images_per_pass == (found[1] or found[0] or 1) and run.keeps_embedding_graph == bool(found[1])
 
 
 def test_a_size_whose_own_trace_does_not_fit_is_passed_over():

@@ -105,6 +105,10 @@ def test_rows_are_trained_on_the_same_images_scored_and_not_run_twice(tmp_path, 
         ),
         (("metrics.recall={title: loss, task: labels}",), "metrics.recall: give metric, or task and score"),
         (
+            ("metrics={recall: {title: loss, metric: loss/total}}", "directions=[]", "rows.clip.paper={}"),
+            "metrics: one of them must be a score of a task",
+        ),
+        (
             ("rows.tips.set={objective.alpha: 0}", "rows.clip.set={objective.alpha: 0}"),
             "rows.clip.set and rows.tips.set give the same run: leave one of the rows out",
         ),

@@ -9,7 +9,7 @@ import pytest
 from test_ablate_command import ABLATION
 
 from jobs.ablate import ABLATIONS
-from tips_ray.config import RunConfig, load_config, override
+from tips_ray.config import load_config, override
 from tips_ray.config.ablation import AblationConfig
 from tips_ray.config.evaluation import trained_tokens
 from tips_ray.evaluation.encoders import TipsEncoder
@@ -78,36 +78,59 @@ def test_results_json_has_every_value_and_verdict(tmp_path):
     assert content["config"]["base"]["schedule"]["total_steps"] == 4
 
 
-def _log(run: RunConfig, value: float) -> None:
-    metrics = Path(run.storage, run.name, "metrics")
-    metrics.mkdir(parents=True)
-    lines = [json.dumps({"step": step, "time": "", "loss/distillation": value}) for step in (3, 4)]
-    (metrics / "attempt-0001-from-00000000.jsonl").write_text("\n".join(lines) + "\n")
+LOGGED = {"title": "distillation", "metric": "loss/distillation", "better": "lower"}
+
+
+def _runs_that_log(folder: Path, seeds: tuple[int, ...], **logged: list[float | None]) -> tuple[AblationConfig, list]:
+    """An ablation with a logged metric, and its runs; of each row what each seed logs in steps 2 and 3 of 4.
+
+    With None a run logs other metrics alone. All have one score.
+    """
+    (clip, tips), twin = ABLATION["rows"].values(), {"title": "Twin", "set": {"objective.alpha": 0.5}}
+    rows = {"clip": {"title": "CLIP", "set": clip["set"]}, "tips": tips, "twin": twin}
+    directions = [{"metric": "logged", "row": "twin", "over": over, "paper": "-"} for over in ("tips", "clip")]
+    metrics = {"logged": LOGGED, "labels": ABLATION["metrics"]["labels"]}
+    keys = {"rows": rows, "metrics": metrics, "directions": directions, "replicas": len(seeds)}
+    config, results = override(AblationConfig, ABLATION, keys), folder / "scores"
+    results.mkdir()
+    tasks = {"labels": {"scores": {"miou": 0.5}, "standard_errors": {"miou": 0.1}}}
+    (results / "results.json").write_text(json.dumps({"tasks": tasks}))
+    sweep = sweep_of(config, folder)
+    runs = []
+    for row, seed in product(rows, seeds):
+        value = logged[row][seed]
+        run = run_of(sweep, sweep.listed[row], f"{row}-{seed}", seed).model_copy(update={"storage": str(folder)})
+        lines = [{"step": step, "time": "", "grad_norm": 1} for step in (2, 3, 4)]
+        for line in lines[:2] if value is not None else ():
+            line["loss/distillation"] = value
+        metrics_folder = Path(run.storage, run.name, "metrics")
+        metrics_folder.mkdir(parents=True)
+        text = "".join(json.dumps(line).replace("NaN", "null") + "\n" for line in lines)
+        (metrics_folder / "attempt-0001-from-00000000.jsonl").write_text(text)
+        runs.append(RowRun(row, seed, run, results))
+    return config, runs
 
 
 @pytest.mark.parametrize(("seeds", "cell", "margin"), [((0,), "2.000", "-"), ((0, 1), "2.500 ± 0.707", "0.000")])
 def test_a_logged_metric_is_a_column_which_a_row_without_it_leaves_empty(seeds, cell, margin, tmp_path):
     """TIPS logs 2 and 3, its better twin 1 and 2: the gain is 1 for each seed. CLIP logs nothing."""
-    metrics = {"logged": {"title": "distillation", "metric": "loss/distillation", "better": "lower"}}
-    directions = [{"metric": "logged", "row": "twin", "over": over, "paper": "-"} for over in ("tips", "clip")]
-    clip, tips = ABLATION["rows"].values()
-    twin = {"title": "Twin", "set": {"objective.alpha": 0.5}}
-    rows = {"clip": {"title": "CLIP", "set": clip["set"]}, "tips": tips, "twin": twin}
-    keys = {"rows": rows, "metrics": metrics, "directions": directions, "replicas": len(seeds)}
-    config, runs = override(AblationConfig, ABLATION, keys), list[RowRun]()
-    sweep = sweep_of(config, tmp_path)
-    for row, seed in product(rows, seeds):
-        run = run_of(sweep, sweep.listed[row], f"{row}-{seed}", seed)
-        runs.append(RowRun(row, seed, run.model_copy(update={"storage": str(tmp_path)}), tmp_path))
-        if row != "clip":
-            _log(runs[-1].config, seed + (2 if row == "tips" else 1))
+    values = {"clip": [None, None], "tips": [2.0, 3.0], "twin": [1.0, 2.0]}
+    config, runs = _runs_that_log(tmp_path, seeds, **{row: of_row[: len(seeds)] for row, of_row in values.items()})
     found = _rows(written_table(config, runs, tmp_path))
-    assert ["TIPS", cell] in found and ["CLIP", "-"] in found
-    verdicts = ["shows" if len(seeds) > 1 else "cannot tell", "cannot tell"]
-    assert ["distillation", "Twin", "TIPS", "-", "+1.000", margin, verdicts[0]] in found
-    assert ["distillation", "Twin", "CLIP", "-", "-", "-", verdicts[1]] in found
+    spread = "0.500 ± 0.100" if len(seeds) == 1 else "0.500 ± 0.000"
+    assert ["TIPS", cell, spread] in found and ["CLIP", "-", spread] in found
+    verdict = "shows" if len(seeds) > 1 else "cannot tell"
+    assert ["distillation", "Twin", "TIPS", "-", "+1.000", margin, verdict] in found
+    assert ["distillation", "Twin", "CLIP", "-", "-", "-", "cannot tell"] in found
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["rows"]["clip"] == {"logged": None} and content["directions"][1]["margin"] is None
+    assert content["rows"]["clip"]["logged"] is None and content["directions"][1]["margin"] is None
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_logged_metric_that_one_seed_lacks_is_named(value, tmp_path):
+    config, runs = _runs_that_log(tmp_path, (0, 1), clip=[None, None], tips=[2.0, value], twin=[1.0, 2.0])
+    with pytest.raises(ValueError, match="row tips: loss/distillation is missing or not finite for seed 1$"):
+        written_table(config, runs, tmp_path)
 
 
 def test_a_score_that_is_not_there_is_named(tmp_path):

@@ -86,6 +86,12 @@ class AblationConfig(Schema):
         return self
 
     @model_validator(mode="after")
+    def _rows_can_be_scored(self) -> Self:
+        if not any(metric.task for metric in self.metrics.values()):
+            raise ValueError("metrics: one of them must be a score of a task, which all rows have")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         for place, name, known in self._names():
             if name not in known:

@@ -72,7 +72,7 @@ def supervise(
         if _was_asked_to_stop(folder):
             return RunStopped.exit_code
         is_away, ending = not answers(), f"{_in_words(code)}{memory_kills_since(kills)}"
-        tries.count(last_step(folder.uri), is_away and code == MISTAKE, ending)
+        tries.count(last_step(folder.uri), not is_away or code != MISTAKE, ending)
         if is_away:
             tries.away_seconds = _wait_for_cluster(ending, tries.away_seconds, sleep, answers)
             if _was_asked_to_stop(folder):
@@ -91,15 +91,15 @@ class _Tries:
     away_seconds: float = 0.0
     """Waited for the cluster since the run got farther."""
 
-    def count(self, reached: int, is_none: bool, ending: str) -> None:
-        """Count a start that ended; `is_none`: it could not even join the cluster, and is not counted.
+    def count(self, reached: int, has_joined: bool, ending: str) -> None:
+        """Count a start that ended; one that could not even join the cluster is not counted.
 
         Raises:
-            RunFailedError: these are `TRIES`.
+            RunFailedError: this was the last of `TRIES`.
         """
         if reached > self.farthest:
             self.failed, self.farthest, self.away_seconds = 1, reached, 0.0
-        elif not is_none:
+        elif has_joined:
             self.failed += 1
         if self.failed == TRIES:
             raise RunFailedError(

@@ -16,15 +16,16 @@ class Largest(NamedTuple):
 
     images: int
     """0: not even one fits."""
-    with_graph: int = 0
-    """The same while the first passes keep their graph; 0: less than half of `images`, or nobody looked."""
+    with_graph: int | None = None
+    """The same while the first passes keep their graph, if `resources.keep_embedding_graph` is `auto`; 0: less than half
+    of `images` fit, or there is a single pass."""
 
 
 def settled(config: RunConfig, largest: Largest) -> RunConfig:
     """The config with which `micro_batch_images: auto` would train."""
     values = {"micro_batch_images": largest.with_graph or largest.images or 1}
     if config.resources.keep_embedding_graph == "auto":
-        values["resources.keep_embedding_graph"] = largest.with_graph > 0
+        values["resources.keep_embedding_graph"] = bool(largest.with_graph)
     return override(RunConfig, config.model_dump(mode="json"), values)
 
 

@@ -40,7 +40,7 @@ _OPTIONS = {
 
 
 KEPT_GATHERED_BYTES = 1 << 30
-"""(D) Most bytes of gathered blocks that `resources.reshard_after_forward: auto` keeps until the backward."""
+"""(D) Most bytes of gathered blocks that `resources.reshard_after_forward: auto` keeps until a step's last backward."""
 
 
 def prepare_networks(resources: ResourcesConfig, device: torch.device, student: Student, teacher: Teacher) -> None:
@@ -95,7 +95,7 @@ def compute_dtype(resources: ResourcesConfig) -> torch.dtype:
 
 
 def reshards_after_forward(resources: ResourcesConfig, student: nn.Module) -> bool:
-    """Whether the student's blocks are gathered a second time for the backward; `auto`: where they are too large."""
+    """Whether the student's blocks are gathered for each pass and each backward; `auto`: where they are too large."""
     if resources.reshard_after_forward != "auto":
         return resources.reshard_after_forward
     weights = sum(weight.numel() for block in _blocks(student) for weight in block.parameters())

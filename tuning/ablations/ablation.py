@@ -104,10 +104,10 @@ def sweep_of(config: AblationConfig, out: Path) -> SweepConfig:
 def _score(config: AblationConfig, out: Path) -> MetricConfig:
     """What the sweep itself compares rows by; the table has the scores of all metrics.
 
-    It stays what it was when the sweep began, as long as it is one of the metrics. A new one has a score of a task,
-    which all rows have.
+    It stays what it was when the sweep began, as long as it is one of the metrics. It is of a task: rows need not log
+    the same metrics.
     """
-    metrics = sorted(config.metrics.values(), key=lambda metric: metric.task is None)
+    metrics = [metric for metric in config.metrics.values() if metric.task]
     try:
         known = {score.name for score in sweep_config(storage.resolved(str(out))).scores}
     except ValueError:  # the ablation is new

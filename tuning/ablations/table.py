@@ -4,15 +4,16 @@ import json
 from collections.abc import Iterable, Sequence
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.config.ablation import AblationConfig, DirectionConfig, MetricConfig
 from tips_ray.config.evaluation import trained_tokens
+from tips_ray.runs.folder import RunFolder
 from tips_ray.storage import without_credentials
 from tuning.ablations.significance import Gain, Measured, Verdict, gain, verdict
-from tuning.sweeps.trial import UnscorableError, logged
 
 Table = dict[str, dict[str, Measured | None]]
 """Row -> metric -> score; None where the row does not log the metric."""
@@ -65,15 +66,24 @@ def measured(config: AblationConfig, runs: Sequence[RowRun]) -> Table:
 
 
 def _logged(metric: MetricConfig, of_seeds: Sequence[RowRun]) -> Measured | None:
-    try:
-        values = [logged(_folder(one.config), metric, one.config.schedule.total_steps) for one in of_seeds]
-    except UnscorableError:
+    """The last values that the runs have logged; a restart shortly before the end may have left out some lines."""
+    logged = [_last_logged(metric, one.config) for one in of_seeds]
+    values = [value for value in logged if value is not None]
+    if not values:
         return None
+    if len(values) < len(logged) or not all(map(isfinite, values)):
+        seeds = ", ".join(
+            str(one.seed) for one, value in zip(of_seeds, logged, strict=True) if value is None or not isfinite(value)
+        )
+        raise ValueError(f"row {of_seeds[0].row}: {metric.metric} is missing or not finite for seed {seeds}")
     return Measured(tuple(values), None)
 
 
-def _folder(run: RunConfig) -> str:
-    return storage.join(run.storage, run.name)
+def _last_logged(metric: MetricConfig, run: RunConfig) -> float | None:
+    """Mean over the last `over_steps` steps of those up to the last line that has the metric."""
+    folder = RunFolder(storage.join(run.storage, run.name))
+    found = [(line["step"], line[metric.metric]) for line in folder.read_metrics() if metric.metric in line]
+    return fmean(value for step, value in found if step > found[-1][0] - metric.over_steps) if found else None
 
 
 def _of_task(metric: MetricConfig, of_seeds: Sequence[RowRun]) -> Measured:

@@ -128,19 +128,14 @@ def _scores(job: Job) -> tuple[float, ...]:
     """
     records = _evaluated(job) if any(score.task for score in job.scores) else {}
     return tuple(
-        logged(job.run_uri, score, job.step) if score.metric else _of_task(job, records[score.task or ""], score)
-        for score in job.scores
+        _logged(job, score) if score.metric else _of_task(job, records[score.task or ""], score) for score in job.scores
     )
 
 
-def logged(run_uri: str, score: ScoreConfig, step: int) -> float:
-    """Mean of the metric's values in the last `over_steps` steps up to `step`.
-
-    Raises:
-        UnscorableError: the run logged no such metric there.
-    """
-    lines = RunFolder(run_uri).read_metrics()
-    near = [line for line in lines if step - score.over_steps < line["step"] <= step]
+def _logged(job: Job, score: ScoreConfig) -> float:
+    """Mean of the metric's values in the last `over_steps` steps up to the rung."""
+    lines = RunFolder(job.run_uri).read_metrics()
+    near = [line for line in lines if job.step - score.over_steps < line["step"] <= job.step]
     values = [line[score.metric] for line in near if score.metric in line]
     if not values:
         known = ", ".join(sorted(near[-1].keys() - {"step", "time"})) if near else "nothing at that step"
