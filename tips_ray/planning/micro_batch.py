@@ -17,8 +17,8 @@ class Largest(NamedTuple):
     images: int
     """0: not even one fits."""
     with_graph: int | None = None
-    """The same while the first passes keep their graph, if `resources.keep_embedding_graph` is `auto`; 0: less than half
-    of `images` fit, or there is a single pass."""
+    """The same while the first passes keep their graph, if `resources.keep_embedding_graph` is `auto`; 0: less than
+    half of `images` fit, or there is a single pass."""
 
 
 def settled(config: RunConfig, largest: Largest) -> RunConfig:
