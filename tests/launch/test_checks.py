@@ -390,9 +390,7 @@ def test_large_micro_batches_need_shared_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 * GIB))
     assert "ready in the object store for 8 workers" in stream_sizes(config)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * GIB))
-    with pytest.raises(
-        ValueError, match="keep 1.* or in the making, Ray's object store here has 1.*--shm-size"
-    ):
+    with pytest.raises(ValueError, match="keep 1.* or in the making, Ray's object store here has 1.*--shm-size"):
         stream_sizes(config)
     auto = config.model_copy(update={"micro_batch_images": "auto", "global_batch_images": 8192})
     assert ready_bytes(auto) == 3 * 8 * (120 << 20)  # the most that a pass may have

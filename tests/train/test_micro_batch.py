@@ -78,7 +78,7 @@ def test_lack_of_memory_is_noticed_by_the_words_of_each_library(run, monkeypatch
         raise RuntimeError(text)
 
     monkeypatch.setattr(micro_batch, "train_step", step)
-    monkeypatch.setattr(micro_batch, "prepared_state", lambda *_: SimpleNamespace(optimizer=None))
+    monkeypatch.setattr(micro_batch, "prepared_state", lambda *_, **__: SimpleNamespace(optimizer=None))
     monkeypatch.setattr(micro_batch, "fill_averages", lambda optimizer: None)
     assert not step_fits(run.config, 24, CPU)
 

@@ -144,7 +144,7 @@ def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
 
 
 def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
-    state, columns, resources = prepared_state(config, device), noise(config, images), config.resources
+    state, columns = prepared_state(config, device, is_drawn=False), noise(config, images)  # NaN take as much memory
     fill_averages(state.optimizer)  # in a run they exist from the second step on
     passes = config.global_batch_images // config.worker_counts[0] // images
     # A run keeps the batch of a step until the next one is launched.
@@ -156,7 +156,7 @@ def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
             state,
             micro_batches,
             config,
-            resources.accumulate_unsharded,
+            config.resources.accumulate_unsharded,
             health,
             keep_graph=config.keeps_embedding_graph,
         )
