@@ -390,13 +390,15 @@ def test_large_micro_batches_need_shared_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000 * GIB))
     assert "ready in the object store for 8 workers" in stream_sizes(config)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * GIB))
-    with pytest.raises(ValueError, match="keep 1.* or in the making, Ray's object store here has 1.*--shm-size"):
+    with pytest.raises(ValueError, match="keeps 1.* of crops ready .* Ray's object store here has 1.*--shm-size"):
         stream_sizes(config)
     auto = config.model_copy(update={"micro_batch_images": "auto", "global_batch_images": 8192})
     assert ready_bytes(auto) == 3 * 8 * (120 << 20)  # the most that a pass may have
     making = {"resources__stream": "shared", "resources__data_cpus": 12}  # views of two micro-batches a worker
     shared = tiny_run(tmp_path, "a", resources__workers=8, **values, **making)
     assert ready_bytes(shared) == 5 * 8 * 256 * row_bytes(config)
+    with pytest.raises(ValueError, match=r"lower it or resources.data_cpus \(12\), set"):
+        stream_sizes(shared)
 
 
 def test_gpus_of_this_machine_that_training_leaves_idle_are_told(tmp_path, monkeypatch):

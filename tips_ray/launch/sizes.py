@@ -96,10 +96,10 @@ def stream_sizes(config: RunConfig) -> str:
     ready, workers = ready_bytes(config), config.resources.workers
     have = cluster.store_bytes(ready) if cluster.address() is None else None
     if have is not None and ready > have:
-        shared = f" and resources.data_cpus ({config.resources.data_cpus})" if config.resources.stream_readers else ""
+        making = f" or resources.data_cpus ({config.resources.data_cpus})" if config.resources.stream_readers else ""
         raise ValueError(
-            f"data_prefetch_batches ({config.data_prefetch_batches}){shared} keep {bytes_text(ready)} of crops ready "
-            f"or in the making, Ray's object store here has {bytes_text(have)}: lower them, set micro_batch_images, or "
+            f"data_prefetch_batches ({config.data_prefetch_batches}) keeps {bytes_text(ready)} of crops ready or in "
+            f"the making, Ray's object store here has {bytes_text(have)}: lower it{making}, set micro_batch_images, or "
             "give the container more (docker run --shm-size)"
         )
     return f"{bytes_text(row_bytes(config))} a row, {bytes_text(ready)} ready in the object store for {workers} workers"
