@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Self
 
@@ -19,42 +20,33 @@ class CpuMeter:
     def __init__(self, root: int, *names: str) -> None:
         """`names`: words in the command lines of processes that are told apart; Ray writes there what they do."""
         self.root, self.names = root, names
-        self._first: dict[str, float] = {}
+        self.seconds_of = dict.fromkeys((*names, "rest"), 0.0)
+        """User and system time inside `with` by the first of `names` in a command line at that time; read it after."""
         self._newest: dict[str, float] = {}
-        self._named: dict[str, str] = {}
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._look_on, daemon=True)
 
     def __enter__(self) -> Self:
-        self._first = own_seconds(self.root)
+        self._newest = own_seconds(self.root)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ends.set()
         self._thread.join()
-        self._newest |= own_seconds(self.root)
-
-    @property
-    def seconds(self) -> float:
-        """User and system time spent inside `with`; read it after leaving."""
-        return sum(seconds - self._first.get(process, 0.0) for process, seconds in self._newest.items())
-
-    @property
-    def seconds_of(self) -> dict[str, float]:
-        """`seconds` of the processes that had each of `names` in their command lines at some time, and of the rest."""
-        found = dict.fromkeys((*self.names, "rest"), 0.0)
-        for process, seconds in self._newest.items():
-            found[self._named.get(process, "rest")] += seconds - self._first.get(process, 0.0)
-        return found
+        self._look()
 
     def _look_on(self) -> None:
         while not self._ends.wait(LOOK_SECONDS):
-            self._newest |= own_seconds(self.root)
-            for process in self._newest.keys() - self._named.keys() if self.names else ():
-                command = _command(int(process.split()[0]))
-                if found := [name for name in self.names if name in command]:
-                    self._named[process] = found[0]
+            self._look()
+        self.seconds_of["rest"] -= time.thread_time()  # of looking
+
+    def _look(self) -> None:
+        for process, seconds in own_seconds(self.root).items():
+            command = _command(int(process.split()[0]))
+            name = next((name for name in self.names if name in command), "rest")
+            self.seconds_of[name] += seconds - self._newest.get(process, 0.0)
+            self._newest[process] = seconds
 
 
 def own_seconds(root: int) -> dict[str, float]:

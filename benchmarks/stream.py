@@ -36,7 +36,7 @@ from tips_ray.tokenizer import train_tokenizer
 BATCH, PASS, SHORT_PART = 128, 64, 4
 VIEWS = {"global_px": 224, "local_px": 98, "local_crops": 10}
 KEYS = {"views": VIEWS, "image.image_size_px": 224, "data.chunk_rows": 64, "data.window_chunks": 4}
-PARTS = ("_Consumer", "WindowReader", "SplitCoordinator", "views", "raylet", "gcs_server")
+PARTS = ("_Consumer", "WindowReader", "SplitCoordinator", "ray::views", "raylet/raylet", "gcs_server")
 """Words in the command lines of the processes that are told apart."""
 KEYS |= {"global_batch_images": BATCH, "micro_batch_images": PASS, "captions.missing": "other"}
 
