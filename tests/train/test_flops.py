@@ -6,6 +6,7 @@ from ranks import run_on_ranks
 from toy import TOY, toy_batch, toy_config
 
 from tips_ray.config import RunConfig, override
+from tips_ray.losses import prototypes
 from tips_ray.train import flops
 from tips_ray.train.flops import Utilization, step_flops
 
@@ -32,6 +33,13 @@ def test_mfu_is_the_models_operations_per_second_over_the_peak(monkeypatch):
     batch = toy_batch(4).to("cpu", torch.float32)
     found = Utilization(_config(resources__dtype="bf16")).metrics(CUDA, batch, images_per_second=1e6)
     assert found == {"mfu": pytest.approx(_flops() / 4 * 1e6 / 989e12)}
+
+
+def test_operations_are_counted_where_losses_are_compiled(monkeypatch):
+    monkeypatch.setattr(prototypes, "_chunk", prototypes._chunk)
+    expected = _flops()
+    prototypes.compile_losses(True, "aot_eager")
+    assert _flops() == expected
 
 
 def test_the_log_says_once_that_a_cards_peak_is_not_known(monkeypatch):

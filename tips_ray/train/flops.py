@@ -29,7 +29,8 @@ def step_flops(config: TrainConfig, batch: Batch, teacher: Teacher | None = None
         ValueError: `objective.teacher` is `frozen` and none is given.
     """
     state = new_state(config, teacher, device="meta")
-    with alone(), FlopCounterMode(display=False) as counter:
+    # What is compiled as one graph, as losses are, cannot run under a mode that sees every operator.
+    with alone(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         accumulate_gradients(state, [batch.to("meta")], config.objective, config.schedule.total_steps)
     return counter.get_total_flops()
 
