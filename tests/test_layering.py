@@ -23,8 +23,9 @@ LEAVES = {
     "distributed",
     "memory_kills",
     "precision",
+    "devices",
 }
-"""Packages that all packages above may import; among themselves `config` may import `errors`."""
+"""Packages that all packages above may import; among themselves `config` may import `errors`, `devices` `config`."""
 MAY_IMPORT = {
     "errors": set(),
     "words": set(),
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "memory_kills": set(),
     "distributed": set(),
     "precision": set(),
+    "devices": {"config"},
     "tokenizer": LEAVES,
     "scenes": LEAVES,
     "ray_data_adapter": set(),

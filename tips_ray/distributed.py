@@ -1,6 +1,7 @@
 """All collectives of the library. Without a process group every function acts as on one rank. N = B x ranks."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Backends of the process group by the type of the ranks' devices: small objects and waits never go through a GPU."""
 NCCL_SECONDS = 300
-"""(D) Timeout of collectives on GPUs, which ranks enter within seconds of each other; blocks compile meanwhile."""
+"""(D) Timeout of collectives on GPUs after the first step: ranks enter them within seconds, or compile a new shape."""
 Item = TypeVar("Item")
 _is_alone = ContextVar("_is_alone", default=False)
 
@@ -115,7 +116,9 @@ def background_group() -> dist.ProcessGroup | None:
     return group
 
 
-def meeting(items: Iterable[Item], group: dist.ProcessGroup | None = None) -> Iterator[Item]:
+def meeting(
+    items: Iterable[Item], group: dist.ProcessGroup | None = None, note_wait: Callable[[float], None] = lambda _: None
+) -> Iterator[Item]:
     """The items, each once all ranks have theirs; all ranks have equally many.
 
     A rank that waits for data or storage is no fault, so the others wait for it here, on CPUs, with the long timeout,
@@ -124,22 +127,28 @@ def meeting(items: Iterable[Item], group: dist.ProcessGroup | None = None) -> It
     Args:
         items: of this rank.
         group: with a backend for CPUs; None: training's.
+        note_wait: called with the seconds that this rank waited for the others.
 
     Raises:
         RuntimeError: a rank was lost, or did not come.
     """
     for item in items:
+        started = time.perf_counter()
         dist.all_reduce(torch.zeros(()), group=group)
+        note_wait(time.perf_counter() - started)
         yield item
 
 
-def limit_waits(device_type: str, seconds: float, groups: Iterable[dist.ProcessGroup] = ()) -> None:
+def limit_waits(device_type: str, seconds: float, groups: Iterable[dist.ProcessGroup] | None = None) -> None:
     """Let collectives on one type of device fail after `seconds`, those on others when they did before.
 
-    It holds for training's group and for `groups`.
+    Args:
+        device_type: such as "cuda".
+        seconds: from the start of a collective.
+        groups: None: all of this process.
     """
     device = torch.device(device_type)
-    for group in (distributed_c10d._get_default_group(), *groups):
+    for group in distributed_c10d._world.pg_map if groups is None else groups:
         backend = group._get_backend(device) if device in group._device_types else None
         if set_timeout := getattr(backend, "_set_default_timeout", None):  # a fake backend has none
             set_timeout(timedelta(seconds=seconds))

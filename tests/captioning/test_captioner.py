@@ -117,6 +117,8 @@ def test_out_of_memory_halves_the_batch_for_good_and_changes_no_text(tiny, monke
         if input_ids.shape[1] > 1:  # next come the images, for which there is room
             return forward(input_ids=input_ids, **inputs)
         sizes.append(len(input_ids))
+        if len(input_ids) > 6:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         if len(input_ids) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(input_ids=input_ids, **inputs)

@@ -45,7 +45,7 @@ def test_batches_of_all_passes_are_held():
     row = image + crops + patches + 3 * 8 + 2 * 8 * 8 + 1 + 8  # three of four patches masked, two captions
     assert toy_trace().parts["batches"] == 4 * row
     assert _longer_trace().parts["batches"] == 8 * row
-    assert traced_in_run(toy_run()).peak_bytes == toy_trace().peak_bytes + 4 * row
+    assert traced_in_run(toy_run()).peak_bytes == toy_trace().peak_bytes + 2 * 4 * row  # of the steps before and after
 
 
 @cache

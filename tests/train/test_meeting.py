@@ -2,16 +2,21 @@
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from ranks import run_on_ranks
+from torch.distributed import distributed_c10d
 from toy import toy_batch, toy_config
 from toy_state import toy_state
 
 from tips_ray import distributed
 from tips_ray.batch import Batch
 from tips_ray.distributed import aborted_on_error, background_group, limit_waits, meeting, rank
+from tips_ray.train import worker_loop
+from tips_ray.train.feed import Timed
 from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.step import train_step
 
@@ -30,7 +35,7 @@ def _train_with_a_late_rank(meets: bool) -> int:
     waiting, state, steps = background_group(), toy_state(), _steps_of_a_late_rank()
     for micro_batches in meeting(steps, waiting) if meets else steps:
         train_step(state, micro_batches, toy_config())
-        limit_waits("cpu", SHORT_SECONDS)  # the first step takes its time
+        limit_waits("cpu", SHORT_SECONDS, [distributed_c10d._get_default_group()])  # the first step takes its time
     return state.step
 
 
@@ -43,6 +48,37 @@ def test_a_rank_whose_data_come_late_does_not_end_the_run():
 def test_without_a_meeting_it_does():
     with pytest.raises(RuntimeError, match="rank 0: .*(?i:timed? ?out)"):
         run_on_ranks(2, _train_with_a_late_rank, False, fresh=True)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", ["step"] * 2), ("cuda", ["met", "step", 300] * 2)])
+def test_ranks_with_gpus_meet_before_each_step_and_wait_shortly_after_the_first(monkeypatch, device, expected):
+    done = []
+
+    def fed(step, config, stream, feed, note_rows, note_step):
+        for number in range(2):
+            yield number
+            note_step()
+
+    def met(items, note_wait):
+        for item in items:
+            done.append("met")
+            note_wait(1.5)
+            yield item
+
+    def train(state, steps, config, recorder, why, until_step, waited):
+        for _ in steps:
+            done.append("step")
+        done.append(waited())
+
+    for name, stand_in in {"fed_steps": fed, "meeting": met, "train": train}.items():
+        monkeypatch.setattr(worker_loop, name, stand_in)
+    monkeypatch.setattr(worker_loop, "limit_waits", lambda kind, seconds: done.append(seconds))
+    feed: Any = SimpleNamespace(device=torch.device(device))
+    recorder: Any = SimpleNamespace(note_rows=None, note_step=lambda: None)
+    state: Any = SimpleNamespace(step=0)
+    config: Any = None
+    worker_loop._train(state, config, feed, Timed(iter([])), recorder, str, None)
+    assert done == [*expected, 3.0 if device == "cuda" else 0.0]
 
 
 @pytest.mark.parametrize(

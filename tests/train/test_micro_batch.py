@@ -13,9 +13,9 @@ import torch.distributed as dist
 from toy_run import tiny_run, toy_job
 
 from tips_ray.config import RunConfig
+from tips_ray.devices import allocator_settings
 from tips_ray.runs.run import Run
 from tips_ray.train import micro_batch, worker
-from tips_ray.train.devices import allocator_settings
 from tips_ray.train.micro_batch import RECORD, find, keep, largest_that_fits, noise, settled, step_fits
 
 CPU = torch.device("cpu")
@@ -194,6 +194,24 @@ def test_a_task_tries_its_first_gpu_by_number(run, monkeypatch):
     resources = run.config.resources.model_copy(update={"gpus_per_worker": 1.0})
     on_gpu = replace(run, config=run.config.model_copy(update={"resources": resources}))
     assert str(worker._found_here(on_gpu)) == "cuda:0"
+
+
+def test_a_trial_makes_its_gpu_the_current_one(run, monkeypatch):
+    """FSDP gathers on the current device, whatever device its weights lie on."""
+    called = []
+    for name in ("set_device", "set_per_process_memory_fraction"):
+        monkeypatch.setattr(torch.cuda, name, lambda *of, name=name: called.append((name, *map(str, of))))
+    monkeypatch.setattr(micro_batch, "_try_step", lambda config, images, device: called.append(("step", str(device))))
+    assert step_fits(run.config, 1, torch.device("cuda:1"))
+    assert called[0] == ("set_device", "cuda:1") and called[-1] == ("step", "cuda:1")
+
+
+@pytest.mark.heavy
+def test_a_trial_holds_the_batches_of_three_steps(run, monkeypatch):
+    fed = []
+    monkeypatch.setattr(micro_batch, "Feed", lambda device: lambda batch: fed.append(len(batch)) or batch.to(device))
+    assert step_fits(run.config, 12, CPU)
+    assert fed == [12] * 2 * 3
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ class Captioner:
                 equal keys get equal captions.
 
         Raises:
-            torch.OutOfMemoryError: there is no room for even one image.
+            RuntimeError, MemoryError: there is no room for even one image.
         """
         if keys is None:
             keys = [0] * len(images)

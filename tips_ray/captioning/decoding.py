@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PaliGemmaForConditionalGeneration
 
+from tips_ray.devices import is_out_of_memory
 from tips_ray.keyed import uniform
 
 REFILL_SHARE = 8
@@ -64,15 +65,15 @@ class Decoder:
         """Fill `tokens`, or `error` where an image cannot be used.
 
         Raises:
-            torch.OutOfMemoryError: there is no room for even one row.
+            RuntimeError, MemoryError: there is no room for even one row; as torch or a library of the device says it.
         """
         waiting, batch = deque(rows), _Batch(self._model, self._decoding)
         while waiting or batch.rows:
             try:
                 self._advance(batch, waiting)
                 continue
-            except torch.OutOfMemoryError:
-                if self.places == 1:
+            except (RuntimeError, MemoryError) as error:
+                if self.places == 1 or not is_out_of_memory(error):
                     raise
                 self.places //= 2
                 log.warning("out of memory: captions are written %d at a time from now on", self.places)

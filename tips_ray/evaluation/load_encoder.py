@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from tips_ray import storage
+from tips_ray.devices import use_fast_products
 from tips_ray.evaluation.encoder_place import TIMM_PREFIXES, EncoderPlace
 from tips_ray.evaluation.encoders import Encoder, TipsEncoder
 from tips_ray.evaluation.foreign_encoders import TimmEncoder, TransformersEncoder
 from tips_ray.models import load_official_image, load_official_text, load_tokenizer, load_transformers
-from tips_ray.precision import use_fast_products
 from tips_ray.weights import WeightsSource, source_at, trained_model
 
 

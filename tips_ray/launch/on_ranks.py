@@ -24,6 +24,7 @@ from tips_ray.config import RunConfig, override
 from tips_ray.console import tell
 from tips_ray.data.local_stream import local_stream
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.devices import allocator_settings
 from tips_ray.distributed import BACKENDS, aborted_on_error, alone, background_group, gather_objects, rank, world_size
 from tips_ray.errors import CheckWarning, RunFailedError, RunStopped, described, is_echo
 from tips_ray.launch.checkpoint_evaluation import (
@@ -44,7 +45,6 @@ from tips_ray.runs.evaluations import PATIENCE
 from tips_ray.runs.stop import stop_asked
 from tips_ray.storage import StorageError
 from tips_ray.train import graceful_stop
-from tips_ray.train.devices import allocator_settings
 from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.micro_batch import find, keep, settled
 from tips_ray.train.worker_log import log_to_stderr

@@ -21,6 +21,7 @@ from tips_ray import storage
 from tips_ray.config import RunConfig
 from tips_ray.console import tell
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.devices import allocator_settings
 from tips_ray.distributed import BACKENDS
 from tips_ray.errors import described, root_cause
 from tips_ray.launch import cluster
@@ -44,7 +45,6 @@ from tips_ray.runs.checkpoint import CheckpointInfo
 from tips_ray.runs.evaluations import required
 from tips_ray.train.adapter import ElasticTrainer, shorten_waits
 from tips_ray.train.dataset import RestOfRun
-from tips_ray.train.devices import allocator_settings
 from tips_ray.train.micro_batch import keep, settled
 from tips_ray.train.worker import found_on_workers, run_worker
 from tips_ray.train.worker_log import LEVEL

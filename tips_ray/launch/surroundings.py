@@ -101,7 +101,7 @@ def shared_memory_suffices(path: str = "/dev/shm") -> str:
     from tips_ray.launch.cluster import OBJECT_STORE_BYTES
 
     free, needed = shutil.disk_usage(path).free, OBJECT_STORE_BYTES
-    text = f"{path} has {free / 2**30:.1f} GiB free, the object store of a run here takes {needed / 2**30:.1f}"
+    text = f"{path} has {free / 2**30:.1f} GiB free, the object store of a run here takes {needed / 2**30:.1f} or more"
     if free < needed:
         raise CheckWarning(
             f"{text}: Ray will use slow files; give the container more, such as docker run --shm-size=2g"

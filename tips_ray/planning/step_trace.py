@@ -87,9 +87,12 @@ def traced(config: RunConfig, is_sharded: bool = True) -> StepTrace:
 
 
 def traced_in_run(config: RunConfig) -> StepTrace:
-    """`traced` beside the batches of the step before: a run keeps them until the host has heard that it was good."""
+    """`traced` beside the batches of two other steps.
+
+    A run keeps those of the step before until the GPU has done the step, and has copied those of the step after.
+    """
     trace = traced(config)
-    return replace(trace, parts={**trace.parts, "batches of the step before": trace.parts["batches"]})
+    return replace(trace, parts={**trace.parts, "batches of the steps before and after": 2 * trace.parts["batches"]})
 
 
 @contextmanager

@@ -20,7 +20,7 @@ Columns = Mapping[str, Any]
 
 
 class Timed(Iterator[Columns]):
-    """A stream that knows how long its consumer has waited for it."""
+    """A stream that knows how long its consumer has waited, for it and for the streams of other ranks."""
 
     def __init__(self, stream: Iterator[Columns]) -> None:
         self._stream, self.seconds = stream, 0.0
@@ -30,7 +30,11 @@ class Timed(Iterator[Columns]):
         try:
             return next(self._stream)
         finally:
-            self.seconds += time.perf_counter() - before
+            self.add(time.perf_counter() - before)
+
+    def add(self, seconds: float) -> None:
+        """Count a wait for others."""
+        self.seconds += seconds
 
 
 class Feed:

@@ -24,8 +24,9 @@ from tips_ray import storage
 from tips_ray.config import RunConfig, override
 from tips_ray.data.augment import patch_masks
 from tips_ray.data.collate import batch_from
+from tips_ray.devices import is_out_of_memory
 from tips_ray.runs.run import Run
-from tips_ray.train.devices import is_out_of_memory
+from tips_ray.train.feed import Feed
 from tips_ray.train.health import Health
 from tips_ray.train.optim import fill_averages
 from tips_ray.train.step import BadStepError, train_step
@@ -130,6 +131,7 @@ def largest_with_graph(config: RunConfig, images: int, fits: Callable[[RunConfig
 def step_fits(config: RunConfig, images: int, device: torch.device) -> bool:
     """Whether a worker's step fits with `images` per pass; makes a process group, so there must be none yet."""
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # FSDP gathers on the current one
         torch.cuda.set_per_process_memory_fraction(1 - HEADROOM, device)
     dist.init_process_group("fake", store=HashStore(), rank=0, world_size=config.worker_counts[0])
     try:
@@ -147,8 +149,9 @@ def _try_step(config: RunConfig, images: int, device: torch.device) -> None:
     state, columns = prepared_state(config, device, is_drawn=False), noise(config, images)  # NaN take as much memory
     fill_averages(state.optimizer)  # in a run they exist from the second step on
     passes = config.global_batch_images // config.worker_counts[0] // images
-    # A run keeps the batch of a step until the next one is launched.
-    before, micro_batches = ([batch_from(columns).to(device) for _ in range(passes)] for _ in range(2))
+    # The batch before is kept until the device has done the step, and that of the step after is already copied.
+    feed = Feed(device)
+    before, micro_batches, after = ([feed(batch_from(columns)) for _ in range(passes)] for _ in range(3))
     health = Health(config.objective)
     health.expect(True)
     try:

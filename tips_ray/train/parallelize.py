@@ -14,7 +14,7 @@ from torch.distributed.tensor import Shard
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from tips_ray.config import ResourcesConfig
-from tips_ray.distributed import NCCL_SECONDS, limit_waits, world_size
+from tips_ray.distributed import world_size
 from tips_ray.models.heads import PrototypeHead
 from tips_ray.models.layers import Block, Group
 from tips_ray.models.networks import Student, Teacher
@@ -52,7 +52,6 @@ def prepare_networks(resources: ResourcesConfig, device: torch.device, student: 
         compile_blocks(teacher)
     compile_losses(is_compiled)
     mesh = worker_mesh(device.type, resources.replicas)
-    limit_waits("cuda", NCCL_SECONDS, mesh.get_all_groups())
     shard(student, teacher, mesh, compute_dtype(resources), reshards_after_forward(resources, student))
 
 

@@ -13,11 +13,11 @@ import torch
 from tips_ray.config import RunConfig
 from tips_ray.data.pipeline import followed
 from tips_ray.data.stream import CaptionAccess
+from tips_ray.devices import allocator_settings
 from tips_ray.distributed import aborted_on_error, rank
 from tips_ray.runs.run import Run
 from tips_ray.train.adapter import asked_here
 from tips_ray.train.collapse import signs
-from tips_ray.train.devices import allocator_settings
 from tips_ray.train.graceful_stop import GracefulStop
 from tips_ray.train.micro_batch import Found, find
 from tips_ray.train.monitoring import RunMetrics

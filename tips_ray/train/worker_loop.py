@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from tips_ray.config import RunConfig
-from tips_ray.distributed import gather_objects, meeting, rank, world_size
-from tips_ray.precision import use_fast_products
+from tips_ray.devices import use_fast_products
+from tips_ray.distributed import NCCL_SECONDS, gather_objects, limit_waits, meeting, rank, world_size
 from tips_ray.runs.checkpoint import (
     CheckpointInfo,
     DamagedCheckpointError,
@@ -106,9 +106,13 @@ def _train(
         def note_step() -> None:
             recorder.note_step()
             collect(state.step)
+            if is_on_gpu:
+                # During the first step ranks compile, some with a cache and some without.
+                limit_waits("cuda", NCCL_SECONDS)
 
+        is_on_gpu = feed.device.type == "cuda"
         steps = fed_steps(lambda: state.step, config, stream, feed, recorder.note_rows, note_step)
-        met = meeting(steps) if feed.device.type == "cuda" else steps
+        met = meeting(steps, note_wait=stream.add) if is_on_gpu else steps
         train(state, met, config, recorder, why, until_step, lambda: stream.seconds)
 
 

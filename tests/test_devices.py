@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tips_ray.config import ResourcesConfig
-from tips_ray.precision import use_fast_products
-from tips_ray.train.devices import allocator_settings
+from tips_ray.devices import allocator_settings, use_fast_products
 
 ON_GPUS = ResourcesConfig(gpus_per_worker=1)
 

@@ -1,4 +1,4 @@
-"""Settings of a rank's GPU, and what an error of one says. On CPUs nothing here has an effect."""
+"""Settings of a process's GPU, and what an error of one says. On CPUs nothing here has an effect."""
 
 import os
 from collections.abc import Mapping
@@ -28,3 +28,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID_OF_MEMORY)
+
+
+def use_fast_products(device: torch.device) -> None:
+    """Let a GPU multiply fp32 matrices in TF32: factors of 11 bits, fp32 sums, several times the speed."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
