@@ -11,6 +11,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +89,8 @@ def launch_on_fake_cuda(config: RunConfig, steps: int = 2, keep_graph: bool = Fa
     config = override(RunConfig, config.model_dump(mode="json"), {"resources.compile": False})
     passes = config.global_batch_images // config.resources.workers // config.images_per_pass
     with fake_group(config.resources.workers), fake_driver():
-        sample, teacher = batch_from(noise(config, 1)), unloaded_teacher(config)
+        teacher = unloaded_teacher(config)
+        sample = replace(batch_from(noise(config, 1)), short_texts_S=torch.zeros(1, dtype=torch.int64))  # one an image
         with FakeTensorMode(allow_non_fake_inputs=True):
             networks = new_state(config, teacher, "meta", partial(prepare_networks, config.resources, DEVICE))
             state = with_storage(networks, config, DEVICE)

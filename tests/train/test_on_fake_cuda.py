@@ -9,6 +9,7 @@ from planning_toy import toy_run
 
 from tips_ray import objective
 from tips_ray.models import networks
+from tips_ray.train import initial_weights
 
 BF16 = {"resources__dtype": "bf16", "resources__gpus_per_worker": 1, "resources__compile": False}
 ALONE = {**BF16, "resources__workers": 1, "global_batch_images": 2}
@@ -18,7 +19,7 @@ TWO_PASSES, DROPPED = {"micro_batch_images": 1}, {"image__drop_path_rate": 0.1}
 ADAFACTOR = {"optimizer__name": "adafactor"}
 SELECTIVE, FULL = {"resources__recompute": "selective"}, {"resources__recompute": "full"}
 CASES: dict[str, dict[str, Any]] = {
-    "TIPS": ALONE,
+    "TIPS": {**ALONE, "text__max_tokens": 32},  # long enough for short texts
     "CLIP alone": {**ALONE, **ADAFACTOR, "objective__alpha": 0, "objective__beta": 0},
     "no beta": {**ON_64, **TWO_PASSES, **SELECTIVE, **DROPPED, "objective__beta": 0},
     "masked view, no alpha": {
@@ -58,6 +59,23 @@ WITH_KEPT_GRAPH = ("one caption, iBOT++",)
 )
 def test_a_step_is_launched_on_the_device_and_the_host_waits_for_nothing(case):
     launch_on_fake_cuda(toy_run(**CASES[case]), 2 if case == "TIPS" else 1, keep_graph=case in WITH_KEPT_GRAPH)
+
+
+@pytest.mark.heavy
+def test_with_a_frozen_teacher_the_host_waits_for_nothing_either(monkeypatch):
+    config = toy_run(**ALONE, objective__teacher="frozen", objective__frozen_teacher="a larger one")
+    sizes = {"image": {**config.image.model_dump(), "width": 48}, "head": config.head.model_dump()}
+    monkeypatch.setattr(initial_weights, "teacher_sizes", lambda config: sizes)
+    state = launch_on_fake_cuda(config)
+    assert state.teacher.image is not None and state.teacher.image.config.width == 48
+
+
+def test_each_block_starts_the_gather_of_the_next():
+    state = launch_on_fake_cuda(toy_run(**ALONE, image__depth=3, text__depth=3), steps=1)
+    for network in (state.student.image, state.student.text, state.teacher.image):
+        assert network is not None
+        fsdp = [block._get_fsdp_state() for block in network.blocks]
+        assert [one._states_to_forward_prefetch for one in fsdp] == [*([after] for after in fsdp[1:]), []]
 
 
 def test_a_tensor_on_the_host_is_found_with_its_line(monkeypatch):

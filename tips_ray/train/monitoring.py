@@ -33,7 +33,7 @@ DEFINITIONS = {
     "tips_ray_loss": Definition("gauge", "Loss of the last logged step, in nats", ("part",)),
     "tips_ray_grad_norm": Definition("gauge", "Norm of the gradient before it is clipped"),
     "tips_ray_mfu_ratio": Definition("gauge", "Model FLOPs utilization"),
-    "tips_ray_data_wait_ratio": Definition("gauge", "Share of the time that rank 0 waits for data, its own or those of others"),
+    "tips_ray_data_wait_ratio": Definition("gauge", "Share of the time that rank 0 waits for data of any rank"),
     "tips_ray_memory_peak_bytes": Definition("gauge", "Most memory that any worker has used"),
     "tips_ray_bad_rows_ratio": Definition("gauge", "Share of the rows so far that are bad"),
     "tips_ray_bad_rows_limit_ratio": Definition("gauge", "Share of bad rows that stops the run"),
