@@ -103,12 +103,14 @@ def list_checkpoints(checkpoints_uri: str) -> list[CheckpointInfo]:
     Raises:
         ValueError: one was written by another version of the format.
     """
-    found = []
-    for uri in sorted(storage.list_folders(checkpoints_uri)):
-        manifest = _manifest(uri)
-        if manifest and "damaged" not in manifest:
-            found.append(CheckpointInfo(uri, manifest["step"], manifest))
-    return found
+    uris = sorted(storage.list_folders(checkpoints_uri))
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        manifests = list(pool.map(_manifest, uris))
+    return [
+        CheckpointInfo(uri, manifest["step"], manifest)
+        for uri, manifest in zip(uris, manifests, strict=True)
+        if manifest and "damaged" not in manifest
+    ]
 
 
 def unusable_checkpoints(checkpoints_uri: str) -> dict[str, str]:
