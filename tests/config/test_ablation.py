@@ -96,6 +96,14 @@ def test_a_row_is_scored_by_the_tokens_that_it_trains(weights, tokens):
         ({"rows.tips.paper": {"speed": 1}}, r"rows.tips.paper \(speed\) must be one of segmentation, "),
         ({"metrics.depth.task": "deep"}, r"metrics.depth.task \(deep\) must be one of segmentation, "),
         ({"replicas": 0}, "replicas: "),
+        (
+            {"suite.data.scenes.train": 19},
+            r"data.scenes.train \(19\) must be at least 20, which tasks.neighbours needs",
+        ),
+        (
+            {"suite.data.scenes.train": 1, "suite.tasks.neighbours.neighbours": [1]},
+            r"data.scenes.train \(1\) must be at least 2, which tasks.segmentation needs",
+        ),
     ],
 )
 def test_a_mistake_is_named(values, message):

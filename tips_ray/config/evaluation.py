@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from tips_ray.config.evaluation_data import DatasetConfig
+from tips_ray.config.evaluation_data import DatasetConfig, ScenesConfig
 from tips_ray.config.protocols import PROTOCOLS, with_protocols
 from tips_ray.config.schema import ObjectiveConfig, Schema
 
@@ -262,6 +262,18 @@ class SuiteConfig(Schema):
         for name, task in self.tasks.items():
             if task.data not in self.data:
                 raise ValueError(f"tasks.{name}.data ({task.data}) must be one of {', '.join(self.data)}")
+        return self
+
+    @model_validator(mode="after")
+    def _scenes_suffice(self) -> Self:
+        """Of scenes the number is known before a run trains for hours, and the task would fail only then."""
+        for name, task in self.tasks.items():
+            data = self.data[task.data]
+            needed = min(task.neighbours) if isinstance(task, NeighboursConfig) else 2 if task.learns else 0
+            if isinstance(data, ScenesConfig) and data.train < needed:
+                raise ValueError(
+                    f"data.{task.data}.train ({data.train}) must be at least {needed}, which tasks.{name} needs"
+                )
         return self
 
 
