@@ -3,10 +3,12 @@
 import gc
 import itertools
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from toy_run import tiny_run
 
 from tips_ray.config import RunConfig, override
@@ -15,7 +17,7 @@ from tips_ray.train import feed
 from tips_ray.train.feed import COLLECT_EVERY_STEPS, Feed, Timed, collected_together, fed_steps
 from tips_ray.train.micro_batch import noise
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
@@ -32,6 +34,49 @@ def test_a_batch_from_the_stream_keeps_none_of_its_memory(config):
         here, there = getattr(fed, field.name), getattr(batch, field.name)
         assert here.untyped_storage().data_ptr() != there.untyped_storage().data_ptr()
         torch.testing.assert_close(here.double(), there.double() / (255 if there.dtype == torch.uint8 else 1))
+
+
+def test_to_a_gpu_a_batch_is_copied_from_pinned_memory_beside_the_step(config, monkeypatch):
+    """Training waits for the copy, the host for nothing, and the memory stays until training is done with it."""
+    done: list[Any] = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            done.append(f"{self.name} waits for {other.name}")
+
+        def __enter__(self):
+            done.append(f"in {self.name}")
+
+        def __exit__(self, *_):
+            done.append(f"out of {self.name}")
+
+    def pinned(tensor):
+        done.append("pinned")
+        tensor.is_now_pinned = True
+        return tensor
+
+    def to(tensor, device, own=torch.Tensor.to, **options):
+        if isinstance(device, torch.device):  # not of a dtype
+            assert tensor.is_now_pinned and options["non_blocking"]
+            done.append("copied")
+        return own(tensor, device, **options)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("training"))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: done.append(f"kept for {stream.name}"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch = batch_from(noise(config, 2))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fed = Feed(GPU)(batch)
+    tensors = len(fed.tensors())
+    assert {tensor.device for tensor in fed.tensors().values()} == {GPU}
+    copies = ["in side", *["copied"] * tensors, "out of side"]
+    assert done == [*["pinned"] * tensors, *copies, "training waits for side", *["kept for training"] * tensors]
 
 
 def test_the_wait_for_data_is_that_for_the_stream_and_not_for_the_copy(config, monkeypatch):
