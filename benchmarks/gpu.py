@@ -17,15 +17,19 @@ from pathlib import Path
 import torch
 
 CASES = ("B:32:1:none", "B:256:1:none", "L:64:1:none", "L:256:4:none", "L:256:2:selective", "g:32:1:selective")
-"""Size, images a step, micro-batches, recomputation. The first one is also compared with the plain step."""
+CASES += ("L:256:4:none:graph",)
+"""Size, images a step, micro-batches, recomputation, and whether first passes keep their graphs. The first case is also
+compared with the plain step."""
 RESULTS = Path(__file__).parent / "results"
 
 
 def arguments_of(case: str, args: argparse.Namespace, is_first: bool) -> list[str]:
     """Arguments of `benchmarks.train_step` for a case."""
-    variant, batch, passes, recompute = (*case.split(":"), "none")[:4]
+    variant, batch, passes, *rest = case.split(":")
+    recompute, *graph = rest or ["none"]
     options = ["--variant", variant, "--batch", batch, "--micro-batches", passes, "--recompute", recompute]
     options += ["--device", args.device, "--dtype", args.dtype, "--steps", str(args.steps)]
+    options += ["--keep-graph"] if graph == ["graph"] else []
     compiled = ["--compile"] if args.compile and not is_first else []
     return [*options, *compiled, "--plain" if is_first else "--no-plain"]
 
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure case by case; the page is written after each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--cases", nargs="+", default=CASES, metavar="SIZE:IMAGES:MICRO_BATCHES[:RECOMPUTE]")
+    parser.add_argument("--cases", nargs="+", default=CASES, metavar="SIZE:IMAGES:MICRO_BATCHES[:RECOMPUTE[:graph]]")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)

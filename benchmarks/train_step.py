@@ -4,7 +4,9 @@
     python -m benchmarks.train_step --variant L --batch 64 --dtype bf16 --compile --device cuda
 
 It is the step of a run: networks sharded by FSDP over a group of one, weights in fp32, gathered in `--dtype`. Images
-and captions are random; there is no loader. MFU counts one forward and one backward, but no recomputation.
+and captions are random; there is no loader. MFU counts one forward and one backward, but no recomputation. A step by
+itself ends when the host has its judgement; `in a row` are steps as a run has them, launched before the host has heard
+of the one before.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from tips_ray.config.variants import VARIANTS
 from tips_ray.train.flops import datasheet_flops, step_flops
 from tips_ray.train.parallelize import prepare_networks
 from tips_ray.train.state import TrainState, new_state
-from tips_ray.train.step import train_step
+from tips_ray.train.step import launch_step, new_halt, train_step
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}
@@ -46,6 +48,8 @@ class Contender:
 
     state: TrainState
     step: Callable[[], dict[str, Tensor]]
+    in_a_row: Callable[[int], None] | None = None
+    """Does so many steps as a run does."""
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
@@ -102,12 +106,33 @@ def contenders(args: argparse.Namespace, config: TrainConfig, batch: Batch) -> d
     resources = ResourcesConfig(dtype=args.dtype, compile=args.compile, recompute=args.recompute)
     state = new_state(config, device=device, prepare=partial(prepare_networks, resources, device))
     micro_batches = [part.to(device) for part in split(batch, args.micro_batches)]
-    found = {"packed": Contender(state, lambda: train_step(state, micro_batches, config))}
+    given = (state, micro_batches, config)
+    found = {
+        "packed": Contender(
+            state,
+            lambda: train_step(*given, keep_graph=args.keep_graph),
+            lambda count: steps_in_a_row(*given, args.keep_graph, count),
+        )
+    }
     if args.plain:
         plain, whole = plain_state(new_state(config, device=device), config), batch.to(device)
         autocast = None if args.dtype == "fp32" else _DTYPES[args.dtype]
         found["plain"] = Contender(plain, lambda: plain_step(plain, whole, config, autocast))
     return found
+
+
+def steps_in_a_row(
+    state: TrainState, micro_batches: Sequence[Batch], config: TrainConfig, keep_graph: bool, count: int
+) -> None:
+    """Launch each step before the one before it is judged, as `train/guard.py` does."""
+    halted, before = new_halt(micro_batches), None
+    for _ in range(count):
+        launched = launch_step(state, micro_batches, config, halted, keep_graph=keep_graph)
+        if before:
+            before.judge()
+        before = launched
+    if before:
+        before.judge()
 
 
 @contextmanager
@@ -183,6 +208,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, metavar="PX", help="side of the global crop")
     parser.add_argument("--dtype", choices=tuple(_DTYPES), default="fp32", help="bf16: autocast, float32 weights")
     parser.add_argument("--recompute", choices=("none", "selective", "full"), default="none")
+    parser.add_argument("--keep-graph", action="store_true", help="first passes of several micro-batches keep graphs")
     parser.add_argument("--compile", action="store_true", help="compile the packed step block by block")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
@@ -212,6 +238,10 @@ def _measured(args: argparse.Namespace) -> None:
     print(" ".join(f"{key}={value}" for key, value in vars(args).items()), "torch", torch.__version__)
     print(f"{flops / args.batch / 1e12:.4f} TFLOP per image; a large product runs at {matmul / 1e12:.3f} TFLOP/s\n")
     print("\n".join(table(found, args.batch, flops, peak, matmul)) + "\n")
+    if in_a_row := found["packed"].in_a_row:
+        each = seconds(lambda: in_a_row(args.steps), device) / args.steps
+        mfu = "unknown" if peak is None else f"{100 * flops / each / peak:.1f} %"
+        print(f"packed in a row: {1e3 * each:.1f} ms a step, {args.batch / each:.1f} images/s, MFU {mfu}\n")
     print("\n".join(costs_table(costs, part_shares(found["packed"].step, device), median(found["packed"].seconds))))
     print("counts: of the step by itself, nothing fused, nothing recomputed, no FSDP; ms: shares by profiler\n")
     if "plain" in found:
