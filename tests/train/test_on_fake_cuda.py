@@ -74,7 +74,8 @@ def test_each_block_starts_the_gather_of_the_next():
     state = launch_on_fake_cuda(toy_run(**ALONE, image__depth=3, text__depth=3), steps=1)
     for network in (state.student.image, state.student.text, state.teacher.image):
         assert network is not None
-        fsdp = [block._get_fsdp_state() for block in network.blocks]
+        blocks: Any = network.blocks
+        fsdp = [block._get_fsdp_state() for block in blocks]
         assert [one._states_to_forward_prefetch for one in fsdp] == [*([after] for after in fsdp[1:]), []]
 
 
