@@ -91,6 +91,8 @@ def test_a_window_that_was_dropped_is_read_again_and_gives_the_same_rows(inputs,
     assert list(reader._windows) == [1]
     assert _parts(reader, stream, 2, 0, 1) == _parts(alone, stream, 2, 0, 1)
     assert _parts(alone, stream, 2, 0, 0) == first and list(reader._windows) == [1]
+    of_window = set(order_of(stream.config, stream.index_uri).window_rows(0).chunk_N.tolist())
+    assert {read[chunk] for chunk in of_window} == {3}  # twice by one reader, once by the other
 
 
 def test_workers_that_ask_at_once_share_one_read(inputs, read):

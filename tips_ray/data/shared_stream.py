@@ -154,12 +154,12 @@ class WindowReader:
         order = await asyncio.wrap_future(self._order)
         first, last = order.window_start(window), order.window_start(window + 1)
         first, last = max(first, self._deal.start), min(last, self._deal.stop)
-        if window not in self._windows:
+        found = self._windows.get(window)
+        if found is None:
             rows = asyncio.ensure_future(self._read(window))
-            self._windows[window] = _Window(rows, self._deal.receivers(first, last))
+            found = self._windows[window] = _Window(rows, self._deal.receivers(first, last))
             while len(self._windows) > self._most:
-                del self._windows[min(self._windows)]
-        found = self._windows.get(window) or _Window(asyncio.ensure_future(self._read(window)), set())
+                del self._windows[min(self._windows)]  # this one too, where an object of long ago was lost
         rows = await asyncio.shield(found.rows)  # others wait for it too
         found.left.discard(rank)
         if not found.left:
