@@ -10,6 +10,13 @@ def bytes_text(count: float) -> str:
     return f"{count / 1000**power:.3g} {units[power]}"
 
 
+def seconds_text(seconds: float) -> str:
+    """A short time as text, such as `2.51 s`, `37 ms`, `1.6 ms` or `0 s`."""
+    if seconds >= 1 or not seconds:
+        return f"{seconds:.2f} s" if seconds else "0 s"
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.2g} ms"
+
+
 def ago(seconds: float) -> str:
     """`45 s`, `12 min`, `5 h`, `3 days`."""
     for unit, size, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):

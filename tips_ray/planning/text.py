@@ -6,7 +6,7 @@ from math import ceil
 from tips_ray.planning.content import MemoryPlan, Plan
 from tips_ray.planning.estimate import ROWS
 from tips_ray.planning.micro_batch import Largest
-from tips_ray.words import ago, bytes_text, table
+from tips_ray.words import ago, bytes_text, seconds_text, table
 
 OF_QUANTITY = {"images_per_second": "images/s", "memory_bytes": "memory", "wall_seconds": "time"}
 
@@ -21,14 +21,13 @@ def plan_lines(plan: Plan, largest: Largest | None, price: str) -> Iterator[str]
     """
     yield f"machine    {plan.machine}, {plan.workers} workers"
     step = plan.step
-    seen = f"{plan.images_seen:,} images seen, {plan.epochs:.1f} epochs"
+    seen = f"{plan.images_seen:,} images seen, {_count(plan.epochs)} epochs"
     yield f"run        {seen}; {step.tflop_per_image:.3g} TFLOP an image"
     yield from _memory_lines(plan.memory, largest)
-    yield f"step       {step.seconds:.2f} s, of which {step.compute_seconds:.2f} s compute ({step.rate_source})"
-    yield (
-        f"network    {bytes_text(step.network_bytes)} a step in {step.network_seconds:.2f} s, of which "
-        f"{step.exposed_seconds:.2f} s are not hidden"
-    )
+    spent, computing = seconds_text(step.seconds), seconds_text(step.compute_seconds)
+    yield f"step       {spent}, of which {computing} compute ({step.rate_source})"
+    sent, exposed = bytes_text(step.network_bytes), seconds_text(step.exposed_seconds)
+    yield f"network    {sent} a step in {seconds_text(step.network_seconds)}, of which {exposed} are not hidden"
     yield "rates      " + ", ".join(f"{name} {rate:,.0f} images/s" for name, rate in plan.rates.items())
     for name, amount in plan.needed.items():
         shown = f"{bytes_text(amount)}/s" if name == ROWS else f"{ceil(amount):,}"
@@ -45,6 +44,10 @@ def plan_lines(plan: Plan, largest: Largest | None, price: str) -> Iterator[str]
     if plan.cost is not None:
         yield f"cost       {plan.cost:,.0f} ({price})"
     yield f"weakest    {plan.weakest}: {plan.advice}"
+
+
+def _count(epochs: float) -> str:
+    return f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
 
 
 def _memory_lines(memory: MemoryPlan, largest: Largest | None) -> Iterator[str]:
