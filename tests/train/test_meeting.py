@@ -10,11 +10,13 @@ import torch
 from ranks import run_on_ranks
 from torch.distributed import distributed_c10d
 from toy import toy_batch, toy_config
+from toy_run import tiny_run, toy_job
 from toy_state import toy_state
 
 from tips_ray import distributed
 from tips_ray.batch import Batch
 from tips_ray.distributed import aborted_on_error, background_group, limit_waits, meeting, rank
+from tips_ray.launch import on_ranks, on_ray
 from tips_ray.train import worker_loop
 from tips_ray.train.feed import Timed
 from tips_ray.train.graceful_stop import GracefulStop
@@ -79,6 +81,23 @@ def test_ranks_with_gpus_meet_before_each_step_and_wait_shortly_after_the_first(
     config: Any = None
     worker_loop._train(state, config, feed, Timed(iter([])), recorder, str, None)
     assert done == [*expected, 3.0 if device == "cuda" else 0.0]
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "cpu:gloo,cuda:nccl")])
+def test_ranks_wait_on_cpus_and_beyond_the_wait_for_captions(tmp_path, monkeypatch, gpus, backend):
+    keys = {"resources__gpus_per_worker": gpus, "captions__wait_seconds": 5000, "checkpoint_patience_seconds": 60}
+    run = toy_job(tiny_run(tmp_path, "unused", **keys), str(tmp_path / "tiny"))
+    made, placed = [], []
+    monkeypatch.setattr(on_ranks.dist, "init_process_group", lambda backend, **given: made.append((backend, given)))
+    monkeypatch.setattr(torch.cuda, "set_device", placed.append)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with on_ranks._process_group(run.config) as device:
+        assert (made[0][0], made[0][1]["timeout"].total_seconds()) == (backend, 6800)
+        assert (str(device), placed) == (("cuda:1", [device]) if gpus else ("cpu", []))
+    monkeypatch.setattr(on_ray, "ElasticTrainer", lambda *of, **given: made.append(given["torch_config"]))
+    on_ray._ray_trainer(run, None)
+    assert (made[1].backend, made[1].timeout_s) == (backend, 6800)
 
 
 @pytest.mark.parametrize(
