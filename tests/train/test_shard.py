@@ -8,9 +8,11 @@ from operator_calls import OperatorCalls
 from ranks import run_on_ranks
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup, TrainingState
 from torch.distributed.tensor import DTensor, Shard
 from toy import rows, toy_batch, toy_config
 
+from tips_ray.batch import Batch
 from tips_ray.distributed import mean_over_ranks, rank, world_size
 from tips_ray.planning.step_trace import fake_group
 from tips_ray.train.parallelize import apply_recomputation, compile_blocks, shard, worker_mesh
@@ -158,6 +160,36 @@ def test_gradients_over_a_kept_graph_are_those_of_two_forward_passes(accumulate_
         assert of_kept == calls + more
 
 
+def _own(passes: int) -> list[Batch]:
+    """Micro-batches of this one of two ranks."""
+    size = IMAGES // 2 // passes
+    firsts = range(rank() * IMAGES // 2, (rank() + 1) * IMAGES // 2, size)
+    return [rows(toy_batch(IMAGES), first, first + size) for first in firsts]
+
+
+def _late_gathers(keep_graph: bool) -> set[str]:
+    """Units of the student whose backward has to start the gather of its weights itself, in four passes."""
+    state, late = _new(1), set[str]()
+
+    def look(group, *of, own=FSDPParamGroup.pre_backward):
+        begins = group._training_state != TrainingState.PRE_BACKWARD
+        if begins and group.is_sharded and group._all_gather_result is None:
+            late.add(group._module_fqn)
+        return own(group, *of)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FSDPParamGroup, "pre_backward", look)
+        accumulate_gradients(state, _own(4), toy_config(**RUN).objective, 100, keep_graph=keep_graph)
+    return late
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("keep_graph", "late"), [(False, set()), (True, {"temperature"})])
+def test_each_backward_finds_its_weights_gathered_by_the_one_before_it(keep_graph, late):
+    """The temperature is one number. Without `set_is_last_backward` all blocks are late too with a kept graph."""
+    assert run_on_ranks(2, _late_gathers, keep_graph) == [late] * 2
+
+
 def _gathers(reshard_after_forward: bool, passes: int) -> tuple[dict[str, Tensor], int]:
     """Whole gradients of some micro-batches, and the number of gathers of weights, of student and teacher."""
     torch.set_default_dtype(torch.float64)
@@ -170,11 +202,8 @@ def _gathers(reshard_after_forward: bool, passes: int) -> tuple[dict[str, Tensor
         )
     finally:
         torch.set_default_dtype(torch.float32)
-    size = IMAGES // 2 // passes
-    firsts = range(rank() * IMAGES // 2, (rank() + 1) * IMAGES // 2, size)
-    batches = [rows(toy_batch(IMAGES), first, first + size) for first in firsts]
     with OperatorCalls() as calls:
-        accumulate_gradients(state, batches, config.objective, config.schedule.total_steps)
+        accumulate_gradients(state, _own(passes), config.objective, config.schedule.total_steps)
     gathered = sum(count for name, count in calls.counts.items() if "c10d._allgather_base_" in str(name))
     named = state.student.named_parameters()
     assert all(isinstance(weight, DTensor) for weight in state.student.parameters())  # shards again
