@@ -4,15 +4,18 @@ import asyncio
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from nodes import nodes_of_cluster
 from toy_run import ToyStream, toy_stream
 
 from tips_ray.data import shared_stream
+from tips_ray.data import stream as stream_module
 from tips_ray.data.captions.coordinator import CaptionCoordinator
 from tips_ray.data.captions.join import place_of
 from tips_ray.data.captions.store import CaptionStore, ChunkCaptions, image_sha256
@@ -118,10 +121,33 @@ def test_bounds_by_hand(inputs):
     assert bounds.reader_bytes == READER_BYTES + 3 * int(12 * row_bytes)
 
 
+def test_readers_start_on_all_nodes_in_turn_as_far_as_their_memory_goes(inputs, monkeypatch):
+    sizes = {"a": 25, "b": 9, "c": 12, "gpu": 99}
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 4, "memory": size}} for name, size in sizes.items()]
+    nodes[-1]["Resources"].pop("CPU")
+    monkeypatch.setattr(shared_stream.ray, "nodes", lambda: nodes)
+    config = _stream(inputs).config
+    assert shared_stream._homes(config, 10) == ["a", "c", "a"]
+    assert shared_stream._homes(config, 4) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="needs 11 B .*, as do 3 others, and .* at most 25 B, room for 3 in all"):
+        shared_stream._homes(_stream(inputs, workers=32).config, 11)
+
+
+def test_bytes_of_a_window_follow_the_weights_of_its_sources(inputs, monkeypatch):
+    """1,000 rows of 1 kB and ten of 2 MB, with weights of 3 to 1: a row has (3 x 1 kB + 2 MB) / 4."""
+    shards = pa.table({"source": pa.array([0, 1], pa.int16()), "bytes": [10**6, 2 * 10**7]})
+    sources = [SimpleNamespace(rows=1000), SimpleNamespace(rows=10)]
+    index = SimpleNamespace(shards=shards, sources=sources, chunks=SimpleNamespace(rows=np.array([10, 10])))
+    monkeypatch.setattr(stream_module, "opened_index", lambda uri: index)
+    data = SimpleNamespace(sources=[SimpleNamespace(weight=3), SimpleNamespace(weight=1)], window_chunks=2)
+    config: Any = SimpleNamespace(data=data)
+    assert stream_module.window_bytes(config, "") == 20 * 500_750
+
+
 @pytest.mark.ray
 def test_a_reader_that_no_node_has_the_memory_for_is_told(cluster, inputs, monkeypatch):
     monkeypatch.setattr(shared_stream, "READER_BYTES", 900 * 10**12)
-    with pytest.raises(ValueError, match=r"needs 900 TB of memory, and nodes offer at most .*: give nodes more"):
+    with pytest.raises(ValueError, match=r"needs 900 TB of memory, as do 2 others, and nodes offer at most .*: give"):
         InOrder().configure({"train": _stream(inputs)}, 2, None, None)
 
 

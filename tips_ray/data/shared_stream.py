@@ -20,7 +20,6 @@ import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tips_ray.config import RunConfig
 from tips_ray.data.deal import Deal
@@ -86,35 +85,35 @@ class SharedStream:
         """The streams of the workers, by rank. Readers end with the calling process.
 
         Raises:
-            ValueError: no node has the memory that a reader needs.
+            ValueError: nodes lack the memory that readers need.
         """
-        resources = self.config.resources
         bounds = self.bounds(workers, self.config.data_prefetch_batches)
         homes = _homes(self.config, bounds.reader_bytes)
         options: dict[str, Any] = {**OF_ACTORS, "num_cpus": 0, "memory": bounds.reader_bytes}
         options["max_concurrency"] = 1000 + 2 * workers * bounds.held  # a call waits while its window is read
         reader: Any = ray.remote(WindowReader)
         readers = [
-            reader.options(**options, scheduling_strategy=NodeAffinitySchedulingStrategy(home, soft=True)).remote(
-                self, workers, bounds.held
-            )
-            for home in (homes[number % len(homes)] for number in range(resources.stream_readers))
+            reader.options(**options, scheduling_strategy=near(home)).remote(self, workers, bounds.held)
+            for home in homes
         ]
         return [WorkerStream(self, readers, workers, rank) for rank in range(workers)]
 
 
 def _homes(config: RunConfig, reader_bytes: int) -> list[str]:
-    """Ids of nodes on which readers start; they go on elsewhere when a node is lost."""
-    kind = "data" if config.resources.roles else "CPU"
+    """Id of the node on which each reader starts, on all nodes in turn; they go on elsewhere when a node is lost."""
+    kind, readers = "data" if config.resources.roles else "CPU", config.resources.stream_readers
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(kind)]
-    homes = [node["NodeID"] for node in nodes if node["Resources"].get("memory", 0) >= reader_bytes]
-    if nodes and not homes:
+    rooms = {node["NodeID"]: int(node["Resources"].get("memory", 0) // reader_bytes) for node in nodes}
+    if nodes and sum(rooms.values()) < readers:
         most = max(node["Resources"].get("memory", 0) for node in nodes)
+        others = f", as do {readers - 1} others," if readers > 1 else ""
         raise ValueError(
-            f"a reader of the data needs {bytes_text(reader_bytes)} of memory, and nodes offer at most "
-            f"{bytes_text(most)}: give nodes more memory, lower data_prefetch_batches, or set resources.stream=split"
+            f"a reader of the data needs {bytes_text(reader_bytes)} of memory{others} and nodes offer at most "
+            f"{bytes_text(most)}, room for {sum(rooms.values())} in all: give nodes more memory, lower "
+            "data_prefetch_batches or resources.data_cpus, or set resources.stream=split"
         )
-    return sorted(homes) or [ray.get_runtime_context().get_node_id()]
+    turns = [home for turn in range(readers) for home in sorted(rooms) if rooms[home] > turn]
+    return turns[:readers] or [ray.get_runtime_context().get_node_id()] * readers
 
 
 class _Window(NamedTuple):

@@ -40,10 +40,12 @@ order_of = cast("Callable[[RunConfig, str], Order]", lru_cache(maxsize=2)(_order
 
 
 def window_bytes(config: RunConfig, index_uri: str) -> int:
-    """Bytes of the encoded rows of a window: the mean over all data."""
-    index = opened_index(index_uri)
-    row_bytes = float(index.shards["bytes"].to_numpy().sum()) / int(index.chunks.rows.sum())
-    return int(window_rows(config, index_uri) * (row_bytes if row_bytes >= LEAST_IMAGE_BYTES else IMAGE_BYTES))
+    """Bytes of the encoded rows of a window: the mean of its sources, each as often as its weight says."""
+    index, weights = opened_index(index_uri), np.array([source.weight for source in config.data.sources])
+    bytes_S = np.bincount(index.shards["source"].to_numpy(), index.shards["bytes"].to_numpy(), len(weights))
+    row_bytes_S = bytes_S / np.maximum([source.rows for source in index.sources], 1)
+    row_bytes_S = np.where(row_bytes_S >= LEAST_IMAGE_BYTES, row_bytes_S, IMAGE_BYTES)
+    return int(window_rows(config, index_uri) * (row_bytes_S @ weights) / weights.sum())
 
 
 def window_rows(config: RunConfig, index_uri: str) -> float:

@@ -209,10 +209,15 @@ class RunRecorder:
             self._flush_beside()
 
     def _flush_beside(self) -> None:
-        """Let the thread write what waits; raises what its last try raised for good."""
+        """Let the thread write what waits; raises what a try before raised for good.
+
+        Beside a try that goes on one waits, and writes all that came meanwhile: storage that does not answer holds up
+        each of them.
+        """
         if self._flushing.done():
             self._flushing.result()
-        self._flushing = self._thread.submit(self.folder.flush_if_there)
+        if self._flushing.done() or self._flushing.running():
+            self._flushing = self._thread.submit(self.folder.flush_if_there)
 
     def _flush_at_last(self) -> None:
         storage.keep_trying(self.folder.flush, self.run.config.checkpoint_patience_seconds)
